@@ -1,0 +1,209 @@
+"""Figures and tables of the examples, drawn from a run's records; no training, no measuring."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from rankmon import Record
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402  the backend comes first
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
+
+# Okabe and Ito's palette, safe for color-blind readers. H_f_fixed is dashed as in figure S1, and
+# thin lines lie on thick ones, so that coinciding curves both stay visible.
+PARTS: Mapping[str, tuple[str, str, str, float]] = {
+    "H_L": (r"$H_L$", "#000000", "-", 4.5),
+    "H_o": (r"$H_o$", "#56B4E9", "-", 2.0),
+    "H_f": (r"$H_f$", "#D55E00", "-", 3.0),
+    "H_f_fixed": (r"$H_f^{\mathrm{fixed}}$", "#009E73", "--", 1.8),
+}
+LAYERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
+
+plt.rcParams.update(
+    {
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "#e6e6e6",
+        "axes.axisbelow": True,
+        "font.size": 11,
+        "axes.titlesize": 12,
+        "legend.frameon": False,
+        "figure.constrained_layout.use": True,
+    }
+)
+
+
+def series(records: Sequence[Record], tag: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of one tag, where it was logged."""
+    pairs = [(r.step, r.scalars[tag]) for r in records if tag in r.scalars]
+    steps, values = zip(*pairs, strict=True) if pairs else ((), ())
+    return np.array(steps), np.array(values, float)
+
+
+def layers(records: Sequence[Record], prefix: str) -> list[str]:
+    """The layers that have a tag with this prefix, in the order logged."""
+    tags = [tag for tag in records[0].scalars if tag.startswith(prefix + "/")]
+    return [tag.removeprefix(prefix + "/") for tag in tags]
+
+
+def draw_hessian_ranks(axes: Axes, records: Sequence[Record], *, x_label: str) -> None:
+    """Figure S1: the four ranks, the band from low to high, theory as open circles."""
+    for part, (label, color, style, width) in PARTS.items():
+        steps, ranks = series(records, f"rank/{part}")
+        _, low = series(records, f"rank_low/{part}")
+        _, high = series(records, f"rank_high/{part}")
+        axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
+        axes.plot(steps, ranks, style, color=color, linewidth=width, label=label)
+        at, predicted = series(records, f"rank_theory/{part}")
+        few = np.linspace(0, len(at) - 1, min(len(at), 9)).astype(int)
+        if len(at) and part != "H_f_fixed":
+            axes.plot(at[few], predicted[few], "o", color=color, mfc="white", ms=6, zorder=5)
+    axes.plot([], [], "o", color="#666666", mfc="white", ms=6, label="theory")
+    axes.set(xlabel=x_label, ylabel="rank", title="Hessian", ylim=(0, None))
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=5, handlelength=2.6)
+
+
+def draw_loss(axes: Axes, records: Sequence[Record]) -> None:
+    """The loss on a second, logarithmic axis, in gray."""
+    steps, loss = series(records, "loss")
+    right = axes.twinx()
+    right.semilogy(steps, np.maximum(loss, 1e-300), color="#9a9a9a", linewidth=1.2, zorder=0)
+    right.set_ylabel("loss", color="#7a7a7a")
+    right.tick_params(axis="y", colors="#7a7a7a")
+    right.grid(visible=False)
+
+
+def draw_weight_ranks(axes: Axes, records: Sequence[Record], *, x_label: str) -> None:
+    """The rank of each weight, named at the end of its line."""
+    for i, layer in enumerate(layers(records, "rank_weights")):
+        steps, ranks = series(records, f"rank_weights/{layer}")
+        color = LAYERS[i % len(LAYERS)]
+        axes.plot(steps, ranks, color=color, linewidth=2.2)
+        axes.annotate(
+            rf"$W^{{{i + 1}}}$",
+            (steps[-1], ranks[-1]),
+            xytext=(6, 0),
+            textcoords="offset points",
+            color=color,
+            va="center",
+        )
+    axes.set(xlabel=x_label, title="weights", ylim=(0, None))
+    axes.margins(x=0.1)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def save_rank_evolution(
+    records: Sequence[Record],
+    path: Path,
+    *,
+    title: str,
+    x_label: str,
+    phases: Sequence[tuple[int, str]] = (),
+) -> None:
+    """Figures S1 and S2: ranks of the Hessian with the loss, and of the weights.
+
+    Args:
+      records: of one run.
+      path: the PNG to write.
+      title: above both panels.
+      x_label: what a step is.
+      phases: (step, name): where a phase of training begins, marked with a line.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), width_ratios=[2.4, 1])
+    draw_loss(left, records)
+    draw_hessian_ranks(left, records, x_label=x_label)
+    draw_weight_ranks(right, records, x_label=x_label)
+    for axes in (left, right):
+        for step, _ in phases:
+            axes.axvline(step, color="#666666", linewidth=1, linestyle=":")
+    for step, name in phases:
+        left.annotate(
+            name,
+            (step, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(5, -4),
+            textcoords="offset points",
+            va="top",
+            color="#444444",
+            fontsize=10,
+        )
+    left.set_zorder(1)
+    left.patch.set_visible(False)
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def save_determinants(
+    flow: Sequence[Record], descent: Sequence[Record], path: Path, *, time_of_step: float
+) -> None:
+    """Lemma 8: log|det W^1| measured and predicted, and how far apart the two are.
+
+    Args:
+      flow: records along the gradient flow, with the ODE's own prediction at flow/log_abs_det/*.
+      descent: records along gradient descent.
+      path: the PNG to write.
+      time_of_step: the flow time of one step.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4))
+
+    def curve(records: Sequence[Record], tag: str) -> tuple[np.ndarray, np.ndarray]:
+        steps, values = series(records, tag)
+        return steps * time_of_step, values
+
+    left.plot(*curve(flow, "log_abs_det/0"), color=LAYERS[0], lw=5, alpha=0.35, label="flow, measured")
+    left.plot(*curve(flow, "flow/log_abs_det/0"), "o", color=LAYERS[0], mfc="white", ms=6,
+              label="flow, predicted by the ODE")  # fmt: skip
+    left.plot(*curve(descent, "log_abs_det/0"), color=LAYERS[1], lw=1.6, label="descent, measured")
+    at, predicted = curve(descent, "lemma8/predicted_log_abs_det/0")
+    _, error = curve(descent, "lemma8/quadrature_error/0")
+    left.errorbar(at, predicted, yerr=np.nan_to_num(error), fmt="x", color=LAYERS[5], ms=5, lw=1,
+                  label="descent, predicted by trapezoids")  # fmt: skip
+    left.set(xlabel="flow time", ylabel=r"$\log|\det W^1|$", title="Lemma 8's prediction")
+    left.set_xscale("symlog", linthresh=0.1, linscale=0.5)
+    left.legend(loc="lower left")
+
+    t, measured = curve(flow, "log_abs_det/0")
+    off = np.abs(measured - curve(flow, "flow/log_abs_det/0")[1])
+    right.loglog(t[1:], off[1:], "o-", color=LAYERS[0], ms=3, label="flow: off by")
+    t, off = curve(descent, "lemma8/prediction_error/0")
+    right.loglog(t[1:], np.abs(off[1:]), "x-", color=LAYERS[5], ms=4, label="descent: off by")
+    right.loglog(at, error, ":", color=LAYERS[5], label="descent: quadrature estimate")
+    for records, color, name in ((flow, LAYERS[0], "flow"), (descent, LAYERS[1], "descent")):
+        t, imbalance = curve(records, "lemma8/balancedness/0")
+        right.loglog(t[1:], imbalance[1:], "--", color=color, label=f"{name}: imbalance")
+    right.set(xlabel="flow time", title="errors", ylim=(1e-17, None))
+    right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _save(figure, path)
+
+
+def _save(figure: plt.Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def print_ranks(records: Sequence[Record]) -> None:
+    """A short table: each rank at the first and last step, its range, and theory at the start."""
+    names = [f"rank/{part}" for part in PARTS] + [
+        f"rank_weights/{layer}" for layer in layers(records, "rank_weights")
+    ]
+    print(f"{'':24}{'first':>7}{'last':>7}{'min':>7}{'max':>7}{'theory at first':>17}")
+    for name in names:
+        _, values = series(records, name)
+        theory = records[0].scalars.get(name.replace("rank/", "rank_theory/"))
+        shown = "" if theory is None or name.startswith("rank_weights") else f"{theory:g}"
+        row = "".join(f"{v:7g}" for v in (values[0], values[-1], values.min(), values.max()))
+        print(f"{name:24}{row}{shown:>17}")
+
+
+def check(claims: Mapping[str, bool]) -> None:
+    """Prints each claim with its verdict; leaves with an error where one fails."""
+    for claim, holds in claims.items():
+        print(f"{'holds' if holds else 'FAILS':>6}  {claim}")
+    if not all(claims.values()):
+        raise SystemExit(1)

@@ -1,0 +1,128 @@
+"""TensorBoard event protos of scalars, arrays, texts and the layout; builds them, writes none.
+
+The protos and all that fills them in are tensorboard's own, and none of it imports TensorFlow.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar import metadata as custom_scalars
+from tensorboard.plugins.text import metadata as text
+from tensorboard.util.tensor_util import make_tensor_proto
+
+BUCKETS = 30
+
+
+def version_event(wall_time: float) -> event_pb2.Event:
+    """The first event of every file."""
+    return event_pb2.Event(wall_time=wall_time, file_version="brain.Event:2")
+
+
+def start_event(step: int, wall_time: float) -> event_pb2.Event:
+    """What makes TensorBoard drop all that it has read for steps >= step."""
+    log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    return event_pb2.Event(wall_time=wall_time, step=step, session_log=log)
+
+
+def layout_event(layout: layout_pb2.Layout, step: int, wall_time: float) -> event_pb2.Event:
+    """The custom-scalars layout of the run."""
+    value = summary_pb2.Summary.Value(
+        tag=custom_scalars.CONFIG_SUMMARY_TAG,
+        metadata=_tensor_metadata(custom_scalars.create_summary_metadata()),
+        tensor=make_tensor_proto(layout.SerializeToString(deterministic=True)),
+    )
+    return _summary_event([value], step, wall_time)
+
+
+def record_event(
+    step: int,
+    wall_time: float,
+    *,
+    scalars: Mapping[str, float],
+    arrays: Mapping[str, np.ndarray],
+    texts: Mapping[str, str],
+) -> event_pb2.Event:
+    """One event for all of a record, so that it is written whole or not at all.
+
+    Args:
+      step: the training step.
+      wall_time: seconds since the epoch.
+      scalars: written as float32, TensorBoard's precision.
+      arrays: each written as a histogram at its tag, and as a tensor of its own shape at
+        tag + "/values".
+      texts: Markdown.
+    """
+    values = [
+        *(_scalar(tag, value) for tag, value in scalars.items()),
+        *(build(tag, array) for tag, array in arrays.items() for build in (_histogram, _values)),
+        *(_text(tag, value) for tag, value in texts.items()),
+    ]
+    return _summary_event(values, step, wall_time)
+
+
+def histogram(values: Float[np.ndarray, "..."]) -> summary_pb2.HistogramProto:
+    """The finite ones of the values in `BUCKETS` buckets of equal width from min to max.
+
+    NaN and infinite values belong to no bucket and are left out of num, sum and sum_squares too.
+    """
+    finite = np.asarray(values, np.float64)
+    finite = finite[np.isfinite(finite)]
+    if finite.size == 0:
+        return summary_pb2.HistogramProto()
+    low, high = finite.min(), finite.max()
+    # As convex combinations: high - low overflows where both are huge and of opposite sign.
+    share = np.linspace(0.0, 1.0, BUCKETS + 1)
+    edges = np.maximum.accumulate(np.clip((1 - share) * low + share * high, low, high))
+    counts, _ = np.histogram(finite, bins=edges)
+    with np.errstate(over="ignore"):
+        total, total_squares = np.sum(finite), np.sum(finite**2)
+    return summary_pb2.HistogramProto(
+        min=low,
+        max=high,
+        num=finite.size,
+        sum=total,
+        sum_squares=total_squares,
+        bucket_limit=edges[1:],
+        bucket=counts,
+    )
+
+
+def _scalar(tag: str, value: float) -> summary_pb2.Summary.Value:
+    return summary_pb2.Summary.Value(tag=tag, simple_value=float(value))
+
+
+def _histogram(tag: str, array: np.ndarray) -> summary_pb2.Summary.Value:
+    return summary_pb2.Summary.Value(tag=tag, histo=histogram(array))
+
+
+def _values(tag: str, array: np.ndarray) -> summary_pb2.Summary.Value:
+    plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name="rankmon")
+    return summary_pb2.Summary.Value(
+        tag=f"{tag}/values",
+        metadata=_tensor_metadata(summary_pb2.SummaryMetadata(plugin_data=plugin)),
+        tensor=make_tensor_proto(array.astype(np.float32)),
+    )
+
+
+def _text(tag: str, value: str) -> summary_pb2.Summary.Value:
+    return summary_pb2.Summary.Value(
+        tag=tag,
+        metadata=_tensor_metadata(text.create_summary_metadata(tag, None)),
+        tensor=make_tensor_proto(value.encode()),
+    )
+
+
+def _tensor_metadata(metadata: summary_pb2.SummaryMetadata) -> summary_pb2.SummaryMetadata:
+    metadata.data_class = summary_pb2.DATA_CLASS_TENSOR
+    return metadata
+
+
+def _summary_event(
+    values: list[summary_pb2.Summary.Value], step: int, wall_time: float
+) -> event_pb2.Event:
+    return event_pb2.Event(
+        wall_time=wall_time, step=step, summary=summary_pb2.Summary(value=values)
+    )

@@ -1,0 +1,200 @@
+"""The arithmetic that the monitor measures in: float64 scopes and the eps that applies; no ranks.
+
+Training usually runs in float32 with x64 off. A measurement enters `Precision.scope`, which is
+local to the thread, and leaves the user's configuration as it was.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_Found = list[tuple[str, np.dtype]]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The dtype that parameters are lifted to, the eps of the results, and why, if not float64's.
+
+    `dtype` is None where the parameters stay as they are stored.
+    """
+
+    dtype: np.dtype | None
+    eps: float
+    warning: str | None = None
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """A context in which JAX computes as this precision says, whatever the user configured."""
+        with ExitStack() as stack:
+            stack.enter_context(jax.disable_jit(False))
+            if self.dtype is not None:
+                stack.enter_context(jax.enable_x64(True))
+            stack.enter_context(jax.numpy_dtype_promotion("standard"))
+            stack.enter_context(jax.numpy_rank_promotion("allow"))
+            stack.enter_context(jax.default_matmul_precision("highest"))
+            stack.enter_context(jax.transfer_guard("allow"))
+            stack.enter_context(jax.debug_nans(False))
+            stack.enter_context(jax.debug_infs(False))
+            yield
+
+    def lift(self, leaf: Any) -> np.ndarray:
+        """A host copy of a leaf, floats at this precision's dtype (complex numbers likewise)."""
+        array = np.array(leaf)
+        if self.dtype is None or not jnp.issubdtype(array.dtype, jnp.inexact):
+            return array
+        is_complex = jnp.issubdtype(array.dtype, jnp.complexfloating)
+        return array.astype(np.result_type(self.dtype, np.complex64) if is_complex else self.dtype)
+
+
+DOUBLE = Precision(np.dtype(np.float64), float(np.finfo(np.float64).eps))
+NATIVE = Precision(None, DOUBLE.eps)
+
+
+def eps_of(dtype: Any) -> float:
+    """The spacing of the dtype's numbers at 1, float64's for integers and booleans."""
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return DOUBLE.eps
+    return float(jnp.finfo(dtype).eps)
+
+
+def choose_precision(function: Callable[..., Any], *args: Any) -> Precision:
+    """The precision in which `function(*args)` can be measured, found by tracing it.
+
+    float64 where the trace has float64 operations only; float64 scopes with the coarser eps where
+    an operation computes below float64; the arrays' own dtype where the trace fails in float64.
+
+    Args:
+      function: takes pytrees of arrays, gives one array.
+      *args: host arrays as the user stores them.
+
+    Raises:
+      Whatever the trace raises in the user's own precision, where that fails too.
+    """
+    lifted = jax.tree.map(DOUBLE.lift, args)
+    try:
+        with DOUBLE.scope():
+            jaxpr = jax.make_jaxpr(function)(*lifted)
+    except Exception as error:  # noqa: BLE001  any error: the function may simply not take float64
+        return _native_precision(function, args, error)
+    found = coarsest_operation(jaxpr)
+    if found is None:
+        return DOUBLE
+    primitive, dtype = found
+    return Precision(
+        DOUBLE.dtype,
+        eps_of(dtype),
+        f"the network computes in {dtype} inside (first at '{primitive}'), so ranks are counted "
+        f"at the eps of {dtype}, {eps_of(dtype):.1e}; for ranks at float64's eps let the module "
+        "follow its inputs' dtype (in flax: dtype=None)",
+    )
+
+
+def _native_precision(function: Callable[..., Any], args: Any, error: Exception) -> Precision:
+    with NATIVE.scope():
+        jaxpr = jax.make_jaxpr(function)(*args)
+    found = coarsest_operation(jaxpr)
+    eps = max([eps_of(leaf.dtype) for leaf in jax.tree.leaves(args)], default=DOUBLE.eps)
+    eps = max(eps, eps_of(found[1])) if found else eps
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return Precision(
+        None,
+        eps,
+        f"the network cannot be traced in float64 ({type(error).__name__}: {reason[:200]}), so it "
+        f"is measured in its own dtype and ranks are counted at eps {eps:.1e}",
+    )
+
+
+def coarsest_operation(jaxpr: Any) -> tuple[str, np.dtype] | None:
+    """The first operation on data with the largest eps above float64's, or None.
+
+    Only operations that floating arguments reach count. Constants (a float32 literal, zeros for a
+    carry) and what is made of integers and booleans alone (masks, position codes) are the same
+    numbers at every parameter and bring no rounding noise.
+    """
+    found: _Found = []
+    _collect(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.invars), found)
+    coarse = [item for item in found if eps_of(item[1]) > DOUBLE.eps]
+    return max(coarse, key=lambda item: eps_of(item[1])) if coarse else None
+
+
+def _collect(jaxpr: Any, depends: Sequence[bool], found: _Found) -> list[bool]:
+    """Adds the floating operations that data reach; which of the results data reach."""
+    reached = {v for v, flag in zip(jaxpr.invars, depends, strict=True) if flag and _is_float(v)}
+    for equation in jaxpr.eqns:
+        flags = [_is_var(atom) and atom in reached for atom in equation.invars]
+        if not any(flags):
+            continue
+        outputs = _collect_call(equation, flags, found)
+        if outputs is None:
+            outputs = [True] * len(equation.outvars)
+            found.extend(
+                (equation.primitive.name, np.dtype(var.aval.dtype))
+                for var in equation.outvars
+                if _is_float(var)
+            )
+        reached.update(
+            v for v, flag in zip(equation.outvars, outputs, strict=True) if flag and _is_float(v)
+        )
+    return [_is_var(atom) and atom in reached for atom in jaxpr.outvars]
+
+
+def _collect_call(equation: Any, flags: list[bool], found: _Found) -> list[bool] | None:
+    """`_collect` inside an operation that holds programs; None for one that holds none."""
+    name, params = equation.primitive.name, equation.params
+    if name == "scan":
+        consts, carry = params["num_consts"], params["num_carry"]
+        return _collect_loop(params["jaxpr"].jaxpr, flags, consts, carry, found)
+    if name == "while":
+        # The condition gives a boolean, which carries no rounding.
+        flags = flags[params["cond_nconsts"] :]
+        consts = params["body_nconsts"]
+        return _collect_loop(params["body_jaxpr"].jaxpr, flags, consts, len(flags) - consts, found)
+    inner = list(_inner_jaxprs(params))
+    if not inner:
+        return None
+    outputs = [False] * len(equation.outvars)
+    for sub in inner:
+        known = flags[1:] if name == "cond" else flags
+        if len(sub.invars) == len(known) and len(sub.outvars) == len(outputs):
+            reached = _collect(sub, known, found)
+            outputs = [a or b for a, b in zip(outputs, reached, strict=True)]
+        else:  # which argument goes where is not known
+            _collect(sub, [True] * len(sub.invars), found)
+            outputs = [True] * len(outputs)
+    return outputs
+
+
+def _collect_loop(
+    body: Any, flags: list[bool], consts: int, carry: int, found: _Found
+) -> list[bool]:
+    """Repeats `_collect` until the carry that data reach grows no more."""
+    while True:
+        outputs = _collect(body, flags, found)
+        before = flags[consts : consts + carry]
+        grown = [a or b for a, b in zip(before, outputs, strict=False)]
+        if grown == before:
+            return grown + outputs[carry:]
+        flags = [*flags[:consts], *grown, *flags[consts + carry :]]
+
+
+def _is_var(atom: Any) -> bool:
+    return not hasattr(atom, "val")
+
+
+def _is_float(var: Any) -> bool:
+    dtype = getattr(var.aval, "dtype", None)
+    return dtype is not None and bool(jnp.issubdtype(dtype, jnp.inexact))
+
+
+def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
+    for value in params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if hasattr(item, "eqns"):
+                yield item
+            elif hasattr(item, "jaxpr") and hasattr(item.jaxpr, "eqns"):
+                yield item.jaxpr

@@ -1,0 +1,130 @@
+"""Parameter pytrees: leaf names, which leaves are differentiated or matrices; no mathematics.
+
+The one parameter order of the package: leaves in `jax.tree_util` order, each raveled in C order,
+one after the other, only the leaves that are differentiated.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Projections of flax's attention keep their kernels as (in, heads, head_dim).
+_SPLIT_OUTPUT_LAYERS = frozenset({"query", "key", "value"})
+
+
+@dataclass(frozen=True)
+class LeafSpec:
+    """Name, shape and dtype of one parameter leaf, and whether it is differentiated."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    differentiated: bool
+
+    @property
+    def size(self) -> int:
+        """The number of entries."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+def leaf_names(params: Any) -> tuple[str, ...]:
+    """The leaves' paths joined by "/", less a lone outermost "params" and NNX's last "value"."""
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    if all(len(path) > 1 and _is_variable_value(path[-1]) for path in paths):
+        paths = [path[:-1] for path in paths]
+    parts = [tuple(_key_text(key) for key in path) for path in paths]
+    if parts and all(len(part) > 1 and part[0] == "params" for part in parts):
+        parts = [part[1:] for part in parts]
+    return tuple("/".join(part) or "params" for part in parts)
+
+
+def _is_variable_value(key: Any) -> bool:
+    """Whether this is the step from an NNX variable to its array."""
+    return isinstance(key, jax.tree_util.GetAttrKey) and key.name == "value"
+
+
+def _key_text(key: Any) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+def leaf_specs(
+    params: Any, *, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
+) -> tuple[LeafSpec, ...]:
+    """What each leaf is; floating leaves whose name passes the filters are differentiated.
+
+    Args:
+      params: any pytree of arrays.
+      include: glob patterns over `leaf_names`; a leaf must match one.
+      exclude: glob patterns; a leaf that matches one is held fixed.
+
+    Raises:
+      TypeError: for leaves that are not arrays of numbers, and for complex ones to differentiate.
+      ValueError: where a pattern matches no leaf.
+    """
+    names = leaf_names(params)
+    for pattern in (*include, *exclude):
+        if names and not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(
+                f"expected the path filter {pattern!r} to match a parameter, "
+                f"got none among {list(names)}; mend the pattern (globs over these names)"
+            )
+
+    def spec(name: str, leaf: Any) -> LeafSpec:
+        dtype = _dtype_of(name, leaf)
+        chosen = matches(name, include) and not matches(name, exclude)
+        if chosen and jnp.issubdtype(dtype, jnp.complexfloating):
+            raise TypeError(
+                f"expected real parameters, got {dtype} at {name!r}; complex weights have no "
+                "Hessian in rankmon's sense: hold them fixed with Problem(exclude=...), or store "
+                "real and imaginary part as two leaves"
+            )
+        floating = bool(jnp.issubdtype(dtype, jnp.floating))
+        return LeafSpec(name, tuple(np.shape(leaf)), dtype, floating and chosen)
+
+    return tuple(spec(*pair) for pair in zip(names, jax.tree_util.tree_leaves(params), strict=True))
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether the name matches one of the glob patterns."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _dtype_of(name: str, leaf: Any) -> np.dtype:
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+    if not (jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)):
+        raise TypeError(
+            f"expected parameters to be a pytree of arrays of numbers, got {type(leaf).__name__} "
+            f"of dtype {dtype} at {name!r}; pass the weights only (for a flax TrainState, "
+            "`state.params`; for an NNX model, `nnx.state(model, nnx.Param)`)"
+        )
+    return dtype
+
+
+def is_matrix(spec: LeafSpec) -> bool:
+    """Whether the leaf is a weight matrix or a kernel that can be viewed as one.
+
+    Attention's biases have two axes, (heads, head_dim), and are none.
+    """
+    is_bias = spec.name.split("/")[-1] == "bias"
+    return spec.differentiated and len(spec.shape) >= 2 and spec.size > 0 and not is_bias
+
+
+def matrix_shape(spec: LeafSpec) -> tuple[int, int]:
+    """Rows and columns of the matrix that a kernel stands for.
+
+    A dense kernel is itself; a convolution's (kh, kw, in, out) is (kh kw in) x out; the query, key
+    and value projections of attention, (in, heads, head_dim), are in x (heads head_dim), and the
+    output projection (heads, head_dim, out) is (heads head_dim) x out.
+    """
+    layer = spec.name.split("/")[-2] if "/" in spec.name else ""
+    if len(spec.shape) == 3 and layer in _SPLIT_OUTPUT_LAYERS:
+        return spec.shape[0], spec.shape[1] * spec.shape[2]
+    return spec.size // spec.shape[-1], spec.shape[-1]

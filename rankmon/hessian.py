@@ -1,0 +1,239 @@
+"""The ranks of the loss Hessian and its parts: `hessian_ranks`, and the probe that watches them.
+
+H_L = H_o + H_f, H_f^fixed; assembly is in `curvature`, counting in `rank`, predictions in
+`expectation`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from rankmon.curvature import DEFAULT_MEMORY_LIMIT, Curvature
+from rankmon.expectation import Expectation
+from rankmon.measurement import Measurement, Snapshot, State, rank_scalars
+from rankmon.problem import FlatProblem, Problem
+from rankmon.rank import (
+    DEFAULT_TOLERANCE,
+    NumericalRank,
+    Tolerance,
+    numerical_rank,
+    undefined_rank,
+)
+from rankmon.spectrum import symmetric_spectrum
+
+HESSIAN_PARTS = ("H_L", "H_o", "H_f", "H_f_fixed")
+
+
+@dataclass(frozen=True)
+class HessianProbe:
+    """The ranks of H_L, H_o, H_f and H_f^fixed, of Omega, the predictions, the spectra and the loss.
+
+    Args:
+      tolerance: another cut than p * eps * max(||H_L||_2, ||X||_2) for part X.
+      memory_limit: bytes for the dense matrices and their assembly together.
+    """
+
+    tolerance: Tolerance = DEFAULT_TOLERANCE
+    memory_limit: int = DEFAULT_MEMORY_LIMIT
+    name: str = "hessian"
+
+    def placeholder_state(self, problem: Problem) -> State:
+        """The residuals to hold, as zeros, and a flag that they are not known yet."""
+        targets = problem.targets
+        shape = targets.shape if isinstance(targets, np.ndarray) else (problem.n,)
+        if not problem.loss.has_dense_targets:
+            shape = (*shape[:1], 1)
+        reference = np.zeros((int(np.prod(shape[:-1])), shape[-1]))
+        return {"reference": reference, "started": np.zeros(())}
+
+    def prepare(self, flat: FlatProblem) -> "PreparedHessian":
+        """Checks the memory and finds what theory says of this network.
+
+        Raises:
+          MemoryError: where p is past what dense matrices allow in `memory_limit`.
+        """
+        return PreparedHessian(
+            flat=flat,
+            curvature=Curvature(flat, memory_limit=self.memory_limit),
+            tolerance=self.tolerance,
+            expectation=Expectation.of(flat),
+        )
+
+
+@dataclass(frozen=True)
+class PreparedHessian:
+    """`HessianProbe` for one problem."""
+
+    flat: FlatProblem
+    curvature: Curvature
+    tolerance: Tolerance
+    expectation: Expectation
+
+    def initial_state(self) -> State:
+        """Residuals [N, k] as zeros and a flag."""
+        return {
+            "reference": np.zeros((self.flat.positions, self.flat.k)),
+            "started": np.zeros(()),
+        }
+
+    def measure(self, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:
+        """The ranks at the snapshot; NaN throughout where the weights or outputs are not finite."""
+        if snapshot.nonfinite:
+            return self._undefined(float("nan")), state
+        loss, delta = self.flat.loss_and_residuals(snapshot.theta, snapshot.fixed)
+        if not np.all(np.isfinite(delta)):
+            return self._undefined(loss), state
+        if not state["started"]:
+            state = {"reference": delta, "started": np.ones(())}
+        spectra = hessian_spectra(self.curvature, snapshot, delta, state["reference"])
+        if any(spectrum is None for spectrum in spectra.values()):
+            return self._undefined(loss), state
+        known = {part: s for part, s in spectra.items() if s is not None}
+        ranks = spectra_to_ranks(known, self.flat, self.tolerance)
+        scalars = {"loss": loss}
+        for part, rank in ranks.items():
+            scalars |= rank_scalars("rank", part, rank)
+        own = self.tolerance.cut(known["H_f"][0], size=self.flat.p, eps=self.flat.precision.eps)
+        scalars["rank_self/H_f"] = numerical_rank(known["H_f"], own).rank or 0
+        scalars |= self.expectation.scalars(
+            snapshot, delta, state["reference"], vanished=ranks["H_f"].high == 0
+        )
+        arrays = {}
+        for part, spectrum in known.items():
+            nonzero = spectrum[spectrum > 0]
+            arrays[f"spectrum/{part}"] = np.log10(nonzero)
+            scalars[f"spectrum_zeros/{part}"] = spectrum.size - nonzero.size
+        return Measurement(scalars, arrays), state
+
+    def _undefined(self, loss: float) -> Measurement:
+        scalars = {"loss": loss, "rank_self/H_f": float("nan")}
+        for part in HESSIAN_PARTS:
+            scalars |= rank_scalars("rank", part, undefined_rank(self.flat.p))
+        return Measurement(scalars)
+
+    def describe(self) -> str:
+        """Sizes, arithmetic, cut and predictions of this network."""
+        flat = self.flat
+        cut = "p · eps" if self.tolerance.relative is None else f"{self.tolerance.relative:g}"
+        shown = (
+            f"{self.tolerance.absolute:g} (absolute)"
+            if self.tolerance.absolute is not None
+            else f"{cut} · max(‖H_L‖₂, ‖X‖₂) for part X, eps = {flat.precision.eps:.2g}"
+        )
+        return "\n".join(
+            [
+                f"* parameters differentiated p = {flat.p}, examples {flat.positions}, outputs "
+                f"{flat.k}, loss {flat.problem.loss.name} (mean over the probe batch)",
+                f"* engine dense; cut {shown}",
+                self.expectation.describe(),
+            ]
+        )
+
+
+def hessian_spectra(
+    curvature: Curvature,
+    snapshot: Snapshot,
+    delta: Float[np.ndarray, "n k"],
+    reference: Float[np.ndarray, "n k"] | None,
+) -> dict[str, Float[np.ndarray, " p"] | None]:
+    """Absolute eigenvalues, descending, of each part of the Hessian; None where it overflowed.
+
+    H_f_fixed is left out without a reference.
+    """
+    theta, fixed = snapshot.theta, snapshot.fixed
+    outer = curvature.outer(theta, fixed)
+    functional = curvature.functional(theta, fixed, delta)
+    spectra = {"H_o": _finite_spectrum(outer), "H_f": _finite_spectrum(functional)}
+    functional += outer
+    del outer
+    spectra["H_L"] = _finite_spectrum(functional)
+    del functional
+    if reference is not None and np.array_equal(reference, delta):
+        spectra["H_f_fixed"] = spectra["H_f"]
+    elif reference is not None:
+        spectra["H_f_fixed"] = _finite_spectrum(curvature.functional(theta, fixed, reference))
+    return {part: spectra[part] for part in HESSIAN_PARTS if part in spectra}
+
+
+def _finite_spectrum(matrix: Float[np.ndarray, "p p"]) -> Float[np.ndarray, " p"] | None:
+    return symmetric_spectrum(matrix) if np.all(np.isfinite(matrix)) else None
+
+
+def spectra_to_ranks(
+    spectra: Mapping[str, Float[np.ndarray, " p"]], flat: FlatProblem, tolerance: Tolerance
+) -> dict[str, NumericalRank]:
+    """The parts' ranks at their common cut, p * eps * max(||H_L||_2, ||X||_2) by default."""
+    reference_norm = float(spectra["H_L"][0])
+    return {
+        part: numerical_rank(
+            spectrum,
+            tolerance.cut(
+                float(spectrum[0]),
+                size=flat.p,
+                eps=flat.precision.eps,
+                reference_norm=reference_norm,
+            ),
+        )
+        for part, spectrum in spectra.items()
+    }
+
+
+def hessian_ranks(
+    problem: Problem,
+    params: Any,
+    *,
+    reference: Float[np.ndarray, "n k"] | None = None,
+    tolerance: Tolerance | None = None,
+    engine: str = "auto",
+    memory_limit: int = DEFAULT_MEMORY_LIMIT,
+) -> dict[str, NumericalRank]:
+    """The ranks of the loss Hessian and its parts at given parameters; no monitor.
+
+    H_L = H_o + H_f, the Hessian of the mean loss over the probe batch, with rows in the order of
+    the parameters' leaves. Computed in float64 whatever the parameters are stored in.
+
+    Args:
+      problem: network, loss and probe batch.
+      params: the parameters, any pytree of arrays.
+      reference: residuals [N, k] to hold, for H_f_fixed; N counts every position.
+      tolerance: another cut than p * eps * max(||H_L||_2, ||X||_2) for part X.
+      engine: "auto" or "dense" (the only one so far).
+      memory_limit: bytes for the dense matrices and their assembly.
+
+    Returns:
+      A dict from "H_L", "H_o", "H_f" (and "H_f_fixed") to `NumericalRank`; `rank` is None where
+      the weights or the Hessian are not finite.
+
+    Raises:
+      TypeError, ValueError: for input that does not fit, before anything is computed.
+      MemoryError: where the dense matrices do not fit in memory_limit.
+
+    Source: arXiv 2106.16225, section 3; the common cut is rankmon's.
+    """
+    if engine not in ("auto", "dense"):
+        raise ValueError(f"expected engine 'auto' or 'dense', got {engine!r}; use 'auto'")
+    flat = problem.flat(params)
+    if reference is not None:
+        reference = np.asarray(reference, np.float64)
+        if reference.shape != (flat.positions, flat.k):
+            raise ValueError(
+                f"expected reference residuals of shape {(flat.positions, flat.k)}, got "
+                f"{reference.shape}; pass one row for each position of the outputs"
+            )
+    curvature = Curvature(flat, memory_limit=memory_limit)
+    snapshot = Snapshot.take(flat, 0, params)
+    parts = HESSIAN_PARTS if reference is not None else HESSIAN_PARTS[:3]
+    undefined = {part: undefined_rank(flat.p) for part in parts}
+    if snapshot.nonfinite:
+        return undefined
+    _, delta = flat.loss_and_residuals(snapshot.theta, snapshot.fixed)
+    if not np.all(np.isfinite(delta)):
+        return undefined
+    spectra = hessian_spectra(curvature, snapshot, delta, reference)
+    known = {part: spectrum for part, spectrum in spectra.items() if spectrum is not None}
+    if len(known) < len(spectra):
+        return undefined
+    return spectra_to_ranks(known, flat, tolerance or DEFAULT_TOLERANCE)

@@ -1,0 +1,93 @@
+"""What a probe takes and gives: snapshots, measurements, the `Probe` protocol; no probe lives here.
+
+Probes are pure. What must be remembered from probe to probe (the residuals of the first one, the
+integrals of Lemma 8) goes in and comes out as a state, a dict of float64 arrays; `monitor` keeps it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from rankmon.problem import FlatProblem, Problem
+from rankmon.rank import NumericalRank
+
+State = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The parameters at one step, copied to the host.
+
+    Attributes:
+      step: the step of training.
+      leaves: all parameter leaves, in the precision of the measurement.
+      theta: the differentiated ones as one vector, [p].
+      fixed: the others.
+    """
+
+    step: int
+    leaves: list[np.ndarray]
+    theta: np.ndarray
+    fixed: tuple[np.ndarray, ...]
+
+    @classmethod
+    def take(cls, flat: FlatProblem, step: int, params: Any) -> "Snapshot":
+        """Copies the parameters; what the training loop does to them later is not seen."""
+        leaves = flat.leaves(params)
+        return cls(step, leaves, *flat.split(leaves))
+
+    @property
+    def nonfinite(self) -> int:
+        """The number of NaN and infinite entries of theta."""
+        return int(np.sum(~np.isfinite(self.theta)))
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Tagged scalars and arrays, as `writers` takes them."""
+
+    scalars: Mapping[str, float]
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+class PreparedProbe(Protocol):
+    """A probe at parameters of a known structure."""
+
+    def initial_state(self) -> State:
+        """The state before the first measurement, with the shapes of all later ones."""
+
+    def measure(self, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:
+        """What the snapshot shows, and the state for the next one."""
+
+    def describe(self) -> str:
+        """A few lines of Markdown for the run's card."""
+
+
+class Probe(Protocol):
+    """A named measurement; `prepare` refuses what cannot be measured, before training starts."""
+
+    @property
+    def name(self) -> str:
+        """The key of the probe's state in `monitor.state`."""
+
+    def placeholder_state(self, problem: Problem) -> State:
+        """The initial state as far as it is known without parameters: same keys, shapes guessed."""
+
+    def prepare(self, flat: FlatProblem) -> PreparedProbe:
+        """The probe for this problem; raises where it cannot be measured."""
+
+
+def rank_scalars(prefix: str, name: str, rank: NumericalRank) -> dict[str, float]:
+    """The scalars of one rank: the count under prefix/name, and its low, high and gap."""
+
+    def number(count: int | None) -> float:
+        return float("nan") if count is None else count
+
+    return {
+        f"{prefix}/{name}": number(rank.rank),
+        f"rank_low/{name}": number(rank.low),
+        f"rank_high/{name}": number(rank.high),
+        f"gap/{name}": rank.gap,
+    }

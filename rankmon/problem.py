@@ -1,0 +1,400 @@
+"""What is measured: a network, a per-example loss and a fixed probe batch; no derivatives in theta.
+
+`Problem` is what the user states. `FlatProblem` is the same at parameters of a known structure, as
+functions of one vector theta in R^p, in the precision that the monitor measures in.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from rankmon._precision import NATIVE, Precision, choose_precision
+from rankmon._tree import LeafSpec, leaf_specs
+from rankmon.losses import LossFunction, as_loss
+
+Apply = Callable[[Any, Any], Any]
+
+
+class Problem:
+    """A network, its loss and the probe batch on which ranks are measured.
+
+    The loss is the mean over the probe batch, sum_i w_i l(apply(params, inputs)_i, target_i)
+    / sum_i w_i, without regularization terms. Each position of an output [n, ..., k] is an example.
+
+    Example:
+      >>> import jax.numpy as jnp, rankmon
+      >>> apply = lambda params, x: jnp.tanh(x @ params["W1"]) @ params["W2"]
+      >>> problem = rankmon.Problem(
+      ...     apply, loss="mse", inputs=jnp.ones((8, 3)), targets=jnp.ones((8, 2))
+      ... )
+    """
+
+    def __init__(
+        self,
+        apply: Apply,
+        *,
+        loss: str | LossFunction,
+        inputs: Any,
+        targets: Any,
+        weights: Any = None,
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+    ) -> None:
+        """States the problem and checks what can be checked without parameters.
+
+        Args:
+          apply: apply(params, inputs) -> outputs [n, k] or [n, ..., k].
+          loss: "mse" (1/2 ||z - y||^2), "cross_entropy", "cosh", or a callable
+            loss(output [k], target) -> scalar that JAX can differentiate twice.
+          inputs: pytree of arrays with leading axis n.
+          targets: integers [n, ...] or arrays [n, ..., k]; for a callable loss any pytree of
+            arrays whose leading axes are those of the outputs without k.
+          weights: None, or non-negative example weights [n, ...].
+          include: globs over parameter names; only matching leaves are differentiated.
+          exclude: globs over parameter names; matching leaves are held fixed.
+
+        Raises:
+          TypeError, ValueError: with what was expected, what came and what to do.
+        """
+        if not callable(apply):
+            raise TypeError(
+                f"expected apply to be a function apply(params, inputs) -> outputs [n, k], got "
+                f"{type(apply).__name__}; for a flax module pass `lambda params, x: "
+                "module.apply({'params': params}, x)`"
+            )
+        self.apply = apply
+        self.loss = as_loss(loss)
+        # Copies: a data loader may use its buffers again.
+        self.inputs = jax.tree.map(np.array, inputs)
+        self.targets = jax.tree.map(np.array, targets)
+        self.weights = None if weights is None else np.array(weights)
+        self.include, self.exclude = _patterns(include), _patterns(exclude)
+        self.n = _leading_axis("inputs", self.inputs)
+        if _leading_axis("targets", self.targets) != self.n:
+            raise ValueError(
+                f"expected inputs and targets with the same number of examples, got {self.n} and "
+                f"{_leading_axis('targets', self.targets)}; cut both to the same probe batch"
+            )
+        for name, tree in (("inputs", self.inputs), ("targets", self.targets)):
+            _check_finite(name, tree)
+        self._check_weights()
+        self._flat: dict[Any, FlatProblem] = {}
+
+    def _check_weights(self) -> None:
+        if self.weights is None:
+            return
+        _check_finite("weights", self.weights)
+        if self.weights.ndim < 1 or self.weights.shape[0] != self.n:
+            raise ValueError(
+                f"expected weights [n, ...] with n = {self.n}, got shape {self.weights.shape}; "
+                "give one weight an example (or a position)"
+            )
+        if np.any(self.weights < 0) or not np.sum(self.weights) > 0:
+            raise ValueError(
+                "expected non-negative weights with a positive sum, got "
+                f"minimum {np.min(self.weights)} and sum {np.sum(self.weights)}; "
+                "use 0 to mask an example and 1 to keep it"
+            )
+
+    def flat(self, params: Any) -> "FlatProblem":
+        """This problem at parameters of this structure, as functions of one vector theta.
+
+        All that can be wrong with the parameters is checked here, by shapes alone.
+
+        Raises:
+          TypeError, ValueError: with what was expected, what came and what to do.
+        """
+        specs = leaf_specs(params, include=self.include, exclude=self.exclude)
+        key = (jax.tree.structure(params), specs)
+        if key not in self._flat:
+            self._flat[key] = _flat_problem(self, params, specs)
+        return self._flat[key]
+
+
+@dataclass(frozen=True, eq=False)
+class FlatProblem:
+    """A `Problem` as functions of theta in R^p, the differentiated leaves in the parameter order.
+
+    Attributes:
+      problem: what the user stated.
+      structure: the parameters' tree structure.
+      specs: one `LeafSpec` for each leaf.
+      precision: the arithmetic of the measurement.
+      position_axes: the outputs' axes without k; each position is one example.
+      k: outputs of an example.
+    """
+
+    problem: Problem
+    structure: Any
+    specs: tuple[LeafSpec, ...]
+    precision: Precision
+    position_axes: tuple[int, ...]
+    k: int
+
+    @property
+    def positions(self) -> int:
+        """The number of examples N, counting every position."""
+        return int(np.prod(self.position_axes))
+
+    @property
+    def p(self) -> int:
+        """The number of parameters differentiated."""
+        return sum(spec.size for spec in self.specs if spec.differentiated)
+
+    def leaves(self, params: Any) -> list[np.ndarray]:
+        """Host copies of all leaves in this problem's precision.
+
+        Raises:
+          ValueError: where the structure, a shape or a dtype is no longer what it was.
+        """
+        specs = leaf_specs(params, include=self.problem.include, exclude=self.problem.exclude)
+        if jax.tree.structure(params) != self.structure or specs != self.specs:
+            known, now = set(self.specs), set(specs)
+            raise ValueError(
+                f"expected parameters {_describe([s for s in self.specs if s not in now])}, got "
+                f"{_describe([s for s in specs if s not in known])} where they differ; "
+                "use one monitor for each parameter structure"
+            )
+        return [self.precision.lift(leaf) for leaf in jax.tree.leaves(params)]
+
+    def split(self, leaves: list[np.ndarray]) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """The differentiated leaves raveled, theta [p], and the leaves held fixed."""
+        moving = [np.ravel(x) for x, s in zip(leaves, self.specs, strict=True) if s.differentiated]
+        fixed = tuple(x for x, s in zip(leaves, self.specs, strict=True) if not s.differentiated)
+        return np.concatenate(moving), fixed
+
+    def outputs(
+        self, theta: Float[Array, " p"], fixed: Sequence[Any], inputs: Any
+    ) -> Float[Array, "n k"]:
+        """The network's outputs at theta, every position of a batch a row; traceable."""
+        held, leaves, offset = iter(fixed), [], 0
+        for spec in self.specs:
+            if spec.differentiated:
+                part = theta[offset : offset + spec.size]
+                leaves.append(part.reshape(spec.shape).astype(self._leaf_dtype(spec)))
+                offset += spec.size
+            else:
+                leaves.append(next(held))
+        return self.apply_leaves(leaves, inputs)
+
+    def apply_leaves(self, leaves: Sequence[Any], inputs: Any) -> Float[Array, "n k"]:
+        """The network's outputs at a list of leaves, every position of a batch a row; traceable."""
+        outputs = self.problem.apply(jax.tree.unflatten(self.structure, list(leaves)), inputs)
+        return outputs.reshape(-1, self.k)
+
+    def _leaf_dtype(self, spec: LeafSpec) -> np.dtype:
+        # Host arrays may be float64 where JAX has x64 off.
+        return self.precision.dtype or jax.dtypes.canonicalize_dtype(spec.dtype)
+
+    @cached_property
+    def inputs(self) -> Any:
+        """The probe batch's inputs in this problem's precision."""
+        return jax.tree.map(self.precision.lift, self.problem.inputs)
+
+    @cached_property
+    def targets(self) -> Any:
+        """The targets, one row for each position, in this problem's precision."""
+        axes = len(self.position_axes)
+        return jax.tree.map(
+            lambda t: self.precision.lift(t).reshape(self.positions, *t.shape[axes:]),
+            self.problem.targets,
+        )
+
+    @cached_property
+    def weights(self) -> Float[np.ndarray, " n"]:
+        """The weight of each position in the mean; they sum to 1."""
+        w = self.problem.weights
+        if w is None:
+            return np.full(self.positions, 1.0 / self.positions)
+        trailing = (1,) * (len(self.position_axes) - w.ndim)
+        w = np.broadcast_to(w.astype(np.float64).reshape(w.shape + trailing), self.position_axes)
+        return np.ravel(w) / np.sum(w)
+
+    @cached_property
+    def _evaluate(self) -> Callable[..., Any]:
+        loss = self.problem.loss
+
+        def evaluate(theta: Any, fixed: Any, inputs: Any, targets: Any, weights: Any) -> Any:
+            z = self.outputs(theta, fixed, inputs)
+            # where keeps a masked position's NaN out of the mean.
+            values = jnp.where(weights > 0, jax.vmap(loss.value)(z, targets), 0.0)
+            delta = jax.vmap(loss.residual)(z, targets)
+            return jnp.sum(weights * values), jnp.where(weights[:, None] > 0, delta, 0.0)
+
+        return jax.jit(evaluate)
+
+    def loss_and_residuals(
+        self, theta: np.ndarray, fixed: Sequence[np.ndarray]
+    ) -> tuple[float, Float[np.ndarray, "n k"]]:
+        """The mean loss and the residuals delta_i = dl/dz at each position, in float64."""
+        with self.precision.scope():
+            loss, delta = self._evaluate(theta, fixed, self.inputs, self.targets, self.weights)
+            return float(loss), np.array(delta, np.float64)
+
+
+def _flat_problem(problem: Problem, params: Any, specs: tuple[LeafSpec, ...]) -> FlatProblem:
+    if not any(spec.differentiated and spec.size for spec in specs):
+        raise ValueError(
+            f"expected parameters with at least one floating leaf to differentiate, got "
+            f"{_describe(specs)}; pass the weights, or widen include="
+        )
+    structure = jax.tree.structure(params)
+    shape = _output_shape(problem, structure, specs)
+    _check_targets(problem, shape)
+    k = shape[-1]
+
+    def measured(leaves: Any, inputs: Any, targets: Any) -> Any:
+        z = problem.apply(jax.tree.unflatten(structure, leaves), inputs).reshape(-1, k)
+        targets = jax.tree.map(lambda t: t.reshape(-1, *t.shape[len(shape) - 1 :]), targets)
+        value = jax.vmap(problem.loss.value)(z, targets)
+        shapes = [f"{leaf.dtype}{list(leaf.shape[1:])}" for leaf in jax.tree.leaves(value)]
+        if getattr(value, "ndim", 0) != 1 or not jnp.issubdtype(value.dtype, jnp.floating):
+            raise ValueError(
+                "expected loss(output[k], target) to give a floating scalar, got "
+                f"{', '.join(shapes)}; sum it over the outputs"
+            )
+        return value, jax.vmap(problem.loss.residual)(z, targets)
+
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
+    precision = choose_precision(measured, leaves, problem.inputs, problem.targets)
+    return FlatProblem(
+        problem=problem,
+        structure=structure,
+        specs=specs,
+        precision=precision,
+        position_axes=shape[:-1],
+        k=k,
+    )
+
+
+def _output_shape(problem: Problem, structure: Any, specs: tuple[LeafSpec, ...]) -> tuple[int, ...]:
+    """The shape [n, ..., k] of apply's outputs, with an error that shows what to write instead."""
+    leaves = [jax.ShapeDtypeStruct(spec.shape, spec.dtype) for spec in specs]
+    with NATIVE.scope():
+        outputs = jax.eval_shape(
+            problem.apply, jax.tree.unflatten(structure, leaves), problem.inputs
+        )
+    if not hasattr(outputs, "shape"):
+        picked = "[0]" if isinstance(outputs, (tuple, list)) else "[...]"
+        if isinstance(outputs, dict) and outputs:
+            picked = f"[{next(iter(outputs))!r}]"
+        raise TypeError(
+            f"expected apply(params, inputs) to give one array [n, k], got a "
+            f"{type(outputs).__name__}; wrap it: `lambda params, x: apply(params, x){picked}`"
+        )
+    if not jnp.issubdtype(outputs.dtype, jnp.floating):
+        raise TypeError(
+            f"expected apply to give floating outputs, got {outputs.dtype}; "
+            "return the logits or predictions, not labels"
+        )
+    if len(outputs.shape) < 2 or outputs.shape[0] != problem.n or 0 in outputs.shape:
+        raise ValueError(
+            f"expected apply to give outputs [n, k] or [n, ..., k] with n = {problem.n}, got shape "
+            f"{tuple(outputs.shape)}; keep the example axis first and the outputs' axis last "
+            "(for one output per example, [n, 1])"
+        )
+    return tuple(outputs.shape)
+
+
+def _check_targets(problem: Problem, outputs: tuple[int, ...]) -> None:
+    loss, targets, weights = problem.loss.name, problem.targets, problem.weights
+    if weights is not None and weights.shape != outputs[:-1][: weights.ndim]:
+        raise ValueError(
+            f"expected weights of shape {outputs[:-1]} or {outputs[:1]}, got {weights.shape}; "
+            "give one weight for each example or for each position"
+        )
+    if loss.startswith("custom:"):
+        for leaf in jax.tree.leaves(targets):
+            if leaf.shape[: len(outputs) - 1] != outputs[:-1]:
+                raise ValueError(
+                    f"expected targets with leading axes {outputs[:-1]}, got shape {leaf.shape}; "
+                    "give one target for each position of the outputs"
+                )
+        return
+    if not isinstance(targets, np.ndarray):
+        raise TypeError(
+            f"expected one array of targets for loss {loss!r}, got a {type(targets).__name__}; "
+            "pass the array, or a callable loss that takes this structure"
+        )
+    if problem.loss.has_dense_targets:
+        if targets.shape != outputs:
+            remedy = (
+                "give them a last axis of one, targets[..., None]"
+                if outputs[-1] == 1
+                else f"for labels use jax.nn.one_hot(labels, {outputs[-1]}) or loss='cross_entropy'"
+            )
+            raise ValueError(
+                f"expected targets of the outputs' shape {outputs} for loss {loss!r}, got "
+                f"{targets.dtype} of shape {targets.shape}; {remedy}"
+            )
+        return
+    _check_classes(targets, outputs)
+
+
+def _check_classes(targets: np.ndarray, outputs: tuple[int, ...]) -> None:
+    k = outputs[-1]
+    if k < 2:
+        raise ValueError(
+            "expected at least 2 outputs for loss 'cross_entropy', got 1; give both classes a "
+            "logit, or pass a callable logistic loss"
+        )
+    if targets.shape == outputs[:-1] and jnp.issubdtype(targets.dtype, jnp.integer):
+        if targets.min() < 0 or targets.max() >= k:
+            raise ValueError(
+                f"expected labels in 0..{k - 1} for {k} outputs, got {targets.min()}.."
+                f"{targets.max()}; mask padding with weights= and a valid label"
+            )
+    elif targets.shape == outputs:
+        if np.min(targets) < 0 or not np.allclose(np.sum(targets, -1), 1.0, atol=1e-3):
+            raise ValueError(
+                "expected each row of one-hot targets to be a distribution (non-negative, sum 1), "
+                f"got minimum {np.min(targets)} and sums {np.min(np.sum(targets, -1)):.3g} to "
+                f"{np.max(np.sum(targets, -1)):.3g}; normalize them or pass a callable loss"
+            )
+    else:
+        raise ValueError(
+            f"expected integer labels of shape {outputs[:-1]} or one-hot targets {outputs} for "
+            f"loss 'cross_entropy', got {targets.dtype} of shape {targets.shape}; "
+            "convert the targets to one of the two"
+        )
+
+
+def _patterns(patterns: Sequence[str]) -> tuple[str, ...]:
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+
+
+def _leading_axis(name: str, tree: Any) -> int:
+    leaves = jax.tree.leaves(tree)
+    sizes = {leaf.shape[:1] for leaf in leaves}
+    if len(sizes) != 1 or sizes <= {(), (0,)}:
+        raise ValueError(
+            f"expected {name} to be arrays with one common leading axis n >= 1, got shapes "
+            f"{[leaf.shape for leaf in leaves]}; stack the examples along the first axis"
+        )
+    return int(sizes.pop()[0])
+
+
+def _check_finite(name: str, tree: Any) -> None:
+    for leaf in jax.tree.leaves(tree):
+        if not (jnp.issubdtype(leaf.dtype, jnp.number) or jnp.issubdtype(leaf.dtype, jnp.bool_)):
+            raise TypeError(
+                f"expected {name} to be numbers, got dtype {leaf.dtype}; convert them first"
+            )
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            bad = int(np.sum(~np.isfinite(leaf.astype(np.float64))))
+            if bad:
+                raise ValueError(
+                    f"expected finite {name}, got {bad} entries that are NaN or infinite; "
+                    "clean the probe batch"
+                )
+
+
+def _describe(specs: Sequence[LeafSpec]) -> str:
+    shown = [f"{spec.name} {spec.dtype}{list(spec.shape)}" for spec in specs[:6]]
+    return "{" + ", ".join(shown + (["..."] if len(specs) > 6 else [])) + "}"

@@ -1,0 +1,250 @@
+"""From singular values to numerical ranks with their margins, and what else weights tell.
+
+Nothing here knows a network. A rank is a count of singular values above a cut; how far the spectrum
+is from crossing that cut travels with it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from numbers import Real
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from rankmon._precision import DOUBLE, eps_of
+from rankmon._tree import is_matrix, leaf_specs, matrix_shape
+from rankmon.spectrum import singular_values
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How the cut is chosen below which a singular value counts as zero.
+
+    cut = relative * max(||X||_2, ||reference||_2), or `absolute` where that is given. `relative`
+    defaults to size * eps, with the size of X and the eps of the arithmetic (weights: of the dtype
+    they are stored in). For the parts of the Hessian the reference is H_L, one common cut: relative
+    to its own norm the rank of a vanishing H_f would never fall.
+
+    Args:
+      relative: multiple of the norm; None for size * eps.
+      absolute: the cut itself, in the units of the singular values; None to use `relative`.
+    """
+
+    relative: float | None = None
+    absolute: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.relative is not None and self.absolute is not None:
+            raise ValueError(
+                f"expected relative or absolute, got both ({self.relative}, {self.absolute}); "
+                "give the one that you mean"
+            )
+        for name, value in asdict(self).items():
+            if value is not None and not isinstance(value, Real):
+                raise TypeError(
+                    f"expected {name} to be a number, got {type(value).__name__}; for the default "
+                    "leave it out"
+                )
+            if value is not None and not 0 <= float(value) < float("inf"):
+                raise ValueError(
+                    f"expected {name} to be finite and >= 0, got {value}; for the default leave "
+                    "it out"
+                )
+
+    def cut(
+        self, norm: float, *, size: int, eps: float = DOUBLE.eps, reference_norm: float = 0.0
+    ) -> float:
+        """The cut for a matrix of this norm, size and arithmetic."""
+        if self.absolute is not None:
+            return self.absolute
+        relative = size * eps if self.relative is None else self.relative
+        return relative * max(norm, reference_norm)
+
+
+DEFAULT_TOLERANCE = Tolerance()
+
+
+def as_tolerance(tolerance: Tolerance | None) -> Tolerance:
+    """The tolerance, or the default one for None.
+
+    Raises:
+      TypeError: for a bare number, which NumPy and JAX read differently.
+    """
+    if tolerance is not None and not isinstance(tolerance, Tolerance):
+        raise TypeError(
+            f"expected tolerance to be a rankmon.Tolerance, got {type(tolerance).__name__}; write "
+            "Tolerance(relative=...) or Tolerance(absolute=...)"
+        )
+    return tolerance or DEFAULT_TOLERANCE
+
+
+@dataclass(frozen=True)
+class NumericalRank:
+    """A rank and how sure it is.
+
+    Attributes:
+      rank: the number of singular values above `tolerance`; None where the matrix is not finite.
+      tolerance: the cut, absolute.
+      size: the most that the rank could be (p for a Hessian, min(m, n) for a matrix).
+      low: the count above 10 x tolerance.
+      high: the count above tolerance / 10. low = rank = high: no singular value is near the cut.
+      gap: ratio of the singular values on either side of the cut; infinite with nothing (or exact
+        zeros) below it, NaN at rank 0.
+    """
+
+    rank: int | None
+    tolerance: float
+    size: int
+    low: int | None
+    high: int | None
+    gap: float
+
+    @property
+    def certain(self) -> bool:
+        """Whether no singular value lies within a factor 10 of the cut."""
+        return self.rank is not None and self.low == self.rank == self.high
+
+
+@dataclass(frozen=True)
+class WeightRank(NumericalRank):
+    """The `NumericalRank` of a weight matrix, and what else its singular values tell.
+
+    Attributes:
+      stable_rank: ||W||_F^2 / ||W||_2^2; NaN for a zero or non-finite matrix.
+      effective_rank: exp of the entropy of the singular values over their sum (Roy and Vetterli
+        2007); NaN likewise.
+      det_sign: sign of det W, 0.0 if singular; None unless W is square.
+      log_abs_det: log|det W| (natural), -inf if singular; None unless W is square.
+    """
+
+    stable_rank: float
+    effective_rank: float
+    det_sign: float | None
+    log_abs_det: float | None
+
+
+def numerical_rank(
+    values: Float[np.ndarray, " m"], cut: float, *, size: int | None = None
+) -> NumericalRank:
+    """Counts the singular values (or absolute eigenvalues) above a cut.
+
+    Args:
+      values: non-negative, finite, in any order; values left out are exact zeros.
+      cut: the absolute tolerance.
+      size: the most that the rank could be; the number of values where not given.
+    """
+    ordered = np.sort(np.asarray(values, np.float64))[::-1]
+    rank = int(np.sum(ordered > cut))
+    below = ordered[rank] if rank < ordered.size else 0.0
+    if rank == 0:
+        gap = float("nan")
+    else:
+        with np.errstate(over="ignore"):
+            gap = float(ordered[rank - 1] / below) if below > 0 else float("inf")
+    return NumericalRank(
+        rank=rank,
+        tolerance=float(cut),
+        size=ordered.size if size is None else size,
+        low=int(np.sum(ordered > 10 * cut)),
+        high=int(np.sum(ordered > cut / 10)),
+        gap=gap,
+    )
+
+
+def undefined_rank(size: int) -> NumericalRank:
+    """The rank of a matrix with NaN or infinite entries: none."""
+    return NumericalRank(None, float("nan"), size, None, None, float("nan"))
+
+
+def weight_rank(
+    matrix: Float[np.ndarray, "m n"],
+    *,
+    eps: float = DOUBLE.eps,
+    tolerance: Tolerance | None = None,
+) -> WeightRank:
+    """The rank of one weight matrix at the cut max(m, n) * eps * ||W||_2, and its companions.
+
+    Args:
+      matrix: real; converted to float64.
+      eps: of the dtype that the weights are stored in: rounding noise of that size has full rank.
+      tolerance: another cut than the default.
+    """
+    matrix = np.asarray(matrix).astype(np.float64)
+    m, n = matrix.shape
+    square = m == n
+    if not np.all(np.isfinite(matrix)):
+        nan = float("nan")
+        none = undefined_rank(min(m, n))
+        return WeightRank(**asdict(none), **_determinant(nan, nan, square), **_soft_ranks(None))
+    values = singular_values(matrix)
+    norm = float(values[0]) if values.size else 0.0
+    cut = as_tolerance(tolerance).cut(norm, size=max(m, n), eps=eps)
+    sign, log_abs = np.linalg.slogdet(matrix) if square else (0.0, 0.0)
+    return WeightRank(
+        **asdict(numerical_rank(values, cut)),
+        **_determinant(float(sign), float(log_abs), square),
+        **_soft_ranks(values),
+    )
+
+
+def _determinant(sign: float, log_abs: float, square: bool) -> dict[str, Any]:
+    return {"det_sign": sign if square else None, "log_abs_det": log_abs if square else None}
+
+
+def _soft_ranks(values: np.ndarray | None) -> dict[str, Any]:
+    if values is None or values.size == 0 or not values[0] > 0:
+        return {"stable_rank": float("nan"), "effective_rank": float("nan")}
+    scaled = values / values[0]  # squares of tiny or huge values would leave the range of floats
+    share = scaled / np.sum(scaled)
+    share = share[share > 0]
+    return {
+        "stable_rank": float(np.sum(scaled**2)),
+        "effective_rank": float(np.exp(-np.sum(share * np.log(share)))),
+    }
+
+
+def weight_ranks(params: Any, *, tolerance: Tolerance | None = None) -> dict[str, WeightRank]:
+    """The ranks of every matrix among the parameters.
+
+    A leaf of two axes is a matrix; kernels of more axes are viewed as one: a convolution's
+    (kh, kw, in, out) as (kh kw in) x out, attention's projections as in x (heads head_dim). The
+    spectrum is computed in float64, the cut follows the dtype that the leaf is stored in.
+
+    Args:
+      params: any pytree of arrays.
+      tolerance: another cut than max(m, n) * eps * ||W||_2.
+
+    Returns:
+      A dict from the leaf's path to its `WeightRank`.
+
+    Raises:
+      TypeError: for complex leaves and leaves that are not arrays.
+      ValueError: where no leaf is a matrix.
+
+    Example:
+      >>> import numpy as np, rankmon
+      >>> rankmon.weight_ranks({"W": np.ones((3, 4))})["W"].rank
+      1
+    """
+    specs = leaf_specs(params)
+    matrices = [
+        (spec, leaf)
+        for spec, leaf in zip(specs, jax.tree.leaves(params), strict=True)
+        if is_matrix(spec)
+    ]
+    if not matrices:
+        found: Mapping[str, Any] = {spec.name: spec.shape for spec in specs}
+        raise ValueError(
+            f"expected parameters with at least one matrix, got shapes {dict(found)}; "
+            "pass the weights, not only biases or scalars"
+        )
+    return {
+        spec.name: weight_rank(
+            np.asarray(leaf).reshape(matrix_shape(spec)),
+            eps=eps_of(spec.dtype),
+            tolerance=tolerance,
+        )
+        for spec, leaf in matrices
+    }

@@ -1,0 +1,1 @@
+"""Settings of every test: JAX as it comes (x64 off), on the CPU."""

@@ -1,0 +1,108 @@
+"""Every part of the Hessian against plain autodiff, on the cases that all tests share."""
+
+import jax
+import numpy as np
+import pytest
+
+from oracles import Case, cases, dense_parts
+from rankmon.curvature import Curvature, dense_bytes
+from rankmon.problem import Problem
+
+CASES = cases()
+ids = [case.name for case in CASES]
+
+
+def bind(case: Case, **options):
+    problem = Problem(
+        case.apply, loss=case.loss, inputs=case.inputs, targets=case.targets, weights=case.weights
+    )
+    flat = problem.flat(case.params)
+    theta, fixed = flat.split(flat.leaves(case.params))
+    return Curvature(flat, **options), theta, fixed
+
+
+def assert_close(got, want, scale=None):
+    scale = np.max(np.abs(want)) if scale is None else scale
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-12 * max(scale, 1e-300))
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_parts_equal_autodiff(case):
+    curvature, theta, fixed = bind(case)
+    want = dense_parts(case)
+    loss, delta = curvature.flat.loss_and_residuals(theta, fixed)
+    assert loss == pytest.approx(float(want["loss"]), rel=1e-12)
+    live = curvature.flat.weights > 0
+    assert_close(delta[live], want["delta"][live])
+    outer = curvature.outer(theta, fixed)
+    functional = curvature.functional(theta, fixed, delta)
+    scale = np.max(np.abs(want["H_L"]))
+    assert_close(outer, want["H_o"], scale)
+    assert_close(functional, want["H_f"], scale)
+    assert_close(outer + functional, want["H_L"], scale)
+    assert_close(functional, functional.T, scale)
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_residuals_held_fixed(case):
+    curvature, theta, fixed = bind(case)
+    flat = curvature.flat
+    reference = np.random.default_rng(7).standard_normal((flat.positions, flat.k))
+    want = dense_parts(case, reference)["H_f_fixed"]
+    assert_close(curvature.functional(theta, fixed, reference), want)
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_products_equal_matrices(case):
+    curvature, theta, fixed = bind(case)
+    _, delta = curvature.flat.loss_and_residuals(theta, fixed)
+    want = dense_parts(case)
+    v = np.random.default_rng(8).standard_normal(len(theta))
+    scale = np.max(np.abs(want["H_L"])) * np.sqrt(len(theta))
+    assert_close(curvature.outer_product(theta, fixed, v), want["H_o"] @ v, scale)
+    assert_close(curvature.functional_product(theta, fixed, delta, v), want["H_f"] @ v, scale)
+
+
+@pytest.mark.parametrize("name", ["relu-mse", "tokens-cross_entropy", "batch_statistics-mse"])
+def test_chunks_change_nothing_and_keep_within_the_bound(name):
+    case = next(case for case in CASES if case.name == name)
+    free, theta, fixed = bind(case)
+    _, delta = free.flat.loss_and_residuals(theta, fixed)
+    whole = free.outer(theta, fixed), free.functional(theta, fixed, delta)
+    room = max(free.workspace_used.values()) // 3
+    tight, *_ = bind(case, memory_limit=dense_bytes(free.flat.p) + room)
+    assert_close(tight.outer(theta, fixed), whole[0])
+    assert_close(tight.functional(theta, fixed, delta), whole[1])
+    assert max(tight.workspace_used.values()) <= room
+    assert tight.workspace_used["H_f"] < free.workspace_used["H_f"]
+
+
+def test_outer_is_positive_semidefinite_for_convex_losses():
+    for case in CASES:
+        if case.loss in ("mse", "cross_entropy", "cosh"):
+            curvature, theta, fixed = bind(case)
+            eigenvalues = np.linalg.eigvalsh(curvature.outer(theta, fixed))
+            assert eigenvalues[0] > -1e-13 * eigenvalues[-1], case.name
+
+
+def test_functional_vanishes_at_zero_residual():
+    case = CASES[0]
+    targets = case.apply(case.params, case.inputs)
+    exact = Case("exact", case.apply, case.params, case.inputs, targets, "mse", case.textbook)
+    curvature, theta, fixed = bind(exact)
+    loss, delta = curvature.flat.loss_and_residuals(theta, fixed)
+    assert loss < 1e-28
+    assert np.max(np.abs(curvature.functional(theta, fixed, delta))) < 1e-14
+
+
+def test_too_large_is_refused_with_the_size_and_the_memory():
+    case = CASES[0]
+    with pytest.raises(MemoryError, match=r"p = 48 parameters.*72 KiB.*raise memory_limit"):
+        bind(case, memory_limit=1000)
+
+
+def test_nothing_of_the_user_changes():
+    before = jax.config.jax_enable_x64
+    curvature, theta, fixed = bind(CASES[0])
+    curvature.outer(theta, fixed)
+    assert jax.config.jax_enable_x64 is before is False

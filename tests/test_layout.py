@@ -1,0 +1,144 @@
+"""The charts against the tags that a run writes."""
+
+import re
+
+import pytest
+
+from rankmon.layout import custom_scalars_layout
+
+PARTS = ["H_L", "H_o", "H_f", "H_f_fixed"]
+# The tags of a run with every probe; layers are named by their paths.
+LAYERS = ["W1", "Dense_0/kernel"]
+TAGS = [
+    *(f"{kind}/{part}" for kind in ("rank", "rank_theory", "spectrum_zeros") for part in PARTS),
+    *(f"{kind}/{name}" for kind in ("rank_low", "rank_high") for name in [*PARTS, *LAYERS]),
+    *(f"gap/{name}" for name in [*PARTS, "Omega", *LAYERS]),
+    "rank_self/H_f",
+    "rank/Omega",
+    "rank_low/Omega",
+    "rank_high/Omega",
+    *(f"{kind}_rank/{layer}" for kind in ("stable", "effective") for layer in LAYERS),
+    *(
+        f"{kind}/{layer}"
+        for kind in ("rank_weights", "log_abs_det", "det_sign")
+        for layer in LAYERS
+    ),
+    *(
+        f"lemma8/{kind}/{layer}"
+        for kind in (
+            "predicted_log_abs_det",
+            "prediction_error",
+            "quadrature_error",
+            "balancedness",
+        )
+        for layer in LAYERS
+    ),
+    "lemma8/class_mean",
+    "lemma8/target_input",
+    "lemma8/centered",
+    "lemma8/balanced",
+    "lemma8/square",
+    "monitor/seconds",
+    "monitor/overhead",
+    "monitor/nonfinite",
+    "monitor/errors",
+    "loss",
+]
+
+
+def charts():
+    return {
+        (category.title, chart.title): chart
+        for category in custom_scalars_layout().category
+        for chart in category.chart
+    }
+
+
+def curves(chart) -> list[str]:
+    """The tags that TensorBoard shows in a chart: those that a pattern matches from the start."""
+    if chart.HasField("margin"):
+        return [tag for s in chart.margin.series for tag in (s.value, s.lower, s.upper)]
+    return [tag for tag in TAGS if any(re.match(pattern, tag) for pattern in chart.multiline.tag)]
+
+
+def curves_of(category: str, title: str) -> list[str]:
+    (found,) = [c for (k, t), c in charts().items() if k == category and t.startswith(title)]
+    return curves(found)
+
+
+def layered(*kinds: str) -> set[str]:
+    return {f"{kind}/{layer}" for kind in kinds for layer in LAYERS}
+
+
+def test_categories():
+    titles = [category.title for category in custom_scalars_layout().category]
+    assert titles == ["Hessian ranks", "Weights", "Determinants", "Margins", "Lemma 8", "Monitor"]
+
+
+@pytest.mark.parametrize(
+    ("category", "title", "expected"),
+    [
+        (
+            "Hessian ranks",
+            "Ranks of the Hessian",
+            {f"{kind}/{part}" for kind in ("rank", "rank_theory") for part in PARTS},
+        ),
+        ("Hessian ranks", "Rank of H_f,", {"rank/H_f", "rank_theory/H_f"}),
+        ("Hessian ranks", "Rank of H_f at its own", {"rank_self/H_f", "rank/Omega"}),
+        ("Hessian ranks", "Eigenvalues", {f"spectrum_zeros/{part}" for part in PARTS}),
+        ("Weights", "Rank", layered("rank_weights")),
+        ("Weights", "Stable", layered("stable_rank")),
+        ("Weights", "Effective", layered("effective_rank")),
+        ("Determinants", "log", layered("log_abs_det")),
+        ("Determinants", "Sign", layered("det_sign")),
+        (
+            "Margins",
+            "Rank of H_f_fixed",
+            {f"{k}/H_f_fixed" for k in ("rank", "rank_low", "rank_high")},
+        ),
+        ("Margins", "Gap around the cut, H", {f"gap/{name}" for name in [*PARTS, "Omega"]}),
+        ("Margins", "Gap around the cut, w", layered("gap")),
+        ("Lemma 8", "log", layered("lemma8/predicted_log_abs_det", "log_abs_det")),
+        (
+            "Lemma 8",
+            "Measured minus",
+            layered("lemma8/prediction_error", "lemma8/quadrature_error"),
+        ),
+        ("Lemma 8", "Balanced", layered("lemma8/balancedness")),
+        (
+            "Lemma 8",
+            "Class means",
+            {
+                f"lemma8/{name}"
+                for name in ("class_mean", "target_input", "centered", "balanced", "square")
+            },
+        ),
+        ("Monitor", "Loss", {"loss"}),
+        ("Monitor", "Seconds", {"monitor/seconds"}),
+        ("Monitor", "Share", {"monitor/overhead"}),
+        ("Monitor", "Trouble", {"monitor/nonfinite", "monitor/errors"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_curves_of_a_chart(category, title, expected):
+    assert set(curves_of(category, title)) == expected
+
+
+def test_every_tag_has_a_chart():
+    shown = {tag for chart in charts().values() for tag in curves(chart)}
+    # The margins of weights and Omega are logged, without a chart of their own.
+    uncharted = layered("rank_low", "rank_high") | {"rank_low/Omega", "rank_high/Omega"}
+    assert shown == set(TAGS) - uncharted
+
+
+def test_low_is_the_lower_edge_of_each_margin_chart():
+    series = [s for c in charts().values() if c.HasField("margin") for s in c.margin.series]
+    assert [(s.lower, s.value, s.upper) for s in series] == [
+        (f"rank_low/{part}", f"rank/{part}", f"rank_high/{part}") for part in PARTS
+    ]
+
+
+def test_it_is_the_same_every_time_and_titles_are_distinct():
+    one, other = custom_scalars_layout(), custom_scalars_layout()
+    assert one.SerializeToString(deterministic=True) == other.SerializeToString(deterministic=True)
+    assert len(charts()) == sum(len(category.chart) for category in one.category)

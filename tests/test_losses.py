@@ -1,0 +1,235 @@
+"""Losses against textbook formulas with autodiff, and against 60-digit decimals where those cancel."""
+
+from decimal import Decimal, localcontext
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import oracles
+from rankmon.losses import as_loss
+
+RNG = np.random.default_rng(0)
+Z = RNG.standard_normal(4)
+Y = RNG.standard_normal(4)
+SOFT = np.array([0.1, 0.2, 0.3, 0.4])
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def derivatives(name, z, target):
+    """Value, residual and output Hessian as NumPy arrays, under jit as the monitor runs them."""
+    loss = as_loss(name)
+    z = jnp.asarray(z)
+    found = [jax.jit(f)(z, target) for f in (loss.value, loss.residual, loss.output_hessian)]
+    return [np.asarray(part) for part in found]
+
+
+def decimals(array):
+    return [Decimal(float(a)) for a in np.ravel(array)]
+
+
+def exact_cross_entropy(z, t):
+    """Value, residual and output Hessian of -sum t log softmax(z), in 60-digit decimals."""
+    with localcontext() as context:
+        context.prec = 60
+        z, t = decimals(z), decimals(t)
+        odds = [(a - max(z)).exp() for a in z]
+        p = [a / sum(odds) for a in odds]
+        mass = sum(t)
+        value = sum(-a * b.ln() for a, b in zip(t, p, strict=True) if a)
+        delta = [mass * b - a for a, b in zip(t, p, strict=True)]
+        k = len(z)
+        b = [[mass * p[i] * ((i == j) - p[j]) for j in range(k)] for i in range(k)]
+    return float(value), np.array(delta, float), np.array(b, float)
+
+
+def exact_cosh(z, y):
+    """Sum of log cosh, tanh and sech^2 of z - y, in decimals with the digits that 400 takes."""
+    with localcontext() as context:
+        context.prec = 800
+        u = [a - b for a, b in zip(decimals(z), decimals(y), strict=True)]
+        cosh = [(a.exp() + (-a).exp()) / 2 for a in u]
+        tanh = [(a.exp() - (-a).exp()) / (2 * b) for a, b in zip(u, cosh, strict=True)]
+        value, sech2 = sum(b.ln() for b in cosh), [1 / b**2 for b in cosh]
+    return float(value), np.array(tanh, float), np.diag(np.array(sech2, float))
+
+
+def one_hot(label, k):
+    return np.eye(k)[label]
+
+
+@pytest.mark.parametrize(
+    ("name", "textbook", "target"),
+    [
+        ("mse", oracles.mse, Y),
+        ("cosh", oracles.cosh, Y),
+        ("cross_entropy", oracles.cross_entropy, np.int32(2)),
+        ("cross_entropy", oracles.soft_cross_entropy, SOFT),
+        ("cross_entropy", oracles.soft_cross_entropy, one_hot(1, 4)),
+        ("cross_entropy", oracles.soft_cross_entropy, 0.999 * SOFT),
+    ],
+    ids=["mse", "cosh", "label", "soft", "one_hot", "soft-not-normalized"],
+)
+def test_derivatives_equal_autodiff_of_the_textbook(name, textbook, target):
+    z, target = jnp.asarray(Z), jnp.asarray(target)
+    want = textbook(z, target), jax.grad(textbook)(z, target), jax.hessian(textbook)(z, target)
+    for got, expected in zip(derivatives(name, Z, target), want, strict=True):
+        assert got.dtype == np.float64
+        np.testing.assert_allclose(got, expected, rtol=1e-13, atol=1e-15)
+
+
+def logits(probability_of_the_rest):
+    """Logits of three classes; the second has all but this probability."""
+    return np.array([0.0, -np.log(probability_of_the_rest), 0.7])
+
+
+@pytest.mark.parametrize(
+    ("z", "t"),
+    [
+        (logits(1e-12), one_hot(1, 3)),
+        (logits(1e-17), one_hot(1, 3)),
+        (logits(1e-17), one_hot(0, 3)),
+        (logits(1e-200), one_hot(1, 3)),
+        (np.array([500.0, 500.5, -150.0]), one_hot(0, 3)),
+        (np.array([-800.0, -790.0, -780.0]), one_hot(2, 3)),
+        (logits(1e-12), np.array([0.25, 0.5, 0.25])),
+        (np.array([3.0, -4.0]), one_hot(0, 2)),
+    ],
+    ids=["1e-12", "1e-17", "1e-17-wrong", "1e-200", "large", "shifted", "soft", "two"],
+)
+def test_cross_entropy_keeps_the_digits_of_its_smallest_entries(z, t):
+    got = derivatives("cross_entropy", z, t)
+    for part, want in zip(got, exact_cross_entropy(z, t), strict=True):
+        # exp(z) loses |z| eps of itself, whatever the formula.
+        np.testing.assert_allclose(part, want, rtol=1e-15 * (10 + np.ptp(z)), atol=0)
+
+
+def test_the_naive_residual_would_fail_where_this_one_is_held_to_its_digits():
+    z = logits(1e-17)
+    naive = float(jax.nn.softmax(jnp.asarray(z))[1] - 1.0)
+    _, delta, b = derivatives("cross_entropy", z, np.int64(1))
+    assert naive == 0.0
+    assert -1e-16 < delta[1] < -1e-17
+    assert b[1, 1] == pytest.approx(-delta[1], rel=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, np.uint8, np.float32, np.bool_], ids=str)
+def test_one_hot_targets_of_any_dtype_equal_labels(dtype):
+    """One-hot integers [k] must not be taken for k labels."""
+    z = RNG.standard_normal(5)
+    got = derivatives("cross_entropy", z, one_hot(3, 5).astype(dtype))
+    for part, want in zip(got, derivatives("cross_entropy", z, np.int32(3)), strict=True):
+        np.testing.assert_array_equal(part, want)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_logits_of_minus_infinity_are_impossible_classes(label):
+    z = np.array([0.3, -0.2, -np.inf])
+    value, delta, b = derivatives("cross_entropy", z, np.int32(label))
+    want = derivatives("cross_entropy", z[:2], np.int32(label))
+    np.testing.assert_allclose(value, want[0], rtol=1e-15)
+    np.testing.assert_allclose(delta, [*want[1], 0.0], rtol=1e-15)
+    np.testing.assert_allclose(b, np.pad(want[2], (0, 1)), rtol=1e-15)
+
+
+def test_the_loss_of_an_impossible_class_is_infinite_not_nan():
+    value, delta, _ = derivatives("cross_entropy", np.array([0.0, -np.inf, -np.inf]), np.int32(1))
+    assert value == np.inf
+    np.testing.assert_array_equal(delta, [1.0, -1.0, 0.0])
+
+
+def test_softmax_annihilates_constants_and_cross_entropy_is_convex():
+    z = 3 * RNG.standard_normal(6)
+    _, delta, b = derivatives("cross_entropy", z, np.int32(0))
+    assert abs(delta.sum()) < 1e-15
+    np.testing.assert_allclose(b.sum(axis=1), 0, atol=1e-16)
+    np.testing.assert_array_equal(b, b.T)
+    eigenvalues = np.linalg.eigvalsh(b)
+    assert eigenvalues[0] == pytest.approx(0, abs=1e-16)
+    assert eigenvalues[1] > 1e-4
+
+
+@pytest.mark.parametrize("u", [0.0, 1e-300, 1e-9, 1e-4, 0.3, 1.0, 1.0000001, 5.0, 40.0, 300.0])
+def test_cosh_keeps_its_digits_at_every_size(u):
+    z, y = np.array([u, -u, 0.5]), np.array([0.0, 0.0, 0.25])
+    for part, want in zip(derivatives("cosh", z, y), exact_cosh(z, y), strict=True):
+        np.testing.assert_allclose(part, want, rtol=1e-15 * (10 + 2 * u), atol=0)
+
+
+@pytest.mark.parametrize("u", [1e-9, 1e-7, 1e-3])
+def test_cosh_of_a_small_residual_alone(u):
+    """Without a larger output to hide behind: u^2 / 2 to all digits."""
+    value, delta, _ = derivatives("cosh", np.array([u]), np.array([0.0]))
+    want_value, want_delta, _ = exact_cosh(np.array([u]), np.array([0.0]))
+    assert value == pytest.approx(want_value, rel=1e-14, abs=0)
+    assert delta[0] == pytest.approx(want_delta[0], rel=1e-14, abs=0)
+
+
+@pytest.mark.parametrize("u", [400.0, 800.0, 1e300])
+def test_cosh_overflows_nowhere(u):
+    value, delta, b = derivatives("cosh", np.array([u, -u]), np.zeros(2))
+    assert value == pytest.approx(2 * (u - np.log(2.0)), rel=1e-15)
+    np.testing.assert_array_equal(delta, [1.0, -1.0])
+    np.testing.assert_array_equal(b, np.zeros((2, 2)))
+
+
+def test_mse_is_half_the_square_and_its_hessian_the_identity():
+    value, delta, b = derivatives("mse", np.array([3.0, -1.0]), np.array([1.0, 1.0]))
+    assert value == 4.0
+    np.testing.assert_array_equal(delta, [2.0, -2.0])
+    np.testing.assert_array_equal(b, np.eye(2))
+
+
+def test_single_precision_stays_single_precision():
+    for name, target in (("mse", Y), ("cosh", Y), ("cross_entropy", SOFT)):
+        z, target = jnp.asarray(Z, jnp.float32), jnp.asarray(target, jnp.float32)
+        loss = as_loss(name)
+        for part in (loss.value, loss.residual, loss.output_hessian):
+            assert part(z, target).dtype == jnp.float32, name
+
+
+def test_a_callable_is_differentiated():
+    target = {"at": jnp.asarray(Y), "width": jnp.asarray(SOFT)}
+    loss = as_loss(oracles.student_t)
+    z = jnp.asarray(Z)
+    u, w = Z - Y, SOFT
+    np.testing.assert_allclose(loss.value(z, target), np.sum(np.log1p(u**2 / w)), rtol=1e-14)
+    np.testing.assert_allclose(loss.residual(z, target), 2 * u / (w + u**2), rtol=1e-13)
+    second = 2 * (w - u**2) / (w + u**2) ** 2
+    np.testing.assert_allclose(loss.output_hessian(z, target), np.diag(second), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (oracles.mse, "custom:mse"),
+        (lambda z, y: jnp.sum(z), "custom:<lambda>"),
+        (partial(oracles.mse), "custom:partial"),
+    ],
+    ids=["function", "lambda", "partial"],
+)
+def test_a_callable_is_never_taken_for_a_named_loss(function, name):
+    assert as_loss(function).name == name
+    assert not as_loss(function).has_dense_targets
+
+
+def test_which_losses_want_targets_of_the_outputs_shape():
+    dense = {name: as_loss(name).has_dense_targets for name in ("mse", "cosh", "cross_entropy")}
+    assert dense == {"mse": True, "cosh": True, "cross_entropy": False}
+
+
+def test_an_unknown_name_is_told_the_known_ones():
+    with pytest.raises(ValueError, match=r"expected.*cosh.*cross_entropy.*mse.*got 'MSE'; pass"):
+        as_loss("MSE")
+
+
+def test_what_is_neither_a_name_nor_callable_is_refused():
+    with pytest.raises(TypeError, match=r"expected.*name or a callable, got int; pass"):
+        as_loss(3)

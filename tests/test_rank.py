@@ -1,0 +1,415 @@
+"""Ranks of matrices with prescribed spectra, their margins, and what else weights tell."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+from flax import linen as nn
+from flax import nnx
+
+from rankmon import spectrum
+from rankmon.rank import (
+    DEFAULT_TOLERANCE,
+    Tolerance,
+    as_tolerance,
+    numerical_rank,
+    undefined_rank,
+    weight_rank,
+    weight_ranks,
+)
+from rankmon.spectrum import singular_values, symmetric_spectrum
+
+EPS = 2.0**-52
+
+
+def orthogonal(n, seed=0):
+    return np.linalg.qr(np.random.default_rng(seed).standard_normal((n, n)))[0]
+
+
+def with_singular_values(m, n, values, seed=0):
+    sigma = np.zeros((m, n))
+    np.fill_diagonal(sigma, values)
+    return orthogonal(m, seed) @ sigma @ orthogonal(n, seed + 1).T
+
+
+def rank_of(matrix, **options):
+    return weight_rank(matrix, **options).rank
+
+
+# Spectra
+
+
+@pytest.mark.parametrize(
+    "eigenvalues",
+    [
+        [3.0, -2.0, 1.0, 0.5],
+        [1.0, 1.0, 1.0, -1.0],
+        [0.0, 0.0, 0.0, 0.0],
+        [5.0, 0.0, 0.0, -5.0],
+        [1e200, -1e199, 1e190, 0.0],
+        [1e-200, -1e-201, 1e-202, 0.0],
+        [-7.0],
+    ],
+    ids=["mixed", "repeated", "zero", "gap", "huge", "tiny", "one"],
+)
+def test_symmetric_spectrum_gives_absolute_values_descending(eigenvalues):
+    q = orthogonal(len(eigenvalues))
+    matrix = (q * eigenvalues) @ q.T
+    got = symmetric_spectrum((matrix + matrix.T) / 2)
+    want = sorted(np.abs(eigenvalues), reverse=True)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-14 * max(want))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_symmetric_spectrum_reads_the_lower_triangle_and_writes_nothing(order):
+    rng = np.random.default_rng(0)
+    full = rng.standard_normal((6, 6))
+    lower = np.tril(full) + np.tril(full, -1).T
+    matrix = np.array(np.where(np.tri(6, dtype=bool), full, 1e6), order=order)
+    kept = matrix.copy()
+    np.testing.assert_allclose(
+        symmetric_spectrum(matrix), np.sort(np.abs(np.linalg.eigvalsh(lower)))[::-1], atol=1e-13
+    )
+    np.testing.assert_array_equal(matrix, kept)
+
+
+def test_spectra_are_float64_whatever_comes():
+    matrix = np.diag([1.0, 1e-12, 2.0]).astype(np.float32)
+    for function in (symmetric_spectrum, singular_values):
+        got = function(matrix)
+        assert got.dtype == np.float64
+        assert got[-1] == pytest.approx(1e-12, rel=1e-6)
+
+
+@pytest.mark.parametrize("function", [symmetric_spectrum, singular_values])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_spectra_of_what_is_not_finite_are_refused(function, bad):
+    matrix = np.eye(3)
+    matrix[2, 0] = bad
+    with pytest.raises(ValueError, match="expected a finite matrix, got NaN or infinite.*test"):
+        function(matrix)
+
+
+# Counts, margins, gaps
+
+
+@pytest.mark.parametrize(
+    ("values", "cut", "rank", "low", "high", "gap"),
+    [
+        ([], 1.0, 0, 0, 0, np.nan),
+        ([0.0, 0.0], 0.0, 0, 0, 0, np.nan),
+        ([0.5, 0.2], 1.0, 0, 0, 2, np.nan),
+        ([5.0, 3.0], 1e-3, 2, 2, 2, np.inf),
+        ([5.0, 3.0, 0.0], 1e-3, 2, 2, 2, np.inf),
+        ([1.0, 1.0 + 2e-16], 1.0, 1, 0, 2, 1.0 + 2e-16),
+        ([8.0, 2.0, 0.5, 0.01], 1.0, 2, 0, 3, 4.0),
+        ([0.5, 800.0, 0.25, 400.0], 1.0, 2, 2, 4, 800.0),
+        ([3.0, 0.0], 0.0, 1, 1, 1, np.inf),
+        ([1e200, 1e-200], 1e-100, 1, 1, 1, np.inf),
+        ([1.0, 1.0, 1.0], 1.0, 0, 0, 3, np.nan),
+    ],
+    ids=[
+        "empty",
+        "zeros",
+        "all-below",
+        "full",
+        "exact-zeros",
+        "on-the-cut",
+        "near",
+        "any-order",
+        "cut-zero",
+        "gap-overflows",
+        "equal-to-the-cut",
+    ],
+)
+def test_counts_margins_and_gap(values, cut, rank, low, high, gap):
+    got = numerical_rank(np.array(values), cut)
+    assert (got.rank, got.low, got.high, got.size) == (rank, low, high, len(values))
+    np.testing.assert_equal(got.gap, gap)
+    assert got.certain == (low == rank == high)
+    assert got.tolerance == cut
+
+
+def test_values_left_out_are_exact_zeros():
+    got = numerical_rank(np.array([2.0, 1.0]), 1e-9, size=7)
+    assert (got.rank, got.size, got.gap) == (2, 7, np.inf)
+
+
+def test_an_undefined_rank_claims_nothing():
+    none = undefined_rank(5)
+    assert (none.rank, none.low, none.high, none.size) == (None, None, None, 5)
+    assert np.isnan(none.gap)
+    assert np.isnan(none.tolerance)
+    assert not none.certain
+
+
+@pytest.mark.parametrize("factor", [1 + 1e-6, 1 - 1e-6], ids=["above", "below"])
+def test_just_above_and_just_below_the_cut(factor):
+    cut = DEFAULT_TOLERANCE.cut(3.0, size=8)
+    got = numerical_rank(np.array([3.0, 1.0, cut * factor]), cut)
+    assert (got.rank, got.low, got.high) == (3 if factor > 1 else 2, 2, 3)
+    assert not got.certain
+
+
+# Tolerance
+
+
+def test_the_default_cut_is_size_eps_and_the_larger_norm():
+    assert Tolerance().cut(4.0, size=10) == 10 * EPS * 4.0
+    assert Tolerance().cut(4.0, size=10, reference_norm=6.0) == 10 * EPS * 6.0
+    assert Tolerance().cut(4.0, size=10, reference_norm=2.0) == 10 * EPS * 4.0
+    assert Tolerance().cut(4.0, size=10, eps=2.0**-23) == 10 * 2.0**-23 * 4.0
+    assert Tolerance(relative=1e-3).cut(4.0, size=10, reference_norm=6.0) == 1e-3 * 6.0
+    assert Tolerance(absolute=0.25).cut(4.0, size=10, reference_norm=6.0) == 0.25
+    assert Tolerance(absolute=0).cut(4.0, size=10) == 0
+    assert Tolerance(relative=np.float32(0.5)).cut(4.0, size=10) == 2.0
+
+
+@pytest.mark.parametrize("value", [-1.0, np.nan, np.inf])
+@pytest.mark.parametrize("name", ["relative", "absolute"])
+def test_impossible_tolerances(name, value):
+    with pytest.raises(ValueError, match=f"expected {name} to be finite and >= 0, got {value}; "):
+        Tolerance(**{name: value})
+
+
+def test_a_tolerance_that_is_no_number():
+    with pytest.raises(TypeError, match="expected relative to be a number, got str; "):
+        Tolerance(relative="small")
+
+
+def test_relative_and_absolute_together():
+    with pytest.raises(ValueError, match=r"expected relative or absolute, got both.*give the one"):
+        Tolerance(relative=1e-3, absolute=1.0)
+
+
+def test_a_bare_number_is_not_a_tolerance():
+    with pytest.raises(TypeError, match=r"rankmon.Tolerance, got float; write Tolerance\(relative"):
+        weight_ranks({"w": np.eye(2)}, tolerance=1e-3)
+    assert as_tolerance(None) == Tolerance()
+
+
+# Weights
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (5, 7), (6, 6), (1, 9), (9, 1), (1, 1)], ids=str)
+@pytest.mark.parametrize("deficit", [0, 1])
+def test_rank_of_prescribed_singular_values(shape, deficit):
+    smaller = min(shape)
+    values = np.geomspace(1, 0.1, smaller) * (np.arange(smaller) < smaller - deficit)
+    got = weight_rank(with_singular_values(*shape, values))
+    assert (got.rank, got.size) == (smaller - deficit, smaller)
+    assert got.certain
+
+
+def test_the_default_cut_of_weights_takes_the_larger_side():
+    assert weight_rank(2.0 * np.eye(3, 8)).tolerance == pytest.approx(8 * EPS * 2.0, rel=1e-12)
+    assert weight_rank(2.0 * np.eye(8, 3), eps=0.5).tolerance == pytest.approx(8.0, rel=1e-12)
+
+
+def test_tolerances_reach_the_count():
+    matrix = np.diag([1.0, 1e-2, 1e-4])
+    assert rank_of(matrix) == 3
+    assert rank_of(matrix, tolerance=Tolerance(relative=1e-3)) == 2
+    assert rank_of(matrix, tolerance=Tolerance(absolute=0.5)) == 1
+    assert weight_ranks({"w": matrix}, tolerance=Tolerance(relative=1e-3))["w"].rank == 2
+
+
+@pytest.mark.parametrize("scale", [1.0, -1.0, 1e200, 1e-200, 1e300, 3.7])
+def test_scale_and_rotation_change_no_rank(scale):
+    values = np.array([1.0, 0.5, 0.5, 1e-3, 0, 0])
+    plain = weight_rank(with_singular_values(6, 8, values))
+    turned = weight_rank(scale * (orthogonal(6, 5) @ with_singular_values(6, 8, values)))
+    assert (turned.rank, turned.low, turned.high) == (plain.rank, plain.low, plain.high) == (4,) * 3
+    assert turned.stable_rank == pytest.approx(plain.stable_rank, rel=1e-12)
+    assert turned.effective_rank == pytest.approx(plain.effective_rank, rel=1e-12)
+    assert turned.tolerance == pytest.approx(abs(scale) * plain.tolerance, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("values", "stable", "effective"),
+    [
+        ([1, 1, 1, 1], 4.0, 4.0),
+        ([2, 0, 0, 0], 1.0, 1.0),
+        ([3, 3, 0, 0], 2.0, 2.0),
+        ([2, 1, 1, 0], 1.5, 2.0**1.5),
+        ([4, 2, 0, 0], 1.25, 3.0 / 2.0 ** (2.0 / 3.0)),
+    ],
+    ids=str,
+)
+def test_stable_and_effective_rank_by_hand(values, stable, effective):
+    """Entropies by hand: shares 1/2, 1/4, 1/4 have 3/2 log 2; 2/3, 1/3 have log 3 - 2/3 log 2."""
+    got = weight_rank(with_singular_values(4, 5, values))
+    assert got.stable_rank == pytest.approx(stable, rel=1e-13)
+    assert got.effective_rank == pytest.approx(effective, rel=1e-11)
+
+
+def test_a_zero_matrix_has_rank_zero_and_nothing_soft():
+    got = weight_rank(np.zeros((4, 4)))
+    assert (got.rank, got.low, got.high, got.tolerance) == (0, 0, 0, 0.0)
+    assert np.isnan([got.gap, got.stable_rank, got.effective_rank]).all()
+    assert (got.det_sign, got.log_abs_det) == (0.0, -np.inf)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0)], ids=str)
+def test_an_empty_matrix_has_rank_zero(shape):
+    got = weight_rank(np.zeros(shape))
+    assert (got.rank, got.size) == (0, 0)
+    assert np.isnan(got.stable_rank)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_has_no_rank_and_lapack_never_sees_it(bad, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("LAPACK was called")
+
+    for module, name in (
+        (scipy.linalg, "svdvals"),
+        (scipy.linalg, "eigvalsh"),
+        (np.linalg, "svd"),
+        (np.linalg, "slogdet"),
+        (spectrum, "singular_values"),
+    ):
+        monkeypatch.setattr(module, name, refuse)
+    matrix = np.eye(4, dtype=np.float32)
+    matrix[1, 2] = bad
+    got = weight_ranks({"w": matrix})["w"]
+    assert (got.rank, got.low, got.high, got.size) == (None, None, None, 4)
+    numbers = [got.gap, got.stable_rank, got.effective_rank, got.det_sign, got.log_abs_det]
+    assert np.isnan(numbers).all()
+    with pytest.raises(AssertionError, match="LAPACK was called"):
+        weight_rank(np.eye(4))
+
+
+def test_determinants_by_hand():
+    for matrix, sign, log_abs in (
+        (np.array([[0.0, 1], [1, 0]]), -1.0, 0.0),
+        (np.array([[2.0, 1], [1, 2]]), 1.0, np.log(3.0)),
+        (np.array([[-5.0]]), -1.0, np.log(5.0)),
+        (np.diag([2.0, -3.0, -4.0]), 1.0, np.log(24.0)),
+    ):
+        got = weight_rank(matrix)
+        assert got.det_sign == sign
+        assert got.log_abs_det == pytest.approx(log_abs, abs=1e-15)
+
+
+@pytest.mark.parametrize("scale", [10.0, 0.1, 1e150, 1e-150])
+def test_determinants_past_the_range_of_floats(scale):
+    """The determinant of scale * Q is +-scale^n, far outside float64 for n = 300."""
+    n = 300
+    q = orthogonal(n)
+    got = weight_rank(scale * q)
+    assert got.log_abs_det == pytest.approx(n * np.log(scale), rel=1e-12)
+    reflections = weight_rank(scale * q @ np.diag([-1.0] + [1.0] * (n - 1)))
+    assert got.det_sign == -reflections.det_sign
+    assert abs(got.det_sign) == 1.0
+    assert got.rank == n
+
+
+def test_only_square_matrices_have_determinants():
+    got = weight_rank(np.ones((2, 3)))
+    assert (got.det_sign, got.log_abs_det) == (None, None)
+    nan = weight_rank(np.full((2, 3), np.nan))
+    assert (nan.det_sign, nan.log_abs_det) == (None, None)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, jnp.bfloat16], ids=str)
+def test_the_cut_follows_the_dtype_that_weights_are_stored_in(dtype):
+    """Rank 20 by construction; rounding to the stored dtype adds noise of full rank."""
+    rng = np.random.default_rng(0)
+    matrix = rng.standard_normal((60, 20)) @ rng.standard_normal((20, 60)) / 20
+    stored = matrix.astype(dtype)
+    assert weight_ranks({"w": stored})["w"].rank == 20
+    assert weight_ranks({"w": jnp.asarray(stored)})["w"].rank == 20 or dtype == np.float64
+    if dtype != np.float64:
+        assert rank_of(stored.astype(np.float64)) == 60
+
+
+def test_what_is_no_matrix_is_left_out():
+    params = {
+        "bias": np.ones(3),
+        "scale": np.float32(2.0),
+        "attention": {"bias": np.ones((2, 3))},
+        "steps": np.ones((3, 3), np.int32),
+        "mask": np.ones((3, 3), bool),
+        "none": np.ones((0, 3)),
+        "row": np.ones((1, 3)),
+        "w": np.eye(3),
+    }
+    assert {name: r.rank for name, r in weight_ranks(params).items()} == {"row": 1, "w": 3}
+
+
+def test_no_matrix_at_all():
+    with pytest.raises(ValueError, match=r"at least one matrix, got shapes.*'b': \(3,\).*pass"):
+        weight_ranks({"b": np.ones(3)})
+
+
+def test_complex_weights_are_refused():
+    with pytest.raises(TypeError, match="expected real parameters, got complex128 at 'w'"):
+        weight_ranks({"w": np.eye(2) * 1j})
+
+
+def names_and_shapes(module, *inputs):
+    params = module.init(jax.random.key(0), *inputs)
+    flat = jax.tree_util.tree_leaves_with_path(params["params"])
+    leaves = {"/".join(k.key for k in path): np.asarray(leaf, float) for path, leaf in flat}
+    return weight_ranks(params), leaves
+
+
+def test_a_convolution_is_patches_by_channels():
+    ranks, leaves = names_and_shapes(nn.Conv(5, (2, 3)), jnp.ones((1, 4, 4, 2)))
+    want = np.linalg.svd(leaves["kernel"].reshape(2 * 3 * 2, 5), compute_uv=False)
+    assert list(ranks) == ["kernel"]
+    assert ranks["kernel"].size == ranks["kernel"].rank == 5
+    assert ranks["kernel"].tolerance == pytest.approx(12 * 2.0**-23 * want[0], rel=1e-6)
+    assert ranks["kernel"].stable_rank == pytest.approx(np.sum(want**2) / want[0] ** 2, rel=1e-6)
+
+
+def attention_views(leaves):
+    """The maps that attention's kernels (6 inputs, 2 heads of 2) stand for, each as a matrix."""
+    views = {f"{name}/kernel": leaves[f"{name}/kernel"].reshape(6, 4) for name in "qkv"[:0]}
+    for name in ("query", "key", "value"):
+        views[f"{name}/kernel"] = leaves[f"{name}/kernel"].reshape(6, 4)
+    views["out/kernel"] = leaves["out/kernel"].reshape(4, 6)
+    return views
+
+
+def test_attentions_projections_are_inputs_by_heads():
+    module = nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=4)
+    ranks, leaves = names_and_shapes(module, jnp.ones((1, 3, 6)))
+    assert leaves["query/kernel"].shape == (6, 2, 2)
+    assert leaves["query/bias"].shape == (2, 2)
+    check_against_views(ranks, attention_views(leaves))
+
+
+def test_attentions_projections_in_nnx():
+    module = nnx.MultiHeadAttention(
+        num_heads=2, in_features=6, qkv_features=4, decode=False, rngs=nnx.Rngs(0)
+    )
+    leaves = {
+        f"{name}/kernel": np.asarray(getattr(module, name).kernel[...], float)
+        for name in ("query", "key", "value", "out")
+    }
+    check_against_views(weight_ranks(nnx.state(module, nnx.Param)), attention_views(leaves))
+
+
+def check_against_views(ranks, views):
+    assert set(ranks) == set(views)
+    for name, matrix in views.items():
+        values = np.linalg.svd(matrix, compute_uv=False)
+        assert ranks[name].size == ranks[name].rank == 4
+        assert ranks[name].stable_rank == pytest.approx(
+            np.sum(values**2) / values[0] ** 2, rel=1e-6
+        ), name
+
+
+def test_dense_embedding_and_recurrent_kernels_are_themselves():
+    ranks, leaves = names_and_shapes(
+        nn.Sequential([nn.Embed(7, 4), nn.RNN(nn.GRUCell(3)), nn.Dense(2)]), jnp.ones((1, 5), int)
+    )
+    matrices = {name: leaf for name, leaf in leaves.items() if leaf.ndim == 2}
+    assert set(ranks) == set(matrices)
+    assert len(ranks) > 5
+    for name, leaf in matrices.items():
+        assert ranks[name].size == min(leaf.shape), name
+        assert ranks[name].rank == np.linalg.matrix_rank(leaf.astype(np.float32)), name
