@@ -9,7 +9,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from plotting import check, print_ranks, save_rank_evolution, series
+from networks import glorot_normal, linear
+from plotting import Phase, check, print_ranks, save_rank_evolution, series
 from tqdm import trange
 
 import rankmon
@@ -18,25 +19,11 @@ import rankmon
 jax.config.update("jax_enable_x64", True)
 
 
-def init(key, dims):
-    """Glorot normal weights, stored (in, out)."""
-    glorot = jax.nn.initializers.glorot_normal()
-    keys = jax.random.split(key, len(dims) - 1)
-    return [glorot(k, shape) for k, shape in zip(keys, zip(dims, dims[1:]), strict=True)]
-
-
-def network(weights, x):
-    """W^L ... W^1 x."""
-    for weight in weights:
-        x = x @ weight
-    return x
-
-
 def main():
     """Trains, monitors, draws."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--logdir", type=Path, default=Path("logs/linear_teacher"))
-    parser.add_argument("--epochs", type=int, default=2200)
+    parser.add_argument("--epochs", type=int, default=2000)
     parser.add_argument("--every", type=int, default=50, help="epochs from probe to probe")
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="12-10-8-6-4, some seconds")
@@ -45,16 +32,16 @@ def main():
     examples, rate = (46, 9e-4) if options.quick else (115, 9e-5)
 
     weights_key, data_key, teacher_key = jax.random.split(jax.random.key(options.seed), 3)
-    weights = init(weights_key, dims)
+    weights = glorot_normal(weights_key, dims)
     x = jax.random.normal(data_key, (examples, dims[0]))
     y = x @ jax.random.normal(teacher_key, (dims[0], dims[-1]))
 
     @jax.jit
     def train_step(weights):
-        gradient = jax.grad(lambda w: 0.5 * jnp.sum((network(w, x) - y) ** 2))(weights)
+        gradient = jax.grad(lambda w: 0.5 * jnp.sum((linear(w, x) - y) ** 2))(weights)
         return [w - rate * g for w, g in zip(weights, gradient, strict=True)]
 
-    problem = rankmon.Problem(network, loss="mse", inputs=x, targets=y)
+    problem = rankmon.Problem(linear, loss="mse", inputs=x, targets=y)
     with rankmon.RankMonitor(problem, logdir=options.logdir, every=options.every) as monitor:
         for epoch in trange(options.epochs + 1, unit="epoch", mininterval=1):
             monitor(epoch, weights)
@@ -63,9 +50,8 @@ def main():
     records = rankmon.read_jsonl(options.logdir / "rankmon.jsonl")
     figure = options.logdir / "ranks.png"
     name = "-".join(map(str, dims))
-    save_rank_evolution(
-        records, figure, title=f"Linear network {name} under a linear teacher", x_label="epoch"
-    )
+    title = f"Linear network {name} under a linear teacher"
+    save_rank_evolution(records, figure, title=title, phases=[Phase(0, "", "epoch")])
     print_ranks(records)
     print(f"\n{figure}\nSee the curves: tensorboard --logdir {options.logdir.parent}\n")
     check(claims(records, dims))

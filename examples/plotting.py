@@ -1,6 +1,7 @@
 """Figures and tables of the examples, drawn from a run's records; no training, no measuring."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib
@@ -51,7 +52,7 @@ def layers(records: Sequence[Record], prefix: str) -> list[str]:
     return [tag.removeprefix(prefix + "/") for tag in tags]
 
 
-def draw_hessian_ranks(axes: Axes, records: Sequence[Record], *, x_label: str) -> None:
+def draw_hessian_ranks(axes: Axes, records: Sequence[Record]) -> None:
     """Figure S1: the four ranks, the band from low to high, theory as open circles."""
     for part, (label, color, style, width) in PARTS.items():
         steps, ranks = series(records, f"rank/{part}")
@@ -63,22 +64,24 @@ def draw_hessian_ranks(axes: Axes, records: Sequence[Record], *, x_label: str) -
         few = np.linspace(0, len(at) - 1, min(len(at), 9)).astype(int)
         if len(at) and part != "H_f_fixed":
             axes.plot(at[few], predicted[few], "o", color=color, mfc="white", ms=6, zorder=5)
-    axes.plot([], [], "o", color="#666666", mfc="white", ms=6, label="theory")
-    axes.set(xlabel=x_label, ylabel="rank", title="Hessian", ylim=(0, None))
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=5, handlelength=2.6)
+    axes.plot([], [], "o", color="#666666", mfc="white", ms=6, label="theory (linear)")
+    axes.set_ylim(bottom=0)
 
 
-def draw_loss(axes: Axes, records: Sequence[Record]) -> None:
-    """The loss on a second, logarithmic axis, in gray."""
+def draw_loss(
+    axes: Axes, records: Sequence[Record], limits: tuple[float, float], *, labeled: bool
+) -> None:
+    """The loss on a second, logarithmic axis, in gray; only a labeled one shows its numbers."""
     steps, loss = series(records, "loss")
     right = axes.twinx()
-    right.semilogy(steps, np.maximum(loss, 1e-300), color="#9a9a9a", linewidth=1.2, zorder=0)
-    right.set_ylabel("loss", color="#7a7a7a")
-    right.tick_params(axis="y", colors="#7a7a7a")
+    right.semilogy(steps, np.maximum(loss, limits[0]), color="#9a9a9a", linewidth=1.2)
+    right.set_ylim(*limits)
+    right.tick_params(axis="y", colors="#7a7a7a", labelright=labeled)
+    right.set_ylabel("loss" if labeled else "", color="#7a7a7a")
     right.grid(visible=False)
 
 
-def draw_weight_ranks(axes: Axes, records: Sequence[Record], *, x_label: str) -> None:
+def draw_weight_ranks(axes: Axes, records: Sequence[Record]) -> None:
     """The rank of each weight, named at the end of its line."""
     for i, layer in enumerate(layers(records, "rank_weights")):
         steps, ranks = series(records, f"rank_weights/{layer}")
@@ -92,50 +95,61 @@ def draw_weight_ranks(axes: Axes, records: Sequence[Record], *, x_label: str) ->
             color=color,
             va="center",
         )
-    axes.set(xlabel=x_label, title="weights", ylim=(0, None))
+    axes.set(title="weights", ylim=(0, None))
     axes.margins(x=0.1)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training: the step it begins at, its name, and what a step of it is."""
+
+    start: int
+    name: str
+    unit: str
+
+
 def save_rank_evolution(
-    records: Sequence[Record],
-    path: Path,
-    *,
-    title: str,
-    x_label: str,
-    phases: Sequence[tuple[int, str]] = (),
+    records: Sequence[Record], path: Path, *, title: str, phases: Sequence[Phase]
 ) -> None:
-    """Figures S1 and S2: ranks of the Hessian with the loss, and of the weights.
+    """Figures S1 and S2: ranks of the Hessian with the loss, a panel a phase, and of the weights.
 
     Args:
       records: of one run.
       path: the PNG to write.
-      title: above both panels.
-      x_label: what a step is.
-      phases: (step, name): where a phase of training begins, marked with a line.
+      title: above the panels.
+      phases: of the training, in order; steps are counted from each one's start.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), width_ratios=[2.4, 1])
-    draw_loss(left, records)
-    draw_hessian_ranks(left, records, x_label=x_label)
-    draw_weight_ranks(right, records, x_label=x_label)
-    for axes in (left, right):
-        for step, _ in phases:
-            axes.axvline(step, color="#666666", linewidth=1, linestyle=":")
-    for step, name in phases:
-        left.annotate(
-            name,
-            (step, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(5, -4),
-            textcoords="offset points",
-            va="top",
-            color="#444444",
-            fontsize=10,
-        )
-    left.set_zorder(1)
-    left.patch.set_visible(False)
+    widths = [2.4 / len(phases) * (1.1 if len(phases) > 1 else 1)] * len(phases)
+    figure = plt.figure(figsize=(11, 4.6))
+    grid = figure.add_gridspec(1, len(phases) + 1, width_ratios=[*widths, 1])
+    ends = [phase.start for phase in phases[1:]] + [records[-1].step]
+    panels = []
+    for i, (phase, end) in enumerate(zip(phases, ends, strict=True)):
+        axes = figure.add_subplot(grid[i], sharey=panels[0] if panels else None)
+        panels.append(axes)
+        part = [replace(r, step=r.step - phase.start) for r in records if phase.start <= r.step <= end]
+        draw_loss(axes, part, _loss_range(records), labeled=i == len(phases) - 1)
+        draw_hessian_ranks(axes, part)
+        axes.set(xlabel=phase.unit, title=phase.name or "Hessian")
+        axes.set_zorder(1)
+        axes.patch.set_visible(False)
+        axes.tick_params(labelleft=i == 0)
+    panels[0].set_ylabel("rank")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, handlelength=2.6)
+    last = figure.add_subplot(grid[-1])
+    draw_weight_ranks(last, records)
+    last.set_xlabel(" + ".join(f"{phase.unit}s" for phase in phases))
+    for phase in phases[1:]:
+        last.axvline(phase.start, color="#888888", linewidth=1, linestyle=":")
     figure.suptitle(title)
     _save(figure, path)
+
+
+def _loss_range(records: Sequence[Record]) -> tuple[float, float]:
+    loss = series(records, "loss")[1]
+    return float(np.min(loss[loss > 0])) / 10, float(np.max(loss)) * 10
 
 
 def save_determinants(
@@ -176,7 +190,7 @@ def save_determinants(
     for records, color, name in ((flow, LAYERS[0], "flow"), (descent, LAYERS[1], "descent")):
         t, imbalance = curve(records, "lemma8/balancedness/0")
         right.loglog(t[1:], imbalance[1:], "--", color=color, label=f"{name}: imbalance")
-    right.set(xlabel="flow time", title="errors", ylim=(1e-17, None))
+    right.set(xlabel="flow time", title="errors", ylim=(1e-14, None))
     right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     _save(figure, path)
 

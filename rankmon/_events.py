@@ -100,10 +100,12 @@ def _histogram(tag: str, array: np.ndarray) -> summary_pb2.Summary.Value:
 
 def _values(tag: str, array: np.ndarray) -> summary_pb2.Summary.Value:
     plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name="rankmon")
+    with np.errstate(over="ignore"):  # beyond float32's range is infinity, as for scalars
+        values = array.astype(np.float32)
     return summary_pb2.Summary.Value(
         tag=f"{tag}/values",
         metadata=_tensor_metadata(summary_pb2.SummaryMetadata(plugin_data=plugin)),
-        tensor=make_tensor_proto(array.astype(np.float32)),
+        tensor=make_tensor_proto(values),
     )
 
 

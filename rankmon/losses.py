@@ -109,6 +109,7 @@ def _sum_of_others(v: Float[Array, " k"]) -> Float[Array, " k"]:
 
 def _cross_entropy(z: Float[Array, " k"], target: Any) -> Float[Array, ""]:
     t = _probabilities(target, z)
+    z = z - jnp.max(z)  # large logits would cost the digits of their differences
     diagonal = jnp.eye(z.shape[0], dtype=bool)
     others = jax.nn.logsumexp(jnp.where(diagonal, -jnp.inf, z[None, :]), axis=1)
     # -log p_c = log(1 + sum of the others' odds), exact where p_c is 1 to rounding.

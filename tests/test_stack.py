@@ -348,6 +348,14 @@ def frozen(z):
 
 frozen.defjvp(lambda primals, tangents: (primals[0], 0 * tangents[0]))
 
+
+@jax.custom_jvp
+def frozen_layer(W, x):
+    return x @ W
+
+
+frozen_layer.defjvp(lambda primals, tangents: (primals[1] @ primals[0], tangents[1] @ primals[0]))
+
 # All but the first three equal x @ W1 @ W2 on Gaussian data, to the last digits or to all of them.
 IMPOSTORS = {
     "scaled": lambda z: z * 0.5,
@@ -446,6 +454,16 @@ def learned_slope(w, x):
     return jnp.where(h > 0, h, w[1] * h)
 
 
+def plus_its_transpose(w, x):
+    h = x @ w[0]
+    return h + h.T
+
+
+def outer_product(w, x):
+    h = jnp.einsum("n,ab->nab", (x @ w[0])[:, 0], w[1])
+    return jnp.einsum("nab,kb->nak", h, w[2])[:, :, 0]
+
+
 def sum_with_ones(w, x):
     return jnp.concatenate([x, jnp.ones((5, 1))], axis=1) @ w[0]
 
@@ -465,7 +483,9 @@ REFUSED = {
     "two-heads": (two_heads, (*SQUARE, (5, 5))),
     "parallel": (lambda w, x: x @ w[0] + x @ w[1], SQUARE),
     "same-kernel-after-two-functions": (same_kernel_after_two_functions, SQUARE),
-    "plus-its-transpose": (lambda w, x: x @ w[0] + (x @ w[0]).T, SQUARE[:1]),
+    "plus-its-transpose": (plus_its_transpose, SQUARE[:1]),
+    "outer-product": (outer_product, [(5, 1), (4, 3), (1, 3)]),
+    "examples-summed": (lambda w, x: (w[1] @ (x @ w[0])).T, [(5, 1), (3, 5)]),
     "examples-mixed": (lambda w, x: w[1] @ (x @ w[0]), SQUARE),
     "examples-mixed-at-first": (lambda w, x: w[0] @ x @ w[1], SQUARE),
     "transposed-output": (lambda w, x: (x @ w[0] @ w[1]).T, SQUARE),
@@ -502,12 +522,18 @@ REFUSED = {
     "bias-on-the-inputs": (lambda w, x: (x + w[1]) @ w[0], [(5, 4), (5,)]),
     "bias-after-a-function": (lambda w, x: jnp.tanh(x @ w[0]) + w[1], BIASED_ONE),
     "two-biases": (lambda w, x: x @ w[0] + w[1] + w[2], (*BIASED_ONE, (4,))),
+    "bias-twice": (lambda w, x: x @ w[0] + w[1] + w[1], BIASED_ONE),
     "subtracted-bias": (lambda w, x: x @ w[0] - w[1], BIASED_ONE),
     "scalar-bias": (lambda w, x: x @ w[0] + w[1], [(5, 4), ()]),
     "bias-per-example": (lambda w, x: x @ w[0] + w[1], [(5, 4), (5, 4)]),
     "bias-along-the-examples": (lambda w, x: x @ w[0] + w[1][:, None], [(5, 5), (5,)]),
     "bias-that-widens": (lambda w, x: x @ w[0] + w[1], [(5, 1), (4,)]),
     "widened-by-a-constant": (lambda w, x: x @ w[0] + jnp.zeros((5, 4)), [(5, 1)]),
+    "bias-that-repeats": (lambda w, x: x @ w[0] + jnp.broadcast_to(w[1], (5, 4)), [(5, 1), (1,)]),
+    "kernel-that-repeats": (lambda w, x: x @ jnp.broadcast_to(w[0], (5, 4)), [(1, 4)]),
+    "kernel-per-example": (lambda w, x: jnp.einsum("nd,nd->n", x, w[0])[:, None], [(5, 5)]),
+    "kernels-per-example": (lambda w, x: jnp.einsum("nd,ndk->nk", x, w[0]), [(5, 5, 4)]),
+    "layer-with-own-derivative": (lambda w, x: frozen_layer(w[0], x) @ w[1], TWO),
     "widened": (lambda w, x: jnp.broadcast_to(x @ w[0], (5, 5)) @ w[1], [(5, 1), (5, 3)]),
     "widened-at-the-end": (lambda w, x: jnp.broadcast_to(x @ w[0], (5, 5)), [(5, 1)]),
     "column-broadcast": (lambda w, x: x @ w[0] - x @ w[1], [(5, 4), (5, 1)]),
@@ -530,10 +556,24 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_other_networks_are_refused(name):
-    apply, shapes = REFUSED[name]
+@pytest.mark.parametrize("finish", [lambda y: y, jnp.tanh], ids=["plain", "tanh"])
+def test_other_networks_are_refused(name, finish):
+    """With a tanh at the end too, where structure alone decides."""
+    network, shapes = REFUSED[name]
+    apply = lambda w, x: jax.tree.map(finish, network(w, x))  # noqa: E731
     leaves, x = [gaussian(*shape, seed=i) for i, shape in enumerate(shapes)], gaussian(5, 5)
     assert dense_stack(apply, leaves, x) is None
+
+
+@pytest.mark.parametrize(
+    "network",
+    [lambda h: h.T, lambda h: jnp.broadcast_to(h, (3, 4)), lambda h: h.reshape(4, 1)],
+    ids=["transposed", "repeated", "reshaped"],
+)
+def test_a_batch_of_one_must_give_one_row(network):
+    x = gaussian(1, 5)
+    assert dense_stack(lambda w, x: jnp.tanh(network(x @ w[0])), [gaussian(5, 4)], x) is None
+    assert dense_stack(lambda w, x: jnp.tanh(x @ w[0]), [gaussian(5, 4)], x).dims == (5, 4)
 
 
 @pytest.mark.parametrize("dtype", [int, bool])

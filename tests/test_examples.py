@@ -1,0 +1,70 @@
+"""The examples run in their quick mode, keep their claims, and leave what they say they leave."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import rankmon
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ["linear_teacher", "relu_mnist", "gradient_flow"]
+
+
+def run(name, *options):
+    # One thread each: xdist already keeps the cores busy.
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), *options]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_quick_mode_keeps_its_claims(name, tmp_path):
+    done = run(name, "--quick", "--logdir", str(tmp_path / name))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "holds" in done.stdout
+    assert "FAILS" not in done.stdout
+    (figure,) = (tmp_path / name).glob("*.png")
+    assert figure.stat().st_size > 20_000
+    assert list((tmp_path / name).rglob("*tfevents*"))
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_are_short(name):
+    assert len((ROOT / "examples" / f"{name}.py").read_text().splitlines()) < 120
+
+
+def test_a_claim_that_fails_is_an_error(tmp_path):
+    done = run("linear_teacher", "--quick", "--epochs", "40", "--logdir", str(tmp_path))
+    assert done.returncode == 1
+    assert "FAILS  at the end H_f = 0 and H_L = H_o" in done.stdout
+
+
+@pytest.mark.parametrize("run", ["linear_teacher", "relu_mnist", "gradient_flow/flow"])
+def test_reference_runs_are_small_and_readable(run):
+    folder = ROOT / "logs" / "reference" / run
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert size < 2 * 2**20
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert "rank/H_L" in events.Tags()["scalars"]
+
+
+def test_the_reference_run_is_figure_s1():
+    events = EventAccumulator(str(ROOT / "logs/reference/linear_teacher"))
+    events.Reload()
+
+    def curve(tag):
+        return [event.value for event in events.Scalars(tag)]
+
+    assert (curve("rank/H_L")[0], curve("rank/H_L")[-1]) == (1200, 300)
+    assert set(curve("rank/H_o")) == {300}
+    assert (curve("rank/H_f")[0], curve("rank/H_f")[-1]) == (1000, 0)
+    assert set(curve("rank/H_f_fixed")) == {1000}
+    for layer, rank in enumerate((25, 20, 15, 10)):
+        assert set(curve(f"rank_weights/{layer}")) == {rank}
+    dims = (30, 25, 20, 15, 10)
+    assert curve("rank_theory/H_L")[0] == rankmon.theory.rank_loss(dims)

@@ -1,0 +1,173 @@
+"""Ranks of the Hessian's parts: against dense autodiff, against theory, and their invariances."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from oracles import cases, dense_parts, mlp
+from rankmon import Problem, Tolerance, hessian_ranks, theory
+
+EPS = np.finfo(np.float64).eps
+CASES = {case.name: case for case in cases()}
+
+
+def problem_of(case, **options):
+    return Problem(
+        case.apply,
+        loss=case.loss,
+        inputs=case.inputs,
+        targets=case.targets,
+        weights=case.weights,
+        **options,
+    )
+
+
+def oracle_counts(parts):
+    """Low, rank and high of each part at the common cut, from NumPy's own eigenvalues."""
+    spectra = {part: np.abs(np.linalg.eigvalsh((h + h.T) / 2)) for part, h in parts.items()}
+    p = len(spectra["H_L"])
+    counts = {}
+    for part, s in spectra.items():
+        cut = p * EPS * max(spectra["H_L"].max(), s.max())
+        counts[part] = tuple(int((s > cut * factor).sum()) for factor in (10, 1, 0.1))
+    return counts
+
+
+@pytest.mark.parametrize(
+    "name", ["linear-mse", "relu_bias-mse", "tanh-cross_entropy", "conv-mse", "linear-weights"]
+)
+def test_ranks_equal_those_of_autodiff(name):
+    case = CASES[name]
+    problem = problem_of(case)
+    flat = problem.flat(case.params)
+    reference = np.random.default_rng(5).standard_normal((flat.positions, flat.k))
+    ranks = hessian_ranks(problem, case.params, reference=reference)
+    parts = dense_parts(case, reference)
+    want = oracle_counts({part: parts[part] for part in ranks})
+    certain = {part for part, (low, _, high) in want.items() if low == high}
+    assert {part for part, rank in ranks.items() if rank.certain} == certain
+    for part, rank in ranks.items():
+        assert rank.size == flat.p
+        if part in certain:
+            assert (rank.low, rank.rank, rank.high) == want[part], part
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["no_bias", "bias"])
+@pytest.mark.parametrize("loss", ["mse", "cosh", "cross_entropy"])
+@pytest.mark.parametrize("dims", [(6, 5, 4, 3), (5, 2, 4, 3)], ids=["wide", "bottleneck"])
+def test_linear_networks_meet_theory(dims, loss, bias):
+    apply, params = mlp(dims, bias=bias, seed=2)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((40, dims[0]))
+    x -= x.mean(0)
+    y = rng.standard_normal((40, 3)) if loss != "cross_entropy" else rng.integers(0, 3, 40)
+    ranks = hessian_ranks(Problem(apply, loss=loss, inputs=x, targets=y), params)
+    expected = {
+        "H_L": theory.rank_loss(dims, bias=bias, loss=loss),
+        "H_o": theory.rank_outer(dims, bias=bias, loss=loss),
+        "H_f": theory.rank_functional(dims, bias=bias, loss=loss),
+    }
+    assert {part: rank.rank for part, rank in ranks.items()} == expected
+    assert all(rank.certain for rank in ranks.values())
+
+
+def test_float32_parameters_are_measured_in_float64():
+    case = CASES["linear-mse"]
+    narrow = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), case.params)
+    problem = Problem(
+        jax.jit(case.apply),
+        loss="mse",
+        inputs=jnp.asarray(case.inputs, jnp.float32),
+        targets=jnp.asarray(case.targets, jnp.float32),
+    )
+    ranks = hessian_ranks(problem, narrow)
+    assert {part: rank.rank for part, rank in ranks.items()} == {
+        "H_L": theory.rank_loss((5, 4, 4, 3)),
+        "H_o": theory.rank_outer((5, 4, 4, 3)),
+        "H_f": theory.rank_functional((5, 4, 4, 3)),
+    }
+    assert ranks["H_L"].tolerance < 1e-11
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_ranks_do_not_depend_on_the_scale_of_the_loss(scale):
+    case = CASES["tanh-mse"]
+    scaled = Problem(
+        case.apply,
+        loss=lambda z, y: scale * 0.5 * jnp.sum((z - y) ** 2),
+        inputs=case.inputs,
+        targets=case.targets,
+    )
+    for part, rank in hessian_ranks(scaled, case.params).items():
+        plain = hessian_ranks(problem_of(case), case.params)[part]
+        assert (rank.low, rank.rank, rank.high) == (plain.low, plain.rank, plain.high)
+        assert rank.tolerance == pytest.approx(scale * plain.tolerance, rel=1e-6)
+
+
+def test_ranks_do_not_depend_on_the_order_of_parameters():
+    apply, params = mlp((5, 4, 3), jnp.tanh)
+    x, y = CASES["tanh-mse"].inputs, CASES["tanh-mse"].targets
+    swapped = {"a": params[1]["w"], "b": params[0]["w"]}
+    problem = Problem(apply, loss="mse", inputs=x, targets=y)
+    other = Problem(
+        lambda p, x: apply([{"w": p["b"]}, {"w": p["a"]}], x), loss="mse", inputs=x, targets=y
+    )
+    counts = {part: rank.rank for part, rank in hessian_ranks(problem, params).items()}
+    assert counts == {part: rank.rank for part, rank in hessian_ranks(other, swapped).items()}
+
+
+def test_only_included_parameters_count():
+    apply, params = mlp((5, 4, 3), jnp.tanh, bias=True)
+    x, y = CASES["tanh-mse"].inputs, CASES["tanh-mse"].targets
+    problem = Problem(apply, loss="mse", inputs=x, targets=y, include=["1/*"], exclude=["*/b"])
+    ranks = hessian_ranks(problem, params)
+    # The last layer alone is linear in its weights: H_f = 0, H_o = I_K (x) E[h h^T].
+    assert ranks["H_L"].size == 12
+    assert (ranks["H_o"].rank, ranks["H_f"].rank) == (12, 0)
+    assert np.isnan(ranks["H_f"].gap)
+
+
+def test_functional_term_falls_at_the_common_cut_and_not_at_its_own():
+    case = CASES["linear-mse"]
+    z = np.asarray(case.apply(case.params, case.inputs))
+    noise = np.random.default_rng(1).standard_normal(z.shape)
+    near = Problem(case.apply, loss="mse", inputs=case.inputs, targets=z + 1e-20 + 1e-15 * noise)
+    ranks = hessian_ranks(near, case.params, reference=noise)
+    assert ranks["H_f"].rank == 0
+    assert ranks["H_L"].rank == ranks["H_o"].rank == theory.rank_outer((5, 4, 4, 3))
+    assert ranks["H_f_fixed"].rank == theory.rank_functional((5, 4, 4, 3))
+
+
+def test_nonfinite_weights_have_no_rank(monkeypatch):
+    case = CASES["linear-mse"]
+    broken = jax.tree.map(np.array, case.params)
+    broken[0]["w"][0, 0] = np.nan
+    monkeypatch.setattr("rankmon.hessian.symmetric_spectrum", None)
+    ranks = hessian_ranks(problem_of(case), broken, reference=np.zeros((9, 3)))
+    assert set(ranks) == {"H_L", "H_o", "H_f", "H_f_fixed"}
+    assert all(rank.rank is None and np.isnan(rank.gap) for rank in ranks.values())
+
+
+def test_overflowing_networks_have_no_rank():
+    case = CASES["linear-mse"]
+    huge = jax.tree.map(lambda a: a * 1e120, case.params)
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert hessian_ranks(problem_of(case), huge)["H_L"].rank is None
+
+
+def test_tolerances():
+    case = CASES["linear-mse"]
+    everything = hessian_ranks(problem_of(case), case.params, tolerance=Tolerance(absolute=1e300))
+    assert {rank.rank for rank in everything.values()} == {0}
+    ranks = hessian_ranks(problem_of(case), case.params, tolerance=Tolerance(relative=1e-3))
+    norm = np.linalg.norm(dense_parts(case)["H_L"], 2)
+    assert ranks["H_o"].tolerance == pytest.approx(1e-3 * norm, rel=1e-9)
+
+
+def test_bad_input_is_explained():
+    case = CASES["linear-mse"]
+    with pytest.raises(ValueError, match=r"reference residuals of shape \(9, 3\), got \(3, 9\)"):
+        hessian_ranks(problem_of(case), case.params, reference=np.zeros((3, 9)))
+    with pytest.raises(ValueError, match="expected engine .*, got 'magic'"):
+        hessian_ranks(problem_of(case), case.params, engine="magic")

@@ -1,0 +1,437 @@
+"""The monitor in training loops: what it measures when, what it never does, and what it survives."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import rankmon
+from oracles import mlp
+from rankmon import MemoryWriter, Problem, RankMonitor, RankmonWarning, hessian_ranks, read_jsonl
+from rankmon.measurement import Measurement
+
+DIMS = (3, 3, 3, 3)
+
+
+def setup(seed=0):
+    """A small float32 network, its problem, and a jitted train step."""
+    apply, params = mlp(DIMS, seed=seed)
+    params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)
+    rng = np.random.default_rng(seed)
+    x = jnp.asarray(rng.standard_normal((12, 3)), jnp.float32)
+    y = jnp.asarray(rng.standard_normal((12, 3)), jnp.float32)
+    optimizer = optax.sgd(0.05)
+
+    def loss(params):
+        return 0.5 * jnp.mean(jnp.sum((apply(params, x) - y) ** 2, -1))
+
+    @jax.jit
+    def train_step(params, state):
+        updates, state = optimizer.update(jax.grad(loss)(params), state)
+        return optax.apply_updates(params, updates), state
+
+    problem = Problem(apply, loss="mse", inputs=x, targets=y)
+    return problem, params, optimizer.init(params), train_step
+
+
+@pytest.fixture(scope="module")
+def ready():
+    """One problem for all tests that do not care which: its programs are compiled once."""
+    return setup()
+
+
+class Light:
+    """A probe that costs nothing: the first weight's first entry."""
+
+    name = "light"
+
+    def placeholder_state(self, problem):
+        return {}
+
+    def prepare(self, flat):
+        return self
+
+    def initial_state(self):
+        return {}
+
+    def measure(self, snapshot, state):
+        return Measurement({"light": float(snapshot.theta[0])}), state
+
+    def describe(self):
+        return "* light"
+
+
+def test_training_is_bit_identical_and_the_configuration_unchanged(tmp_path):
+    problem, start, state, train_step = setup()
+    before = dict(jax.config.values)
+    params, opt_state = start, state
+    for _ in range(30):
+        params, opt_state = train_step(params, opt_state)
+    plain = params
+    compiled = train_step._cache_size()
+
+    params, opt_state = start, state
+    seen = {}
+    with RankMonitor(problem, logdir=tmp_path, every=10) as monitor:
+        for step in range(30):
+            record = monitor(step, params)
+            if record:
+                seen[step] = record, jax.tree.map(np.asarray, params)
+            params, opt_state = train_step(params, opt_state)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(params), strict=True):
+        assert a.dtype == b.dtype == jnp.float32
+        assert np.array_equal(a, b)
+    assert dict(jax.config.values) == before
+    assert train_step._cache_size() == compiled
+    assert sorted(seen) == [0, 10, 20]
+    for record, weights in seen.values():
+        double = jax.tree.map(lambda a: a.astype(np.float64), weights)
+        for part, rank in hessian_ranks(problem, double).items():
+            assert record.scalars[f"rank/{part}"] == rank.rank
+            assert record.scalars[f"rank_low/{part}"] == rank.low
+        assert all(isinstance(a, np.ndarray) for a in record.arrays.values())
+
+
+def test_files_say_what_the_records_say(ready, tmp_path):
+    problem, params, state, train_step = ready
+    memory = MemoryWriter()
+    with RankMonitor(problem, logdir=tmp_path, every=4, writers=[memory]) as monitor:
+        for step in range(10):
+            monitor(step, params, scalars={"train/loss": jnp.float32(step)})
+            params, state = train_step(params, state)
+    assert [record.step for record in memory.records] == [0, 4, 8, 9]
+    events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0, "scalars": 0})
+    events.Reload()
+    for tag, value in memory.records[-1].scalars.items():
+        written = events.Scalars(tag)
+        assert [event.step for event in written] == [0, 4, 8, 9]
+        np.testing.assert_equal(np.float32(written[-1].value), np.float32(value))
+    assert {"rank/H_L", "rank_theory/H_L", "rank/Omega", "loss", "rank_self/H_f"} <= set(
+        events.Tags()["scalars"]
+    )
+    assert {f"spectrum/{part}" for part in ("H_L", "H_o", "H_f", "H_f_fixed")} == set(
+        events.Tags()["histograms"]
+    )
+    card = "".join(t.decode() for t in events.Tensors("rankmon/card")[0].tensor_proto.string_val)
+    assert "deep linear network 3-3-3-3" in card
+    lines = read_jsonl(tmp_path / "rankmon.jsonl")
+    for line, record in zip(lines, memory.records, strict=True):
+        np.testing.assert_equal(dict(line.scalars), dict(record.scalars))
+        np.testing.assert_equal(dict(line.arrays), dict(record.arrays))
+
+
+def test_first_and_last_are_measured_and_jumps_are_safe(ready):
+    problem, params, *_ = ready
+    memory = MemoryWriter()
+    with RankMonitor(problem, every=100, probes=[Light()], writers=[memory]) as monitor:
+        assert monitor(7, params) is not None
+        assert monitor(95, params) is None
+        assert monitor(205, params) is not None
+        assert monitor(205, params) is None
+        assert monitor(np.int64(250), params) is None
+    assert [record.step for record in memory.records] == [7, 205, 250]
+
+
+def test_a_call_that_is_not_due_touches_nothing(ready):
+    problem, params, *_ = ready
+    with RankMonitor(problem, every=100, probes=[Light()]) as monitor:
+        monitor(0, params)
+        assert monitor(1, object()) is None
+        monitor(2, params)
+
+
+def test_donated_last_parameters(ready):
+    problem, start, *_ = ready
+    halve = jax.jit(lambda p: jax.tree.map(lambda a: a / 2, p), donate_argnums=0)
+    params = jax.tree.map(jnp.copy, start)
+    memory = MemoryWriter()
+    monitor = RankMonitor(problem, every=100, probes=[Light()], writers=[memory])
+    for step in range(3):
+        monitor(step, params)
+        params = halve(params)
+    with pytest.warns(RankmonWarning, match="close\\(step, params\\)"):
+        monitor.close()
+    assert [record.step for record in memory.records] == [0]
+
+    monitor = RankMonitor(problem, every=100, probes=[Light()], writers=[memory])
+    monitor(0, params)
+    last = monitor.close(3, params)
+    assert last.step == 3
+    assert monitor.close() is None
+
+
+def test_nonfinite_weights_are_data(ready, tmp_path):
+    problem, params, *_ = ready
+    broken = jax.tree.map(lambda a: a.at[0, 0].set(jnp.nan), params)
+    monitor = RankMonitor(
+        problem,
+        logdir=tmp_path,
+        every=1,
+        probes=["hessian", "weights", rankmon.Lemma8Probe(0.1)],
+    )
+    monitor(0, params)
+    with pytest.warns(RankmonWarning, match="step 1: 3 parameters are NaN or infinite") as caught:
+        for step in (1, 2, 3):
+            record = monitor(step, broken)
+    assert len(caught) == 1
+    assert record.scalars["monitor/nonfinite"] == 3
+    assert np.isnan(record.scalars["rank/H_L"])
+    assert np.isnan(record.scalars["rank_weights/0/w"])
+    assert record.scalars["monitor/errors"] == 0
+    assert monitor(4, params).scalars["rank/H_L"] > 0
+    monitor.close()
+    assert len(read_jsonl(tmp_path / "rankmon.jsonl")) == 5
+
+
+class Failing(Light):
+    name = "failing"
+
+    def measure(self, snapshot, state):
+        if snapshot.step:
+            raise RuntimeError("the probe is broken")
+        return Measurement({}), state
+
+
+def test_a_failing_probe_warns_once_and_training_goes_on(ready):
+    problem, params, *_ = ready
+    memory = MemoryWriter()
+    monitor = RankMonitor(problem, every=1, probes=[Failing(), Light()], writers=[memory])
+    with pytest.warns(RankmonWarning, match="probe 'failing' at step 1 failed") as caught:
+        for step in range(4):
+            monitor(step, params)
+    monitor.close()
+    assert len(caught) == 1
+    assert [r.scalars["monitor/errors"] for r in memory.records] == [0, 1, 2, 3]
+    assert all("light" in r.scalars for r in memory.records)
+
+
+def test_warnings_made_errors_do_not_end_training(ready):
+    problem, params, *_ = ready
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with RankMonitor(problem, every=1, probes=[Failing(), Light()]) as monitor:
+            for step in range(3):
+                assert monitor(step, params) is not None
+
+
+def test_errors_raise_if_asked_to(ready):
+    problem, params, *_ = ready
+    monitor = RankMonitor(problem, every=1, probes=[Failing()], on_error="raise")
+    monitor(0, params)
+    with pytest.raises(RuntimeError, match="the probe is broken"):
+        monitor(1, params)
+
+
+class Flaky(MemoryWriter):
+    """Refuses the second and third write."""
+
+    calls = 0
+
+    def write(self, record):
+        self.calls += 1
+        if self.calls in (2, 3):
+            raise OSError("disk full")
+        super().write(record)
+
+
+def test_records_of_a_failing_writer_are_kept_and_written_later(ready):
+    problem, params, *_ = ready
+    flaky, sound = Flaky(), MemoryWriter()
+    monitor = RankMonitor(problem, every=1, probes=[Light()], writers=[flaky, sound])
+    with pytest.warns(RankmonWarning, match="Flaky failed .OSError: disk full"):
+        for step in range(4):
+            monitor(step, params)
+    monitor.close()
+    assert [r.step for r in flaky.records] == [r.step for r in sound.records] == [0, 1, 2, 3]
+
+
+def test_an_exception_in_the_loop_passes_and_closes(ready, tmp_path):
+    problem, params, *_ = ready
+    with pytest.raises(ZeroDivisionError):
+        with RankMonitor(problem, logdir=tmp_path, every=9, probes=[Light()]) as monitor:
+            monitor(0, params)
+            monitor(1, params)
+            1 / 0  # noqa: B018
+    assert [r.step for r in read_jsonl(tmp_path / "rankmon.jsonl")] == [0]
+    with pytest.warns(RankmonWarning, match="after close"):
+        assert monitor(9, params) is None
+
+
+def test_a_changed_structure_is_an_error_of_the_probe_not_of_training(ready):
+    problem, params, *_ = ready
+    monitor = RankMonitor(problem, every=1, probes=[Light()])
+    monitor(0, params)
+    with pytest.warns(RankmonWarning, match="expected parameters .*one monitor for each"):
+        record = monitor(1, params[:2])
+    assert record.scalars["monitor/errors"] == 1
+
+
+# Restart
+
+
+def msgpack(state):
+    from flax import serialization
+
+    return serialization.from_bytes(None, serialization.to_bytes(state))
+
+
+def device(state):
+    """What a checkpointer that returns jax.Arrays gives, with x64 off."""
+    return jax.tree.map(jnp.asarray, state)
+
+
+@pytest.mark.parametrize("checkpointer", [msgpack, device], ids=["msgpack", "jax arrays"])
+@pytest.mark.parametrize("stop", [0, 1, 2, 3])
+def test_a_resumed_run_gives_the_same_curves(ready, tmp_path, stop, checkpointer):
+    problem, start, opt_state, train_step = ready
+    probes = ["hessian", rankmon.Lemma8Probe(0.05)]
+
+    def run(folder, params, state, first, *, saved=None, until=10, break_after=None):
+        checkpoint = None
+        monitor = RankMonitor(
+            problem, logdir=folder, every=3, probes=probes, state=saved
+        )
+        for step in range(first, until):
+            monitor(step, params)
+            params, state = train_step(params, state)
+            if step == break_after:
+                checkpoint = (params, state, checkpointer(monitor.state))
+        monitor.close()
+        return checkpoint
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(whole, start, opt_state, 0)
+    # The run goes on for some steps after its checkpoint, so that records have to be superseded.
+    params, state, saved = run(parts, start, opt_state, 0, until=max(9, 3 * stop + 1), break_after=3 * stop)
+    run(parts, params, state, 3 * stop + 1, saved=saved)
+
+    straight, resumed = (read_jsonl(folder / "rankmon.jsonl") for folder in (whole, parts))
+    assert [r.step for r in straight] == [r.step for r in resumed] == [0, 3, 6, 9]
+    for a, b in zip(straight, resumed, strict=True):
+        for tag in a.scalars:
+            if not tag.startswith("monitor/"):
+                np.testing.assert_equal(a.scalars[tag], b.scalars[tag], err_msg=tag)
+        np.testing.assert_array_equal(
+            a.arrays["spectrum/H_f_fixed"], b.arrays["spectrum/H_f_fixed"]
+        )
+    events = EventAccumulator(str(parts))
+    events.Reload()
+    assert [e.step for e in events.Scalars("rank/H_f_fixed")] == [0, 3, 6, 9]
+    superseded = read_jsonl(parts / "rankmon.jsonl", superseded=True)
+    assert len(superseded) > len(resumed) or stop == 3
+
+
+def test_state_has_one_structure_from_construction_on(ready, tmp_path):
+    import orbax.checkpoint as ocp
+
+    problem, params, *_ = ready
+    monitor = RankMonitor(problem, every=1, params=params)
+    before = monitor.state
+    monitor(0, params)
+    after = monitor.state
+    assert jax.tree.structure(before) == jax.tree.structure(after)
+    assert [a.shape for a in jax.tree.leaves(before)] == [a.shape for a in jax.tree.leaves(after)]
+    bare = RankMonitor(problem, every=1).state
+    assert jax.tree.structure(bare) == jax.tree.structure(before)
+    with ocp.StandardCheckpointer() as checkpointer:
+        for name, state in (("before", before), ("after", after)):
+            checkpointer.save(tmp_path / name, state)
+            checkpointer.wait_until_finished()
+            again = checkpointer.restore(tmp_path / name, state)
+            for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(again), strict=True):
+                np.testing.assert_array_equal(a, b)
+    fresh = RankMonitor(problem, every=1, state=before)
+    assert fresh(0, params) is not None
+
+
+def test_restoring_what_does_not_fit_is_explained(ready):
+    problem, params, *_ = ready
+    monitor = RankMonitor(problem, every=1)
+    with pytest.raises(ValueError, match="probes of the one that was saved"):
+        monitor.restore({"monitor": {"last_step": np.zeros(2, np.uint32)}})
+    state = monitor.state
+    state["hessian"]["reference"] = np.zeros((3, 2))
+    with pytest.raises(ValueError, match="as it was saved"):
+        monitor.restore(state)
+
+
+def test_going_back_starts_a_new_attempt(ready, tmp_path):
+    problem, params, *_ = ready
+    with RankMonitor(problem, logdir=tmp_path, every=10, probes=[Light()]) as monitor:
+        for step in (0, 10, 20, 5, 15):
+            monitor(step, params)
+    records = read_jsonl(tmp_path / "rankmon.jsonl")
+    assert [(r.step, r.attempt) for r in records] == [(0, 1), (5, 2), (15, 2)]
+    assert len(read_jsonl(tmp_path / "rankmon.jsonl", superseded=True)) == 5
+
+
+def test_two_live_monitors_on_one_folder_are_refused(ready, tmp_path):
+    problem, params, *_ = ready
+    with RankMonitor(problem, logdir=tmp_path, every=1, probes=[Light()]):
+        with pytest.raises(OSError, match=r"(?s)expected.*got"):
+            RankMonitor(problem, logdir=tmp_path, every=1)
+    RankMonitor(problem, logdir=tmp_path, every=1, probes=[Light()]).close()
+
+
+# Bad input
+
+
+def test_bad_arguments_are_explained(ready, tmp_path):
+    problem, params, *_ = ready
+    for options, words in (
+        ({}, "either every or schedule"),
+        ({"every": 0}, "at least 1|positive|>= 1"),
+        ({"every": 1, "probes": ["hesian"]}, "expected a probe among .*'hesian'"),
+        ({"every": 1, "probes": ["lemma8"]}, "Lemma8Probe\\(learning_rate\\)"),
+        ({"every": 1, "probes": []}, "one or more distinct probes"),
+        ({"every": 1, "on_error": "ignore"}, "on_error to be one of"),
+        ({"every": 1, "oversize": "skip"}, "oversize to be one of"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            RankMonitor(problem, **options)
+    with pytest.raises(TypeError, match="expected a rankmon.Problem, got function"):
+        RankMonitor(lambda params: params, every=1)
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(OSError, match=r"(?s)expected.*got"):
+        RankMonitor(problem, every=1, logdir=file / "run")
+    monitor = RankMonitor(problem, every=1, probes=[Light()])
+    with pytest.raises(TypeError, match="jax.Array, whose value the monitor would have to wait"):
+        monitor(jnp.asarray(3), params)
+    with pytest.raises(TypeError, match="expected step to be an integer, got float"):
+        monitor(0.5, params)
+
+
+def test_parameters_are_checked_before_anything_is_computed(ready):
+    problem, params, *_ = ready
+    vectors = Problem(
+        lambda p, x: x * p["scale"], loss="mse", inputs=np.ones((3, 2)), targets=np.ones((3, 2))
+    )
+    with pytest.raises(ValueError, match="at least one matrix"):
+        RankMonitor(vectors, every=1)(0, {"scale": jnp.ones(2)})
+    with pytest.raises(ValueError, match="Lemma 8, got a stack with activations"):
+        RankMonitor(
+            Problem(
+                lambda p, x: jnp.tanh(x @ p), loss="mse", inputs=np.ones((3, 2)), targets=np.ones((3, 2))
+            ),
+            every=1,
+            params=jnp.eye(2),
+            probes=[rankmon.Lemma8Probe(0.1)],
+        )
+
+
+def test_too_many_parameters_for_dense_matrices(ready):
+    problem, params, *_ = ready
+    with pytest.raises(MemoryError, match="p = 27 parameters.*oversize='weights'"):
+        RankMonitor(problem, every=1, memory_limit=1000, params=params)
+    with pytest.warns(RankmonWarning, match="hessian: left out"):
+        monitor = RankMonitor(
+            problem, every=1, memory_limit=1000, params=params, oversize="weights"
+        )
+    record = monitor(0, params)
+    assert record.scalars["rank_weights/0/w"] == 3
+    assert "rank/H_L" not in record.scalars

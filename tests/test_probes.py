@@ -1,0 +1,285 @@
+"""What the probes log during training: the Hessian's curves, theory beside them, Lemma 8, weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from oracles import mlp
+from rankmon import (
+    HessianProbe,
+    Lemma8Probe,
+    Problem,
+    RankMonitor,
+    RankmonWarning,
+    WeightsProbe,
+    lemma8,
+    theory,
+    weight_ranks,
+)
+
+
+@pytest.mark.slow
+def test_cross_entropy_trained_to_1e_5_keeps_the_fixed_ranks():
+    dims = (20, 15, 12, 8)
+    apply, params = mlp(dims)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((60, 20))
+    labels = np.argmax(x @ rng.standard_normal((20, 8)), axis=1)
+    problem = Problem(apply, loss="cross_entropy", inputs=x, targets=labels)
+    records = []
+    with jax.enable_x64(True):
+        optimizer = optax.adam(3e-3)
+        params = jax.tree.map(jnp.asarray, params)
+        state = optimizer.init(params)
+
+        def loss(params):
+            logits = apply(params, x)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        @jax.jit
+        def steps(params, state):
+            def one(_, carry):
+                params, state = carry
+                updates, state = optimizer.update(jax.grad(loss)(params), state)
+                return optax.apply_updates(params, updates), state
+
+            return jax.lax.fori_loop(0, 100, one, (params, state))
+
+        monitor = RankMonitor(problem, every=1, probes=["hessian"])
+        for step in range(60):
+            records.append(monitor(step, params))
+            if records[-1].scalars["loss"] < 1e-5:
+                break
+            params, state = steps(params, state)
+    assert records[0].scalars["loss"] > 1
+    assert records[-1].scalars["loss"] < 1e-5
+    outer = theory.rank_outer(dims, loss="cross_entropy")
+    functional = theory.rank_functional(dims, loss="cross_entropy")
+    assert (outer, functional) == (140, 329)
+    for record in records:
+        s = record.scalars
+        assert s["rank/H_o"] == s["rank_theory/H_o"] == outer
+        assert s["rank/H_f_fixed"] == s["rank_high/H_f_fixed"] == functional
+
+
+def test_theory_follows_the_residual_to_zero():
+    apply, params = mlp((5, 4, 3))
+    x = np.random.default_rng(0).standard_normal((20, 5))
+    z = np.asarray(x @ params[0]["w"] @ params[1]["w"])
+    noise = np.random.default_rng(1).standard_normal(z.shape)
+    measured = {}
+    for scale in (1.0, 1e-6, 1e-20):
+        problem = Problem(apply, loss="mse", inputs=x, targets=z + scale * noise)
+        probe = HessianProbe().prepare(problem.flat(params))
+        state = {"reference": noise, "started": np.ones(())}
+        measured[scale] = _measure(probe, problem, params, state)[0].scalars
+    for scalars in measured.values():
+        for part in ("H_L", "H_o", "H_f", "H_f_fixed"):
+            assert scalars[f"rank/{part}"] == scalars[f"rank_theory/{part}"], part
+    assert measured[1e-6]["rank/H_f"] == measured[1e-6]["rank_self/H_f"] == 24
+    assert measured[1e-20]["rank/H_f"] == 0
+    assert measured[1e-20]["rank/H_f_fixed"] == 24
+
+
+def _measure(probe, problem, params, state=None, step=0):
+    from rankmon.measurement import Snapshot
+
+    snapshot = Snapshot.take(problem.flat(params), step, params)
+    return probe.measure(snapshot, probe.initial_state() if state is None else state)
+
+
+def test_theory_is_silent_where_it_does_not_apply():
+    x, y = np.eye(4), np.ones((4, 2))
+    deficient = [{"w": np.ones((4, 3))}, {"w": np.ones((3, 2))}]
+    linear, _ = mlp((4, 3, 2))
+    cases = {
+        "rank-deficient weights": (linear, deficient, "mse"),
+        "a skip": (lambda p, x: x[:, :2] + linear(p, x), mlp((4, 3, 2))[1], "mse"),
+        "a custom loss": (linear, mlp((4, 3, 2))[1], lambda z, y: jnp.sum((z - y) ** 4)),
+    }
+    for name, (apply, params, loss) in cases.items():
+        problem = Problem(apply, loss=loss, inputs=x, targets=y)
+        measurement, _ = _measure(HessianProbe().prepare(problem.flat(params)), problem, params)
+        assert not [t for t in measurement.scalars if t.startswith("rank_theory")], name
+        assert measurement.scalars["rank/Omega"] >= 1
+
+
+def test_other_stacks_show_their_linear_counterpart_and_say_so():
+    apply, params = mlp((4, 3, 2), jax.nn.relu)
+    problem = Problem(apply, loss="mse", inputs=np.eye(4), targets=np.ones((4, 2)))
+    probe = HessianProbe().prepare(problem.flat(params))
+    measurement, _ = _measure(probe, problem, params)
+    assert measurement.scalars["rank_theory/H_o"] == theory.rank_outer((4, 3, 2))
+    assert "linear counterpart" in probe.describe()
+
+
+def test_spectra_are_logged_without_their_zeros():
+    apply, params = mlp((5, 4, 3))
+    params[0]["w"][0] = 0.0
+    x = np.random.default_rng(0).standard_normal((20, 5))
+    x[:, 0] = 0.0
+    problem = Problem(apply, loss="mse", inputs=x, targets=np.ones((20, 3)))
+    measurement, _ = _measure(HessianProbe().prepare(problem.flat(params)), problem, params)
+    for part in ("H_L", "H_o", "H_f", "H_f_fixed"):
+        logs = measurement.arrays[f"spectrum/{part}"]
+        assert np.all(np.isfinite(logs))
+        assert np.all(np.diff(logs) <= 0)
+        assert len(logs) + measurement.scalars[f"spectrum_zeros/{part}"] == 32
+    assert measurement.scalars["spectrum_zeros/H_L"] >= 4
+    cut_free = np.sum(10 ** measurement.arrays["spectrum/H_o"] > 1e-12)
+    assert cut_free == measurement.scalars["rank/H_o"]
+
+
+def test_the_weights_probe_says_what_weight_ranks_says():
+    rng = np.random.default_rng(0)
+    params = {
+        "square": jnp.asarray(rng.standard_normal((4, 4)), jnp.float32),
+        "conv": jnp.asarray(rng.standard_normal((2, 2, 3, 5)), jnp.bfloat16),
+        "bias": jnp.ones(5),
+    }
+
+    def apply(params, x):
+        return x @ params["square"]
+
+    problem = Problem(apply, loss="mse", inputs=np.ones((2, 4)), targets=np.ones((2, 4)))
+    measurement, _ = _measure(WeightsProbe().prepare(problem.flat(params)), problem, params)
+    ranks = weight_ranks(params)
+    assert set(ranks) == {"square", "conv"}
+    for name, rank in ranks.items():
+        assert measurement.scalars[f"rank_weights/{name}"] == rank.rank
+        assert measurement.scalars[f"stable_rank/{name}"] == rank.stable_rank
+        assert measurement.scalars[f"effective_rank/{name}"] == rank.effective_rank
+    assert ranks["conv"].size == 5
+    sign, log_abs = np.linalg.slogdet(np.asarray(params["square"], np.float64))
+    assert measurement.scalars["det_sign/square"] == sign
+    assert measurement.scalars["log_abs_det/square"] == pytest.approx(log_abs, rel=1e-12)
+    assert "det_sign/conv" not in measurement.scalars
+
+
+def test_lemma8_in_a_discrete_loop():
+    """log|det| beside its prediction: off by about the quadrature error that is logged."""
+    width, rate = 4, 1e-3
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % width
+    x = rng.standard_normal((40, width))
+    x -= lemma8.class_means(x, labels, width)[labels]
+    y = np.eye(width)[labels]
+
+    def apply(weights, x):
+        for weight in weights:
+            x = x @ weight.T
+        return x
+
+    with jax.enable_x64(True):
+        weights = lemma8.balanced_stack(jax.random.key(0), layers=3, width=width)
+        gradient = jax.jit(jax.grad(lambda w: 0.5 * jnp.mean(jnp.sum((apply(w, x) - y) ** 2, 1))))
+        problem = Problem(apply, loss="mse", inputs=x, targets=y)
+        monitor = RankMonitor(problem, every=20, probes=[Lemma8Probe(rate), "weights"])
+        records = []
+        for step in range(401):
+            records.append(monitor(step, weights))
+            weights = tuple(w - rate * g for w, g in zip(weights, gradient(weights), strict=True))
+    first, s = records[0].scalars, records[-1].scalars
+    assert first["lemma8/centered"] == first["lemma8/balanced"] == first["lemma8/square"] == 1
+    assert s["lemma8/balanced"] == 0  # discrete steps keep balance only approximately
+    assert s["lemma8/class_mean"] < 1e-15
+    for layer in range(3):
+        fall = s[f"log_abs_det/{layer}"]
+        off = s[f"lemma8/predicted_log_abs_det/{layer}"] - fall
+        assert fall < -0.5
+        assert s[f"lemma8/prediction_error/{layer}"] == pytest.approx(-off, abs=1e-12)
+        assert abs(off) < 0.02
+        assert 0 < s[f"lemma8/quadrature_error/{layer}"] < 0.02
+    assert s["lemma8/balancedness/0"] < 1e-3
+
+
+class _Narrow(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3, dtype=jnp.float32)(nn.Dense(4, dtype=jnp.float32)(x))
+
+
+class _Recurrent(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2)(nn.RNN(nn.GRUCell(3))(x)[:, -1])
+
+
+class _Attention(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(4)(x)
+        return nn.Dense(2)(nn.MultiHeadDotProductAttention(num_heads=2)(x, x).mean(1))
+
+
+class _Normalized(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.BatchNorm(use_running_average=True)(nn.Dense(4)(x))
+        return nn.Dense(2)(nn.relu(x))
+
+
+class _Embedded(nn.Module):
+    @nn.compact
+    def __call__(self, tokens):
+        return nn.Dense(2)(nn.Embed(6, 3)(tokens).mean(1))
+
+
+SEQUENCES = np.random.default_rng(0).standard_normal((5, 3, 2)).astype(np.float32)
+VECTORS = np.random.default_rng(1).standard_normal((12, 5)).astype(np.float32)
+TOKENS = np.random.default_rng(2).integers(0, 6, (8, 3))
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs", "warning"),
+    [
+        (_Narrow(), VECTORS, "computes in float32 inside"),
+        (_Recurrent(), SEQUENCES, "cannot be traced in float64"),
+        (_Attention(), SEQUENCES, None),
+        (_Normalized(), VECTORS, None),
+        (_Embedded(), TOKENS, None),
+    ],
+    ids=["float32 Dense", "GRU", "attention", "BatchNorm", "Embed"],
+)
+def test_flax_modules_in_float32(module, inputs, warning, recwarn):
+    variables = module.init(jax.random.key(0), inputs)
+    rest = {name: value for name, value in variables.items() if name != "params"}
+    k = module.apply(variables, inputs).shape[-1]
+    problem = Problem(
+        lambda params, x: module.apply({"params": params, **rest}, x),
+        loss="mse",
+        inputs=inputs,
+        targets=np.random.default_rng(3).standard_normal((len(inputs), k)),
+    )
+    record = RankMonitor(problem, every=1)(0, variables["params"])
+    messages = [str(w.message) for w in recwarn if issubclass(w.category, RankmonWarning)]
+    assert len(recwarn) == (warning is not None)
+    assert warning is None or (warning in messages[0] and "1.2e-07" in messages[0])
+    s = record.scalars
+    assert s["monitor/errors"] == 0
+    assert 0 < s["rank/H_o"] <= s["rank/H_L"] + 1e-9
+    if isinstance(module, _Narrow):  # a linear network with biases, on inputs not centered
+        dims = (5, 4, 3)
+        assert s["rank/H_o"] == theory.rank_outer(dims, bias=True)
+        assert s["rank/H_f"] == theory.rank_functional(dims, bias=True)
+        assert s["rank/H_L"] == theory.rank_loss(dims, bias=True)
+    if isinstance(module, _Embedded):  # the same network in NumPy's float64, by autodiff
+        assert s["rank/H_o"] == _rank_of_embedding_jacobian(variables["params"])
+
+
+def _rank_of_embedding_jacobian(params):
+    from jax.flatten_util import ravel_pytree
+
+    with jax.enable_x64(True):
+        theta, unravel = ravel_pytree(jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), params))
+
+        def outputs(theta):
+            p = unravel(theta)
+            hidden = p["Embed_0"]["embedding"][TOKENS].mean(1)
+            return hidden @ p["Dense_0"]["kernel"] + p["Dense_0"]["bias"]
+
+        jacobian = jax.jacfwd(outputs)(theta).reshape(-1, theta.size)
+        return np.linalg.matrix_rank(np.asarray(jacobian))

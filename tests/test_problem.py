@@ -1,0 +1,696 @@
+"""`Problem`: what it refuses, the parameter order, weights, positions, the user's own settings."""
+
+import re
+import threading
+from contextlib import ExitStack
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import oracles
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from rankmon.problem import Problem
+
+RNG = np.random.default_rng(0)
+N, D, K, T = 6, 4, 3, 2
+X = RNG.standard_normal((N, D))
+Y = RNG.standard_normal((N, K))
+LABELS = np.arange(N) % K
+W = RNG.standard_normal((D, K))
+PARAMS = {"w": W}
+SEQUENCES = RNG.standard_normal((N, T, D))
+
+
+def apply(params, x):
+    return x @ params["w"]
+
+
+def problem(network=apply, *, loss="mse", inputs=X, targets=Y, **options):
+    return Problem(network, loss=loss, inputs=inputs, targets=targets, **options)
+
+
+def measured(stated, params=PARAMS):
+    """Loss and residuals as the monitor gets them."""
+    flat = stated.flat(params)
+    loss, delta = flat.loss_and_residuals(*flat.split(flat.leaves(params)))
+    assert isinstance(loss, float)
+    assert delta.dtype == np.float64
+    return loss, delta
+
+
+def naive(textbook, z, targets, weights=None):
+    """Mean loss and residuals, example by example, in a Python loop."""
+    w = np.ones(len(z)) if weights is None else np.ravel(np.asarray(weights, float))
+    with jax.enable_x64(True):
+        values = [float(textbook(jnp.asarray(a), b)) for a, b in zip(z, targets, strict=True)]
+        delta = [jax.grad(textbook)(jnp.asarray(a), b) for a, b in zip(z, targets, strict=True)]
+    return np.sum(w * values) / np.sum(w), np.array(delta)
+
+
+def assert_same(got, want, live=slice(None)):
+    assert got[0] == pytest.approx(want[0], rel=1e-13)
+    np.testing.assert_allclose(got[1][live], want[1][live], rtol=1e-12, atol=1e-14)
+
+
+# Losses and residuals
+
+
+@pytest.mark.parametrize(
+    ("loss", "textbook", "targets"),
+    [
+        ("mse", oracles.mse, Y),
+        ("mse", oracles.mse, Y.astype(np.int32)),
+        ("cosh", oracles.cosh, Y),
+        ("cross_entropy", oracles.cross_entropy, LABELS),
+        ("cross_entropy", oracles.cross_entropy, LABELS.astype(np.uint8)),
+        (oracles.mse, oracles.mse, Y),
+    ],
+    ids=["mse", "mse-integers", "cosh", "labels", "labels-uint8", "callable"],
+)
+def test_loss_and_residuals_equal_a_plain_loop(loss, textbook, targets):
+    got = measured(problem(loss=loss, targets=targets))
+    assert_same(got, naive(textbook, X @ W, targets))
+
+
+@pytest.mark.parametrize(
+    "dtype", [np.float64, np.float32, ml_dtypes.bfloat16, np.int32, np.uint8, bool], ids=str
+)
+def test_one_hot_targets_of_any_dtype_equal_labels(dtype):
+    got = measured(problem(loss="cross_entropy", targets=np.eye(K)[LABELS].astype(dtype)))
+    assert_same(got, measured(problem(loss="cross_entropy", targets=LABELS)))
+
+
+def test_a_callable_takes_targets_of_any_structure():
+    targets = {"at": Y, "width": np.abs(Y) + 0.5}
+    rows = [{"at": a, "width": b} for a, b in zip(Y, np.abs(Y) + 0.5, strict=True)]
+    got = measured(problem(loss=oracles.student_t, targets=targets))
+    assert_same(got, naive(oracles.student_t, X @ W, rows))
+
+
+def test_inputs_of_any_structure():
+    def network(params, inputs):
+        return inputs["a"] @ params["w"] + inputs["b"][0]
+
+    got = measured(problem(network, inputs={"a": X, "b": (Y,)}))
+    assert_same(got, naive(oracles.mse, X @ W + Y, Y))
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        np.array([1, 0, 2, 1, 0.5, 3]),
+        np.array([1, 0, 0, 1, 1, 0]),
+        np.array([True, False, True, True, False, True]),
+        np.full(N, 1e-3, np.float16),
+        [1, 1, 1, 0, 0, 0],
+    ],
+    ids=["real", "integer", "bool", "float16", "list"],
+)
+def test_weights_make_a_weighted_mean(weights):
+    live = np.asarray(weights) > 0
+    assert_same(measured(problem(weights=weights)), naive(oracles.mse, X @ W, Y, weights), live)
+    np.testing.assert_allclose(np.sum(problem(weights=weights).flat(PARAMS).weights), 1, rtol=1e-15)
+
+
+def test_masked_examples_are_as_if_they_were_not_there():
+    mask = np.array([1, 0, 1, 1, 0, 1])
+    loss, delta = measured(problem(weights=mask))
+    few = measured(problem(inputs=X[mask > 0], targets=Y[mask > 0]))
+    assert_same((loss, delta[mask > 0]), few)
+    np.testing.assert_array_equal(delta[mask == 0], 0)
+
+
+def test_a_masked_position_may_overflow_and_is_kept_out():
+    def network(params, x):
+        return x @ params["w"] / (jnp.arange(N) > 0)[:, None]
+
+    loss, delta = measured(problem(network, weights=np.array([0, 1, 1, 1, 1, 1])))
+    assert_same((loss, delta[1:]), naive(oracles.mse, X[1:] @ W, Y[1:]))
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [None, np.array([1, 0, 2, 1, 1, 3]), RNG.uniform(0, 1, (N, T))],
+    ids=["none", "per-example", "per-position"],
+)
+def test_every_position_is_an_example(weights):
+    targets = np.arange(N * T).reshape(N, T) % K
+    stated = problem(loss="cross_entropy", inputs=SEQUENCES, targets=targets, weights=weights)
+    flat = stated.flat(PARAMS)
+    assert (flat.positions, flat.k, flat.position_axes) == (N * T, K, (N, T))
+    per_position = None
+    if weights is not None:
+        per_position = weights if weights.ndim == 2 else np.repeat(weights, T)
+    z = (SEQUENCES @ W).reshape(-1, K)
+    want = naive(oracles.cross_entropy, z, targets.ravel(), per_position)
+    live = slice(None) if per_position is None else np.ravel(per_position) > 0
+    assert_same(measured(stated), want, live)
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_weights_over_the_leading_axes_of_many_positions(axes):
+    """Outputs [n, t, s, k] with weights [n], [n, t] or [n, t, s]."""
+    inputs = RNG.standard_normal((N, T, 2, D))
+    weights = RNG.uniform(0.1, 1, (N, T, 2)[:axes])
+    full = np.empty((N, T, 2))
+    for index in np.ndindex(full.shape):
+        full[index] = weights[index[:axes]]
+    flat = problem(inputs=inputs, targets=inputs @ W, weights=weights).flat(PARAMS)
+    np.testing.assert_allclose(flat.weights, full.ravel() / full.sum(), rtol=1e-14)
+
+
+# Parameters
+
+
+NESTED = {
+    "b": {"kernel": RNG.standard_normal((D, K)), "count": np.arange(2)},
+    "a": [RNG.standard_normal(K).astype(np.float32), np.float32(0.5)],
+}
+
+
+def nested(params, x):
+    scale = params["a"][1] * params["b"]["count"][1]
+    return (x @ params["b"]["kernel"] + params["a"][0]) * scale
+
+
+def test_theta_follows_ravel_pytree():
+    floats = {"b": {"kernel": NESTED["b"]["kernel"]}, "a": NESTED["a"]}
+    with jax.enable_x64(True):
+        want, _ = ravel_pytree(floats)
+    flat = problem(nested).flat(NESTED)
+    theta, fixed = flat.split(flat.leaves(NESTED))
+    assert theta.dtype == np.float64
+    np.testing.assert_array_equal(theta, want)
+    assert len(theta) == flat.p == D * K + K + 1
+    np.testing.assert_array_equal(fixed, [NESTED["b"]["count"]])
+
+
+def test_outputs_put_theta_back_where_it_came_from():
+    flat = problem(nested).flat(NESTED)
+    theta, fixed = flat.split(flat.leaves(NESTED))
+    want = (X @ NESTED["b"]["kernel"] + NESTED["a"][0]) * 0.5
+    with flat.precision.scope():
+        np.testing.assert_allclose(flat.outputs(theta, fixed, flat.inputs), want, rtol=1e-12)
+        leaves = flat.leaves(NESTED)
+        np.testing.assert_allclose(flat.apply_leaves(leaves, flat.inputs), want, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [{"exclude": ["a/*"]}, {"exclude": "a/*"}, {"include": ("b/*",)}, {"include": "*/kernel"}],
+    ids=str,
+)
+def test_filters_hold_the_other_leaves_fixed(filters):
+    flat = problem(nested, **filters).flat(NESTED)
+    theta, fixed = flat.split(flat.leaves(NESTED))
+    np.testing.assert_array_equal(theta, NESTED["b"]["kernel"].ravel())
+    assert len(fixed) == 3
+    assert_same(measured(problem(nested, **filters), NESTED), measured(problem(nested), NESTED))
+
+
+def test_complex_leaves_may_be_held_fixed():
+    def network(params, x):
+        return x @ params["w"] + params["c"].real
+
+    stated = problem(network, exclude=["c"])
+    params = {"w": W, "c": np.full(K, 2 + 1j, np.complex64)}
+    assert_same(measured(stated, params), naive(oracles.mse, X @ W + 2, Y))
+
+
+def test_one_flat_problem_for_one_structure():
+    stated = problem()
+    other = {"w": W.astype(np.float32)}
+    assert stated.flat(PARAMS) is stated.flat({"w": 2 * W})
+    assert stated.flat(PARAMS) is not stated.flat(other)
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"w": W.astype(np.float32)}, "got {w float32[4, 3]}"),
+        ({"w": W.T}, "got {w float64[3, 4]}"),
+        ({"v": W}, "got {v float64[4, 3]}"),
+        ({"w": W, "more": Y}, "got {more float64[6, 3]}"),
+        ([W], "got {0 float64[4, 3]}"),
+    ],
+    ids=["dtype", "shape", "name", "more", "list"],
+)
+def test_parameters_that_change_their_structure_later(params, said):
+    flat = problem().flat(PARAMS)
+    with pytest.raises(ValueError, match=re.escape(said)) as caught:
+        flat.leaves(params)
+    assert_says(caught, "expected parameters", "one monitor for each parameter structure")
+
+
+def test_a_change_is_named_however_many_leaves_there_are():
+    params = {f"layer_{i}": np.ones((2, 2)) for i in range(9)}
+
+    def network(params, x):
+        return x[:, :2] @ sum(params.values())
+
+    flat = problem(network, targets=X[:, :2]).flat(params)
+    with pytest.raises(ValueError, match=r"\{layer_8 float64\[2, 2\]\}, got \{layer_8 float64\[3"):
+        flat.leaves(params | {"layer_8": np.ones((3, 2))})
+
+
+def test_buffers_that_are_used_again_change_nothing():
+    x, y, w, counts = X.copy(), Y.copy(), np.ones(N), np.array([1, 2])
+    stated = problem(
+        lambda p, x: x @ p["w"] * p["n"][0], inputs=x, targets=y, weights=w, exclude=["n"]
+    )
+    flat = stated.flat({"w": W, "n": counts})
+    leaves = flat.leaves({"w": W, "n": counts})
+    for buffer in (x, y, w, counts):
+        buffer[:] = 9
+    assert_same(flat.loss_and_residuals(*flat.split(leaves)), naive(oracles.mse, X @ W, Y))
+
+
+# What is refused
+
+
+def assert_says(caught, *words):
+    text = str(caught.value)
+    for word in words:
+        assert word in text, f"{word!r} not in {text!r}"
+
+
+FLOAT_LABELS = LABELS.astype(float)
+
+REFUSED_AT_ONCE = {
+    "apply": (partial(problem, "net"), TypeError, "apply(params, inputs)", "got str", "lambda"),
+    "loss-name": (partial(problem, loss="l2"), ValueError, "one of", "got 'l2'", "pass"),
+    "loss-type": (partial(problem, loss=2), TypeError, "name or a callable", "got int", "pass"),
+    "n": (
+        partial(problem, targets=Y[:4]),
+        ValueError,
+        "same number of examples",
+        "got 6 and 4",
+        "cut both",
+    ),
+    "scalar": (partial(problem, inputs=1.0), ValueError, "leading axis", "[()]", "stack"),
+    "lists": (
+        partial(problem, inputs=[[1.0, 2.0]] * N),
+        ValueError,
+        "expected inputs to be arrays",
+        "()",
+        "stack",
+    ),
+    "ragged": (
+        partial(problem, inputs=(X, X[:3])),
+        ValueError,
+        "common leading axis",
+        "[(6, 4), (3, 4)]",
+        "stack",
+    ),
+    "empty": (
+        partial(problem, inputs=X[:0], targets=Y[:0]),
+        ValueError,
+        "n >= 1",
+        "(0, 4)",
+        "stack",
+    ),
+    "no-inputs": (partial(problem, inputs={}), ValueError, "expected inputs", "[]", "stack"),
+    "no-targets": (partial(problem, targets=None), ValueError, "expected targets", "[]", "stack"),
+    "nan": (
+        partial(problem, inputs=np.where(X == X[1, 1], np.nan, X)),
+        ValueError,
+        "expected finite inputs",
+        "got 1 entries",
+        "clean",
+    ),
+    "inf": (
+        partial(problem, targets=np.where(Y == Y[2, 1], np.inf, Y).astype(ml_dtypes.bfloat16)),
+        ValueError,
+        "expected finite targets",
+        "got 1 entries",
+        "clean",
+    ),
+    "object": (
+        partial(problem, inputs=np.array([None] * N)),
+        TypeError,
+        "expected inputs to be numbers",
+        "got dtype object",
+        "convert",
+    ),
+    "text": (
+        partial(problem, targets=np.array(["cat"] * N)),
+        TypeError,
+        "expected targets to be numbers",
+        "<U3",
+        "convert",
+    ),
+    "weights-n": (
+        partial(problem, weights=np.ones(4)),
+        ValueError,
+        "n = 6",
+        "got shape (4,)",
+        "give one",
+    ),
+    "weights-0d": (partial(problem, weights=1.0), ValueError, "n = 6", "got shape ()", "give one"),
+    "weights-sign": (
+        partial(problem, weights=np.array([1, 1, 1, 1, 1, -0.5])),
+        ValueError,
+        "non-negative",
+        "minimum -0.5",
+        "use 0",
+    ),
+    "weights-zero": (
+        partial(problem, weights=np.zeros(N)),
+        ValueError,
+        "positive sum",
+        "sum 0.0",
+        "use 0",
+    ),
+    "weights-nan": (
+        partial(problem, weights=np.full(N, np.nan)),
+        ValueError,
+        "expected finite weights",
+        "got 6",
+        "clean",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("state", "kind", "words"),
+    [(state, kind, words) for state, kind, *words in REFUSED_AT_ONCE.values()],
+    ids=REFUSED_AT_ONCE,
+)
+def test_refused_when_it_is_stated(state, kind, words):
+    with pytest.raises(kind) as caught:
+        state()
+    assert_says(caught, "expected", "got", *words)
+
+
+def outputs(change):
+    return lambda params, x: change(x @ params["w"])
+
+
+REFUSED_AT_PARAMS = {
+    "tuple": (
+        partial(problem, outputs(lambda z: (z, {}))),
+        TypeError,
+        "got a tuple",
+        "lambda params, x: apply(params, x)[0]",
+    ),
+    "dict": (
+        partial(problem, outputs(lambda z: {"logits": z})),
+        TypeError,
+        "got a dict",
+        "lambda params, x: apply(params, x)['logits']",
+    ),
+    "labels": (
+        partial(problem, outputs(lambda z: z.argmax(1))),
+        TypeError,
+        "got int32",
+        "return the logits",
+    ),
+    "[n]": (
+        partial(problem, outputs(lambda z: z[:, 0])),
+        ValueError,
+        "[n, k] or [n, ..., k] with n = 6",
+        "got shape (6,)",
+        "[n, 1]",
+    ),
+    "[k,n]": (
+        partial(problem, outputs(lambda z: z.T)),
+        ValueError,
+        "with n = 6",
+        "got shape (3, 6)",
+        "example axis first",
+    ),
+    "[n,0]": (
+        partial(problem, outputs(lambda z: z[:, :0])),
+        ValueError,
+        "got shape (6, 0)",
+        "axis last",
+    ),
+    "mse-labels": (
+        partial(problem, targets=LABELS),
+        ValueError,
+        "outputs' shape (6, 3)",
+        "got int64 of shape (6,)",
+        "one_hot(labels, 3)",
+    ),
+    "mse-[n]": (
+        partial(problem, outputs(lambda z: z[:, :1]), targets=Y[:, 0]),
+        ValueError,
+        "outputs' shape (6, 1)",
+        "got float64 of shape (6,)",
+        "targets[..., None]",
+    ),
+    "cosh-shape": (
+        partial(problem, loss="cosh", targets=Y[:, :2]),
+        ValueError,
+        "(6, 3)",
+        "shape (6, 2)",
+        "one_hot",
+    ),
+    "mse-dict": (
+        partial(problem, targets={"y": Y}),
+        TypeError,
+        "one array of targets",
+        "got a dict",
+        "callable loss",
+    ),
+    "labels-high": (
+        partial(problem, loss="cross_entropy", targets=LABELS + 1),
+        ValueError,
+        "labels in 0..2 for 3 outputs",
+        "got 1..3",
+        "mask padding",
+    ),
+    "labels-negative": (
+        partial(problem, loss="cross_entropy", targets=LABELS - 1),
+        ValueError,
+        "labels in 0..2",
+        "got -1..1",
+        "weights=",
+    ),
+    "labels-float": (
+        partial(problem, loss="cross_entropy", targets=FLOAT_LABELS),
+        ValueError,
+        "integer labels of shape (6,) or one-hot targets (6, 3)",
+        "got float64 of shape (6,)",
+        "convert",
+    ),
+    "labels-column": (
+        partial(problem, loss="cross_entropy", targets=LABELS[:, None]),
+        ValueError,
+        "shape (6,)",
+        "got int64 of shape (6, 1)",
+        "convert",
+    ),
+    "not-a-distribution": (
+        partial(problem, loss="cross_entropy", targets=np.abs(Y)),
+        ValueError,
+        "distribution",
+        "sums",
+        "normalize",
+    ),
+    "negative-targets": (
+        partial(problem, loss="cross_entropy", targets=np.array([[2.0, -1.0, 0.0]] * N)),
+        ValueError,
+        "non-negative",
+        "got minimum -1.0",
+        "normalize",
+    ),
+    "one-logit": (
+        partial(problem, outputs(lambda z: z[:, :1]), loss="cross_entropy", targets=0 * LABELS),
+        ValueError,
+        "at least 2 outputs",
+        "got 1",
+        "logistic",
+    ),
+    "callable-positions": (
+        partial(problem, loss=oracles.mse, inputs=SEQUENCES, targets=Y),
+        ValueError,
+        "leading axes (6, 2)",
+        "got shape (6, 3)",
+        "each position",
+    ),
+    "callable-vector": (
+        partial(problem, loss=lambda z, y: (z - y) ** 2),
+        ValueError,
+        "floating scalar",
+        "[3]",
+        "sum it",
+    ),
+    "callable-tuple": (
+        partial(problem, loss=lambda z, y: (z.sum(), y)),
+        ValueError,
+        "floating scalar",
+        "[], ",
+        "sum it",
+    ),
+    "callable-integer": (
+        partial(problem, loss=lambda z, y: z.argmax()),
+        ValueError,
+        "floating scalar",
+        "int32[]",
+        "sum it",
+    ),
+    "weights-[n,k]": (
+        partial(problem, weights=np.ones((N, K))),
+        ValueError,
+        "expected weights of shape (6,)",
+        "got (6, 3)",
+        "give one weight",
+    ),
+    "weights-[n,s]": (
+        partial(problem, inputs=SEQUENCES, targets=SEQUENCES @ W, weights=np.ones((N, 5))),
+        ValueError,
+        "(6, 2) or (6,)",
+        "got (6, 5)",
+        "give one weight",
+    ),
+    "all-excluded": (
+        partial(problem, exclude=["w"]),
+        ValueError,
+        "floating leaf to differentiate",
+        "{w float64[4, 3]}",
+        "widen include=",
+    ),
+    "filter": (
+        partial(problem, include=["W*"]),
+        ValueError,
+        "path filter 'W*'",
+        "got none among ['w']",
+        "mend",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("state", "kind", "words"),
+    [(state, kind, words) for state, kind, *words in REFUSED_AT_PARAMS.values()],
+    ids=REFUSED_AT_PARAMS,
+)
+def test_refused_when_parameters_come(state, kind, words):
+    with pytest.raises(kind) as caught:
+        state().flat(PARAMS)
+    assert_says(caught, "expected", "got", *words)
+
+
+@pytest.mark.parametrize(
+    ("params", "kind", "words"),
+    [
+        ({}, ValueError, ["at least one floating leaf", "{}", "pass the weights"]),
+        ({"w": np.ones((D, K), int)}, ValueError, ["floating leaf", "int64[4, 3]"]),
+        ({"w": np.ones((0, K))}, ValueError, ["floating leaf", "float64[0, 3]"]),
+        ({"w": "kernel"}, TypeError, ["arrays of numbers", "got str", "at 'w'"]),
+        ({"w": W * 1j}, TypeError, ["real parameters", "complex128 at 'w'", "exclude"]),
+        ({"w": W, "key": jax.random.key(0)}, TypeError, ["arrays of numbers", "at 'key'"]),
+    ],
+    ids=["empty", "integers", "no-entries", "text", "complex", "random-key"],
+)
+def test_refused_parameters(params, kind, words):
+    with pytest.raises(kind) as caught:
+        problem().flat(params)
+    assert_says(caught, "expected", "got", *words)
+
+
+def test_checks_of_parameters_run_nothing():
+    """Shapes alone: a network that notices concrete numbers never sees any."""
+    seen = []
+
+    def network(params, x):
+        seen.append(isinstance(params["w"], jax.core.Tracer))
+        return x @ params["w"]
+
+    problem(network).flat(PARAMS)
+    assert seen
+    assert all(seen)
+
+
+# The user's settings
+
+
+SETTINGS = {
+    "none": (),
+    "x64": (lambda: jax.enable_x64(True),),
+    "strict": (lambda: jax.numpy_dtype_promotion("strict"),),
+    "debug-nans": (lambda: jax.debug_nans(True), lambda: jax.debug_infs(True)),
+    "x64-strict-nans": (
+        lambda: jax.enable_x64(True),
+        lambda: jax.numpy_dtype_promotion("strict"),
+        lambda: jax.debug_nans(True),
+    ),
+    "rank-promotion": (lambda: jax.numpy_rank_promotion("raise"),),
+    "no-jit": (jax.disable_jit,),
+    "transfer-guard": (lambda: jax.transfer_guard("disallow"),),
+    "bfloat16-products": (lambda: jax.default_matmul_precision("bfloat16"),),
+}
+
+
+def settings():
+    return {
+        name: getattr(jax.config, name) for name in jax.config.values if hasattr(jax.config, name)
+    }
+
+
+@pytest.mark.parametrize("contexts", SETTINGS.values(), ids=SETTINGS)
+def test_the_users_settings_change_no_measurement_and_are_not_changed(contexts):
+    def network(params, x):
+        # Promotes float32 with float64 and (3,) with (6, 3), and passes through an infinity.
+        z = x @ params["w"] + params["b"]
+        return jnp.where(z > -99, z, jnp.log(jnp.zeros(())))
+
+    params = {"w": W.astype(np.float32), "b": np.zeros(K)}
+    want = naive(oracles.mse, X @ W.astype(np.float32), Y)
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context())
+        before = settings()
+        assert_same(measured(problem(network), params), want)
+        assert settings() == before
+    assert jax.config.jax_enable_x64 is False
+
+
+def test_nonfinite_weights_are_data():
+    broken = {"w": np.where(W == W[0, 0], np.nan, W)}
+    with jax.debug_nans(True):
+        loss, delta = measured(problem(), broken)
+    assert np.isnan(loss)
+    assert np.isnan(delta).any()
+
+
+def test_float64_host_parameters_of_a_float32_network_warn_of_nothing():
+    """A float32 carry forbids float64; with x64 off JAX would warn of truncated casts."""
+
+    def network(params, x):
+        total = jax.lax.scan(lambda c, a: (c + a.sum(), None), jnp.float32(0), params["w"])[0]
+        return x @ params["w"] * total
+
+    loss, _ = measured(problem(network))
+    want, _ = naive(oracles.mse, X @ W * W.sum(), Y)
+    assert loss == pytest.approx(want, rel=1e-5)
+    assert problem(network).flat(PARAMS).precision.eps == 2.0**-23
+
+
+def test_measuring_in_a_thread_leaves_a_float32_trace_in_the_main_thread_alone():
+    """The measurement holds its float64 scope while the main thread traces its own step."""
+    inside, traced, found = threading.Event(), threading.Event(), {}
+
+    def network(params, x):
+        if threading.current_thread() is worker:
+            inside.set()
+            traced.wait(30)
+        return x @ params["w"]
+
+    def work():
+        found["got"] = measured(problem(network))
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    assert inside.wait(30)
+    step = jax.jit(lambda w, x: jnp.tanh(apply({"w": w}, x)) + jnp.ones(K))
+    dtype = step(W, X).dtype
+    traced.set()
+    worker.join()
+    assert dtype == jnp.float32
+    assert_same(found["got"], naive(oracles.mse, X @ W, Y))

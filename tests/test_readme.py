@@ -1,0 +1,54 @@
+"""The README's snippets run as they stand, and what it says of the package is so."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import rankmon
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SNIPPETS = dict(re.findall(r"<!-- test: (\w+) -->\n```python\n(.*?)```", README, re.DOTALL))
+
+
+def test_every_python_snippet_is_tested():
+    assert README.count("```python") == len(SNIPPETS) == 2
+
+
+def test_the_loop_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(SNIPPETS["loop"], {})
+    records = rankmon.read_jsonl(tmp_path / "logs/mine/rankmon.jsonl")
+    assert [record.step for record in records] == [0, 100, 200, 299]
+    assert records[0].scalars["rank_weights/W1"] == 6
+    assert list((tmp_path / "logs/mine").glob("*tfevents*"))
+
+
+def test_the_single_measurement_prints_what_it_says(capsys):
+    exec(SNIPPETS["one"], {})
+    said = re.findall(r"# (\d[\d ]*)", SNIPPETS["one"])
+    printed = capsys.readouterr().out.splitlines()
+    assert len(said) == len(printed) == 3
+    for claim, line in zip(said, printed, strict=True):
+        assert line.startswith(claim.strip())
+
+
+def test_pictures_and_files_that_it_names_exist():
+    for path in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (ROOT / path).exists(), path
+    for script in re.findall(r"examples/\w+\.py", README):
+        assert (ROOT / script).exists(), script
+
+
+def test_modules_that_it_lists_are_those_that_exist():
+    table = README.split("## How it is built")[1]
+    listed = set(re.findall(r"`(_?[a-z0-9]+)`", table))
+    existing = {path.stem for path in Path(rankmon.__file__).parent.glob("*.py")} - {"__init__"}
+    assert existing <= listed
+
+
+@pytest.mark.parametrize("name", ["jax", "flax"])
+def test_lowest_versions_are_those_declared(name):
+    declared = re.search(rf'"{name}>=([\d.]+)"', (ROOT / "pyproject.toml").read_text()).group(1)
+    assert f"{name} {declared}" in README

@@ -1,0 +1,247 @@
+"""Names of parameter leaves in the containers that JAX users keep weights in, and their kinds."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx, struct
+from flax.core import freeze
+
+from rankmon._tree import is_matrix, leaf_names, leaf_specs, matrix_shape
+
+A, B = np.ones((3, 2)), np.ones(2)
+
+
+class Pair(NamedTuple):
+    kernel: np.ndarray
+    bias: np.ndarray
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Layer:
+    kernel: np.ndarray
+    value: np.ndarray
+
+
+@struct.dataclass
+class FlaxLayer:
+    kernel: np.ndarray
+    bias: np.ndarray
+
+
+class TwoLayers(nnx.Module):
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.first = nnx.Linear(3, 2, rngs=rngs)
+        self.rest = nnx.List([nnx.Linear(2, 2, rngs=rngs), nnx.BatchNorm(2, rngs=rngs)])
+
+
+@pytest.mark.parametrize(
+    ("params", "names"),
+    [
+        ({"b": B, "a": {"w": A}}, ("a/w", "b")),
+        ([A, [B, A]], ("0", "1/0", "1/1")),
+        ((A, {"w": B}), ("0", "1/w")),
+        (freeze({"Dense_0": {"kernel": A, "bias": B}}), ("Dense_0/bias", "Dense_0/kernel")),
+        (Pair(A, B), ("kernel", "bias")),
+        ({"layer": Pair(A, B)}, ("layer/kernel", "layer/bias")),
+        (Layer(A, B), ("kernel", "value")),
+        (FlaxLayer(A, B), ("kernel", "bias")),
+        ({3: A, 10: B}, ("3", "10")),
+        (A, ("params",)),
+        ({"a": None, "b": B}, ("b",)),
+        ({}, ()),
+        (
+            nnx.state(TwoLayers(), nnx.Param),
+            (
+                "first/bias",
+                "first/kernel",
+                "rest/0/bias",
+                "rest/0/kernel",
+                "rest/1/bias",
+                "rest/1/scale",
+            ),
+        ),
+        (
+            nnx.to_pure_dict(nnx.state(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.Param)),
+            ("bias", "kernel"),
+        ),
+    ],
+    ids=[
+        "dict",
+        "list",
+        "tuple",
+        "FrozenDict",
+        "NamedTuple",
+        "nested",
+        "dataclass",
+        "flax-dataclass",
+        "integer-keys",
+        "lone-leaf",
+        "None",
+        "empty",
+        "nnx.State",
+        "nnx-pure-dict",
+    ],
+)
+def test_names(params, names):
+    assert leaf_names(params) == names
+    assert tuple(spec.name for spec in leaf_specs(params)) == names
+
+
+@pytest.mark.parametrize(
+    ("params", "names"),
+    [
+        ({"params": {"w": A, "b": B}}, ("b", "w")),
+        (freeze({"params": {"w": A}}), ("w",)),
+        ({"params": A}, ("params",)),
+        ({"params": {"params": {"w": A}}}, ("params/w",)),
+        ({"params": {"w": A}, "batch_stats": {"mean": B}}, ("batch_stats/mean", "params/w")),
+        ({"other": {"w": A}}, ("other/w",)),
+    ],
+    ids=["lone", "frozen", "leaf", "twice", "with-others", "another"],
+)
+def test_only_a_lone_params_collection_is_dropped(params, names):
+    assert leaf_names(params) == names
+
+
+def test_names_and_specs_follow_the_order_of_the_leaves():
+    params = nn.Sequential([nn.Dense(2), nn.Conv(3, (2,))]).init(
+        jax.random.key(0), jnp.ones((1, 4, 3))
+    )
+    specs, leaves = leaf_specs(params), jax.tree.leaves(params)
+    assert [s.shape for s in specs] == [leaf.shape for leaf in leaves]
+    assert [s.size for s in specs] == [leaf.size for leaf in leaves]
+    assert len(specs) == 4
+
+
+@pytest.mark.parametrize(
+    ("leaf", "differentiated"),
+    [
+        (np.ones(2), True),
+        (np.ones(2, np.float16), True),
+        (jnp.ones(2, jnp.bfloat16), True),
+        (jnp.ones(2, jnp.float8_e4m3fn), True),
+        (1.5, True),
+        (np.float32(1.5), True),
+        (jax.ShapeDtypeStruct((2,), jnp.float32), True),
+        (np.ones(2, np.int32), False),
+        (np.ones(2, np.uint8), False),
+        (np.ones(2, bool), False),
+        (3, False),
+        (True, False),
+    ],
+    ids=str,
+)
+def test_floats_alone_are_differentiated(leaf, differentiated):
+    (spec,) = leaf_specs({"x": leaf})
+    assert spec.differentiated is differentiated
+    assert spec.shape == np.shape(leaf)
+
+
+NAMED = {"enc": {"w": A, "b": B}, "dec": {"w": A, "steps": np.ones(2, int)}}
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "chosen"),
+    [
+        (("*",), (), {"enc/w", "enc/b", "dec/w"}),
+        (("enc/*",), (), {"enc/w", "enc/b"}),
+        (("*/w", "*/b"), (), {"enc/w", "enc/b", "dec/w"}),
+        (("*",), ("*/b", "dec/*"), {"enc/w"}),
+        (("enc/*",), ("*/b",), {"enc/w"}),
+        (("?ec/[w]",), (), {"dec/w"}),
+        (("dec/steps",), (), set()),
+        ((), (), set()),
+    ],
+    ids=["all", "one", "several", "excluded", "both", "glob", "integers", "none"],
+)
+def test_filters(include, exclude, chosen):
+    specs = leaf_specs(NAMED, include=include, exclude=exclude)
+    assert {spec.name for spec in specs if spec.differentiated} == chosen
+    assert len(specs) == 4
+
+
+@pytest.mark.parametrize("option", ["include", "exclude"])
+def test_a_filter_that_matches_nothing_is_a_mistake(option):
+    with pytest.raises(ValueError, match=r"expected the path filter 'Enc/\*'.*'enc/w'.*mend"):
+        leaf_specs(NAMED, **{option: ("Enc/*",)})
+
+
+@pytest.mark.parametrize(
+    ("leaf", "kind"),
+    [
+        ("text", "got str of dtype <U4"),
+        (object(), "got object of dtype object"),
+        (np.array([None, 1]), "got ndarray of dtype object"),
+        (jax.random.key(0), "got PRNGKeyArray of dtype key<fry>"),
+    ],
+    ids=["string", "object", "object-array", "random-key"],
+)
+def test_leaves_that_are_not_numbers(leaf, kind):
+    with pytest.raises(TypeError, match=rf"expected.*arrays of numbers, {kind} at 'a/b'.*\.params"):
+        leaf_specs({"a": {"b": leaf}})
+
+
+def test_the_whole_state_of_an_nnx_model_is_told_to_pass_the_weights():
+    model = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match=r"nnx.state\(model, nnx.Param\)"):
+        leaf_specs(nnx.state(model))
+
+
+def test_complex_leaves_can_only_be_held_fixed():
+    params = {"w": A, "c": np.ones(2, np.complex64)}
+    with pytest.raises(TypeError, match="expected real parameters, got complex64 at 'c'.*exclude"):
+        leaf_specs(params)
+    specs = leaf_specs(params, exclude=("c",))
+    assert {spec.name: spec.differentiated for spec in specs} == {"c": False, "w": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "matrix"),
+    [
+        ("kernel", (3, 4), (3, 4)),
+        ("Conv_0/kernel", (2, 3, 4, 5), (24, 5)),
+        ("Conv_0/kernel", (3, 4, 5), (12, 5)),
+        ("attn/query/kernel", (6, 2, 3), (6, 6)),
+        ("key/kernel", (6, 2, 3), (6, 6)),
+        ("a/value/kernel", (6, 2, 3), (6, 6)),
+        ("attn/out/kernel", (2, 3, 6), (6, 6)),
+        ("query/kernel", (6, 4), (6, 4)),
+        ("w", (1, 1), (1, 1)),
+        ("b", (4,), None),
+        ("b", (), None),
+        ("empty", (0, 4), None),
+        ("query/bias", (2, 3), None),
+        ("bias", (2, 3), None),
+    ],
+)
+def test_matrix_views(name, shape, matrix):
+    params = np.ones(shape)
+    for part in reversed(name.split("/")):
+        params = {part: params}
+    (spec,) = leaf_specs(params)
+    assert spec.name == name
+    assert (matrix_shape(spec) if is_matrix(spec) else None) == matrix
+
+
+def test_the_view_of_attentions_query_is_the_map_it_applies():
+    module = nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=4)
+    x = np.random.default_rng(0).standard_normal((1, 3, 6)).astype(np.float32)
+    variables = module.init(jax.random.key(0), x)
+    kernel = variables["params"]["query"]["kernel"]
+    (spec,) = (s for s in leaf_specs(variables) if s.name == "query/kernel")
+    _, state = module.apply(variables, x, capture_intermediates=lambda m, _: m.name == "query")
+    (heads,) = state["intermediates"]["query"]["__call__"]
+    got = x[0] @ np.asarray(kernel).reshape(matrix_shape(spec))
+    np.testing.assert_allclose(got, np.reshape(heads, (3, 4)), rtol=1e-5, atol=1e-6)
+
+
+def test_integer_matrices_are_no_weights():
+    (spec,) = leaf_specs({"table": np.ones((3, 3), np.int32)})
+    assert not is_matrix(spec)
