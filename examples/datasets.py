@@ -50,7 +50,7 @@ def load(
         n: Number of images.
         seed: Seed of the permutation.
         data_dir: Folder the data were prepared in; None for TFDS_DATA_DIR or TFDS's default.
-        npz: A file to read instead: "images" (uint8, [m, h, w, 1 or 3]) and "labels".
+        npz: A file to read instead: "image" (uint8, [m, h, w, 1 or 3]) and "label" [m].
 
     Raises:
         FileNotFoundError: The data set is not prepared; the message has the command to run.
@@ -60,7 +60,9 @@ def load(
         raise ValueError(f"Expected a data set among {', '.join(NAMES)}, got {name!r}.")
     if npz is not None:
         with np.load(npz) as arrays:
-            records = _records(arrays["images"], arrays["labels"])
+            if set(arrays) != {"image", "label"}:
+                raise ValueError(f"Expected image and label in {npz}, got {sorted(arrays)}.")
+            records = _records(arrays["image"], arrays["label"])
     elif name == "digits":
         digits = load_digits()
         records = _records(digits.images[..., None] * (255 / 16), digits.target)
@@ -129,7 +131,7 @@ def prepare(name: str, *, source: str = "network", data_dir: str | Path | None =
         raise ValueError(f"Expected a source among {', '.join(SOURCES[name])}, got {source!r}.")
     official = tfds.builder_cls(name)
 
-    class Prepared(official, skip_registration=True):  # type: ignore[misc, valid-type]
+    class Prepared(official, skip_registration=True):  # type: ignore
         __module__ = official.__module__  # where TFDS looks for the checksums of downloads
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:

@@ -164,11 +164,14 @@ def test_standardize_centers_pixels_and_keeps_their_relative_scales():
 def test_npz_in_place_of_prepared_data_turns_rgb_to_luma(tmp_path):
     colors = np.array([[255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
     images = np.broadcast_to(colors[:, None, None, :], (4, 32, 32, 3))
-    np.savez(tmp_path / "cifar.npz", images=images, labels=np.arange(4))
+    np.savez(tmp_path / "cifar.npz", image=images, label=np.arange(4))
     inputs, labels = datasets.load("cifar10", side=5, n=4, npz=tmp_path / "cifar.npz")
     luma = np.array([1, 0.299, 0.587, 0.114])
     np.testing.assert_allclose(inputs, np.tile(luma[labels][:, None], 25), atol=1e-15)
     assert sorted(labels) == [0, 1, 2, 3]
+    np.savez(tmp_path / "other.npz", images=images)
+    with pytest.raises(ValueError, match=r"Expected image and label in .*, got \['images'"):
+        datasets.load("cifar10", side=5, n=4, npz=tmp_path / "other.npz")
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,8 @@ def coarse_by_a_while_carry(w, x):
         return i + 1, total + x[i] @ w, total.astype(jnp.float32)
 
     start = 0, jnp.zeros(3, jnp.float64), jnp.zeros(3, jnp.float32)
-    return lax.while_loop(lambda c: c[0] < 3, body, start)[2].astype(jnp.float64)
+    bound = 3 + 0 * x[0, 0]
+    return lax.while_loop(lambda c: c[0] < bound, body, start)[2].astype(jnp.float64)
 
 
 COARSE = {
@@ -457,7 +458,8 @@ STRICT = {
 @pytest.mark.parametrize("context", STRICT.values(), ids=STRICT)
 def test_a_double_scope_computes_in_float64_under_every_setting_of_the_user(context):
     with context(), DOUBLE.scope():
-        z = jax.jit(lambda w, x: x @ w + jnp.ones(3, jnp.float32) / np.zeros(()))(W, X)
+        network = jax.jit(lambda w, x: x @ w + jnp.ones(3, jnp.float32) / np.zeros(()))
+        z = network.lower(W, X).compile()(W, X)
     assert z.dtype == np.float64
     assert np.isinf(np.asarray(z)).all()
     assert options()["jax_enable_x64"] is False
