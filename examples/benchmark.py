@@ -16,9 +16,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from networks import glorot_normal, linear, relu
 
 import rankmon
+from networks import glorot_normal, linear, relu
 from rankmon.curvature import dense_bytes
 
 MIB = 2**20

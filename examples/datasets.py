@@ -20,10 +20,11 @@ from typing import Any
 import jax
 import numpy as np
 import tensorflow_datasets as tfds
-from image_sources import SOURCES
 from jaxtyping import Float, Int
 from PIL import Image
 from sklearn.datasets import load_digits
+
+from image_sources import SOURCES
 
 FILE_FORMAT = "array_record"  # the one that TFDS reads and writes without TensorFlow
 NAMES = (*SOURCES, "digits")

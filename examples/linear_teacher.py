@@ -9,11 +9,11 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from networks import glorot_normal, linear
-from plotting import Phase, check, print_ranks, save_rank_evolution, series
 from tqdm import trange
 
 import rankmon
+from networks import glorot_normal, linear
+from plotting import Phase, finish, save_rank_evolution, series
 
 # Training in float32 stops at a loss near 1e-10 and would never empty H_f.
 jax.config.update("jax_enable_x64", True)
@@ -52,9 +52,7 @@ def main():
     name = "-".join(map(str, dims))
     title = f"Linear network {name} under a linear teacher"
     save_rank_evolution(records, figure, title=title, phases=[Phase(0, "", "epoch")])
-    print_ranks(records)
-    print(f"\n{figure}\nSee the curves: tensorboard --logdir {options.logdir.parent}\n")
-    check(claims(records, dims))
+    finish(records, figure, options.logdir, claims(records, dims))
 
 
 def claims(records, dims):

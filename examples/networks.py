@@ -22,7 +22,7 @@ def linear(weights: Weights, x: Float[Array, "n d"]) -> Float[Array, "n k"]:
 
 
 def relu(weights: Weights, x: Float[Array, "n d"]) -> Float[Array, "n k"]:
-    """W^L relu(... relu(W^1 x))."""
+    """The same with a ReLU between the layers."""
     return _stack(weights, x, jax.nn.relu)
 
 

@@ -128,7 +128,9 @@ def save_rank_evolution(
     for i, (phase, end) in enumerate(zip(phases, ends, strict=True)):
         axes = figure.add_subplot(grid[i], sharey=panels[0] if panels else None)
         panels.append(axes)
-        part = [replace(r, step=r.step - phase.start) for r in records if phase.start <= r.step <= end]
+        part = [
+            replace(r, step=r.step - phase.start) for r in records if phase.start <= r.step <= end
+        ]
         draw_loss(axes, part, _loss_range(records), labeled=i == len(phases) - 1)
         draw_hessian_ranks(axes, part)
         axes.set(xlabel=phase.unit, title=phase.name or "Hessian")
@@ -169,7 +171,9 @@ def save_determinants(
         steps, values = series(records, tag)
         return steps * time_of_step, values
 
-    left.plot(*curve(flow, "log_abs_det/0"), color=LAYERS[0], lw=5, alpha=0.35, label="flow, measured")
+    left.plot(
+        *curve(flow, "log_abs_det/0"), color=LAYERS[0], lw=5, alpha=0.35, label="flow, measured"
+    )
     left.plot(*curve(flow, "flow/log_abs_det/0"), "o", color=LAYERS[0], mfc="white", ms=6,
               label="flow, predicted by the ODE")  # fmt: skip
     left.plot(*curve(descent, "log_abs_det/0"), color=LAYERS[1], lw=1.6, label="descent, measured")
@@ -213,6 +217,15 @@ def print_ranks(records: Sequence[Record]) -> None:
         shown = "" if theory is None or name.startswith("rank_weights") else f"{theory:g}"
         row = "".join(f"{v:7g}" for v in (values[0], values[-1], values.min(), values.max()))
         print(f"{name:24}{row}{shown:>17}")
+
+
+def finish(
+    records: Sequence[Record], figure: Path, logdir: Path, claims: Mapping[str, bool]
+) -> None:
+    """The end of a script: its table, where the curves are, and its claims."""
+    print_ranks(records)
+    print(f"\n{figure}\nSee the curves: tensorboard --logdir {logdir.parent}\n")
+    check(claims)
 
 
 def check(claims: Mapping[str, bool]) -> None:

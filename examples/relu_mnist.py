@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import optax
 import optimistix as optx
-from datasets import NAMES, load, standardize
-from networks import glorot_normal, relu
-from plotting import PARTS, Phase, check, print_ranks, save_rank_evolution, series
 from tqdm import tqdm
 
 import rankmon
+from datasets import NAMES, load, standardize
+from networks import glorot_normal, relu
+from plotting import PARTS, Phase, finish, save_rank_evolution, series
+from rankmon import read_jsonl
 
 jax.config.update("jax_enable_x64", True)
 
@@ -33,9 +34,8 @@ def sgd(weights, x, y, *, key, epochs):
         return 0.5 * jnp.sum((relu(weights, x[rows]) - y[rows]) ** 2) / len(rows)
 
     def step(carry, rows):
-        weights, state = carry
-        updates, state = optimizer.update(jax.grad(loss)(weights, rows), state)
-        return (optax.apply_updates(weights, updates), state), None
+        updates, state = optimizer.update(jax.grad(loss)(carry[0], rows), carry[1])
+        return (optax.apply_updates(carry[0], updates), state), None
 
     @jax.jit
     def epoch(carry, key):
@@ -51,9 +51,8 @@ def sgd(weights, x, y, *, key, epochs):
 def levenberg_marquardt(weights, x, y, *, steps):
     """Weights after each step; a step that would not lower the loss leaves them as they are."""
     # With its default search the solver stalls near a loss of 1e-7.
-    search = optx.ClassicalTrustRegion(
-        high_cutoff=0.25, low_cutoff=1e-3, high_constant=10.0, low_constant=0.2
-    )
+    cutoffs = {"high_cutoff": 0.25, "low_cutoff": 1e-3}
+    search = optx.ClassicalTrustRegion(**cutoffs, high_constant=10.0, low_constant=0.2)
     solver = optx.LevenbergMarquardt(rtol=0.0, atol=0.0)
     solver = eqx.tree_at(lambda s: s.search, solver, search)
 
@@ -61,8 +60,7 @@ def levenberg_marquardt(weights, x, y, *, steps):
         return relu(weights, x) - y, None
 
     fixed = {"fn": residuals, "args": None, "options": {}, "tags": frozenset()}
-    shape = jax.eval_shape(lambda w: residuals(w, None)[0], weights)
-    state = solver.init(y=weights, f_struct=shape, aux_struct=None, **fixed)
+    state = solver.init(y=weights, f_struct=jax.eval_shape(lambda: y), aux_struct=None, **fixed)
     step = eqx.filter_jit(lambda weights, state: solver.step(y=weights, state=state, **fixed)[:2])
     for _ in range(steps):
         weights, state = step(weights, state)
@@ -88,9 +86,8 @@ def main():
 
     problem = rankmon.Problem(relu, loss="mse", inputs=x, targets=y)
     marks = [*range(0, epochs, epochs // 20), *range(epochs, epochs + steps + 1, 4)]
-    with rankmon.RankMonitor(
-        problem, logdir=options.logdir, schedule=rankmon.schedule.at_steps(marks)
-    ) as monitor:
+    schedule = rankmon.schedule.at_steps(marks)
+    with rankmon.RankMonitor(problem, logdir=options.logdir, schedule=schedule) as monitor:
         monitor(0, weights)
         first = sgd(weights, x, y, key=batch_key, epochs=epochs)
         for epoch, weights in enumerate(tqdm(first, "SGD", epochs, unit="epoch"), 1):
@@ -99,14 +96,10 @@ def main():
         for step, weights in enumerate(tqdm(second, "Levenberg-Marquardt", steps), epochs + 1):
             monitor(step, weights)
 
-    records = rankmon.read_jsonl(options.logdir / "rankmon.jsonl")
-    figure = options.logdir / "ranks.png"
-    name = "-".join(map(str, (side * side, *HIDDEN, CLASSES)))
-    phases = [Phase(0, "SGD", "epoch"), Phase(epochs, "then Levenberg-Marquardt", "step")]
-    save_rank_evolution(records, figure, title=f"ReLU network {name} on {dataset}", phases=phases)
-    print_ranks(records)
-    print(f"\n{figure}\nSee the curves: tensorboard --logdir {options.logdir.parent}\n")
-    check(claims(records))
+    records, figure = read_jsonl(options.logdir / "rankmon.jsonl"), options.logdir / "ranks.png"
+    phases = [Phase(0, "SGD", "epoch"), Phase(epochs, "then Levenberg-Marquardt (ours)", "step")]
+    save_rank_evolution(records, figure, title=f"ReLU network on {dataset}", phases=phases)
+    finish(records, figure, options.logdir, claims(records))
 
 
 def claims(records):

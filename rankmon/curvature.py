@@ -1,4 +1,4 @@
-"""H_o and H_f of any network at theta: dense, in memory-bounded chunks, and as products; no spectra.
+"""H_o and H_f of any network at theta: dense in bounded memory, and as products; no spectra.
 
 With the mean over the probe batch, weights w_i that sum to 1, residuals delta_i = dl/dF [k], output
 Hessians B_i = d2l/dF2 [k, k] and Jacobians J_i = dF(x_i)/dtheta [k, p]:
@@ -12,6 +12,7 @@ which is rounding noise once the residual is small. Any delta may be held: that 
 H_f^fixed. Rows and columns follow the parameter order of `_tree`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -72,9 +73,7 @@ class Curvature:
                 matrix[start : start + chunk] = block
         return matrix
 
-    def outer(
-        self, theta: np.ndarray, fixed: Sequence[np.ndarray]
-    ) -> Float[np.ndarray, "p p"]:
+    def outer(self, theta: np.ndarray, fixed: Sequence[np.ndarray]) -> Float[np.ndarray, "p p"]:
         """H_o at theta, in float64."""
         with self.flat.precision.scope():
             if self._examples_are_independent:
@@ -99,9 +98,7 @@ class Curvature:
         """H_o v."""
         with self.flat.precision.scope():
             flat = self.flat
-            product = self._outer_product(
-                theta, fixed, flat.inputs, flat.targets, self._weights, v
-            )
+            product = self._outer_product(theta, fixed, flat.inputs, flat.targets, self._weights, v)
             return np.asarray(product, np.float64)
 
     # H_f
@@ -118,11 +115,14 @@ class Curvature:
     @cached_property
     def _dtype(self) -> np.dtype:
         moving = [spec.dtype for spec in self.flat.specs if spec.differentiated]
-        return self.flat.precision.dtype or np.result_type(*moving)
+        native = jax.dtypes.canonicalize_dtype(np.result_type(*moving))
+        return self.flat.precision.dtype or native
 
     def _functional_hvp(self, theta: Any, fixed: Any, inputs: Any, weighted: Any, v: Any) -> Any:
         def gradient(theta: Any) -> Any:
-            return jax.grad(lambda t: jnp.vdot(weighted, self.flat.outputs(t, fixed, inputs)))(theta)
+            return jax.grad(lambda t: jnp.vdot(weighted, self.flat.outputs(t, fixed, inputs)))(
+                theta
+            )
 
         return jax.jvp(gradient, (theta,), (v,))[1]
 
@@ -276,10 +276,13 @@ class Curvature:
         flat, p = self.flat, self.flat.p
 
         def make(chunk: int) -> Callable[..., Any]:
-            def rows(*arguments: Any) -> Any:
-                *fixed_arguments, start = arguments
+            def rows(
+                theta: Any, fixed: Any, inputs: Any, targets: Any, weights: Any, start: Any
+            ) -> Any:
                 basis = jax.nn.one_hot(start + jnp.arange(chunk), p, dtype=self._dtype)
-                return jax.vmap(lambda v: self._outer_product_of(*fixed_arguments, v))(basis)
+                return jax.vmap(
+                    lambda v: self._outer_product_of(theta, fixed, inputs, targets, weights, v)
+                )(basis)
 
             return rows
 
@@ -341,8 +344,6 @@ def _temporary_bytes(compiled: Any) -> int:
 
 
 def _bytes_text(size: int) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.3g} {unit}"
-        size /= 1024
-    return f"{size:.3g} TiB"
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = min(int(math.log2(max(size, 1))) // 10, len(units) - 1)
+    return f"{size / 1024**power:.3g} {units[power]}"

@@ -13,7 +13,13 @@ from rankmon import theory
 from rankmon._precision import DOUBLE
 from rankmon.measurement import Snapshot, rank_scalars
 from rankmon.problem import FlatProblem
-from rankmon.rank import DEFAULT_TOLERANCE, NumericalRank, numerical_rank, undefined_rank, weight_rank
+from rankmon.rank import (
+    DEFAULT_TOLERANCE,
+    NumericalRank,
+    numerical_rank,
+    undefined_rank,
+    weight_rank,
+)
 from rankmon.spectrum import singular_values
 from rankmon.stack import DenseStack, dense_stack
 
@@ -107,14 +113,14 @@ class Expectation:
         assert self.stack is not None
         assert self.loss is not None
         dims, bias = self.stack.dims, bool(self.stack.bias)
-        at = {"r": self.r, "bias": bias, "loss": self.loss}
-        most = min(dims[-1] - (self.loss == "cross_entropy"), self.r + bias)
+        r, loss = self.r, self.loss
+        most = min(dims[-1] - (loss == "cross_entropy"), r + bias)
         s, held = min(s, most), min(held, most)
         return {
-            "H_L": theory.rank_loss(dims, s=s, **at),
-            "H_o": theory.rank_outer(dims, s=s, **at),
-            "H_f": theory.rank_functional(dims, s=s, **at),
-            "H_f_fixed": theory.rank_functional(dims, s=held, **at),
+            "H_L": theory.rank_loss(dims, r=r, s=s, bias=bias, loss=loss),
+            "H_o": theory.rank_outer(dims, r=r, bias=bias, loss=loss),
+            "H_f": theory.rank_functional(dims, r=r, s=s, bias=bias, loss=loss),
+            "H_f_fixed": theory.rank_functional(dims, r=r, s=held, bias=bias, loss=loss),
         }
 
     def describe(self) -> str:
@@ -144,5 +150,5 @@ def _own_rank(matrix: Float[np.ndarray, "m n"], eps: float) -> NumericalRank:
     if not np.all(np.isfinite(matrix)):
         return undefined_rank(min(matrix.shape))
     values = singular_values(matrix)
-    cut = DEFAULT_TOLERANCE.cut(float(values[0]), size=max(matrix.shape), eps=eps)
+    cut = DEFAULT_TOLERANCE.cut(float(values[0]), default=max(matrix.shape) * eps)
     return numerical_rank(values, cut)

@@ -19,6 +19,7 @@ from rankmon.rank import (
     DEFAULT_TOLERANCE,
     NumericalRank,
     Tolerance,
+    as_tolerance,
     numerical_rank,
     undefined_rank,
 )
@@ -29,7 +30,7 @@ HESSIAN_PARTS = ("H_L", "H_o", "H_f", "H_f_fixed")
 
 @dataclass(frozen=True)
 class HessianProbe:
-    """The ranks of H_L, H_o, H_f and H_f^fixed, of Omega, the predictions, the spectra and the loss.
+    """Ranks and spectra of H_L, H_o, H_f, H_f^fixed; the rank of Omega; predictions; the loss.
 
     Args:
       tolerance: another cut than p * eps * max(||H_L||_2, ||X||_2) for part X.
@@ -96,7 +97,7 @@ class PreparedHessian:
         scalars = {"loss": loss}
         for part, rank in ranks.items():
             scalars |= rank_scalars("rank", part, rank)
-        own = self.tolerance.cut(known["H_f"][0], size=self.flat.p, eps=self.flat.precision.eps)
+        own = self.tolerance.cut(known["H_f"][0], default=self.flat.p * self.flat.precision.eps)
         scalars["rank_self/H_f"] = numerical_rank(known["H_f"], own).rank or 0
         scalars |= self.expectation.scalars(
             snapshot, delta, state["reference"], vanished=ranks["H_f"].high == 0
@@ -172,8 +173,7 @@ def spectra_to_ranks(
             spectrum,
             tolerance.cut(
                 float(spectrum[0]),
-                size=flat.p,
-                eps=flat.precision.eps,
+                default=flat.p * flat.precision.eps,
                 reference_norm=reference_norm,
             ),
         )
@@ -215,6 +215,7 @@ def hessian_ranks(
     """
     if engine not in ("auto", "dense"):
         raise ValueError(f"expected engine 'auto' or 'dense', got {engine!r}; use 'auto'")
+    tolerance = as_tolerance(tolerance)
     flat = problem.flat(params)
     if reference is not None:
         reference = np.asarray(reference, np.float64)
@@ -236,4 +237,4 @@ def hessian_ranks(
     known = {part: spectrum for part, spectrum in spectra.items() if spectrum is not None}
     if len(known) < len(spectra):
         return undefined
-    return spectra_to_ranks(known, flat, tolerance or DEFAULT_TOLERANCE)
+    return spectra_to_ranks(known, flat, tolerance)

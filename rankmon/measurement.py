@@ -1,7 +1,8 @@
 """What a probe takes and gives: snapshots, measurements, the `Probe` protocol; no probe lives here.
 
 Probes are pure. What must be remembered from probe to probe (the residuals of the first one, the
-integrals of Lemma 8) goes in and comes out as a state, a dict of float64 arrays; `monitor` keeps it.
+integrals of Lemma 8) goes in and comes out as a state, a dict of float64 arrays; the monitor
+keeps it.
 """
 
 from collections.abc import Mapping

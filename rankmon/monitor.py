@@ -8,7 +8,6 @@ import logging
 import operator
 import time
 import warnings
-from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,14 +16,15 @@ from typing import Any, Literal, Self
 import jax
 import numpy as np
 
+from rankmon._state import decode, encode
 from rankmon.curvature import DEFAULT_MEMORY_LIMIT
-from rankmon.layout import custom_scalars_layout
 from rankmon.measurement import Measurement, PreparedProbe, Probe, Snapshot, State
+from rankmon.outbox import Outbox
 from rankmon.probes import as_probes
 from rankmon.problem import FlatProblem, Problem
 from rankmon.rank import DEFAULT_TOLERANCE, Tolerance
-from rankmon.schedule import Schedule, every as every_n
-from rankmon.writers import JsonlWriter, Record, RunLock, TensorBoardWriter, Writer
+from rankmon.schedule import EveryN, Schedule
+from rankmon.writers import Record, Writer
 
 _log = logging.getLogger("rankmon")
 
@@ -96,15 +96,10 @@ class RankMonitor:
                 f"expected a rankmon.Problem, got {type(problem).__name__}; build one from apply, "
                 "loss, inputs and targets"
             )
-        if (every is None) == (schedule is None):
-            raise ValueError(
-                f"expected either every or schedule, got every={every}, schedule={schedule}; "
-                "for instance every=100"
-            )
         _check_choice("oversize", oversize, ("raise", "weights"))
         _check_choice("on_error", on_error, ("warn", "raise"))
         self._problem = problem
-        self._schedule: Schedule = every_n(every) if schedule is None else schedule  # type: ignore[arg-type]
+        self._schedule = _as_schedule(every, schedule)
         self._probes = as_probes(probes, tolerance=tolerance, memory_limit=memory_limit)
         self._oversize = oversize
         self._on_error = on_error
@@ -114,9 +109,7 @@ class RankMonitor:
         self._restored: dict[str, State] = {}
         self._last: int | None = None
         self._seen: tuple[int, Any, Mapping[str, Any]] | None = None
-        self._starts_at: int | None = None
-        self._new_attempt = True
-        self._attempt = 0
+        self._resumes_at: int | None = None
         self._warned: set[str] = set()
         self._errors = 0
         self._seconds = 0.0
@@ -126,14 +119,7 @@ class RankMonitor:
             self._prepare(params)
         if state is not None:
             self.restore(state)
-        self._lock = None if logdir is None else RunLock(logdir)
-        try:
-            self._writers = [*_folder_writers(logdir), *writers]
-        except BaseException:
-            if self._lock is not None:
-                self._lock.release()
-            raise
-        self._backlog: list[deque[Record]] = [deque() for _ in self._writers]
+        self._outbox = Outbox(logdir, writers, guard=self._guard)
 
     # The loop's side
 
@@ -162,9 +148,7 @@ class RankMonitor:
 
     def flush(self) -> None:
         """Hands everything that was measured to the operating system."""
-        for writer, backlog in zip(self._writers, self._backlog, strict=True):
-            self._guard(f"flush of {type(writer).__name__}", self._write_backlog, writer, backlog)
-            self._guard(f"flush of {type(writer).__name__}", writer.flush)
+        self._outbox.flush()
 
     def close(self, step: int | None = None, params: Any = None) -> Record | None:
         """Measures the last parameters, unless they were measured, and closes the writers.
@@ -185,7 +169,8 @@ class RankMonitor:
             else:
                 record = self._measure_last_seen()
         finally:
-            self._close_writers()
+            self._closed = True
+            self._outbox.close()
         return record
 
     def __enter__(self) -> Self:
@@ -213,12 +198,8 @@ class RankMonitor:
         two words each, since JAX with x64 off would round the numbers themselves. One structure
         from construction on; with `params` given at construction, one set of shapes too.
         """
-        last = -1.0 if self._last is None else float(self._last)
-        states: dict[str, State] = {"monitor": {"last_step": np.asarray(last)}, **self._states}
-        return {
-            name: {key: _to_bits(value) for key, value in state.items()}
-            for name, state in states.items()
-        }
+        last = np.asarray(-1.0 if self._last is None else float(self._last))
+        return encode({"monitor": {"last_step": last}, **self._states})
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved `state`; records after its last step are superseded, not lost.
@@ -233,14 +214,10 @@ class RankMonitor:
                 f"expected the state of a monitor with {expected}, got {got}; restore into a "
                 "monitor with the probes of the one that was saved"
             )
-        values = {
-            name: {key: _from_bits(name, key, bits) for key, bits in part.items()}
-            for name, part in state.items()
-        }
+        values = decode(state)
         last = int(values.pop("monitor")["last_step"])
         self._last = None if last < 0 else last
-        self._starts_at = None if last < 0 else last + 1
-        self._new_attempt = True
+        self._resumes_at = 0 if last < 0 else last + 1
         self._seen = None
         self._states = {name: values[name] for name in self._states}
         if self._prepared is not None:
@@ -277,8 +254,8 @@ class RankMonitor:
                 "expected a probe that fits in memory_limit, got none; add the 'weights' probe"
             )
         self._flat, self._prepared = flat, prepared
-        if flat.precision.warning:
-            self._warn(flat.precision.warning)
+        if flat.warning:
+            self._warn(flat.warning)
         self._check_shapes()
 
     def _measure(self, step: int, params: Any, extra: Mapping[str, Any]) -> Record | None:
@@ -288,9 +265,12 @@ class RankMonitor:
         if self._prepared is None:
             self._prepare(params)
         began = time.monotonic()
-        backward = self._last is not None and step < self._last
+        begins = self._last is None or step < self._last or self._resumes_at is not None
+        if begins:
+            self._outbox.start(step if self._resumes_at is None else min(step, self._resumes_at))
+            self._resumes_at = None
         self._last, self._seen = step, None
-        measurement = self._guard("the probe of step %d" % step, self._probe, step, params)
+        measurement = self._guard(f"the measurement at step {step}", self._probe, step, params)
         scalars = dict(measurement.scalars) if measurement else {}
         scalars |= {tag: float(value) for tag, value in extra.items()}
         seconds = time.monotonic() - began
@@ -298,21 +278,15 @@ class RankMonitor:
         scalars["monitor/seconds"] = seconds
         scalars["monitor/overhead"] = self._seconds / max(time.monotonic() - self._opened, 1e-9)
         scalars["monitor/errors"] = self._errors
-        texts = {}
-        if self._new_attempt or backward:
-            self._begin_attempt(step)
-            texts = {"rankmon/card": self._card()}
         record = Record(
             step=step,
-            attempt=self._attempt,
+            attempt=self._outbox.attempt,
             wall_time=time.time(),
             scalars=scalars,
             arrays=dict(measurement.arrays) if measurement else {},
-            texts=texts,
+            texts={"rankmon/card": self._card()} if begins else {},
         )
-        for writer, backlog in zip(self._writers, self._backlog, strict=True):
-            backlog.append(record)
-            self._guard(f"{type(writer).__name__}", self._write_backlog, writer, backlog)
+        self._outbox.write(record)
         return record
 
     def _probe(self, step: int, params: Any) -> Measurement:
@@ -351,33 +325,9 @@ class RankMonitor:
             return None
         return self._measure(step, params, extra)
 
-    # Writing
-
-    def _begin_attempt(self, step: int) -> None:
-        first = step if self._starts_at is None else min(step, self._starts_at)
-        for writer in self._writers:
-            self._guard(f"{type(writer).__name__}", writer.start, first)
-        self._new_attempt, self._starts_at = False, None
-        self._attempt += 1
-
     def _card(self) -> str:
         assert self._prepared is not None
         return "\n".join(probe.describe() for probe in self._prepared.values())
-
-    def _write_backlog(self, writer: Writer, backlog: deque[Record]) -> None:
-        while backlog:
-            writer.write(backlog[0])
-            backlog.popleft()
-
-    def _close_writers(self) -> None:
-        self._closed = True
-        try:
-            for writer, backlog in zip(self._writers, self._backlog, strict=True):
-                self._guard(f"{type(writer).__name__}", self._write_backlog, writer, backlog)
-                self._guard(f"close of {type(writer).__name__}", writer.close)
-        finally:
-            if self._lock is not None:
-                self._lock.release()
 
     # Trouble
 
@@ -418,31 +368,17 @@ def _as_step(step: Any) -> int:
         ) from None
 
 
+def _as_schedule(every: int | None, schedule: Schedule | None) -> Schedule:
+    if every is not None and schedule is None:
+        return EveryN(every)
+    if schedule is not None and every is None:
+        return schedule
+    raise ValueError(
+        f"expected either every or schedule, got every={every}, schedule={schedule}; "
+        "for instance every=100"
+    )
+
+
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"expected {name} to be one of {choices}, got {value!r}; choose one")
-
-
-def _folder_writers(logdir: str | Path | None) -> list[Writer]:
-    if logdir is None:
-        return []
-    folder = Path(logdir)
-    return [
-        TensorBoardWriter(folder, layout=custom_scalars_layout()),
-        JsonlWriter(folder / "rankmon.jsonl"),
-    ]
-
-
-def _to_bits(value: np.ndarray) -> np.ndarray:
-    array = np.ascontiguousarray(value, np.float64)
-    return array.view(np.uint32).reshape(*np.shape(value), 2)
-
-
-def _from_bits(name: str, key: str, bits: Any) -> np.ndarray:
-    array = np.asarray(bits)
-    if array.dtype != np.uint32 or array.ndim < 1 or array.shape[-1] != 2:
-        raise ValueError(
-            f"expected {name}/{key} as uint32 [..., 2], got {array.dtype} {array.shape}; restore "
-            "monitor.state as it was saved"
-        )
-    return np.ascontiguousarray(array).view(np.float64)[..., 0]

@@ -24,7 +24,7 @@ class WeightsProbe:
     """Rank, stable and effective rank of each weight matrix, and the determinant of square ones.
 
     Args:
-      tolerance: another cut than max(m, n) * eps(stored dtype) * ||W||_2.
+      tolerance: another cut than the default of `rank.weight_rank`.
     """
 
     tolerance: Tolerance = DEFAULT_TOLERANCE
@@ -197,9 +197,7 @@ class PreparedLemma8:
         one_hot = np.all((y == 0) | (y == 1)) and np.all(np.sum(y, axis=1) == 1)
         return np.argmax(y, axis=1) if one_hot else None
 
-    def _advance(
-        self, path: lemma8.DeterminantPath, snapshot: Snapshot
-    ) -> lemma8.DeterminantPath:
+    def _advance(self, path: lemma8.DeterminantPath, snapshot: Snapshot) -> lemma8.DeterminantPath:
         time = self.learning_rate * snapshot.step
         with self.flat.precision.scope():
             weights = self.stack.weights(snapshot.leaves)
@@ -214,9 +212,7 @@ class PreparedLemma8:
         weights = self.stack.weights(snapshot.leaves)
         return np.array([np.linalg.slogdet(np.asarray(w, np.float64))[1] for w in weights])
 
-    def _path_scalars(
-        self, path: lemma8.DeterminantPath, snapshot: Snapshot
-    ) -> dict[str, float]:
+    def _path_scalars(self, path: lemma8.DeterminantPath, snapshot: Snapshot) -> dict[str, float]:
         scalars = {}
         measured = self._log_abs_dets(snapshot)
         for i, name in enumerate(self.layers):

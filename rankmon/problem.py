@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from rankmon._checks import check_finite, check_targets, check_weights, leading_axis
 from rankmon._precision import NATIVE, Precision, choose_precision
 from rankmon._tree import LeafSpec, leaf_specs
 from rankmon.losses import LossFunction, as_loss
@@ -75,32 +76,17 @@ class Problem:
         self.targets = jax.tree.map(np.array, targets)
         self.weights = None if weights is None else np.array(weights)
         self.include, self.exclude = _patterns(include), _patterns(exclude)
-        self.n = _leading_axis("inputs", self.inputs)
-        if _leading_axis("targets", self.targets) != self.n:
+        self.n = leading_axis("inputs", self.inputs)
+        if leading_axis("targets", self.targets) != self.n:
             raise ValueError(
                 f"expected inputs and targets with the same number of examples, got {self.n} and "
-                f"{_leading_axis('targets', self.targets)}; cut both to the same probe batch"
+                f"{leading_axis('targets', self.targets)}; cut both to the same probe batch"
             )
         for name, tree in (("inputs", self.inputs), ("targets", self.targets)):
-            _check_finite(name, tree)
-        self._check_weights()
+            check_finite(name, tree)
+        if self.weights is not None:
+            check_weights(self.weights, self.n)
         self._flat: dict[Any, FlatProblem] = {}
-
-    def _check_weights(self) -> None:
-        if self.weights is None:
-            return
-        _check_finite("weights", self.weights)
-        if self.weights.ndim < 1 or self.weights.shape[0] != self.n:
-            raise ValueError(
-                f"expected weights [n, ...] with n = {self.n}, got shape {self.weights.shape}; "
-                "give one weight an example (or a position)"
-            )
-        if np.any(self.weights < 0) or not np.sum(self.weights) > 0:
-            raise ValueError(
-                "expected non-negative weights with a positive sum, got "
-                f"minimum {np.min(self.weights)} and sum {np.sum(self.weights)}; "
-                "use 0 to mask an example and 1 to keep it"
-            )
 
     def flat(self, params: Any) -> "FlatProblem":
         """This problem at parameters of this structure, as functions of one vector theta.
@@ -146,6 +132,17 @@ class FlatProblem:
     def p(self) -> int:
         """The number of parameters differentiated."""
         return sum(spec.size for spec in self.specs if spec.differentiated)
+
+    @property
+    def warning(self) -> str | None:
+        """What the user should know of the precision of the ranks; None where it is float64's."""
+        text = self.precision.warning
+        if text and self.p * self.precision.eps >= 0.1:
+            text += (
+                f"; at p = {self.p} that cut, p * eps, is {self.p * self.precision.eps:.2g} of the "
+                "Hessian's norm: hardly any rank can be told"
+            )
+        return text
 
     def leaves(self, params: Any) -> list[np.ndarray]:
         """Host copies of all leaves in this problem's precision.
@@ -246,7 +243,7 @@ def _flat_problem(problem: Problem, params: Any, specs: tuple[LeafSpec, ...]) ->
         )
     structure = jax.tree.structure(params)
     shape = _output_shape(problem, structure, specs)
-    _check_targets(problem, shape)
+    check_targets(problem.loss, problem.targets, problem.weights, shape)
     k = shape[-1]
 
     def measured(leaves: Any, inputs: Any, targets: Any) -> Any:
@@ -302,97 +299,8 @@ def _output_shape(problem: Problem, structure: Any, specs: tuple[LeafSpec, ...])
     return tuple(outputs.shape)
 
 
-def _check_targets(problem: Problem, outputs: tuple[int, ...]) -> None:
-    loss, targets, weights = problem.loss.name, problem.targets, problem.weights
-    if weights is not None and weights.shape != outputs[:-1][: weights.ndim]:
-        raise ValueError(
-            f"expected weights of shape {outputs[:-1]} or {outputs[:1]}, got {weights.shape}; "
-            "give one weight for each example or for each position"
-        )
-    if loss.startswith("custom:"):
-        for leaf in jax.tree.leaves(targets):
-            if leaf.shape[: len(outputs) - 1] != outputs[:-1]:
-                raise ValueError(
-                    f"expected targets with leading axes {outputs[:-1]}, got shape {leaf.shape}; "
-                    "give one target for each position of the outputs"
-                )
-        return
-    if not isinstance(targets, np.ndarray):
-        raise TypeError(
-            f"expected one array of targets for loss {loss!r}, got a {type(targets).__name__}; "
-            "pass the array, or a callable loss that takes this structure"
-        )
-    if problem.loss.has_dense_targets:
-        if targets.shape != outputs:
-            remedy = (
-                "give them a last axis of one, targets[..., None]"
-                if outputs[-1] == 1
-                else f"for labels use jax.nn.one_hot(labels, {outputs[-1]}) or loss='cross_entropy'"
-            )
-            raise ValueError(
-                f"expected targets of the outputs' shape {outputs} for loss {loss!r}, got "
-                f"{targets.dtype} of shape {targets.shape}; {remedy}"
-            )
-        return
-    _check_classes(targets, outputs)
-
-
-def _check_classes(targets: np.ndarray, outputs: tuple[int, ...]) -> None:
-    k = outputs[-1]
-    if k < 2:
-        raise ValueError(
-            "expected at least 2 outputs for loss 'cross_entropy', got 1; give both classes a "
-            "logit, or pass a callable logistic loss"
-        )
-    if targets.shape == outputs[:-1] and jnp.issubdtype(targets.dtype, jnp.integer):
-        if targets.min() < 0 or targets.max() >= k:
-            raise ValueError(
-                f"expected labels in 0..{k - 1} for {k} outputs, got {targets.min()}.."
-                f"{targets.max()}; mask padding with weights= and a valid label"
-            )
-    elif targets.shape == outputs:
-        if np.min(targets) < 0 or not np.allclose(np.sum(targets, -1), 1.0, atol=1e-3):
-            raise ValueError(
-                "expected each row of one-hot targets to be a distribution (non-negative, sum 1), "
-                f"got minimum {np.min(targets)} and sums {np.min(np.sum(targets, -1)):.3g} to "
-                f"{np.max(np.sum(targets, -1)):.3g}; normalize them or pass a callable loss"
-            )
-    else:
-        raise ValueError(
-            f"expected integer labels of shape {outputs[:-1]} or one-hot targets {outputs} for "
-            f"loss 'cross_entropy', got {targets.dtype} of shape {targets.shape}; "
-            "convert the targets to one of the two"
-        )
-
-
 def _patterns(patterns: Sequence[str]) -> tuple[str, ...]:
     return (patterns,) if isinstance(patterns, str) else tuple(patterns)
-
-
-def _leading_axis(name: str, tree: Any) -> int:
-    leaves = jax.tree.leaves(tree)
-    sizes = {leaf.shape[:1] for leaf in leaves}
-    if len(sizes) != 1 or sizes <= {(), (0,)}:
-        raise ValueError(
-            f"expected {name} to be arrays with one common leading axis n >= 1, got shapes "
-            f"{[leaf.shape for leaf in leaves]}; stack the examples along the first axis"
-        )
-    return int(sizes.pop()[0])
-
-
-def _check_finite(name: str, tree: Any) -> None:
-    for leaf in jax.tree.leaves(tree):
-        if not (jnp.issubdtype(leaf.dtype, jnp.number) or jnp.issubdtype(leaf.dtype, jnp.bool_)):
-            raise TypeError(
-                f"expected {name} to be numbers, got dtype {leaf.dtype}; convert them first"
-            )
-        if jnp.issubdtype(leaf.dtype, jnp.floating):
-            bad = int(np.sum(~np.isfinite(leaf.astype(np.float64))))
-            if bad:
-                raise ValueError(
-                    f"expected finite {name}, got {bad} entries that are NaN or infinite; "
-                    "clean the probe batch"
-                )
 
 
 def _describe(specs: Sequence[LeafSpec]) -> str:

@@ -22,13 +22,13 @@ from rankmon.spectrum import singular_values
 class Tolerance:
     """How the cut is chosen below which a singular value counts as zero.
 
-    cut = relative * max(||X||_2, ||reference||_2), or `absolute` where that is given. `relative`
-    defaults to size * eps, with the size of X and the eps of the arithmetic (weights: of the dtype
-    they are stored in). For the parts of the Hessian the reference is H_L, one common cut: relative
-    to its own norm the rank of a vanishing H_f would never fall.
+    cut = relative * max(||X||_2, ||reference||_2), or `absolute` where that is given. For the parts
+    of the Hessian the reference is H_L, one common cut: relative to its own norm the rank of a
+    vanishing H_f would never fall. `relative` defaults to p * eps for the Hessian, with the eps of
+    the arithmetic, and to what `weight_rank` says for weights.
 
     Args:
-      relative: multiple of the norm; None for size * eps.
+      relative: multiple of the norm; None for the default.
       absolute: the cut itself, in the units of the singular values; None to use `relative`.
     """
 
@@ -53,13 +53,11 @@ class Tolerance:
                     "it out"
                 )
 
-    def cut(
-        self, norm: float, *, size: int, eps: float = DOUBLE.eps, reference_norm: float = 0.0
-    ) -> float:
-        """The cut for a matrix of this norm, size and arithmetic."""
+    def cut(self, norm: float, *, default: float, reference_norm: float = 0.0) -> float:
+        """The cut for a matrix of this norm; `default` is the multiple to use where none is set."""
         if self.absolute is not None:
             return self.absolute
-        relative = size * eps if self.relative is None else self.relative
+        relative = default if self.relative is None else self.relative
         return relative * max(norm, reference_norm)
 
 
@@ -164,7 +162,12 @@ def weight_rank(
     eps: float = DOUBLE.eps,
     tolerance: Tolerance | None = None,
 ) -> WeightRank:
-    """The rank of one weight matrix at the cut max(m, n) * eps * ||W||_2, and its companions.
+    """The rank of one weight matrix, and its companions.
+
+    The default cut is max(m, n) * eps64 * ||W||_2, the error of singular values in float64, plus,
+    for weights stored in a coarser dtype, eps / 2 * ||W||_F, which bounds the norm of the rounding
+    that the storing adds: singular values above it are not noise. (max(m, n) * eps would exceed
+    ||W||_2 in bfloat16 from 128 rows on, and find no rank at all.)
 
     Args:
       matrix: real; converted to float64.
@@ -180,12 +183,16 @@ def weight_rank(
         return WeightRank(**asdict(none), **_determinant(nan, nan, square), **_soft_ranks(None))
     values = singular_values(matrix)
     norm = float(values[0]) if values.size else 0.0
-    cut = as_tolerance(tolerance).cut(norm, size=max(m, n), eps=eps)
+    soft = _soft_ranks(values)
+    default = max(m, n) * DOUBLE.eps
+    if eps > DOUBLE.eps and norm > 0:
+        default += eps / 2 * np.sqrt(soft["stable_rank"])  # ||W||_F / ||W||_2
+    cut = as_tolerance(tolerance).cut(norm, default=default)
     sign, log_abs = np.linalg.slogdet(matrix) if square else (0.0, 0.0)
     return WeightRank(
         **asdict(numerical_rank(values, cut)),
         **_determinant(float(sign), float(log_abs), square),
-        **_soft_ranks(values),
+        **soft,
     )
 
 
@@ -214,7 +221,7 @@ def weight_ranks(params: Any, *, tolerance: Tolerance | None = None) -> dict[str
 
     Args:
       params: any pytree of arrays.
-      tolerance: another cut than max(m, n) * eps * ||W||_2.
+      tolerance: another cut than the default of `weight_rank`.
 
     Returns:
       A dict from the leaf's path to its `WeightRank`.

@@ -1,4 +1,4 @@
-"""Dense, slow, obviously right: the Hessian's parts by plain autodiff, and the cases all tests share.
+"""Dense, slow, obviously right: the Hessian's parts by plain autodiff, and the cases all share.
 
 Nothing of rankmon is used here but in the tests that import it; losses are the textbook formulas.
 """
@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 
 @dataclass(frozen=True)
 class Case:
-    """A network at some parameters with its loss and batch; `textbook` is the loss, written plainly."""
+    """A network at some parameters with its loss and batch; `textbook` is the plain loss."""
 
     name: str
     apply: Callable[[Any, Any], Any]
@@ -133,7 +133,9 @@ def cases() -> list[Case]:
         Case("tanh-one_hot", apply, params, x, one_hot, "cross_entropy", soft_cross_entropy),
         Case("tanh-cosh", apply, params, x, y, "cosh", cosh),
         Case("tanh-custom", apply, params, x, custom_targets, student_t, student_t),
-        Case("linear-cross_entropy", linear, linear_params, x, labels, "cross_entropy", cross_entropy),
+        Case(
+            "linear-cross_entropy", linear, linear_params, x, labels, "cross_entropy", cross_entropy
+        ),
         Case("linear-weights", linear, linear_params, x, y, "mse", mse, mask),
     ]
     images = np.random.default_rng(2).standard_normal((6, 4, 4, 1))

@@ -14,6 +14,7 @@ ORDER = [
     "_precision",
     "_tree",
     "losses",
+    "_checks",
     "problem",
     "stack",
     "curvature",
@@ -31,6 +32,8 @@ ORDER = [
     "_jsonl",
     "writers",
     "layout",
+    "outbox",
+    "_state",
     "monitor",
 ]
 

@@ -6,9 +6,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
 
+import oracles
 from rankmon.losses import as_loss
 
 RNG = np.random.default_rng(0)

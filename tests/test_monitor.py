@@ -1,4 +1,4 @@
-"""The monitor in training loops: what it measures when, what it never does, and what it survives."""
+"""The monitor in training loops: what it measures, what it never does, and what it survives."""
 
 import warnings
 
@@ -292,9 +292,7 @@ def test_a_resumed_run_gives_the_same_curves(ready, tmp_path, stop, checkpointer
 
     def run(folder, params, state, first, *, saved=None, until=10, break_after=None):
         checkpoint = None
-        monitor = RankMonitor(
-            problem, logdir=folder, every=3, probes=probes, state=saved
-        )
+        monitor = RankMonitor(problem, logdir=folder, every=3, probes=probes, state=saved)
         for step in range(first, until):
             monitor(step, params)
             params, state = train_step(params, state)
@@ -306,7 +304,9 @@ def test_a_resumed_run_gives_the_same_curves(ready, tmp_path, stop, checkpointer
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run(whole, start, opt_state, 0)
     # The run goes on for some steps after its checkpoint, so that records have to be superseded.
-    params, state, saved = run(parts, start, opt_state, 0, until=max(9, 3 * stop + 1), break_after=3 * stop)
+    params, state, saved = run(
+        parts, start, opt_state, 0, until=max(9, 3 * stop + 1), break_after=3 * stop
+    )
     run(parts, params, state, 3 * stop + 1, saved=saved)
 
     straight, resumed = (read_jsonl(folder / "rankmon.jsonl") for folder in (whole, parts))
@@ -416,7 +416,10 @@ def test_parameters_are_checked_before_anything_is_computed(ready):
     with pytest.raises(ValueError, match="Lemma 8, got a stack with activations"):
         RankMonitor(
             Problem(
-                lambda p, x: jnp.tanh(x @ p), loss="mse", inputs=np.ones((3, 2)), targets=np.ones((3, 2))
+                lambda p, x: jnp.tanh(x @ p),
+                loss="mse",
+                inputs=np.ones((3, 2)),
+                targets=np.ones((3, 2)),
             ),
             every=1,
             params=jnp.eye(2),

@@ -1,4 +1,4 @@
-"""What the probes log during training: the Hessian's curves, theory beside them, Lemma 8, weights."""
+"""What the probes log: the Hessian's curves, theory beside them, Lemma 8, weights."""
 
 import jax
 import jax.numpy as jnp

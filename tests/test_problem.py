@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-import oracles
 import pytest
 from jax.flatten_util import ravel_pytree
 
+import oracles
 from rankmon.problem import Problem
 
 RNG = np.random.default_rng(0)

@@ -148,7 +148,7 @@ def test_an_undefined_rank_claims_nothing():
 
 @pytest.mark.parametrize("factor", [1 + 1e-6, 1 - 1e-6], ids=["above", "below"])
 def test_just_above_and_just_below_the_cut(factor):
-    cut = DEFAULT_TOLERANCE.cut(3.0, size=8)
+    cut = DEFAULT_TOLERANCE.cut(3.0, default=8 * EPS)
     got = numerical_rank(np.array([3.0, 1.0, cut * factor]), cut)
     assert (got.rank, got.low, got.high) == (3 if factor > 1 else 2, 2, 3)
     assert not got.certain
@@ -157,15 +157,14 @@ def test_just_above_and_just_below_the_cut(factor):
 # Tolerance
 
 
-def test_the_default_cut_is_size_eps_and_the_larger_norm():
-    assert Tolerance().cut(4.0, size=10) == 10 * EPS * 4.0
-    assert Tolerance().cut(4.0, size=10, reference_norm=6.0) == 10 * EPS * 6.0
-    assert Tolerance().cut(4.0, size=10, reference_norm=2.0) == 10 * EPS * 4.0
-    assert Tolerance().cut(4.0, size=10, eps=2.0**-23) == 10 * 2.0**-23 * 4.0
-    assert Tolerance(relative=1e-3).cut(4.0, size=10, reference_norm=6.0) == 1e-3 * 6.0
-    assert Tolerance(absolute=0.25).cut(4.0, size=10, reference_norm=6.0) == 0.25
-    assert Tolerance(absolute=0).cut(4.0, size=10) == 0
-    assert Tolerance(relative=np.float32(0.5)).cut(4.0, size=10) == 2.0
+def test_the_cut_is_a_multiple_of_the_larger_norm():
+    assert Tolerance().cut(4.0, default=1e-9) == 1e-9 * 4.0
+    assert Tolerance().cut(4.0, default=1e-9, reference_norm=6.0) == 1e-9 * 6.0
+    assert Tolerance().cut(4.0, default=1e-9, reference_norm=2.0) == 1e-9 * 4.0
+    assert Tolerance(relative=1e-3).cut(4.0, default=1e-9, reference_norm=6.0) == 1e-3 * 6.0
+    assert Tolerance(absolute=0.25).cut(4.0, default=1e-9, reference_norm=6.0) == 0.25
+    assert Tolerance(absolute=0).cut(4.0, default=1e-9) == 0
+    assert Tolerance(relative=np.float32(0.5)).cut(4.0, default=1e-9) == 2.0
 
 
 @pytest.mark.parametrize("value", [-1.0, np.nan, np.inf])
@@ -206,7 +205,9 @@ def test_rank_of_prescribed_singular_values(shape, deficit):
 
 def test_the_default_cut_of_weights_takes_the_larger_side():
     assert weight_rank(2.0 * np.eye(3, 8)).tolerance == pytest.approx(8 * EPS * 2.0, rel=1e-12)
-    assert weight_rank(2.0 * np.eye(8, 3), eps=0.5).tolerance == pytest.approx(8.0, rel=1e-12)
+    # Storing adds noise of norm at most eps / 2 * ||W||_F = 2 * sqrt(3) / 4.
+    stored = 2.0 * np.eye(8, 3)
+    assert weight_rank(stored, eps=0.5).tolerance == pytest.approx(np.sqrt(3) / 2, rel=1e-12)
 
 
 def test_tolerances_reach_the_count():
@@ -320,6 +321,10 @@ def test_only_square_matrices_have_determinants():
 )
 def test_the_cut_follows_the_dtype_that_weights_are_stored_in(dtype):
     """Rank 20 by construction; rounding to the stored dtype adds noise of full rank."""
+    for size in (60, 256):
+        values = np.repeat([1.0, 0.0], [20, size - 20])
+        large = with_singular_values(size, size, values).astype(dtype)
+        assert weight_ranks({"w": large})["w"].rank == 20
     stored = with_singular_values(60, 60, np.repeat([1.0, 0.0], [20, 40])).astype(dtype)
     assert weight_ranks({"w": stored})["w"].rank == 20
     assert weight_ranks({"w": jnp.asarray(stored)})["w"].rank == 20

@@ -497,6 +497,7 @@ REFUSED = {
     "slices-of-a-batch": (lambda w, x: x @ w[0][0] @ w[0][1], [(2, 5, 5)]),
     "reshaped-weight": (lambda w, x: x @ w[0].reshape(5, 4), [(4, 5)]),
     "reshaped-twice": (lambda w, x: x @ w[0].T.reshape(20).reshape(5, 4), [(4, 5)]),
+    "flattened-kernel": (lambda w, x: x @ w[0] @ w[1].reshape(6, 1), [(5, 6), (2, 3)]),
     "kernel-from-a-vector": (lambda w, x: x @ w[0].reshape(5, 4), [(20,)]),
     "reversed-weight": (lambda w, x: x @ w[0][::-1] @ w[1], TWO),
     "rounded-weight": (lambda w, x: x @ w[0].astype(int).astype(float) @ w[1], TWO),

@@ -1,0 +1,118 @@
+"""What a `Problem` refuses, each with what was expected, what came and what to do."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rankmon.losses import Loss
+
+
+def leading_axis(name: str, tree: Any) -> int:
+    """The common leading axis n of all leaves."""
+    leaves = jax.tree.leaves(tree)
+    sizes = {leaf.shape[:1] for leaf in leaves}
+    if len(sizes) != 1 or sizes <= {(), (0,)}:
+        raise ValueError(
+            f"expected {name} to be arrays with one common leading axis n >= 1, got shapes "
+            f"{[leaf.shape for leaf in leaves]}; stack the examples along the first axis"
+        )
+    return int(sizes.pop()[0])
+
+
+def check_finite(name: str, tree: Any) -> None:
+    """Refuses leaves that are not numbers, and NaN or infinity among them."""
+    for leaf in jax.tree.leaves(tree):
+        if not (jnp.issubdtype(leaf.dtype, jnp.number) or jnp.issubdtype(leaf.dtype, jnp.bool_)):
+            raise TypeError(
+                f"expected {name} to be numbers, got dtype {leaf.dtype}; convert them first"
+            )
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            bad = int(np.sum(~np.isfinite(leaf.astype(np.float64))))
+            if bad:
+                raise ValueError(
+                    f"expected finite {name}, got {bad} entries that are NaN or infinite; "
+                    "clean the probe batch"
+                )
+
+
+def check_weights(weights: np.ndarray, n: int) -> None:
+    """Refuses example weights that are not [n, ...], non-negative and somewhere positive."""
+    check_finite("weights", weights)
+    if weights.ndim < 1 or weights.shape[0] != n:
+        raise ValueError(
+            f"expected weights [n, ...] with n = {n}, got shape {weights.shape}; "
+            "give one weight an example (or a position)"
+        )
+    if np.any(weights < 0) or not np.sum(weights) > 0:
+        raise ValueError(
+            "expected non-negative weights with a positive sum, got "
+            f"minimum {np.min(weights)} and sum {np.sum(weights)}; "
+            "use 0 to mask an example and 1 to keep it"
+        )
+
+
+def check_targets(
+    loss: Loss, targets: Any, weights: np.ndarray | None, outputs: tuple[int, ...]
+) -> None:
+    """Refuses targets and weights that do not fit outputs [n, ..., k] and the loss."""
+    if weights is not None and weights.shape != outputs[:-1][: weights.ndim]:
+        raise ValueError(
+            f"expected weights of shape {outputs[:-1]} or {outputs[:1]}, got {weights.shape}; "
+            "give one weight for each example or for each position"
+        )
+    if loss.name.startswith("custom:"):
+        for leaf in jax.tree.leaves(targets):
+            if leaf.shape[: len(outputs) - 1] != outputs[:-1]:
+                raise ValueError(
+                    f"expected targets with leading axes {outputs[:-1]}, got shape {leaf.shape}; "
+                    "give one target for each position of the outputs"
+                )
+        return
+    if not isinstance(targets, np.ndarray):
+        raise TypeError(
+            f"expected one array of targets for loss {loss.name!r}, got a "
+            f"{type(targets).__name__}; pass the array, or a callable loss of this structure"
+        )
+    if loss.has_dense_targets:
+        if targets.shape != outputs:
+            remedy = (
+                "give them a last axis of one, targets[..., None]"
+                if outputs[-1] == 1
+                else f"for labels use jax.nn.one_hot(labels, {outputs[-1]}) or loss='cross_entropy'"
+            )
+            raise ValueError(
+                f"expected targets of the outputs' shape {outputs} for loss {loss.name!r}, got "
+                f"{targets.dtype} of shape {targets.shape}; {remedy}"
+            )
+        return
+    _check_classes(targets, outputs)
+
+
+def _check_classes(targets: np.ndarray, outputs: tuple[int, ...]) -> None:
+    k = outputs[-1]
+    if k < 2:
+        raise ValueError(
+            "expected at least 2 outputs for loss 'cross_entropy', got 1; give both classes a "
+            "logit, or pass a callable logistic loss"
+        )
+    if targets.shape == outputs[:-1] and jnp.issubdtype(targets.dtype, jnp.integer):
+        if targets.min() < 0 or targets.max() >= k:
+            raise ValueError(
+                f"expected labels in 0..{k - 1} for {k} outputs, got {targets.min()}.."
+                f"{targets.max()}; mask padding with weights= and a valid label"
+            )
+    elif targets.shape == outputs:
+        if np.min(targets) < 0 or not np.allclose(np.sum(targets, -1), 1.0, atol=1e-3):
+            raise ValueError(
+                "expected each row of one-hot targets to be a distribution (non-negative, sum 1), "
+                f"got minimum {np.min(targets)} and sums {np.min(np.sum(targets, -1)):.3g} to "
+                f"{np.max(np.sum(targets, -1)):.3g}; normalize them or pass a callable loss"
+            )
+    else:
+        raise ValueError(
+            f"expected integer labels of shape {outputs[:-1]} or one-hot targets {outputs} for "
+            f"loss 'cross_entropy', got {targets.dtype} of shape {targets.shape}; "
+            "convert the targets to one of the two"
+        )
