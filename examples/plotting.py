@@ -12,7 +12,6 @@ from rankmon import Record
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  the backend comes first
 from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 # Okabe and Ito's palette, safe for color-blind readers. H_f_fixed is dashed as in figure S1, and
 # thin lines lie on thick ones, so that coinciding curves both stay visible.
@@ -64,7 +63,7 @@ def draw_hessian_ranks(axes: Axes, records: Sequence[Record]) -> None:
         few = np.linspace(0, len(at) - 1, min(len(at), 9)).astype(int)
         if len(at) and part != "H_f_fixed":
             axes.plot(at[few], predicted[few], "o", color=color, mfc="white", ms=6, zorder=5)
-    axes.plot([], [], "o", color="#666666", mfc="white", ms=6, label="theory (linear)")
+    axes.plot([], [], "o", color="#666666", mfc="white", ms=6, label="theory of linear networks")
     axes.set_ylim(bottom=0)
 
 
@@ -83,10 +82,12 @@ def draw_loss(
 
 def draw_weight_ranks(axes: Axes, records: Sequence[Record]) -> None:
     """The rank of each weight, named at the end of its line."""
+    ends = []
     for i, layer in enumerate(layers(records, "rank_weights")):
         steps, ranks = series(records, f"rank_weights/{layer}")
         color = LAYERS[i % len(LAYERS)]
         axes.plot(steps, ranks, color=color, linewidth=2.2)
+        ends.append(int(np.nan_to_num(ranks[-1])))
         axes.annotate(
             rf"$W^{{{i + 1}}}$",
             (steps[-1], ranks[-1]),
@@ -97,7 +98,7 @@ def draw_weight_ranks(axes: Axes, records: Sequence[Record]) -> None:
         )
     axes.set(title="weights", ylim=(0, None))
     axes.margins(x=0.1)
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_yticks(sorted({0, *ends}))
 
 
 @dataclass(frozen=True)
@@ -155,8 +156,8 @@ def _loss_range(records: Sequence[Record]) -> tuple[float, float]:
 
 
 def save_determinants(
-    flow: Sequence[Record], descent: Sequence[Record], path: Path, *, time_of_step: float
-) -> None:
+    flow: Sequence[Record], descent: Sequence[Record], path: Path, time_of_step: float
+) -> Path:
     """Lemma 8: log|det W^1| measured and predicted, and how far apart the two are.
 
     Args:
@@ -197,6 +198,7 @@ def save_determinants(
     right.set(xlabel="flow time", title="errors", ylim=(1e-14, None))
     right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     _save(figure, path)
+    return path
 
 
 def _save(figure: plt.Figure, path: Path) -> None:
