@@ -113,10 +113,11 @@ class RunLock:
         except BlockingIOError as error:
             owner = self._file.read(200).decode(errors="replace").strip() or "another process"
             self._file.close()
+            here = " (it is open in this process: call its close())" if owner == _me() else ""
             raise BlockingIOError(
                 error.errno,
                 f"expected a run folder that nobody writes to, got one that {owner} writes to; "
-                "close that monitor or writer first, or use another logdir",
+                f"close that monitor or writer first{here}, or use another logdir",
                 str(path.parent),
             ) from None
         except OSError as error:
@@ -126,13 +127,14 @@ class RunLock:
                 stacklevel=2,
             )
         self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        self._file.write(f"{_me()}\n".encode())
         _held.add(self._file)
 
     def release(self) -> None:
         """Gives the lock back; a second time does nothing."""
         if not self._file.closed:
-            self._file.truncate(0)
+            with suppress(OSError):  # the owner's name is only for others' error messages
+                self._file.truncate(0)
             self._file.close()
 
     def __enter__(self) -> Self:
@@ -147,6 +149,10 @@ class RunLock:
     ) -> None:
         """Gives the lock back."""
         self.release()
+
+
+def _me() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 # A forked child (a data loader's worker) shares the parent's lock and would keep it alive after the

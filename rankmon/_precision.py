@@ -42,13 +42,17 @@ class Precision:
             stack.enter_context(jax.debug_infs(False))
             yield
 
+    def lifted_dtype(self, dtype: Any) -> np.dtype:
+        """This precision's dtype for floats, its complex one for complex numbers, else the same."""
+        if self.dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+            return dtype
+        is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
+        return np.result_type(self.dtype, np.complex64) if is_complex else self.dtype
+
     def lift(self, leaf: Any) -> np.ndarray:
-        """A host copy of a leaf, floats at this precision's dtype (complex numbers likewise)."""
-        array = np.array(leaf)
-        if self.dtype is None or not jnp.issubdtype(array.dtype, jnp.inexact):
-            return array
-        is_complex = jnp.issubdtype(array.dtype, jnp.complexfloating)
-        return array.astype(np.result_type(self.dtype, np.complex64) if is_complex else self.dtype)
+        """A host copy of a leaf at its lifted dtype."""
+        array = np.asarray(leaf)
+        return np.array(array, self.lifted_dtype(array.dtype))
 
 
 DOUBLE = Precision(np.dtype(np.float64), float(np.finfo(np.float64).eps))
@@ -70,12 +74,14 @@ def choose_precision(function: Callable[..., Any], *args: Any) -> Precision:
 
     Args:
       function: takes pytrees of arrays, gives one array.
-      *args: host arrays as the user stores them.
+      *args: arrays, or their shapes and dtypes, as the user stores them.
 
     Raises:
       Whatever the trace raises in the user's own precision, where that fails too.
     """
-    lifted = jax.tree.map(DOUBLE.lift, args)
+    lifted = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), DOUBLE.lifted_dtype(leaf.dtype)), args
+    )
     try:
         with DOUBLE.scope():
             jaxpr = jax.make_jaxpr(function)(*lifted)

@@ -126,7 +126,7 @@ class Expectation:
     def describe(self) -> str:
         """What the predictions are, for the run's card."""
         if self.stack is None or self.stack.bias is None or self.loss is None:
-            return "* no prediction: theory's closed forms are for stacks of dense layers"
+            return "* no prediction: not recognized as a stack of dense layers in float64"
         dims = "-".join(map(str, self.stack.dims))
         kind = (
             f"deep linear network {dims}"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from rankmon._warnings import warn_user
 from rankmon.curvature import DEFAULT_MEMORY_LIMIT, Curvature
 from rankmon.expectation import Expectation
 from rankmon.measurement import Measurement, Snapshot, State, rank_scalars
@@ -41,6 +42,9 @@ class HessianProbe:
     memory_limit: int = DEFAULT_MEMORY_LIMIT
     name: str = "hessian"
 
+    def __post_init__(self) -> None:
+        as_tolerance(self.tolerance)
+
     def placeholder_state(self, problem: Problem) -> State:
         """The residuals to hold, as zeros, and a flag that they are not known yet."""
         targets = problem.targets
@@ -56,9 +60,11 @@ class HessianProbe:
         Raises:
           MemoryError: where p is past what dense matrices allow in `memory_limit`.
         """
+        curvature = Curvature.of(flat, memory_limit=self.memory_limit)
+        curvature.compile()
         return PreparedHessian(
             flat=flat,
-            curvature=Curvature(flat, memory_limit=self.memory_limit),
+            curvature=curvature,
             tolerance=self.tolerance,
             expectation=Expectation.of(flat),
         )
@@ -81,39 +87,40 @@ class PreparedHessian:
         }
 
     def measure(self, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:
-        """The ranks at the snapshot; NaN throughout where the weights or outputs are not finite."""
+        """The ranks at the snapshot; NaN throughout where anything in it is not finite."""
         if snapshot.nonfinite:
             return self._undefined(float("nan")), state
         loss, delta = self.flat.loss_and_residuals(snapshot.theta, snapshot.fixed)
-        if not np.all(np.isfinite(delta)):
-            return self._undefined(loss), state
-        if not state["started"]:
+        if not state["started"] and np.all(np.isfinite(delta)):
             state = {"reference": delta, "started": np.ones(())}
         spectra = hessian_spectra(self.curvature, snapshot, delta, state["reference"])
-        if any(spectrum is None for spectrum in spectra.values()):
-            return self._undefined(loss), state
-        known = {part: s for part, s in spectra.items() if s is not None}
-        ranks = spectra_to_ranks(known, self.flat, self.tolerance)
+        if spectra is None:
+            told = "the outputs or the Hessian are not finite: its ranks are logged as NaN"
+            return self._undefined(loss, told), state
+        ranks = spectra_to_ranks(spectra, self.flat, self.tolerance)
         scalars = {"loss": loss}
         for part, rank in ranks.items():
             scalars |= rank_scalars("rank", part, rank)
-        own = self.tolerance.cut(known["H_f"][0], default=self.flat.p * self.flat.precision.eps)
-        scalars["rank_self/H_f"] = numerical_rank(known["H_f"], own).rank or 0
+        own = self.tolerance.cut(spectra["H_f"][0], default=self.flat.p * self.flat.precision.eps)
+        scalars["rank_self/H_f"] = numerical_rank(spectra["H_f"], own).rank or 0
         scalars |= self.expectation.scalars(
             snapshot, delta, state["reference"], vanished=ranks["H_f"].high == 0
         )
         arrays = {}
-        for part, spectrum in known.items():
+        for part, spectrum in spectra.items():
             nonzero = spectrum[spectrum > 0]
             arrays[f"spectrum/{part}"] = np.log10(nonzero)
             scalars[f"spectrum_zeros/{part}"] = spectrum.size - nonzero.size
-        return Measurement(scalars, arrays), state
+        return Measurement(scalars, arrays, self._precision_warning()), state
 
-    def _undefined(self, loss: float) -> Measurement:
+    def _undefined(self, loss: float, *told: str) -> Measurement:
         scalars = {"loss": loss, "rank_self/H_f": float("nan")}
         for part in HESSIAN_PARTS:
             scalars |= rank_scalars("rank", part, undefined_rank(self.flat.p))
-        return Measurement(scalars)
+        return Measurement(scalars, warnings=(*self._precision_warning(), *told))
+
+    def _precision_warning(self) -> tuple[str, ...]:
+        return (self.flat.warning,) if self.flat.warning else ()
 
     def describe(self) -> str:
         """Sizes, arithmetic, cut and predictions of this network."""
@@ -139,28 +146,31 @@ def hessian_spectra(
     snapshot: Snapshot,
     delta: Float[np.ndarray, "n k"],
     reference: Float[np.ndarray, "n k"] | None,
-) -> dict[str, Float[np.ndarray, " p"] | None]:
-    """Absolute eigenvalues, descending, of each part of the Hessian; None where it overflowed.
+) -> dict[str, Float[np.ndarray, " p"]] | None:
+    """Absolute eigenvalues, descending, of each part of the Hessian; None where one is not finite.
 
     H_f_fixed is left out without a reference.
     """
+    if not np.all(np.isfinite(delta)):
+        return None
     theta, fixed = snapshot.theta, snapshot.fixed
     outer = curvature.outer(theta, fixed)
     functional = curvature.functional(theta, fixed, delta)
-    spectra = {"H_o": _finite_spectrum(outer), "H_f": _finite_spectrum(functional)}
+    if not (np.all(np.isfinite(outer)) and np.all(np.isfinite(functional))):
+        return None
+    spectra = {"H_o": symmetric_spectrum(outer), "H_f": symmetric_spectrum(functional)}
     functional += outer
     del outer
-    spectra["H_L"] = _finite_spectrum(functional)
+    spectra["H_L"] = symmetric_spectrum(functional)
     del functional
     if reference is not None and np.array_equal(reference, delta):
         spectra["H_f_fixed"] = spectra["H_f"]
     elif reference is not None:
-        spectra["H_f_fixed"] = _finite_spectrum(curvature.functional(theta, fixed, reference))
+        held = curvature.functional(theta, fixed, reference)
+        if not np.all(np.isfinite(held)):
+            return None
+        spectra["H_f_fixed"] = symmetric_spectrum(held)
     return {part: spectra[part] for part in HESSIAN_PARTS if part in spectra}
-
-
-def _finite_spectrum(matrix: Float[np.ndarray, "p p"]) -> Float[np.ndarray, " p"] | None:
-    return symmetric_spectrum(matrix) if np.all(np.isfinite(matrix)) else None
 
 
 def spectra_to_ranks(
@@ -224,17 +234,16 @@ def hessian_ranks(
                 f"expected reference residuals of shape {(flat.positions, flat.k)}, got "
                 f"{reference.shape}; pass one row for each position of the outputs"
             )
-    curvature = Curvature(flat, memory_limit=memory_limit)
+    curvature = Curvature.of(flat, memory_limit=memory_limit)
+    if flat.warning and "warned" not in flat.memo:
+        flat.memo["warned"] = True
+        warn_user(flat.warning)
     snapshot = Snapshot.take(flat, 0, params)
-    parts = HESSIAN_PARTS if reference is not None else HESSIAN_PARTS[:3]
-    undefined = {part: undefined_rank(flat.p) for part in parts}
-    if snapshot.nonfinite:
-        return undefined
-    _, delta = flat.loss_and_residuals(snapshot.theta, snapshot.fixed)
-    if not np.all(np.isfinite(delta)):
-        return undefined
-    spectra = hessian_spectra(curvature, snapshot, delta, reference)
-    known = {part: spectrum for part, spectrum in spectra.items() if spectrum is not None}
-    if len(known) < len(spectra):
-        return undefined
-    return spectra_to_ranks(known, flat, tolerance)
+    spectra = None
+    if not snapshot.nonfinite:
+        _, delta = flat.loss_and_residuals(snapshot.theta, snapshot.fixed)
+        spectra = hessian_spectra(curvature, snapshot, delta, reference)
+    if spectra is None:
+        parts = HESSIAN_PARTS if reference is not None else HESSIAN_PARTS[:3]
+        return {part: undefined_rank(flat.p) for part in parts}
+    return spectra_to_ranks(spectra, flat, tolerance)

@@ -7,9 +7,11 @@ keeps it.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
+from jaxtyping import Float
 
 from rankmon.problem import FlatProblem, Problem
 from rankmon.rank import NumericalRank
@@ -17,40 +19,52 @@ from rankmon.rank import NumericalRank
 State = dict[str, np.ndarray]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Snapshot:
     """The parameters at one step, copied to the host.
 
     Attributes:
+      flat: the problem that they belong to.
       step: the step of training.
       leaves: all parameter leaves, in the precision of the measurement.
-      theta: the differentiated ones as one vector, [p].
-      fixed: the others.
     """
 
+    flat: FlatProblem
     step: int
     leaves: list[np.ndarray]
-    theta: np.ndarray
-    fixed: tuple[np.ndarray, ...]
 
     @classmethod
     def take(cls, flat: FlatProblem, step: int, params: Any) -> "Snapshot":
         """Copies the parameters; what the training loop does to them later is not seen."""
-        leaves = flat.leaves(params)
-        return cls(step, leaves, *flat.split(leaves))
+        return cls(flat, step, flat.leaves(params))
 
-    @property
+    @cached_property
+    def theta(self) -> Float[np.ndarray, " p"]:
+        """The differentiated leaves as one vector."""
+        return self.flat.split(self.leaves)[0]
+
+    @cached_property
+    def fixed(self) -> tuple[np.ndarray, ...]:
+        """The leaves held fixed."""
+        return self.flat.split(self.leaves)[1]
+
+    @cached_property
     def nonfinite(self) -> int:
-        """The number of NaN and infinite entries of theta."""
-        return int(np.sum(~np.isfinite(self.theta)))
+        """The number of NaN and infinite entries of the differentiated leaves."""
+        return sum(
+            int(np.sum(~np.isfinite(leaf)))
+            for leaf, spec in zip(self.leaves, self.flat.specs, strict=True)
+            if spec.differentiated
+        )
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Tagged scalars and arrays, as `writers` takes them."""
+    """Tagged scalars and arrays, as `writers` takes them, and what the user should be told once."""
 
     scalars: Mapping[str, float]
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 class PreparedProbe(Protocol):

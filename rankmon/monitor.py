@@ -4,10 +4,7 @@ The only module with loop state. It never changes what it watches: parameters ar
 in a scope of their own, and no error of the monitor's ends a training run unless asked for.
 """
 
-import logging
-import operator
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,28 +13,31 @@ from typing import Any, Literal, Self
 import jax
 import numpy as np
 
+from rankmon._options import as_memory_limit, as_schedule, as_step, as_writers, check_choice
+from rankmon._scalars import UserScalars
 from rankmon._state import decode, encode
+from rankmon._trouble import Trouble
+from rankmon._warnings import RankmonWarning
 from rankmon.curvature import DEFAULT_MEMORY_LIMIT
 from rankmon.measurement import Measurement, PreparedProbe, Probe, Snapshot, State
 from rankmon.outbox import Outbox
 from rankmon.probes import as_probes
 from rankmon.problem import FlatProblem, Problem
 from rankmon.rank import DEFAULT_TOLERANCE, Tolerance
-from rankmon.schedule import EveryN, Schedule
+from rankmon.schedule import Schedule
 from rankmon.writers import Record, Writer
 
-_log = logging.getLogger("rankmon")
+__all__ = ["RankMonitor", "RankmonWarning"]
 
-
-class RankmonWarning(UserWarning):
-    """Something that the monitor could not measure or write; training is not affected."""
+_TIMES = ("monitor/seconds", "monitor/overhead", "monitor/errors")
 
 
 class RankMonitor:
     """Watches ranks during training: `monitor(step, params)` measures when the step is due.
 
     The first call is always due; `close` measures the last parameters seen. A call that is not due
-    touches no parameter and waits for no device value.
+    touches no parameter and waits for no device value: parameters that are changed in place later
+    on (a dict that is updated, donated buffers) need `close(step, params)` with the final ones.
 
     Example:
       >>> import jax.numpy as jnp, rankmon
@@ -76,7 +76,8 @@ class RankMonitor:
           every: measure every so many steps; or
           schedule: any schedule of `rankmon.schedule`.
           probes: "hessian", "weights", or probe objects.
-          writers: more writers, beside those of logdir.
+          writers: more writers, beside those of logdir; `close` closes them too. For one that fails
+            up to 1000 records are kept and tried again.
           tolerance: how the Hessian's cut is chosen.
           memory_limit: bytes for the Hessian's dense matrices and their assembly.
           oversize: where the Hessian does not fit in memory_limit, "raise" before training starts
@@ -89,6 +90,7 @@ class RankMonitor:
 
         Raises:
           TypeError, ValueError: for input that does not fit.
+          MemoryError: where `params` are given and the Hessian does not fit.
           OSError: where logdir cannot be written or has another live writer.
         """
         if not isinstance(problem, Problem):
@@ -96,22 +98,21 @@ class RankMonitor:
                 f"expected a rankmon.Problem, got {type(problem).__name__}; build one from apply, "
                 "loss, inputs and targets"
             )
-        _check_choice("oversize", oversize, ("raise", "weights"))
-        _check_choice("on_error", on_error, ("warn", "raise"))
+        check_choice("oversize", oversize, ("raise", "weights"))
+        check_choice("on_error", on_error, ("warn", "raise"))
+        writers, memory_limit = as_writers(writers), as_memory_limit(memory_limit)
         self._problem = problem
-        self._schedule = _as_schedule(every, schedule)
+        self._schedule = as_schedule(every, schedule)
         self._probes = as_probes(probes, tolerance=tolerance, memory_limit=memory_limit)
         self._oversize = oversize
-        self._on_error = on_error
+        self._trouble = Trouble(on_error)
         self._prepared: dict[str, PreparedProbe] | None = None
         self._flat: FlatProblem | None = None
         self._states = {probe.name: probe.placeholder_state(problem) for probe in self._probes}
-        self._restored: dict[str, State] = {}
         self._last: int | None = None
-        self._seen: tuple[int, Any, Mapping[str, Any]] | None = None
+        self._seen: tuple[int, Any, Mapping[str, Any] | None] | None = None
         self._resumes_at: int | None = None
-        self._warned: set[str] = set()
-        self._errors = 0
+        self._scalars = UserScalars(self._trouble, reserved=("rankmon/card", *_TIMES))
         self._seconds = 0.0
         self._opened = time.monotonic()
         self._closed = False
@@ -119,7 +120,7 @@ class RankMonitor:
             self._prepare(params)
         if state is not None:
             self.restore(state)
-        self._outbox = Outbox(logdir, writers, guard=self._guard)
+        self._outbox = Outbox(logdir, writers, trouble=self._trouble)
 
     # The loop's side
 
@@ -131,7 +132,8 @@ class RankMonitor:
         Args:
           step: the training step, a Python or NumPy integer.
           params: the parameters at that step, before its update.
-          scalars: numbers of your own (a training loss) to write with the record when due.
+          scalars: numbers of your own (a training loss) to write with the record when due. One with
+            a tag of the monitor's goes under "user/<tag>", what is no number is NaN.
 
         Returns:
           The `Record`, or None where the step is not due.
@@ -140,36 +142,48 @@ class RankMonitor:
           TypeError, ValueError, MemoryError: at the first call, for input that cannot be measured.
         """
         if type(step) is not int:
-            step = _as_step(step)
-        if self._schedule.due(step, self._last):
-            return self._measure(step, params, scalars or {})
-        self._seen = (step, params, scalars or {})
+            step = as_step(step)
+        if self._trouble.guard("the schedule", self._due, step):
+            return self._measure(step, params, scalars)
+        if not self._closed:
+            self._seen = (step, params, scalars)
         return None
+
+    def _due(self, step: int) -> bool:
+        return bool(self._schedule.due(step, self._last))
 
     def flush(self) -> None:
         """Hands everything that was measured to the operating system."""
         self._outbox.flush()
 
     def close(self, step: int | None = None, params: Any = None) -> Record | None:
-        """Measures the last parameters, unless they were measured, and closes the writers.
+        """Measures the last parameters, unless they were measured, and closes all writers.
 
         Args:
           step: the step of `params`, for loops whose last parameters the monitor has not seen or
-            whose buffers are donated to the next step.
-          params: the last parameters; without them, those of the last call.
+            which change them in place: donated buffers, NumPy arrays, a dict that is updated.
+          params: the last parameters; without them, those of the last call. Of a dict that was
+            updated since, those are the new values under the old step; NumPy arrays and donated
+            ones are left out with a warning.
+
+        Returns:
+          The last `Record`, or None where nothing was left to measure. A second time does nothing.
+
+        Raises:
+          TypeError, ValueError, MemoryError: where nothing was measured before, as for a call.
         """
         if self._closed:
             return None
         record = None
         try:
             if params is not None:
-                step = _as_step(step)
+                step = as_step(step)
                 if step != self._last:
-                    record = self._measure(step, params, {})
+                    record = self._measure(step, params, None)
             else:
                 record = self._measure_last_seen()
         finally:
-            self._closed = True
+            self._closed, self._seen = True, None
             self._outbox.close()
         return record
 
@@ -196,7 +210,8 @@ class RankMonitor:
 
         A nested dict of uint32 arrays that any checkpointer can save: the bits of float64 numbers,
         two words each, since JAX with x64 off would round the numbers themselves. One structure
-        from construction on; with `params` given at construction, one set of shapes too.
+        from construction on. For a checkpointer that insists on shapes (Orbax, with a target to
+        restore into) pass `params=` at construction: without, they are final only once measured.
         """
         last = np.asarray(-1.0 if self._last is None else float(self._last))
         return encode({"monitor": {"last_step": last}, **self._states})
@@ -215,27 +230,13 @@ class RankMonitor:
                 "monitor with the probes of the one that was saved"
             )
         values = decode(state)
-        last = int(values.pop("monitor")["last_step"])
-        self._last = None if last < 0 else last
-        self._resumes_at = 0 if last < 0 else last + 1
-        self._seen = None
-        self._states = {name: values[name] for name in self._states}
+        saved = int(values.pop("monitor")["last_step"])
+        last = None if saved < 0 else saved
+        states: dict[str, State] = {name: values[name] for name in self._states}
         if self._prepared is not None:
-            self._check_shapes()
-
-    def _check_shapes(self) -> None:
-        assert self._prepared is not None
-        for name, probe in self._prepared.items():
-            blank = probe.initial_state()
-            for key, value in self._states[name].items():
-                started = self._last is not None
-                if value.shape != blank[key].shape and started:
-                    raise ValueError(
-                        f"expected {name}/{key} of shape {blank[key].shape} in the restored state, "
-                        f"got {value.shape}; restore the state of the same problem"
-                    )
-                if not started:
-                    self._states[name][key] = blank[key]
+            states = _fitted(states, self._prepared, last)
+        self._last, self._seen, self._states = last, None, states
+        self._resumes_at = 0 if last is None else last + 1
 
     # Measuring
 
@@ -248,68 +249,90 @@ class RankMonitor:
             except MemoryError as error:
                 if self._oversize == "raise":
                     raise
-                self._warn(f"{probe.name}: left out, the others go on. {error}")
+                self._trouble.warn(f"{probe.name}: left out, the others go on. {error}")
         if not prepared:
             raise ValueError(
                 "expected a probe that fits in memory_limit, got none; add the 'weights' probe"
             )
+        self._states = _fitted(self._states, prepared, self._last)
         self._flat, self._prepared = flat, prepared
-        if flat.warning:
-            self._warn(flat.warning)
-        self._check_shapes()
 
-    def _measure(self, step: int, params: Any, extra: Mapping[str, Any]) -> Record | None:
+    def _measure(self, step: int, params: Any, extra: Mapping[str, Any] | None) -> Record | None:
         if self._closed:
-            self._warn("the monitor was called after close; nothing is measured any more")
+            self._trouble.warn("the monitor was called after close; nothing is measured any more")
             return None
         if self._prepared is None:
             self._prepare(params)
         began = time.monotonic()
+        what = f"the measurement at step {step}"
+        measured = self._trouble.guard(what, self._probe, step, params)
+        measurement, states = measured or (Measurement({}), self._states)
+        numbers = self._scalars.numbers(extra, step)
         begins = self._last is None or step < self._last or self._resumes_at is not None
         if begins:
-            self._outbox.start(step if self._resumes_at is None else min(step, self._resumes_at))
-            self._resumes_at = None
-        self._last, self._seen = step, None
-        measurement = self._guard(f"the measurement at step {step}", self._probe, step, params)
-        scalars = dict(measurement.scalars) if measurement else {}
-        scalars |= {tag: float(value) for tag, value in extra.items()}
-        seconds = time.monotonic() - began
-        self._seconds += seconds
-        scalars["monitor/seconds"] = seconds
-        scalars["monitor/overhead"] = self._seconds / max(time.monotonic() - self._opened, 1e-9)
-        scalars["monitor/errors"] = self._errors
+            self._begin(step)
+        texts = {"rankmon/card": self._card()} if begins else {}
+        scalars = {**measurement.scalars, **self._times(time.monotonic() - began)}
         record = Record(
             step=step,
             attempt=self._outbox.attempt,
             wall_time=time.time(),
-            scalars=scalars,
-            arrays=dict(measurement.arrays) if measurement else {},
-            texts={"rankmon/card": self._card()} if begins else {},
+            scalars=scalars | self._scalars.beside([*scalars, *measurement.arrays], numbers),
+            arrays=dict(measurement.arrays),
+            texts=texts,
         )
+        # Not before: a measurement that is interrupted never happened.
+        self._last, self._seen, self._resumes_at, self._states = step, None, None, states
         self._outbox.write(record)
         return record
 
-    def _probe(self, step: int, params: Any) -> Measurement:
+    def _begin(self, step: int) -> None:
+        """A new attempt, which supersedes records of this step and later ones."""
+        if self._last is not None and step < self._last:
+            self._trouble.warn(
+                f"step {step} comes after step {self._last}: from here on earlier records of later "
+                "steps are superseded; for another network use another monitor and logdir",
+                key="back",
+            )
+        elif self._resumes_at is None:
+            last = self._trouble.guard("the search for older records", self._outbox.last_step)
+            if last is not None and last >= step:
+                self._trouble.warn(
+                    f"the logdir has records of step {last}, which this new run from step {step} "
+                    "on supersedes, with residuals of its own for H_f_fixed; to continue the old "
+                    "run pass its state=, to keep its records use another logdir"
+                )
+        self._outbox.start(step if self._resumes_at is None else min(step, self._resumes_at))
+
+    def _times(self, seconds: float) -> dict[str, float]:
+        self._seconds += seconds
+        overhead = self._seconds / max(time.monotonic() - self._opened, 1e-9)
+        return dict(zip(_TIMES, (seconds, overhead, self._trouble.errors), strict=True))
+
+    def _probe(self, step: int, params: Any) -> tuple[Measurement, dict[str, State]]:
+        """What all probes show, and their states afterwards."""
         assert self._flat is not None
         assert self._prepared is not None
         snapshot = Snapshot.take(self._flat, step, params)
         if snapshot.nonfinite:
-            self._warn(
+            self._trouble.warn(
                 f"step {step}: {snapshot.nonfinite} parameters are NaN or infinite; ranks are "
                 "logged as NaN while that lasts",
                 key="nonfinite",
             )
         scalars: dict[str, float] = {"monitor/nonfinite": snapshot.nonfinite}
         arrays: dict[str, np.ndarray] = {}
+        states = dict(self._states)
         for name, probe in self._prepared.items():
-            result = self._guard(
-                f"probe {name!r} at step {step}", probe.measure, snapshot, self._states[name]
-            )
+            what = f"probe {name!r} at step {step}"
+            result = self._trouble.guard(what, _measured, probe, snapshot, states[name])
             if result is not None:
-                measurement, self._states[name] = result
+                measurement, states[name] = result
                 scalars |= measurement.scalars
                 arrays |= measurement.arrays
-        return Measurement(scalars, arrays)
+                for message in measurement.warnings:
+                    self._trouble.warn(message)
+        return Measurement(scalars, arrays), states
 
     def _measure_last_seen(self) -> Record | None:
         if self._seen is None:
@@ -317,68 +340,55 @@ class RankMonitor:
         step, params, extra = self._seen
         if step == self._last:
             return None
-        if any(getattr(leaf, "is_deleted", bool)() for leaf in jax.tree.leaves(params)):
-            self._warn(
-                f"the parameters of the last step, {step}, were donated to your train step, so the "
-                "last probe is missing; call monitor.close(step, params) with the final ones"
+        changed = self._trouble.guard("the last parameters", _perhaps_changed, params)
+        if changed:
+            self._trouble.warn(
+                f"the parameters of the last step, {step}, {changed}, so the last probe is "
+                "missing; call monitor.close(step, params) with the final ones"
             )
             return None
         return self._measure(step, params, extra)
 
     def _card(self) -> str:
         assert self._prepared is not None
-        return "\n".join(probe.describe() for probe in self._prepared.values())
-
-    # Trouble
-
-    def _guard(self, what: str, action: Any, *arguments: Any) -> Any:
-        """The action's result; None and one warning where it fails, unless errors are to raise."""
-        try:
-            return action(*arguments)
-        except Exception as error:
-            self._errors += 1
-            if self._on_error == "raise":
-                raise
-            kind = what.split(" at step")[0]
-            self._warn(f"{what} failed ({type(error).__name__}: {error})", key=kind)
-            return None
-
-    def _warn(self, message: str, *, key: str | None = None) -> None:
-        key = key or message.split(":")[0]
-        if key in self._warned:
-            return
-        self._warned.add(key)
-        try:
-            warnings.warn(f"rankmon: {message}", RankmonWarning, stacklevel=4)
-        except RankmonWarning:  # the user turns warnings into errors; training must go on
-            _log.warning("rankmon: %s", message)
-
-
-def _as_step(step: Any) -> int:
-    if isinstance(step, jax.Array):
-        raise TypeError(
-            "expected step to be a Python or NumPy integer, got a jax.Array, whose value the "
-            "monitor would have to wait for; count steps in Python or pass int(step)"
+        lines = (
+            self._trouble.guard(f"the card of probe {name!r}", probe.describe)
+            for name, probe in self._prepared.items()
         )
-    try:
-        return operator.index(step)
-    except TypeError:
-        raise TypeError(
-            f"expected step to be an integer, got {type(step).__name__}; pass the training step"
-        ) from None
+        return "\n".join(str(line) for line in lines if line is not None)
 
 
-def _as_schedule(every: int | None, schedule: Schedule | None) -> Schedule:
-    if every is not None and schedule is None:
-        return EveryN(every)
-    if schedule is not None and every is None:
-        return schedule
-    raise ValueError(
-        f"expected either every or schedule, got every={every}, schedule={schedule}; "
-        "for instance every=100"
-    )
+def _measured(probe: PreparedProbe, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:
+    """What a probe returns; an error here, under the guard, where it is something else."""
+    measurement, state = probe.measure(snapshot, state)
+    scalars, arrays = dict(measurement.scalars), dict(measurement.arrays)
+    return Measurement(scalars, arrays, tuple(measurement.warnings)), state
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"expected {name} to be one of {choices}, got {value!r}; choose one")
+def _fitted(
+    states: Mapping[str, State], prepared: Mapping[str, PreparedProbe], last: int | None
+) -> dict[str, State]:
+    """The states with their final shapes; blank ones before the first measurement."""
+    fitted = dict(states)
+    for name, probe in prepared.items():
+        blank = probe.initial_state()
+        if last is None:
+            fitted[name] = blank
+            continue
+        for key, value in states[name].items():
+            if value.shape != blank[key].shape:
+                raise ValueError(
+                    f"expected {name}/{key} of shape {blank[key].shape} in the restored state, "
+                    f"got {value.shape}; restore the state of the same problem"
+                )
+    return fitted
+
+
+def _perhaps_changed(params: Any) -> str | None:
+    """Why the parameters may no longer be those of the call that showed them; None if they are."""
+    leaves = jax.tree.leaves(params)
+    if any(getattr(leaf, "is_deleted", bool)() for leaf in leaves):
+        return "were donated to your train step"
+    if any(isinstance(leaf, np.ndarray) for leaf in leaves):
+        return "are NumPy arrays, which may have changed in place"
+    return None

@@ -12,11 +12,14 @@ from rankmon import lemma8
 from rankmon._precision import eps_of
 from rankmon._tree import is_matrix, matrix_shape
 from rankmon.expectation import recognized_stack
-from rankmon.hessian import HessianProbe
+from rankmon.hessian import HESSIAN_PARTS, HessianProbe
 from rankmon.measurement import Measurement, Probe, Snapshot, State, rank_scalars
 from rankmon.problem import FlatProblem, Problem
-from rankmon.rank import DEFAULT_TOLERANCE, Tolerance, weight_rank
+from rankmon.rank import DEFAULT_TOLERANCE, Tolerance, as_tolerance, weight_rank
 from rankmon.stack import DenseStack
+
+# What a weight's rank_low, rank_high and gap would otherwise overwrite.
+RESERVED_NAMES = frozenset({*HESSIAN_PARTS, "Omega"})
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,9 @@ class WeightsProbe:
 
     tolerance: Tolerance = DEFAULT_TOLERANCE
     name: str = "weights"
+
+    def __post_init__(self) -> None:
+        as_tolerance(self.tolerance)
 
     def placeholder_state(self, problem: Problem) -> State:
         """Nothing to remember."""
@@ -69,12 +75,14 @@ class PreparedWeights:
             spec = self.flat.specs[index]
             matrix = snapshot.leaves[index].astype(np.float64).reshape(matrix_shape(spec))
             rank = weight_rank(matrix, eps=eps_of(spec.dtype), tolerance=self.tolerance)
-            scalars |= rank_scalars("rank_weights", spec.name, rank)
-            scalars[f"stable_rank/{spec.name}"] = rank.stable_rank
-            scalars[f"effective_rank/{spec.name}"] = rank.effective_rank
+            # rank_low, rank_high and gap are shared with the Hessian's parts and Omega.
+            name = f"params/{spec.name}" if spec.name in RESERVED_NAMES else spec.name
+            scalars |= rank_scalars("rank_weights", name, rank)
+            scalars[f"stable_rank/{name}"] = rank.stable_rank
+            scalars[f"effective_rank/{name}"] = rank.effective_rank
             if rank.det_sign is not None and rank.log_abs_det is not None:
-                scalars[f"det_sign/{spec.name}"] = rank.det_sign
-                scalars[f"log_abs_det/{spec.name}"] = rank.log_abs_det
+                scalars[f"det_sign/{name}"] = rank.det_sign
+                scalars[f"log_abs_det/{name}"] = rank.log_abs_det
         return Measurement(scalars), state
 
     def describe(self) -> str:
@@ -172,8 +180,8 @@ class PreparedLemma8:
             return Measurement(dict.fromkeys(names, float("nan"))), state
         with self.flat.precision.scope():
             weights = self.stack.weights(snapshot.leaves)
-            measured = lemma8.assumptions(weights, self.inputs, self.flat.targets)
             imbalance = np.asarray(lemma8.balancedness(weights), np.float64)
+            measured = lemma8.assumptions(weights, self.inputs, self.flat.targets)
         scalars = {
             "lemma8/target_input": measured.target_input,
             "lemma8/centered": float(measured.centered),
@@ -215,9 +223,11 @@ class PreparedLemma8:
     def _path_scalars(self, path: lemma8.DeterminantPath, snapshot: Snapshot) -> dict[str, float]:
         scalars = {}
         measured = self._log_abs_dets(snapshot)
+        with np.errstate(invalid="ignore"):  # of a singular weight both are -inf
+            off = measured - path.predicted
         for i, name in enumerate(self.layers):
             scalars[f"lemma8/predicted_log_abs_det/{name}"] = float(path.predicted[i])
-            scalars[f"lemma8/prediction_error/{name}"] = float(measured[i] - path.predicted[i])
+            scalars[f"lemma8/prediction_error/{name}"] = float(off[i])
             scalars[f"lemma8/quadrature_error/{name}"] = float(path.error[i])
         return scalars
 

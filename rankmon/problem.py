@@ -5,7 +5,7 @@ functions of one vector theta in R^p, in the precision that the monitor measures
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -56,7 +56,8 @@ class Problem:
           inputs: pytree of arrays with leading axis n.
           targets: integers [n, ...] or arrays [n, ..., k]; for a callable loss any pytree of
             arrays whose leading axes are those of the outputs without k.
-          weights: None, or non-negative example weights [n, ...].
+          weights: None, or non-negative example weights [n, ...]. What has weight 0 is left out of
+            the mean but still evaluated: keep its inputs such that the outputs are finite.
           include: globs over parameter names; only matching leaves are differentiated.
           exclude: globs over parameter names; matching leaves are held fixed.
 
@@ -72,9 +73,10 @@ class Problem:
         self.apply = apply
         self.loss = as_loss(loss)
         # Copies: a data loader may use its buffers again.
-        self.inputs = jax.tree.map(np.array, inputs)
-        self.targets = jax.tree.map(np.array, targets)
-        self.weights = None if weights is None else np.array(weights)
+        with jax.transfer_guard("allow"):
+            self.inputs = jax.tree.map(np.array, inputs)
+            self.targets = jax.tree.map(np.array, targets)
+            self.weights = None if weights is None else np.array(weights)
         self.include, self.exclude = _patterns(include), _patterns(exclude)
         self.n = leading_axis("inputs", self.inputs)
         if leading_axis("targets", self.targets) != self.n:
@@ -102,6 +104,14 @@ class Problem:
             self._flat[key] = _flat_problem(self, params, specs)
         return self._flat[key]
 
+    def residuals(self, params: Any) -> Float[np.ndarray, "n k"]:
+        """The residuals delta_i = dl/dz at each position, [N, k] in float64.
+
+        What `hessian_ranks(..., reference=...)` takes to hold them fixed.
+        """
+        flat = self.flat(params)
+        return flat.loss_and_residuals(*flat.split(flat.leaves(params)))[1]
+
 
 @dataclass(frozen=True, eq=False)
 class FlatProblem:
@@ -114,6 +124,7 @@ class FlatProblem:
       precision: the arithmetic of the measurement.
       position_axes: the outputs' axes without k; each position is one example.
       k: outputs of an example.
+      memo: what was derived from this problem before, by whoever derived it.
     """
 
     problem: Problem
@@ -122,6 +133,7 @@ class FlatProblem:
     precision: Precision
     position_axes: tuple[int, ...]
     k: int
+    memo: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def positions(self) -> int:
@@ -158,7 +170,8 @@ class FlatProblem:
                 f"{_describe([s for s in specs if s not in known])} where they differ; "
                 "use one monitor for each parameter structure"
             )
-        return [self.precision.lift(leaf) for leaf in jax.tree.leaves(params)]
+        with self.precision.scope():  # it allows the transfer to the host
+            return [self.precision.lift(leaf) for leaf in jax.tree.leaves(params)]
 
     def split(self, leaves: list[np.ndarray]) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         """The differentiated leaves raveled, theta [p], and the leaves held fixed."""
@@ -258,7 +271,7 @@ def _flat_problem(problem: Problem, params: Any, specs: tuple[LeafSpec, ...]) ->
             )
         return value, jax.vmap(problem.loss.residual)(z, targets)
 
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
+    leaves = [jax.ShapeDtypeStruct(spec.shape, spec.dtype) for spec in specs]
     precision = choose_precision(measured, leaves, problem.inputs, problem.targets)
     return FlatProblem(
         problem=problem,

@@ -3,8 +3,10 @@
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 
-from oracles import Case, cases, dense_parts
+from oracles import Case, cases, dense_parts, mse
+from rankmon import hessian_ranks
 from rankmon.curvature import Curvature, dense_bytes
 from rankmon.problem import Problem
 
@@ -106,3 +108,54 @@ def test_nothing_of_the_user_changes():
     curvature, theta, fixed = bind(CASES[0])
     curvature.outer(theta, fixed)
     assert jax.config.jax_enable_x64 is before is False
+
+
+class _FrozenNorm(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.BatchNorm(use_running_average=False)(nn.Dense(4)(x))
+        return nn.Dense(2)(nn.tanh(x))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-9])
+def test_interacting_examples_are_noticed_whatever_is_held_fixed(scale):
+    """With the normalization held fixed, only the kernels' derivatives show it."""
+    module = _FrozenNorm()
+    x = np.random.default_rng(0).standard_normal((8, 3))
+    variables = jax.tree.map(np.asarray, module.init(jax.random.key(0), x))
+
+    def apply(params, x):
+        collections = {"params": params, "batch_stats": variables["batch_stats"]}
+        return scale * module.apply(collections, x, mutable=["batch_stats"])[0]
+
+    params = variables["params"]
+    held = {name: layer for name, layer in params.items() if name != "Dense_0"}
+    targets = np.random.default_rng(1).standard_normal((8, 2))
+    problem = Problem(apply, loss="mse", inputs=x, targets=targets, include=["Dense_0/*"])
+    flat = problem.flat(params)
+    alone = Case("alone", lambda layer, x: apply({"Dense_0": layer, **held}, x),
+                 params["Dense_0"], x, targets, "mse", mse)  # fmt: skip
+    want = dense_parts(alone)["H_o"]
+    assert np.max(np.abs(want)) > 0
+    assert_close(Curvature(flat).outer(*flat.split(flat.leaves(params))), want)
+
+
+def test_what_does_not_fit_is_known_before_anything_is_measured():
+    case = CASES[0]
+    p = 48
+    with pytest.raises(MemoryError, match="for a single row or example; raise memory_limit"):
+        bind(case, memory_limit=dense_bytes(p) + 100)[0].compile()
+
+
+def test_nothing_is_traced_twice():
+    case, calls = CASES[0], []
+
+    def apply(params, x):
+        calls.append(1)
+        return case.apply(params, x)
+
+    problem = Problem(apply, loss="mse", inputs=case.inputs, targets=case.targets)
+    hessian_ranks(problem, case.params)
+    traced = len(calls)
+    hessian_ranks(problem, jax.tree.map(lambda a: 2 * a, case.params))
+    assert len(calls) == traced

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from oracles import cases, dense_parts, mlp
-from rankmon import Problem, Tolerance, hessian_ranks, theory
+from rankmon import Problem, RankmonWarning, Tolerance, hessian_ranks, theory
 
 EPS = np.finfo(np.float64).eps
 CASES = {case.name: case for case in cases()}
@@ -171,3 +171,27 @@ def test_bad_input_is_explained():
         hessian_ranks(problem_of(case), case.params, reference=np.zeros((3, 9)))
     with pytest.raises(ValueError, match="expected engine .*, got 'magic'"):
         hessian_ranks(problem_of(case), case.params, engine="magic")
+
+
+@pytest.mark.parametrize("ends_in", [jnp.float32, jnp.float64])
+def test_coarse_arithmetic_is_said_once(ends_in):
+    def apply(w, x):
+        return (x.astype(jnp.float32) @ w.astype(jnp.float32)).astype(ends_in)
+
+    with jax.enable_x64(True):
+        problem = Problem(apply, loss="mse", inputs=np.eye(4), targets=np.ones((4, 2)))
+        with pytest.warns(RankmonWarning, match="computes in float32 inside") as caught:
+            ranks = hessian_ranks(problem, np.ones((4, 2)))
+            hessian_ranks(problem, np.ones((4, 2)))
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert (ranks["H_o"].rank, ranks["H_f"].rank) == (8, 0)
+
+
+def test_residuals_are_what_reference_takes():
+    case = CASES["tanh-cross_entropy"]
+    problem = problem_of(case)
+    residuals = problem.residuals(case.params)
+    np.testing.assert_allclose(residuals, dense_parts(case)["delta"], atol=1e-14)
+    ranks = hessian_ranks(problem, case.params, reference=residuals)
+    assert ranks["H_f_fixed"] == ranks["H_f"]

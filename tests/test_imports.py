@@ -11,6 +11,7 @@ PACKAGE = Path(rankmon.__file__).parent
 
 # The table of the README's "how it is built": each module imports only from those above it.
 ORDER = [
+    "_warnings",
     "_precision",
     "_tree",
     "losses",
@@ -32,8 +33,11 @@ ORDER = [
     "_jsonl",
     "writers",
     "layout",
+    "_trouble",
     "outbox",
     "_state",
+    "_options",
+    "_scalars",
     "monitor",
 ]
 

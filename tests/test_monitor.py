@@ -1,6 +1,8 @@
 """The monitor in training loops: what it measures, what it never does, and what it survives."""
 
+import gc
 import warnings
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import rankmon
 from oracles import mlp
-from rankmon import MemoryWriter, Problem, RankMonitor, RankmonWarning, hessian_ranks, read_jsonl
+from rankmon import (
+    MemoryWriter,
+    Problem,
+    RankMonitor,
+    RankmonWarning,
+    hessian_ranks,
+    outbox,
+    read_jsonl,
+)
 from rankmon.measurement import Measurement
 
 DIMS = (3, 3, 3, 3)
@@ -362,11 +372,13 @@ def test_restoring_what_does_not_fit_is_explained(ready):
 def test_going_back_starts_a_new_attempt(ready, tmp_path):
     problem, params, *_ = ready
     with RankMonitor(problem, logdir=tmp_path, every=10, probes=[Light()]) as monitor:
-        for step in (0, 10, 20, 5, 15):
-            monitor(step, params)
+        with pytest.warns(RankmonWarning, match="step 5 comes after step 20") as caught:
+            for step in (0, 10, 20, 5, 15, 3):
+                monitor(step, params)
+    assert len(caught) == 1
     records = read_jsonl(tmp_path / "rankmon.jsonl")
-    assert [(r.step, r.attempt) for r in records] == [(0, 1), (5, 2), (15, 2)]
-    assert len(read_jsonl(tmp_path / "rankmon.jsonl", superseded=True)) == 5
+    assert [(r.step, r.attempt) for r in records] == [(0, 1), (3, 3)]
+    assert len(read_jsonl(tmp_path / "rankmon.jsonl", superseded=True)) == 6
 
 
 def test_two_live_monitors_on_one_folder_are_refused(ready, tmp_path):
@@ -438,3 +450,418 @@ def test_too_many_parameters_for_dense_matrices(ready):
     record = monitor(0, params)
     assert record.scalars["rank_weights/0/w"] == 3
     assert "rank/H_L" not in record.scalars
+
+
+# What users hand over: scalars, schedules, probes
+
+
+class Deleted:
+    """A number that is gone, as a donated jax.Array is."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise RuntimeError("Array has been deleted")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, np.ones(2), jnp.ones((1, 1)), 1 + 2j, jnp.complex64(1), "high", Deleted()],
+    ids=["None", "vector", "matrix", "complex", "jax complex", "text", "deleted"],
+)
+def test_a_user_scalar_that_is_no_number_is_nan_and_one_warning(ready, value):
+    problem, params, *_ = ready
+    monitor = RankMonitor(problem, every=2, probes=[Light()])
+    with pytest.warns(RankmonWarning, match="scalar 'l' at step 0 failed") as caught:
+        first = monitor(0, params, scalars={"l": value, "sound": jnp.bfloat16(2)})
+        monitor(1, params, scalars={"l": value})
+        last = monitor.close()
+    assert len(caught) == 1
+    assert first.scalars["sound"] == 2.0
+    for record, errors in ((first, 1), (last, 2)):
+        assert np.isnan(record.scalars["l"])
+        assert record.scalars["light"] == float(params[0]["w"][0, 0])
+        assert record.scalars["monitor/errors"] == errors
+
+
+def test_user_scalars_that_are_no_mapping_do_not_end_training(ready):
+    problem, params, *_ = ready
+    monitor = RankMonitor(problem, every=1, probes=[Light()])
+    with pytest.warns(RankmonWarning, match="scalars at step 0 failed"):
+        record = monitor(0, params, scalars=jnp.ones(3))
+    assert "light" in record.scalars
+
+
+def test_a_user_scalar_never_replaces_one_of_the_monitor(ready):
+    problem, params, *_ = ready
+    monitor = RankMonitor(problem, every=1, probes=[Light(), Failing()])
+    with pytest.warns(RankmonWarning, match="'light' is a tag of the monitor.*'user/light'"):
+        record = monitor(0, params, scalars={"light": 7, "monitor/errors": 9, "mine": 1})
+    assert record.scalars["light"] == float(params[0]["w"][0, 0])
+    assert record.scalars["monitor/errors"] == 0
+    own = {tag: value for tag, value in record.scalars.items() if tag.startswith(("user", "mine"))}
+    assert own == {"user/light": 7.0, "user/monitor/errors": 9.0, "mine": 1.0}
+
+
+class Fickle(Light):
+    """Measures at step 0 only."""
+
+    def measure(self, snapshot, state):
+        if snapshot.step:
+            raise RuntimeError("no more")
+        return Measurement({"fickle": 1.0}), state
+
+
+def test_a_tag_stays_the_monitors_where_its_probe_fails(ready):
+    problem, params, *_ = ready
+    monitor = RankMonitor(problem, every=1, probes=[Fickle()])
+    monitor(0, params)
+    with pytest.warns(RankmonWarning):
+        record = monitor(1, params, scalars={"fickle": 5})
+    assert "fickle" not in record.scalars
+    assert record.scalars["user/fickle"] == 5
+
+
+class Speechless(Light):
+    name = "speechless"
+
+    def describe(self):
+        raise RuntimeError("no words")
+
+
+def test_a_probe_that_cannot_describe_itself(ready):
+    problem, params, *_ = ready
+    monitor = RankMonitor(problem, every=1, probes=[Speechless(), Light()])
+    with pytest.warns(RankmonWarning, match="card of probe 'speechless' failed .*no words"):
+        record = monitor(0, params)
+    assert record.texts["rankmon/card"] == "* light"
+    assert record.scalars["monitor/errors"] == 1
+
+
+class Odd(Light):
+    name = "odd"
+
+    def measure(self, snapshot, state):
+        return Measurement({"odd": 1.0})
+
+
+def test_a_probe_that_returns_something_else_spoils_no_other(ready):
+    problem, params, *_ = ready
+    monitor = RankMonitor(problem, every=1, probes=[Odd(), Light()])
+    with pytest.warns(RankmonWarning, match="probe 'odd' at step 0 failed"):
+        record = monitor(0, params)
+    assert "light" in record.scalars
+
+
+class BrokenSchedule:
+    def due(self, step, last):
+        if step == 1:
+            raise RuntimeError("no schedule today")
+        return np.ones(2) if step == 2 else step != 3
+
+
+def test_an_error_of_the_schedule_does_not_end_training(ready):
+    problem, params, *_ = ready
+    memory = MemoryWriter()
+    monitor = RankMonitor(problem, schedule=BrokenSchedule(), probes=[Light()], writers=[memory])
+    with pytest.warns(RankmonWarning, match="the schedule failed .*no schedule today") as caught:
+        for step in range(4):
+            monitor(step, params)
+        monitor.close()
+    assert len(caught) == 1
+    assert [(r.step, r.scalars["monitor/errors"]) for r in memory.records] == [(0, 0), (3, 2)]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"schedule": 100}, r"schedule with due\(step, last\), got int; .*every=100"),
+        ({"schedule": rankmon.schedule.EveryN}, "got the class EveryN"),
+        ({"memory_limit": "4G"}, r"memory_limit to be an integer, got str; .*4 \* 2\*\*30"),
+        ({"memory_limit": 4e9}, "memory_limit to be an integer, got float"),
+        ({"writers": MemoryWriter()}, r"got MemoryWriter; write writers=\[writer\]"),
+        ({"writers": None}, "got NoneType"),
+        ({"writers": [MemoryWriter]}, "got the class MemoryWriter"),
+        ({"writers": ["logs"]}, "writers with start, write, flush and close, got str; .*logdir"),
+        ({"tolerance": 1e-8}, "rankmon.Tolerance, got float"),
+    ],
+    ids=[
+        "schedule: number",
+        "schedule: class",
+        "memory_limit: text",
+        "memory_limit: float",
+        "writers: one",
+        "writers: None",
+        "writers: class",
+        "writers: text",
+        "tolerance: number",
+    ],
+)
+def test_options_of_the_wrong_type_are_explained(ready, options, words):
+    with pytest.raises(TypeError, match=rf"(?s)expected .*{words}"):
+        RankMonitor(ready[0], **({} if "schedule" in options else {"every": 1}), **options)
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_memory_limit_of_nothing_is_explained(ready, limit):
+    with pytest.raises(ValueError, match="expected memory_limit to be positive"):
+        RankMonitor(ready[0], every=1, memory_limit=limit)
+
+
+# Interruptions
+
+
+class Remembering(Light):
+    """Holds the first step that it saw."""
+
+    name = "remembering"
+
+    def placeholder_state(self, problem):
+        return self.initial_state()
+
+    def initial_state(self):
+        return {"first": np.full(2, -1.0)}
+
+    def measure(self, snapshot, state):
+        first = np.full(2, float(snapshot.step)) if state["first"][0] < 0 else state["first"]
+        return Measurement({"first": first[0]}), {"first": first}
+
+
+class Interrupted(Light):
+    name = "interrupted"
+
+    def __init__(self, at):
+        self.at = at
+
+    def measure(self, snapshot, state):
+        if snapshot.step == self.at:
+            self.at = None
+            raise KeyboardInterrupt
+        return Measurement({}), state
+
+
+@pytest.mark.parametrize("at", [0, 2], ids=["first call", "later"])
+def test_an_interrupted_measurement_never_happened(ready, tmp_path, at):
+    problem, params, *_ = ready
+    probes = [Remembering(), Interrupted(at)]
+    monitor = RankMonitor(problem, logdir=tmp_path, every=2, probes=probes)
+    for step in range(at):
+        monitor(step, params)
+    before = monitor.state
+    with pytest.raises(KeyboardInterrupt):
+        monitor(at, params)
+    np.testing.assert_equal(monitor.state, before)
+    assert monitor(at + 1, params).scalars["first"] == (0 if at else 1)
+    monitor.close()
+    entries = read_jsonl(tmp_path / "rankmon.jsonl", superseded=True)
+    assert [(r.step, r.attempt) for r in entries] == ([(0, 1), (3, 1)] if at else [(1, 1)])
+
+
+def test_an_interrupted_measurement_keeps_the_place_to_resume_from(ready, tmp_path):
+    problem, params, *_ = ready
+    with RankMonitor(problem, logdir=tmp_path, every=2, probes=[Interrupted(None)]) as monitor:
+        monitor(0, params)
+        saved = monitor.state
+        monitor(2, params)
+        monitor(4, params)
+    resumed = RankMonitor(problem, logdir=tmp_path, every=2, probes=[Interrupted(2)], state=saved)
+    with pytest.raises(KeyboardInterrupt):
+        resumed(2, params)
+    resumed(4, params)
+    resumed.close()
+    records = read_jsonl(tmp_path / "rankmon.jsonl")
+    assert [(r.step, r.attempt) for r in records] == [(0, 1), (4, 2)]
+
+
+def test_a_state_that_does_not_fit_is_refused_every_time(ready):
+    problem, params, *_ = ready
+    saved = RankMonitor(problem, every=1, probes=[Remembering()], params=params)
+    saved(0, params)
+    state = saved.state
+    state["remembering"]["first"] = np.zeros((3, 2), np.uint32)
+    monitor = RankMonitor(problem, every=1, probes=[Remembering()], state=state)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"remembering/first of shape \(2,\)"):
+            monitor(1, params)
+    before = saved.state
+    with pytest.raises(ValueError, match=r"remembering/first of shape \(2,\)"):
+        saved.restore(state)
+    np.testing.assert_equal(saved.state, before)
+
+
+# The run folder
+
+
+def test_a_monitor_that_is_dropped_gives_its_folder_back(ready, tmp_path):
+    problem, params, *_ = ready
+    gc.disable()
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            monitor = RankMonitor(problem, logdir=tmp_path, every=1, probes=[Light()])
+            monitor(0, params)
+            monitor = RankMonitor(problem, every=1, probes=[Light()])
+            RankMonitor(problem, logdir=tmp_path, every=1, probes=[Light()]).close()
+    finally:
+        gc.enable()
+    assert not caught
+    assert len(read_jsonl(tmp_path / "rankmon.jsonl")) == 1
+    monitor.close()
+
+
+def test_an_open_monitor_of_this_process_is_named(ready, tmp_path):
+    problem, *_ = ready
+    with RankMonitor(problem, logdir=tmp_path, every=1, probes=[Light()]):
+        with pytest.raises(BlockingIOError, match=r"open in this process.* call its close\(\)"):
+            RankMonitor(problem, logdir=tmp_path, every=1, probes=[Light()])
+
+
+def test_a_folder_that_is_refused_gets_no_event_file(ready, tmp_path):
+    problem, *_ = ready
+    (tmp_path / "rankmon.jsonl").write_text('{"not": "a record"}\n')
+    with pytest.raises(ValueError, match="expected a record of rankmon"):
+        RankMonitor(problem, logdir=tmp_path, every=1, probes=[Light()])
+    assert not list(tmp_path.glob("events.out.tfevents.*"))
+    (tmp_path / "rankmon.jsonl").unlink()
+    RankMonitor(problem, logdir=tmp_path, every=1, probes=[Light()]).close()
+
+
+class Broken(MemoryWriter):
+    """Refuses every record until it is mended."""
+
+    broken = True
+
+    def write(self, record):
+        if self.broken:
+            raise OSError("disk full")
+        super().write(record)
+
+
+@pytest.mark.parametrize("mended", [True, False], ids=["mended", "never mended"])
+def test_what_waits_for_a_broken_writer_is_bounded(ready, monkeypatch, mended):
+    problem, params, *_ = ready
+    monkeypatch.setattr(outbox, "MOST_WAITING", 3)
+    broken, sound = Broken(), MemoryWriter()
+    monitor = RankMonitor(problem, every=1, probes=[Light()], writers=[broken, sound])
+    with pytest.warns(RankmonWarning) as caught:
+        for step in range(6):
+            monitor(step, params)
+        broken.broken = not mended
+        monitor.close()
+    messages = [str(warning.message) for warning in caught]
+    assert "Broken failed" in messages[0]
+    assert "Broken has 3 records waiting" in messages[1]
+    assert f"Broken never took {3 if mended else 6} records" in messages[2]
+    assert len(messages) == 3
+    assert [r.step for r in broken.records] == ([3, 4, 5] if mended else [])
+    assert len(sound.records) == 6
+
+
+class Unclosable(MemoryWriter):
+    def close(self):
+        raise OSError("cannot close")
+
+
+class Closing(MemoryWriter):
+    closed = False
+
+    def close(self):
+        self.closed = True
+
+
+def test_close_closes_every_writer_and_raises_if_asked_to(ready, tmp_path):
+    problem, params, *_ = ready
+    closing = Closing()
+    monitor = RankMonitor(
+        problem,
+        logdir=tmp_path,
+        every=1,
+        probes=[Light()],
+        writers=[Unclosable(), closing],
+        on_error="raise",
+    )
+    with pytest.raises(OSError, match="cannot close"):
+        monitor.close()
+    assert closing.closed
+    RankMonitor(problem, logdir=tmp_path, every=1, probes=[Light()]).close()
+
+
+def test_a_fresh_run_over_older_records_says_so(ready, tmp_path):
+    problem, params, *_ = ready
+    with RankMonitor(problem, logdir=tmp_path, every=10, probes=[Light()]) as monitor:
+        monitor(0, params)
+        monitor(10, params)
+        saved = monitor.state
+    with pytest.warns(RankmonWarning, match="has records of step 10, .*state=") as caught:
+        with RankMonitor(problem, logdir=tmp_path, every=10, probes=[Light()]) as monitor:
+            monitor(5, params)
+            monitor(10, params)
+    assert len(caught) == 1
+    with warnings.catch_warnings(record=True) as none:
+        warnings.simplefilter("always")
+        with RankMonitor(problem, logdir=tmp_path, every=1, probes=[Light()]) as later:
+            later(11, params)
+        with RankMonitor(
+            problem, logdir=tmp_path, every=10, probes=[Light()], state=saved
+        ) as resumed:
+            resumed(20, params)
+    assert not none
+
+
+# The last parameters
+
+
+def test_after_close_nothing_is_held(ready):
+    problem, params, *_ = ready
+    monitor = RankMonitor(problem, every=100, probes=[Light()])
+    monitor(0, params)
+    monitor.close()
+    held = Held()
+    gone = weakref.ref(held)
+    monitor(1, held)
+    del held
+    assert gone() is None
+
+
+class Held:
+    pass
+
+
+def test_numpy_parameters_may_have_changed_by_the_close(ready):
+    problem, params, *_ = ready
+    params = jax.tree.map(np.array, params)
+    memory = MemoryWriter()
+    monitor = RankMonitor(problem, every=100, probes=[Light()], writers=[memory])
+    monitor(0, params)
+    monitor(1, params)
+    for leaf in jax.tree.leaves(params):
+        leaf += 1
+    with pytest.warns(RankmonWarning, match=r"step, 1, .*NumPy.*close\(step, params\)") as caught:
+        assert monitor.close() is None
+    assert len(caught) == 1
+    assert [record.step for record in memory.records] == [0]
+
+
+# Where warnings point
+
+
+def test_warnings_point_at_the_line_of_the_loop(ready):
+    problem, params, *_ = ready
+    coarse = Problem(
+        lambda p, x: (x.astype(jnp.bfloat16) @ p.astype(jnp.bfloat16)).astype(x.dtype),
+        loss="mse",
+        inputs=np.eye(2, dtype=np.float32),
+        targets=np.ones((2, 2), np.float32),
+    )
+    with pytest.warns(RankmonWarning) as caught:
+        RankMonitor(coarse, every=1)(0, jnp.eye(2))
+        monitor = RankMonitor(problem, every=1, probes=[Failing()])
+        monitor(0, params)
+        monitor(1, params)
+        with RankMonitor(problem, every=9, probes=[Failing()]) as monitor:
+            monitor(0, params)
+            monitor(1, params)
+        RankMonitor(problem, every=1, memory_limit=1000, params=params, oversize="weights")
+    found = ["computes in", "failing", "failing", "left out"]
+    assert len(caught) == len(found)
+    for warning, words in zip(caught, found, strict=True):
+        assert words in str(warning.message)
+        assert warning.filename == __file__

@@ -1,0 +1,108 @@
+"""What a `RankMonitor` refuses among its arguments; a probe's own are checked where it lives."""
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from rankmon.schedule import EveryN, Schedule
+from rankmon.writers import Writer
+
+
+def as_step(step: Any) -> int:
+    """The training step as a Python integer.
+
+    Raises:
+      TypeError: for what is no integer, and for a jax.Array.
+    """
+    if isinstance(step, jax.Array):
+        raise TypeError(
+            "expected step to be a Python or NumPy integer, got a jax.Array, whose value the "
+            "monitor would have to wait for; count steps in Python or pass int(step)"
+        )
+    try:
+        return operator.index(step)
+    except TypeError:
+        raise TypeError(
+            f"expected step to be an integer, got {type(step).__name__}; pass the training step"
+        ) from None
+
+
+def as_schedule(every: int | None, schedule: Schedule | None) -> Schedule:
+    """The one of the two that is given.
+
+    Raises:
+      ValueError: unless it is one.
+      TypeError: for a schedule without due(step, last).
+    """
+    if every is not None and schedule is None:
+        return EveryN(every)
+    if schedule is None or every is not None:
+        raise ValueError(
+            f"expected either every or schedule, got every={every}, schedule={schedule}; "
+            "for instance every=100"
+        )
+    if not _has(schedule, "due"):
+        raise TypeError(
+            f"expected a schedule with due(step, last), got {_kind(schedule)}; write "
+            "schedule=rankmon.schedule.every(100) or every=100"
+        )
+    return schedule
+
+
+def as_writers(writers: Sequence[Writer]) -> list[Writer]:
+    """The writers.
+
+    Raises:
+      TypeError: for what is no sequence of writers.
+    """
+    try:
+        given = list(writers)
+    except TypeError:
+        raise TypeError(
+            f"expected writers to be a sequence of writers, got {_kind(writers)}; write "
+            "writers=[writer]"
+        ) from None
+    for writer in given:
+        if not _has(writer, "start", "write", "flush", "close"):
+            raise TypeError(
+                f"expected writers with start, write, flush and close, got {_kind(writer)}; use "
+                "one of rankmon.writers, or logdir= for a run folder"
+            )
+    return given
+
+
+def as_memory_limit(limit: int) -> int:
+    """The number of bytes.
+
+    Raises:
+      TypeError: for what is no integer.
+      ValueError: where it is not positive.
+    """
+    try:
+        number = operator.index(limit)
+    except TypeError:
+        raise TypeError(
+            f"expected memory_limit to be an integer, got {type(limit).__name__}; give bytes, for "
+            "instance 4 * 2**30"
+        ) from None
+    if number < 1:
+        raise ValueError(f"expected memory_limit to be positive, got {number}; give bytes")
+    return number
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuses what is not among the choices."""
+    if value not in choices:
+        raise ValueError(f"expected {name} to be one of {choices}, got {value!r}; choose one")
+
+
+def _has(thing: Any, *methods: str) -> bool:
+    """Whether it has these methods; a class has none to call, only its instances do."""
+    named = all(callable(getattr(thing, method, None)) for method in methods)
+    return named and not isinstance(thing, type)
+
+
+def _kind(thing: Any) -> str:
+    return f"the class {thing.__name__}" if isinstance(thing, type) else type(thing).__name__

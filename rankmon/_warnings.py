@@ -1,0 +1,27 @@
+"""Warnings that point at the user's own line, and never end a training run; decides nothing."""
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from types import FrameType
+
+_log = logging.getLogger("rankmon")
+_PACKAGE = str(Path(__file__).parent) + os.sep
+
+
+class RankmonWarning(UserWarning):
+    """Something that could not be measured or written as one would expect; training goes on."""
+
+
+def warn_user(message: str) -> None:
+    """Warns at the nearest line outside the package; logs where warnings are made errors."""
+    level = 1
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    try:
+        warnings.warn(f"rankmon: {message}", RankmonWarning, stacklevel=level)
+    except RankmonWarning:  # the user turns warnings into errors; training must go on
+        _log.warning("rankmon: %s", message)
