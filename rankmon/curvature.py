@@ -187,10 +187,12 @@ class Curvature:
         def outputs(theta: Any) -> Any:
             return self.flat.outputs(theta, fixed, inputs)
 
-        z, jv = jax.jvp(outputs, (theta,), (v,))
+        z, pull_back = jax.vjp(outputs, theta)
+        # J v as the transpose of u -> J^T u: a function with a backward rule alone has no jvp.
+        jv = jax.vjp(lambda u: pull_back(u)[0], jnp.zeros_like(z))[1](v)[0]
         bjv = jnp.einsum("nkl,nl->nk", self._output_hessians(z, targets), jv)
         cotangent = (weights[:, None] * bjv).astype(z.dtype)  # a module may end in float32
-        return jax.vjp(outputs, theta)[1](cotangent)[0]
+        return pull_back(cotangent)[0]
 
     @cached_property
     def _outer_product(self) -> Callable[..., Any]:

@@ -58,10 +58,20 @@ class HessianProbe:
         """Checks the memory and finds what theory says of this network.
 
         Raises:
+          ValueError: where JAX cannot differentiate the network twice.
           MemoryError: where p is past what dense matrices allow in `memory_limit`.
         """
         curvature = Curvature.of(flat, memory_limit=self.memory_limit)
-        curvature.compile()
+        try:
+            curvature.compile()
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                "expected a network and a loss that JAX can differentiate twice, got "
+                f"{type(error).__name__}: {error}; mend the network, or watch the weights alone: "
+                "probes=['weights']"
+            ) from error
         return PreparedHessian(
             flat=flat,
             curvature=curvature,

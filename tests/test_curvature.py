@@ -1,12 +1,15 @@
 """Every part of the Hessian against plain autodiff, on the cases that all tests share."""
 
+from dataclasses import replace
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
 
-from oracles import Case, cases, dense_parts, mse
-from rankmon import hessian_ranks
+from oracles import Case, cases, dense_parts, mlp, mse
+from rankmon import HessianProbe, hessian_ranks
 from rankmon.curvature import Curvature, dense_bytes
 from rankmon.problem import Problem
 
@@ -159,3 +162,34 @@ def test_nothing_is_traced_twice():
     traced = len(calls)
     hessian_ranks(problem, jax.tree.map(lambda a: 2 * a, case.params))
     assert len(calls) == traced
+
+
+@jax.custom_vjp
+def _tanh_with_a_backward_rule_alone(x):
+    return jnp.tanh(x)
+
+
+_tanh_with_a_backward_rule_alone.defvjp(
+    lambda x: (jnp.tanh(x), jnp.tanh(x)), lambda y, cotangent: ((1 - y**2) * cotangent,)
+)
+
+
+def test_a_backward_rule_is_enough():
+    case = next(case for case in CASES if case.name == "tanh-mse")
+    apply, params = mlp((5, 4, 4, 3), _tanh_with_a_backward_rule_alone)
+    curvature, theta, fixed = bind(replace(case, apply=apply, params=params))
+    _, delta = curvature.flat.loss_and_residuals(theta, fixed)
+    want = dense_parts(case)
+    assert_close(curvature.outer(theta, fixed), want["H_o"])
+    assert_close(curvature.functional(theta, fixed, delta), want["H_f"])
+
+
+def test_a_network_that_cannot_be_differentiated_is_explained():
+    problem = Problem(
+        lambda w, x: jax.pure_callback(np.tanh, jax.ShapeDtypeStruct((4, 2), x.dtype), x @ w),
+        loss="mse",
+        inputs=np.eye(4),
+        targets=np.ones((4, 2)),
+    )
+    with pytest.raises(ValueError, match="differentiate twice.*probes=.'weights'."):
+        HessianProbe().prepare(problem.flat(np.ones((4, 2))))
