@@ -76,11 +76,13 @@ class Curvature:
         """
         with self.flat.precision.scope():
             self._functional_rows  # noqa: B018  cached
-            try:
-                self._outer_chunk  # noqa: B018
-            except Exception:  # noqa: BLE001
-                # Too large an example, or an apply that needs the whole batch: the slow way.
-                self._one_by_one = False
+            if self._one_by_one:
+                try:
+                    self._outer_chunk  # noqa: B018
+                except Exception:  # noqa: BLE001
+                    # Too large an example, or an apply that needs the whole batch: the slow way.
+                    self._one_by_one = False
+            if not self._one_by_one:
                 self._outer_rows  # noqa: B018
 
     def functional(

@@ -17,11 +17,7 @@ def symmetric_spectrum(matrix: Float[np.ndarray, "p p"]) -> Float[np.ndarray, " 
     Raises:
       ValueError: where an entry is NaN or infinite (LAPACK must never see one).
     """
-    if not np.all(np.isfinite(matrix)):
-        raise ValueError(
-            "expected a finite matrix, got NaN or infinite entries; test np.isfinite before "
-            "asking for a spectrum"
-        )
+    _refuse_nonfinite(matrix)
     # The transpose is Fortran-ordered, as LAPACK wants it, and symmetric: one copy, not two.
     work = np.array(matrix, np.float64, order="C", copy=True).T
     eigenvalues = scipy.linalg.eigvalsh(work, lower=False, overwrite_a=True, check_finite=False)
@@ -34,9 +30,13 @@ def singular_values(matrix: Float[np.ndarray, "m n"]) -> Float[np.ndarray, " min
     Raises:
       ValueError: where an entry is NaN or infinite.
     """
+    _refuse_nonfinite(matrix)
+    return scipy.linalg.svdvals(np.asarray(matrix, np.float64), check_finite=False)
+
+
+def _refuse_nonfinite(matrix: Float[np.ndarray, "m n"]) -> None:
     if not np.all(np.isfinite(matrix)):
         raise ValueError(
             "expected a finite matrix, got NaN or infinite entries; test np.isfinite before "
             "asking for a spectrum"
         )
-    return scipy.linalg.svdvals(np.asarray(matrix, np.float64), check_finite=False)

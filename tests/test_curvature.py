@@ -193,3 +193,19 @@ def test_a_network_that_cannot_be_differentiated_is_explained():
     )
     with pytest.raises(ValueError, match="differentiate twice.*probes=.'weights'."):
         HessianProbe().prepare(problem.flat(np.ones((4, 2))))
+
+
+def test_a_network_that_needs_the_whole_batch_is_traced_once():
+    calls = []
+
+    def apply(w, x):
+        calls.append(1)
+        return (x.reshape(4, 2, 3) @ w).reshape(8, 2)  # no batch of one can be reshaped so
+
+    rng = np.random.default_rng(0)
+    x, y, w = (rng.standard_normal(shape) for shape in ((8, 3), (8, 2), (3, 2)))
+    problem = Problem(apply, loss="mse", inputs=x, targets=y)
+    hessian_ranks(problem, w)
+    traced = len(calls)
+    assert hessian_ranks(problem, 2 * w)["H_o"].rank == 6
+    assert len(calls) == traced
