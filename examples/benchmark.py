@@ -1,106 +1,119 @@
-"""What the monitor costs: a call that is not due, a probe, and the memory that assembly takes.
+"""A probe of rankmon beside the obvious ways to the same ranks, on the same weights and data.
 
-Times are medians after warm-up; memory is the growth of the process's peak resident set, measured
-in a process of its own for each memory_limit.
+Seconds are medians after warm-up; memory is how far the peak of the resident set rises. Each row is
+a process of its own. What a training loop pays is in `benchmark_loop.py`.
 """
 
 import argparse
+import importlib.util
 import json
-import resource
-import statistics
+import os
 import subprocess
 import sys
-import time
+import textwrap
+from dataclasses import asdict
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+from benchmark_plot import save_bars, table_of, time_text
+from peers import LARGEST_DENSE, MATRICES, NETWORKS, PARTS, QUICK, Network
+from rankmon.theory import number_of_parameters, rank_functional, rank_loss, rank_outer
 
-import rankmon
-from networks import glorot_normal, linear, relu
-from rankmon.curvature import dense_bytes
-
-MIB = 2**20
+CHILD = Path(__file__).with_name("benchmark_child.py")
 
 
-def setting(dims, n, apply):
-    """Random weights and a problem of this size, in float32 as users have it."""
-    weights = glorot_normal(jax.random.key(0), dims)
-    x = jax.random.normal(jax.random.key(1), (n, dims[0]))
-    y = jax.random.normal(jax.random.key(2), (n, dims[-1]))
-    return weights, rankmon.Problem(apply, loss="mse", inputs=x, targets=y)
+def measured(way: str, network: Network, quick: bool, sizes: list[int]) -> dict:
+    """What the child of this way found; or why there is nothing, under "absent"."""
+    p = number_of_parameters(network.dims)
+    if way in MATRICES and p > LARGEST_DENSE:
+        return {"absent": f"not run, p x p matrices: {MATRICES[way] * 8 * p * p / 2**30:.3g} GiB"}
+    warmups, repeats = (1, 2) if quick or p > LARGEST_DENSE else (2, 5)
+    numbers = (asdict(network), warmups, repeats, sizes)
+    command = [sys.executable, str(CHILD), way, *map(json.dumps, numbers)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        return {"absent": f"failed: {textwrap.shorten(last, 70)}", "stderr": done.stderr}
+    return json.loads(done.stdout)
 
 
-def idle_call(calls=100_000, repeats=5):
-    """Microseconds of a call that is not due."""
-    weights, problem = setting((4, 3, 2), 8, linear)
-    monitor = rankmon.RankMonitor(problem, every=10**9, probes=["weights"])
-    monitor(0, weights)
-
-    def once(first):
-        began = time.perf_counter()
-        for step in range(first, first + calls):
-            monitor(step, weights)
-        return (time.perf_counter() - began) / calls * 1e6
-
-    return statistics.median(once(1 + i * calls) for i in range(repeats))
-
-
-def probe_seconds(dims, n, apply, repeats):
-    """Seconds of a probe of all ranks, from the second on."""
-    weights, problem = setting(dims, n, apply)
-    monitor = rankmon.RankMonitor(problem, every=1)
-    seconds = []
-    for step in range(repeats + 1):
-        weights = jax.tree.map(lambda w: w * (1 + 1e-3 * jnp.sign(w)), weights)
-        seconds.append(monitor(step, weights).scalars["monitor/seconds"])
-    return statistics.median(seconds[1:])
+def compared(networks, ways, quick: bool) -> dict[str, dict[str, dict]]:
+    """All ways on all networks, one after another."""
+    results: dict[str, dict[str, dict]] = {}
+    for network in networks:
+        found = results.setdefault(network.name, {})
+        for way in ways:
+            sizes = [size for size in found["rankmon"].get("sizes", []) if size] if found else []
+            too_long = quick and way in ("PyTorch", "curvlinops") and network.kind == "linear"
+            no_engine = way.startswith("engine") and network.name == "wide"
+            if too_long or no_engine or (way == "floor" and not sizes):
+                continue
+            print(f"measuring {network.name}: {way}", end=" ... ", file=sys.stderr, flush=True)
+            found[way] = row = measured(way, network, quick, sizes)
+            told = row["absent"] if "absent" in row else time_text(row["seconds"])
+            print(told, file=sys.stderr, flush=True)
+    return results
 
 
-def peak_growth(dims, limit):
-    """Bytes by which one probe raises the peak of the resident set; for a process of its own."""
-    small, problem = setting((4, 3, 2), 8, relu)
-    rankmon.hessian_ranks(problem, small)  # JAX's compiler and LAPACK are in memory from here on
-    weights, problem = setting(dims, 300, relu)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    rankmon.hessian_ranks(problem, weights, reference=np.ones((300, dims[-1])), memory_limit=limit)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+def bounds_of(results: dict[str, dict[str, dict]]) -> list[tuple[str, str, bool]]:
+    """What is promised, what was seen, and whether it is kept."""
+
+    def seconds(network: str, way: str) -> float:
+        return results[network].get(way, {}).get("seconds", float("nan"))
+
+    own = {name: seconds(name, "rankmon") for name in results}
+    wide = results["wide"]["rankmon"]
+    gib = wide.get("peak_bytes", float("nan")) / 2**30
+    kinds = (rank_loss, rank_outer, rank_functional, rank_functional)
+    theory = [rank(NETWORKS[-1].dims, r=64, s=10) for rank in kinds]
+    ranks = [wide.get("ranks", {}).get(part) for part in PARTS]
+    faster = {name: seconds(name, "JAX") / own[name] for name in ("S1", "S2")}
+    floor = own["S1"] / seconds("S1", "floor")
+    return [
+        ("S1: at least 15 times faster than JAX", f"{faster['S1']:.3g}", faster["S1"] >= 15),
+        ("S1: at most 1.5 times the floor", f"{floor:.3g}", floor <= 1.5),
+        ("S2: at least 3 times faster than JAX", f"{faster['S2']:.3g}", faster["S2"] >= 3),
+        ("wide: at most 90 s", f"{own['wide']:.3g} s", own["wide"] <= 90),
+        ("wide: at most 4 GiB", f"{gib:.3g} GiB", gib <= 4),
+        (f"wide: ranks of theory {theory}", f"{ranks}", ranks == theory),
+    ]
 
 
-def main():
-    """Measures and prints."""
+def agreement(results: dict[str, dict[str, dict]]) -> list[tuple[str, str, bool]]:
+    """Whether rankmon and the obvious way count the same."""
+    what = "JAX counts what rankmon counts"
+    pairs = {n: [f[w].get("ranks") for w in ("rankmon", "JAX")] for n, f in results.items()}
+    return [
+        (f"{n}: {what}", f"{own}", own == other is not None) for n, (own, other) in pairs.items()
+    ]
+
+
+def main() -> None:
+    """Measures, writes the table, the numbers and the bars, and checks the bounds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--logdir", type=Path, default=Path("logs/benchmark"))
-    parser.add_argument("--quick", action="store_true", help="small networks, some seconds")
-    parser.add_argument("--peak", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help="tiny networks, some seconds")
+    parser.add_argument("--engines", action="store_true", help="also time each engine of rankmon")
     options = parser.parse_args()
-    if options.peak:
-        print(peak_growth(*options.peak))
-        return
-    dims = (12, 10, 8, 6, 4) if options.quick else (30, 25, 20, 15, 10)
-    wide = (20, 20, 20, 10) if options.quick else (64, 40, 30, 10)
-    p = rankmon.theory.number_of_parameters(wide)
-
-    idle = idle_call()
-    rows = [("a call that is not due", f"{idle:.2f} us", "under 10 us")]
-    for name, apply in (("linear", linear), ("ReLU", relu)):
-        seconds = probe_seconds(dims, 300, apply, repeats=5)
-        title = f"a probe, {name} {'-'.join(map(str, dims))}, N = 300"
-        rows.append((title, f"{seconds:.2f} s", "all four parts and weights"))
-    over = []
-    for spare in (64, 512):
-        limit = dense_bytes(p) + spare * MIB
-        child = [sys.executable, __file__, "--peak", json.dumps([wide, limit])]
-        grown = int(subprocess.run(child, check=True, capture_output=True, text=True).stdout)
-        title = f"peak memory of a probe, p = {p}, memory_limit {limit / MIB:.0f} MiB"
-        rows.append((title, f"{grown / MIB:.0f} MiB", "under memory_limit"))
-        over.append(grown > limit)
-    table = "\n".join(f"{what:66}{value:>12}   {note}" for what, value, note in rows)
-    print(table)
+    ways = ["rankmon", "floor", "JAX"]
+    for way, module in (("PyTorch", "torch"), ("curvlinops", "curvlinops")):
+        if importlib.util.find_spec(module):
+            ways.append(way)
+        else:
+            print(f"{module} is not installed: pip install -e '.[benchmark]'")
+    ways += ["engine auto", "engine dense"] if options.engines else []
+    networks = QUICK if options.quick else NETWORKS
+    results = compared(networks, ways, options.quick)
+    bounds = agreement(results) if options.quick else bounds_of(results)
+    verdicts = [f"{'kept' if ok else 'NOT KEPT':9} {what}: {value}" for what, value, ok in bounds]
+    text = "\n".join([table_of(networks, results), "", *verdicts])
+    print(text)
     options.logdir.mkdir(parents=True, exist_ok=True)
-    (options.logdir / "benchmark.txt").write_text(table + "\n")
-    if idle >= 10 or any(over):
+    (options.logdir / "benchmark.txt").write_text(text + "\n")
+    threads = {k: v for k, v in os.environ.items() if k.endswith("_NUM_THREADS")}
+    raw = {"cores": os.cpu_count(), "threads": threads, "results": results}
+    (options.logdir / "benchmark.json").write_text(json.dumps(raw, indent=1) + "\n")
+    save_bars(networks, results, options.logdir / "benchmark.png")
+    if not all(ok for *_, ok in bounds):
         raise SystemExit("a bound is not kept")
 
 

@@ -1,5 +1,6 @@
 """What a `RankMonitor` refuses among its arguments; a probe's own are checked where it lives."""
 
+import numbers
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -90,6 +91,53 @@ def as_memory_limit(limit: int) -> int:
     if number < 1:
         raise ValueError(f"expected memory_limit to be positive, got {number}; give bytes")
     return number
+
+
+def as_queue(queue: int) -> int:
+    """The number of snapshots that may wait.
+
+    Raises:
+      TypeError: for what is no integer.
+      ValueError: where it is negative.
+    """
+    try:
+        number = operator.index(queue)
+    except TypeError:
+        raise TypeError(
+            f"expected queue to be an integer, got {type(queue).__name__}; give the number of "
+            "snapshots that may wait, for instance 2"
+        ) from None
+    if number < 0:
+        raise ValueError(f"expected queue to be at least 0, got {number}; 0 lets none wait")
+    return number
+
+
+def as_overhead(overhead: float | None) -> float | None:
+    """The share of the wall time, None for no limit.
+
+    Raises:
+      TypeError: for what is no real number.
+      ValueError: outside (0, 1].
+    """
+    if overhead is None:
+        return None
+    if not isinstance(overhead, numbers.Real) or isinstance(overhead, bool):
+        raise TypeError(
+            f"expected overhead to be a number or None, got {type(overhead).__name__}; give a "
+            "share of the wall time, for instance 0.05"
+        )
+    if not 0 < overhead <= 1:
+        raise ValueError(
+            f"expected overhead to be in (0, 1], got {overhead}; give a share of the wall time, "
+            "for instance 0.05"
+        )
+    return float(overhead)
+
+
+def check_flag(name: str, value: bool) -> None:
+    """Refuses what is neither True nor False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"expected {name} to be True or False, got {value!r}; choose one")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

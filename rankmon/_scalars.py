@@ -1,10 +1,12 @@
 """The user's own scalars: as floats, and under tags beside the monitor's; makes none of its own."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
+from rankmon._copies import copies
 from rankmon._trouble import Trouble
 
 
@@ -20,16 +22,25 @@ class UserScalars:
         self._trouble = trouble
         self._reserved = set(reserved)
 
+    def held(self, scalars: Mapping[str, Any] | None, step: int) -> dict[str, Any]:
+        """The scalars as they are now, for `numbers` later on; waits for no device."""
+        return self._each(_held, scalars, step)
+
     def numbers(self, scalars: Mapping[str, Any] | None, step: int) -> dict[str, float]:
         """The scalars as floats; NaN for what cannot be converted."""
-        return self._trouble.guard(f"scalars at step {step}", self._numbers, scalars, step) or {}
+        return self._each(_number, scalars, step)
 
-    def _numbers(self, scalars: Mapping[str, Any] | None, step: int) -> dict[str, float]:
-        numbers = {}
-        for tag, value in (scalars if scalars is not None else {}).items():
-            number = self._trouble.guard(f"scalar {tag!r} at step {step}", _number, value)
-            numbers[str(tag)] = float("nan") if number is None else number
-        return numbers
+    def _each(
+        self, convert: Callable[[Any], Any], scalars: Mapping[str, Any] | None, step: int
+    ) -> dict[str, Any]:
+        def converted() -> dict[str, Any]:
+            values = {}
+            for tag, value in (scalars if scalars is not None else {}).items():
+                value = self._trouble.guard(f"scalar {tag!r} at step {step}", convert, value)
+                values[str(tag)] = float("nan") if value is None else value
+            return values
+
+        return self._trouble.guard(f"scalars at step {step}", converted) or {}
 
     def beside(self, own: Iterable[str], numbers: Mapping[str, float]) -> dict[str, float]:
         """The numbers, under "user/<tag>" where `own` has the tag now or had it before."""
@@ -43,8 +54,13 @@ class UserScalars:
         return {f"user/{tag}" if tag in taken else tag: numbers[tag] for tag in numbers}
 
 
+def _held(value: Any) -> Any:
+    return copies([value])[0] if isinstance(value, jax.Array) else _number(value)
+
+
 def _number(value: Any) -> float:
-    array = np.asarray(value)
+    with jax.transfer_guard("allow"):
+        array = np.asarray(value)
     if array.shape or np.iscomplexobj(array):
         raise TypeError(
             f"expected a real number, got {array.dtype} of shape {array.shape}; reduce it first"

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 
@@ -25,3 +26,11 @@ def warn_user(message: str) -> None:
         warnings.warn(f"rankmon: {message}", RankmonWarning, stacklevel=level)
     except RankmonWarning:  # the user turns warnings into errors; training must go on
         _log.warning("rankmon: %s", message)
+
+
+def log_unseen(troubles: Iterable[str | BaseException]) -> None:
+    """Logs warnings and exceptions that nobody was there to be told."""
+    for trouble in troubles:
+        if isinstance(trouble, BaseException):
+            trouble = f"{type(trouble).__name__}: {trouble}"
+        _log.warning("rankmon: %s", trouble)

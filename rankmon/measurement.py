@@ -5,7 +5,7 @@ integrals of Lemma 8) goes in and comes out as a state, a dict of float64 arrays
 keeps it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -37,6 +37,12 @@ class Snapshot:
     def take(cls, flat: FlatProblem, step: int, params: Any) -> "Snapshot":
         """Copies the parameters; what the training loop does to them later is not seen."""
         return cls(flat, step, flat.leaves(params))
+
+    @classmethod
+    def of_leaves(cls, flat: FlatProblem, step: int, leaves: Sequence[Any]) -> "Snapshot":
+        """Copies leaves that are known to be those of the problem."""
+        with flat.precision.scope():  # it allows the transfer to the host
+            return cls(flat, step, [flat.precision.lift(leaf) for leaf in leaves])
 
     @cached_property
     def theta(self) -> Float[np.ndarray, " p"]:

@@ -1,11 +1,11 @@
-"""`RankMonitor`: when a step is due, snapshot, run the probes, hand the record to the writers.
+"""`RankMonitor`: whether a step is due, and then a snapshot for the recorder, here or on a worker.
 
 The only module with loop state. It never changes what it watches: parameters are copied, measured
 in a scope of their own, and no error of the monitor's ends a training run unless asked for.
 """
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -13,23 +13,31 @@ from typing import Any, Literal, Self
 import jax
 import numpy as np
 
-from rankmon._options import as_memory_limit, as_schedule, as_step, as_writers, check_choice
-from rankmon._scalars import UserScalars
-from rankmon._state import decode, encode
+from rankmon._copies import DeviceCopy
+from rankmon._options import (
+    as_memory_limit,
+    as_overhead,
+    as_queue,
+    as_schedule,
+    as_step,
+    as_writers,
+    check_choice,
+    check_flag,
+)
 from rankmon._trouble import Trouble
 from rankmon._warnings import RankmonWarning
+from rankmon.budget import Budget
 from rankmon.curvature import DEFAULT_MEMORY_LIMIT
-from rankmon.measurement import Measurement, PreparedProbe, Probe, Snapshot, State
-from rankmon.outbox import Outbox
+from rankmon.measurement import Probe, Snapshot
 from rankmon.probes import as_probes
 from rankmon.problem import FlatProblem, Problem
 from rankmon.rank import DEFAULT_TOLERANCE, Tolerance
+from rankmon.recorder import Recorder
 from rankmon.schedule import Schedule
+from rankmon.worker import Worker
 from rankmon.writers import Record, Writer
 
 __all__ = ["RankMonitor", "RankmonWarning"]
-
-_TIMES = ("monitor/seconds", "monitor/overhead", "monitor/errors")
 
 
 class RankMonitor:
@@ -38,6 +46,10 @@ class RankMonitor:
     The first call is always due; `close` measures the last parameters seen. A call that is not due
     touches no parameter and waits for no device value: parameters that are changed in place later
     on (a dict that is updated, donated buffers) need `close(step, params)` with the final ones.
+
+    With background=True a due step only dispatches copies of the parameters, which outlive donation
+    of the originals; a worker thread measures and writes them, in order. Call one monitor from one
+    thread at a time. Who forgets `close` loses no snapshot: the interpreter's exit waits for them.
 
     Example:
       >>> import jax.numpy as jnp, rankmon
@@ -67,6 +79,10 @@ class RankMonitor:
         on_error: Literal["warn", "raise"] = "warn",
         params: Any = None,
         state: Mapping[str, Any] | None = None,
+        background: bool = False,
+        queue: int = 2,
+        when_full: Literal["block", "skip"] = "block",
+        overhead: float | None = None,
     ) -> None:
         """Opens the writers; nothing is measured yet.
 
@@ -87,6 +103,15 @@ class RankMonitor:
           params: parameters (or arrays like them), to check everything now instead of at the first
             call and to give `state` its final shapes at once.
           state: a saved `monitor.state` to go on from.
+          background: measure on a worker thread. Its warnings are given, and with
+            on_error="raise" its errors raised, at the next call, `flush` or `close`.
+          queue: how many snapshots may wait for the worker.
+          when_full: at a due step with a full queue, "block" until there is a place, or "skip" this
+            point of the schedule; counted in monitor/blocked and monitor/skipped. The first step,
+            one after going back and the last one are never skipped.
+          overhead: the share of the wall time since the first call that probes may take, in (0, 1];
+            a due step that would exceed it waits for the first step that does not. The first call
+            counts with all its compilations; it, a step back and the last one are always measured.
 
         Raises:
           TypeError, ValueError: for input that does not fit.
@@ -100,27 +125,30 @@ class RankMonitor:
             )
         check_choice("oversize", oversize, ("raise", "weights"))
         check_choice("on_error", on_error, ("warn", "raise"))
+        check_choice("when_full", when_full, ("block", "skip"))
+        check_flag("background", background)
         writers, memory_limit = as_writers(writers), as_memory_limit(memory_limit)
-        self._problem = problem
+        waiting, share = as_queue(queue), as_overhead(overhead)
         self._schedule = as_schedule(every, schedule)
-        self._probes = as_probes(probes, tolerance=tolerance, memory_limit=memory_limit)
-        self._oversize = oversize
         self._trouble = Trouble(on_error)
-        self._prepared: dict[str, PreparedProbe] | None = None
-        self._flat: FlatProblem | None = None
-        self._states = {probe.name: probe.placeholder_state(problem) for probe in self._probes}
-        self._last: int | None = None
+        self._budget = Budget(share)
+        self._worker = Worker(waiting, when_full, trouble=self._trouble) if background else None
+        self._recorder = Recorder(
+            problem,
+            as_probes(probes, tolerance=tolerance, memory_limit=memory_limit),
+            skips_oversize=oversize == "weights",
+            trouble=self._trouble,
+            budget=self._budget,
+            logdir=logdir,
+            writers=writers,
+            params=params,
+            state=state,
+        )
+        # The step that the schedule counts from, and the last one that was handed to the recorder:
+        # they differ after a step that was skipped.
+        self._last = self._submitted = self._recorder.last
         self._seen: tuple[int, Any, Mapping[str, Any] | None] | None = None
-        self._resumes_at: int | None = None
-        self._scalars = UserScalars(self._trouble, reserved=("rankmon/card", *_TIMES))
-        self._seconds = 0.0
-        self._opened = time.monotonic()
         self._closed = False
-        if params is not None:
-            self._prepare(params)
-        if state is not None:
-            self.restore(state)
-        self._outbox = Outbox(logdir, writers, trouble=self._trouble)
 
     # The loop's side
 
@@ -136,13 +164,15 @@ class RankMonitor:
             a tag of the monitor's goes under "user/<tag>", what is no number is NaN.
 
         Returns:
-          The `Record`, or None where the step is not due.
+          The `Record`, or None where the step is not due; always None with background=True.
 
         Raises:
           TypeError, ValueError, MemoryError: at the first call, for input that cannot be measured.
         """
         if type(step) is not int:
             step = as_step(step)
+        if self._trouble.kept:
+            self._trouble.tell()
         if self._trouble.guard("the schedule", self._due, step):
             return self._measure(step, params, scalars)
         if not self._closed:
@@ -150,14 +180,24 @@ class RankMonitor:
         return None
 
     def _due(self, step: int) -> bool:
-        return bool(self._schedule.due(step, self._last))
+        if not self._schedule.due(step, self._last):
+            return False
+        return self._is_back(step) or self._budget.affords()
+
+    def _is_back(self, step: int) -> bool:
+        """Whether training went back: records of later steps have to be superseded now."""
+        return self._last is not None and step < self._last
 
     def flush(self) -> None:
         """Hands everything that was measured to the operating system."""
-        self._outbox.flush()
+        self._wait()
+        self._recorder.flush()
+        self._trouble.tell()
 
     def close(self, step: int | None = None, params: Any = None) -> Record | None:
         """Measures the last parameters, unless they were measured, and closes all writers.
+
+        With background=True it waits for the worker first, and measures on this thread.
 
         Args:
           step: the step of `params`, for loops whose last parameters the monitor has not seen or
@@ -167,24 +207,29 @@ class RankMonitor:
             ones are left out with a warning.
 
         Returns:
-          The last `Record`, or None where nothing was left to measure. A second time does nothing.
+          The last `Record`, or None where nothing was left to measure (with background=True: where
+          nothing was recorded). A second time does nothing.
 
         Raises:
           TypeError, ValueError, MemoryError: where nothing was measured before, as for a call.
         """
         if self._closed:
             return None
-        record = None
         try:
+            record = self._wait()
             if params is not None:
                 step = as_step(step)
-                if step != self._last:
-                    record = self._measure(step, params, None)
+                if step != self._submitted:
+                    record = self._measure_here(step, params, None)
             else:
-                record = self._measure_last_seen()
+                record = self._measure_last_seen() or record
         finally:
             self._closed, self._seen = True, None
-            self._outbox.close()
+            if self._worker is None:
+                self._recorder.close()
+            else:
+                self._worker.close(self._recorder.close)
+                self._trouble.tell()
         return record
 
     def __enter__(self) -> Self:
@@ -213,8 +258,8 @@ class RankMonitor:
         from construction on. For a checkpointer that insists on shapes (Orbax, with a target to
         restore into) pass `params=` at construction: without, they are final only once measured.
         """
-        last = np.asarray(-1.0 if self._last is None else float(self._last))
-        return encode({"monitor": {"last_step": last}, **self._states})
+        self._wait()
+        return self._recorder.state()
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved `state`; records after its last step are superseded, not lost.
@@ -222,123 +267,76 @@ class RankMonitor:
         Raises:
           ValueError: where the state is not that of a monitor with these probes.
         """
-        expected = {name: set(values) for name, values in self.state.items()}
-        got = {name: set(values) for name, values in state.items()}
-        if expected != got:
-            raise ValueError(
-                f"expected the state of a monitor with {expected}, got {got}; restore into a "
-                "monitor with the probes of the one that was saved"
-            )
-        values = decode(state)
-        saved = int(values.pop("monitor")["last_step"])
-        last = None if saved < 0 else saved
-        states: dict[str, State] = {name: values[name] for name in self._states}
-        if self._prepared is not None:
-            states = _fitted(states, self._prepared, last)
-        self._last, self._seen, self._states = last, None, states
-        self._resumes_at = 0 if last is None else last + 1
+        self._wait()
+        self._recorder.restore(state)
+        self._seen = None
+        self._last = self._submitted = self._recorder.last
 
     # Measuring
 
-    def _prepare(self, params: Any) -> None:
-        flat = self._problem.flat(params)
-        prepared: dict[str, PreparedProbe] = {}
-        for probe in self._probes:
-            try:
-                prepared[probe.name] = probe.prepare(flat)
-            except MemoryError as error:
-                if self._oversize == "raise":
-                    raise
-                self._trouble.warn(f"{probe.name}: left out, the others go on. {error}")
-        if not prepared:
-            raise ValueError(
-                "expected a probe that fits in memory_limit, got none; add the 'weights' probe"
-            )
-        self._states = _fitted(self._states, prepared, self._last)
-        self._flat, self._prepared = flat, prepared
+    def _wait(self) -> Record | None:
+        """Until the worker is done; its last record."""
+        return None if self._worker is None else self._worker.wait()
 
     def _measure(self, step: int, params: Any, extra: Mapping[str, Any] | None) -> Record | None:
         if self._closed:
             self._trouble.warn("the monitor was called after close; nothing is measured any more")
             return None
-        if self._prepared is None:
-            self._prepare(params)
-        began = time.monotonic()
+        if self._worker is None:
+            return self._measure_here(step, params, extra)
+        flat = self._ready(params)
         what = f"the measurement at step {step}"
-        measured = self._trouble.guard(what, self._probe, step, params)
-        measurement, states = measured or (Measurement({}), self._states)
-        numbers = self._scalars.numbers(extra, step)
-        begins = self._last is None or step < self._last or self._resumes_at is not None
-        if begins:
-            self._begin(step)
-        texts = {"rankmon/card": self._card()} if begins else {}
-        scalars = {**measurement.scalars, **self._times(time.monotonic() - began)}
-        record = Record(
-            step=step,
-            attempt=self._outbox.attempt,
-            wall_time=time.time(),
-            scalars=scalars | self._scalars.beside([*scalars, *measurement.arrays], numbers),
-            arrays=dict(measurement.arrays),
-            texts=texts,
-        )
-        # Not before: a measurement that is interrupted never happened.
-        self._last, self._seen, self._resumes_at, self._states = step, None, None, states
-        self._outbox.write(record)
-        return record
+        self._trouble.guard(what, self._submit, self._worker, flat, step, params, extra)
+        return None
 
-    def _begin(self, step: int) -> None:
-        """A new attempt, which supersedes records of this step and later ones."""
-        if self._last is not None and step < self._last:
-            self._trouble.warn(
-                f"step {step} comes after step {self._last}: from here on earlier records of later "
-                "steps are superseded; for another network use another monitor and logdir",
-                key="back",
+    def _ready(self, params: Any) -> FlatProblem:
+        self._budget.start()
+        with self._budget.spending():
+            return self._recorder.prepare(params)
+
+    def _measure_here(self, step: int, params: Any, extra: Mapping[str, Any] | None) -> Record:
+        flat = self._ready(params)
+        counts = {} if self._worker is None else self._worker.counts()
+        self._budget.probe_begins()
+        try:
+            return self._recorder.record(
+                step, lambda: Snapshot.take(flat, step, params), extra, counts
             )
-        elif self._resumes_at is None:
-            last = self._trouble.guard("the search for older records", self._outbox.last_step)
-            if last is not None and last >= step:
-                self._trouble.warn(
-                    f"the logdir has records of step {last}, which this new run from step {step} "
-                    "on supersedes, with residuals of its own for H_f_fixed; to continue the old "
-                    "run pass its state=, to keep its records use another logdir"
-                )
-        self._outbox.start(step if self._resumes_at is None else min(step, self._resumes_at))
+        finally:
+            if self._recorder.last == step:  # an interrupted measurement never happened
+                self._counts_from(step)
 
-    def _times(self, seconds: float) -> dict[str, float]:
-        self._seconds += seconds
-        overhead = self._seconds / max(time.monotonic() - self._opened, 1e-9)
-        return dict(zip(_TIMES, (seconds, overhead, self._trouble.errors), strict=True))
+    def _counts_from(self, step: int) -> None:
+        self._last, self._submitted, self._seen = step, step, None
 
-    def _probe(self, step: int, params: Any) -> tuple[Measurement, dict[str, State]]:
-        """What all probes show, and their states afterwards."""
-        assert self._flat is not None
-        assert self._prepared is not None
-        snapshot = Snapshot.take(self._flat, step, params)
-        if snapshot.nonfinite:
-            self._trouble.warn(
-                f"step {step}: {snapshot.nonfinite} parameters are NaN or infinite; ranks are "
-                "logged as NaN while that lasts",
-                key="nonfinite",
-            )
-        scalars: dict[str, float] = {"monitor/nonfinite": snapshot.nonfinite}
-        arrays: dict[str, np.ndarray] = {}
-        states = dict(self._states)
-        for name, probe in self._prepared.items():
-            what = f"probe {name!r} at step {step}"
-            result = self._trouble.guard(what, _measured, probe, snapshot, states[name])
-            if result is not None:
-                measurement, states[name] = result
-                scalars |= measurement.scalars
-                arrays |= measurement.arrays
-                for message in measurement.warnings:
-                    self._trouble.warn(message)
-        return Measurement(scalars, arrays), states
+    def _submit(
+        self,
+        worker: Worker,
+        flat: FlatProblem,
+        step: int,
+        params: Any,
+        extra: Mapping[str, Any] | None,
+    ) -> None:
+        """Hands copies to the worker, or remembers the parameters of a step that it skips."""
+
+        def job() -> Callable[[], Record]:
+            with self._budget.spending():
+                what = f"the measurement at step {step}"
+                copy = self._trouble.guard(what, DeviceCopy.take, flat, step, params)
+                held = self._recorder.scalars.held(extra, step)
+            return partial(_record, self._recorder, step, copy, held, worker.counts())
+
+        if worker.submit(job, must=self._is_back(step)):
+            self._budget.probe_begins()
+            self._counts_from(step)
+        else:
+            self._last, self._seen = step, (step, params, extra)
 
     def _measure_last_seen(self) -> Record | None:
         if self._seen is None:
             return None
         step, params, extra = self._seen
-        if step == self._last:
+        if step == self._submitted:
             return None
         changed = self._trouble.guard("the last parameters", _perhaps_changed, params)
         if changed:
@@ -347,41 +345,21 @@ class RankMonitor:
                 "missing; call monitor.close(step, params) with the final ones"
             )
             return None
-        return self._measure(step, params, extra)
-
-    def _card(self) -> str:
-        assert self._prepared is not None
-        lines = (
-            self._trouble.guard(f"the card of probe {name!r}", probe.describe)
-            for name, probe in self._prepared.items()
-        )
-        return "\n".join(str(line) for line in lines if line is not None)
+        return self._measure_here(step, params, extra)
 
 
-def _measured(probe: PreparedProbe, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:
-    """What a probe returns; an error here, under the guard, where it is something else."""
-    measurement, state = probe.measure(snapshot, state)
-    scalars, arrays = dict(measurement.scalars), dict(measurement.arrays)
-    return Measurement(scalars, arrays, tuple(measurement.warnings)), state
-
-
-def _fitted(
-    states: Mapping[str, State], prepared: Mapping[str, PreparedProbe], last: int | None
-) -> dict[str, State]:
-    """The states with their final shapes; blank ones before the first measurement."""
-    fitted = dict(states)
-    for name, probe in prepared.items():
-        blank = probe.initial_state()
-        if last is None:
-            fitted[name] = blank
-            continue
-        for key, value in states[name].items():
-            if value.shape != blank[key].shape:
-                raise ValueError(
-                    f"expected {name}/{key} of shape {blank[key].shape} in the restored state, "
-                    f"got {value.shape}; restore the state of the same problem"
-                )
-    return fitted
+def _record(
+    recorder: Recorder,
+    step: int,
+    copy: DeviceCopy | None,
+    scalars: Mapping[str, Any],
+    counts: Mapping[str, float],
+) -> Record:
+    """What the worker does; the monitor itself is none of its business, and may be dropped."""
+    if copy is None:
+        return recorder.record(step, None, scalars, counts)
+    copy.wait()  # for the training steps before it, which is no cost of the monitor's
+    return recorder.record(step, copy.snapshot, scalars, counts)
 
 
 def _perhaps_changed(params: Any) -> str | None:

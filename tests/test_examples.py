@@ -1,5 +1,7 @@
 """The examples run in their quick mode, keep their claims, and leave what they say they leave."""
 
+import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -30,6 +32,29 @@ def test_quick_mode_keeps_its_claims(name, tmp_path):
     (figure,) = (tmp_path / name).glob("*.png")
     assert figure.stat().st_size > 20_000
     assert list((tmp_path / name).rglob("*tfevents*"))
+
+
+def test_the_benchmark_compares_and_draws(tmp_path):
+    done = run("benchmark", "--quick", "--logdir", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "NOT KEPT" not in done.stdout
+    assert (tmp_path / "benchmark.png").stat().st_size > 20_000
+    assert (tmp_path / "benchmark.txt").read_text().strip() in done.stdout
+    results = json.loads((tmp_path / "benchmark.json").read_text())["results"]
+    assert {"rankmon", "JAX", "floor"} <= set(results["S2"])
+    for way, module in (("PyTorch", "torch"), ("curvlinops", "curvlinops")):
+        if importlib.util.find_spec(module):
+            shared = results["S2"][way]["ranks"].items()
+            assert shared <= results["S2"]["rankmon"]["ranks"].items()
+        else:
+            assert f"{module} is not installed: pip install -e '.[benchmark]'" in done.stdout
+
+
+def test_a_training_loop_pays_what_is_promised(tmp_path):
+    done = run("benchmark_loop", "--quick", "--logdir", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "NOT KEPT" not in done.stdout
+    assert "wall time with / without the monitor" in (tmp_path / "benchmark_loop.txt").read_text()
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -37,7 +37,11 @@ ORDER = [
     "outbox",
     "_state",
     "_options",
+    "_copies",
     "_scalars",
+    "budget",
+    "recorder",
+    "worker",
     "monitor",
 ]
 

@@ -1,0 +1,269 @@
+"""What measures a snapshot and writes its record: probes and their states, times, card, attempts.
+
+Knows no schedule and starts no thread. One call at a time, from whichever thread.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rankmon._scalars import UserScalars
+from rankmon._state import decode, encode
+from rankmon._trouble import Trouble
+from rankmon.budget import Budget
+from rankmon.measurement import Measurement, PreparedProbe, Probe, Snapshot, State
+from rankmon.outbox import Outbox
+from rankmon.problem import FlatProblem, Problem
+from rankmon.writers import Record, Writer
+
+_TIMES = ("monitor/seconds", "monitor/overhead", "monitor/errors")
+
+
+class Recorder:
+    """The probes of one monitor, at parameters of one structure once `prepare` saw them.
+
+    Args:
+      problem: what is measured.
+      probes: what measures it.
+      skips_oversize: whether a probe that does not fit in memory is left out.
+      trouble: decides what an error does.
+      budget: is told what each probe takes.
+      logdir: as for `Outbox`.
+      writers: as for `Outbox`.
+      params: to `prepare` at once.
+      state: to `restore` at once.
+
+    Attributes:
+      last: the step of the last record, None before the first.
+      flat: the problem at the parameters' structure, None before `prepare`.
+      scalars: converts those of the user.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        probes: Sequence[Probe],
+        *,
+        skips_oversize: bool,
+        trouble: Trouble,
+        budget: Budget,
+        logdir: str | Path | None,
+        writers: Sequence[Writer],
+        params: Any = None,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.last: int | None = None
+        self.flat: FlatProblem | None = None
+        self.scalars = UserScalars(trouble, reserved=("rankmon/card", *_TIMES))
+        self._problem = problem
+        self._probes = probes
+        self._skips_oversize = skips_oversize
+        self._trouble = trouble
+        self._budget = budget
+        self._prepared: dict[str, PreparedProbe] = {}
+        self._states = {probe.name: probe.placeholder_state(problem) for probe in probes}
+        self._resumes_at: int | None = None
+        if params is not None:
+            self.prepare(params)
+        if state is not None:
+            self.restore(state)
+        self._outbox = Outbox(logdir, writers, trouble=trouble)
+
+    def prepare(self, params: Any) -> FlatProblem:
+        """Checks the parameters' structure and compiles the probes, unless that was done.
+
+        Raises:
+          TypeError, ValueError: for what cannot be measured.
+          MemoryError: where a probe does not fit.
+        """
+        if self.flat is not None:
+            return self.flat
+        flat = self._problem.flat(params)
+        prepared: dict[str, PreparedProbe] = {}
+        for probe in self._probes:
+            try:
+                prepared[probe.name] = probe.prepare(flat)
+            except MemoryError as error:
+                if not self._skips_oversize:
+                    raise
+                self._trouble.warn(f"{probe.name}: left out, the others go on. {error}")
+        if not prepared:
+            raise ValueError(
+                "expected a probe that fits in memory_limit, got none; add the 'weights' probe"
+            )
+        self._states = _fitted(self._states, prepared, self.last)
+        self.flat, self._prepared = flat, prepared
+        return flat
+
+    # Restart
+
+    def state(self) -> dict[str, dict[str, np.ndarray]]:
+        """The last step and the probes' states, as any checkpointer can save them."""
+        last = np.asarray(-1.0 if self.last is None else float(self.last))
+        return encode({"monitor": {"last_step": last}, **self._states})
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a saved `state`.
+
+        Raises:
+          ValueError: where it is not that of a monitor with these probes.
+        """
+        expected = {name: set(values) for name, values in self.state().items()}
+        got = {name: set(values) for name, values in state.items()}
+        if expected != got:
+            raise ValueError(
+                f"expected the state of a monitor with {expected}, got {got}; restore into a "
+                "monitor with the probes of the one that was saved"
+            )
+        values = decode(state)
+        saved = int(values.pop("monitor")["last_step"])
+        last = None if saved < 0 else saved
+        states: dict[str, State] = {name: values[name] for name in self._states}
+        if self.flat is not None:
+            states = _fitted(states, self._prepared, last)
+        self.last, self._states = last, states
+        self._resumes_at = 0 if last is None else last + 1
+
+    # Records
+
+    def record(
+        self,
+        step: int,
+        take: Callable[[], Snapshot] | None,
+        extra: Mapping[str, Any] | None,
+        counts: Mapping[str, float],
+    ) -> Record:
+        """Measures a snapshot and writes its record.
+
+        Args:
+          step: the step of training.
+          take: gives the snapshot; None where it could not be taken, which was reported.
+          extra: the user's scalars.
+          counts: more scalars of the monitor.
+        """
+        began = time.monotonic()
+        try:
+            return self._record(step, take, extra, counts, began)
+        finally:
+            self._budget.probe_ends(time.monotonic() - began)
+
+    def _record(
+        self,
+        step: int,
+        take: Callable[[], Snapshot] | None,
+        extra: Mapping[str, Any] | None,
+        counts: Mapping[str, float],
+        began: float,
+    ) -> Record:
+        what = f"the measurement at step {step}"
+        measured = take and self._trouble.guard(what, self._probe, step, take)
+        measurement, states = measured or (Measurement({}), self._states)
+        numbers = self.scalars.numbers(extra, step)
+        begins = self.last is None or step < self.last or self._resumes_at is not None
+        if begins:
+            self._begin(step)
+        texts = {"rankmon/card": self._card()} if begins else {}
+        scalars = {**measurement.scalars, **counts, **self._times(time.monotonic() - began)}
+        record = Record(
+            step=step,
+            attempt=self._outbox.attempt,
+            wall_time=time.time(),
+            scalars=scalars | self.scalars.beside([*scalars, *measurement.arrays], numbers),
+            arrays=dict(measurement.arrays),
+            texts=texts,
+        )
+        # Not before: a measurement that is interrupted never happened.
+        self.last, self._resumes_at, self._states = step, None, states
+        self._outbox.write(record)
+        return record
+
+    def _begin(self, step: int) -> None:
+        """A new attempt, which supersedes records of this step and later ones."""
+        if self.last is not None and step < self.last:
+            self._trouble.warn(
+                f"step {step} comes after step {self.last}: from here on earlier records of later "
+                "steps are superseded; for another network use another monitor and logdir",
+                key="back",
+            )
+        elif self._resumes_at is None:
+            last = self._trouble.guard("the search for older records", self._outbox.last_step)
+            if last is not None and last >= step:
+                self._trouble.warn(
+                    f"the logdir has records of step {last}, which this new run from step {step} "
+                    "on supersedes, with residuals of its own for H_f_fixed; to continue the old "
+                    "run pass its state=, to keep its records use another logdir"
+                )
+        self._outbox.start(step if self._resumes_at is None else min(step, self._resumes_at))
+
+    def _times(self, seconds: float) -> dict[str, float]:
+        values = (seconds, self._budget.share_taken(seconds), self._trouble.errors)
+        return dict(zip(_TIMES, values, strict=True))
+
+    def _probe(
+        self, step: int, take: Callable[[], Snapshot]
+    ) -> tuple[Measurement, dict[str, State]]:
+        """What all probes show, and their states afterwards."""
+        snapshot = take()
+        if snapshot.nonfinite:
+            self._trouble.warn(
+                f"step {step}: {snapshot.nonfinite} parameters are NaN or infinite; ranks are "
+                "logged as NaN while that lasts",
+                key="nonfinite",
+            )
+        scalars: dict[str, float] = {"monitor/nonfinite": snapshot.nonfinite}
+        arrays: dict[str, np.ndarray] = {}
+        states = dict(self._states)
+        for name, probe in self._prepared.items():
+            what = f"probe {name!r} at step {step}"
+            result = self._trouble.guard(what, _measured, probe, snapshot, states[name])
+            if result is not None:
+                measurement, states[name] = result
+                scalars |= measurement.scalars
+                arrays |= measurement.arrays
+                for message in measurement.warnings:
+                    self._trouble.warn(message)
+        return Measurement(scalars, arrays), states
+
+    def _card(self) -> str:
+        lines = (
+            self._trouble.guard(f"the card of probe {name!r}", probe.describe)
+            for name, probe in self._prepared.items()
+        )
+        return "\n".join(str(line) for line in lines if line is not None)
+
+    def flush(self) -> None:
+        """Hands what was recorded to the operating system."""
+        self._outbox.flush()
+
+    def close(self) -> None:
+        """Closes the writers."""
+        self._outbox.close()
+
+
+def _measured(probe: PreparedProbe, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:
+    """What a probe returns; an error here, under the guard, where it is something else."""
+    measurement, state = probe.measure(snapshot, state)
+    scalars, arrays = dict(measurement.scalars), dict(measurement.arrays)
+    return Measurement(scalars, arrays, tuple(measurement.warnings)), state
+
+
+def _fitted(
+    states: Mapping[str, State], prepared: Mapping[str, PreparedProbe], last: int | None
+) -> dict[str, State]:
+    """The states with their final shapes; blank ones before the first measurement."""
+    fitted = dict(states)
+    for name, probe in prepared.items():
+        blank = probe.initial_state()
+        if last is None:
+            fitted[name] = blank
+            continue
+        for key, value in states[name].items():
+            if value.shape != blank[key].shape:
+                raise ValueError(
+                    f"expected {name}/{key} of shape {blank[key].shape} in the restored state, "
+                    f"got {value.shape}; restore the state of the same problem"
+                )
+    return fitted

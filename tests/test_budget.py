@@ -1,0 +1,63 @@
+"""The share of the wall time: when another probe fits, told by a clock that the tests turn."""
+
+import pytest
+
+from rankmon.budget import Budget
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def spent(budget, clock, seconds, *, preparing=0.0):
+    """A probe on the loop's own thread."""
+    budget.start()
+    with budget.spending():
+        clock.now += preparing
+    budget.probe_begins()
+    clock.now += seconds
+    budget.probe_ends(seconds)
+
+
+def test_the_next_probe_waits_until_it_fits():
+    clock = Clock()
+    budget = Budget(0.1, clock=clock)
+    assert budget.affords()
+    spent(budget, clock, 2.0, preparing=3.0)
+    assert budget.share_taken() == 1.0
+    # 5 s were spent and another 2 s are expected: affordable from (5 + 2) / 0.1 - 2 s on.
+    clock.now = 100 + 67.99
+    assert not budget.affords()
+    clock.now = 100 + 68.01
+    assert budget.affords()
+    spent(budget, clock, 2.0)
+    assert budget.share_taken() == pytest.approx(0.1, rel=1e-3)
+    assert not budget.affords()
+
+
+def test_what_is_under_way_counts():
+    clock = Clock()
+    budget = Budget(0.5, clock=clock)
+    budget.start()
+    budget.probe_begins()
+    clock.now += 1000
+    assert not budget.affords()  # nobody knows yet what a probe costs
+    budget.probe_ends(10.0)
+    for _ in range(98):
+        assert budget.affords()
+        budget.probe_begins()
+    # 10 + 98 * 10 + 10 seconds of 1000 + 990 are more than half.
+    assert not budget.affords()
+
+
+def test_without_a_share_everything_is_affordable():
+    clock = Clock()
+    budget = Budget(None, clock=clock)
+    spent(budget, clock, 1.0)
+    assert budget.affords()
+    clock.now += 3.0
+    assert budget.share_taken() == 0.25
+    assert budget.share_taken(1.0) == 0.5
