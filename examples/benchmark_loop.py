@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rankmon.curvature import dense_bytes
+from rankmon.parts import dense_bytes
 from rankmon.theory import number_of_parameters
 
 MIB = 2**20

@@ -12,7 +12,6 @@ which is rounding noise once the residual is small. Any delta may be held: that 
 H_f^fixed. Rows and columns follow the parameter order of `_tree`.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -22,14 +21,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from rankmon._programs import Make, largest_program
+from rankmon.parts import (
+    DEFAULT_MEMORY_LIMIT,
+    HessianParts,
+    dense_bytes,
+    is_wide,
+    output_roots,
+    refuse_oversize,
+    root_values,
+)
 from rankmon.problem import FlatProblem
 
-DEFAULT_MEMORY_LIMIT = 4 * 2**30
-# H_o, H_f, their sum, and the copy that LAPACK overwrites.
-DENSE_MATRICES_ALIVE = 4
 # More columns at once cost memory and gain nothing: the products are already large.
 _MOST_COLUMNS = 128
-_Make = Callable[[int], Callable[..., Any]]
 
 
 class Curvature:
@@ -44,71 +49,91 @@ class Curvature:
     """
 
     def __init__(self, flat: FlatProblem, *, memory_limit: int = DEFAULT_MEMORY_LIMIT) -> None:
+        refuse_oversize(flat.p, memory_limit)
         self.flat = flat
         self.memory_limit = memory_limit
-        dense = dense_bytes(flat.p)
-        if dense >= memory_limit:
-            raise MemoryError(
-                f"expected the dense Hessian's {DENSE_MATRICES_ALIVE} matrices to fit in "
-                f"memory_limit = {_bytes_text(memory_limit)}, got p = {flat.p:,} parameters, which "
-                f"need {_bytes_text(dense)}; raise memory_limit, choose fewer parameters with "
-                "Problem(include=...), or watch the weights alone (RankMonitor: "
-                "oversize='weights')"
-            )
-        self._workspace = memory_limit - dense
+        self._workspace = memory_limit - dense_bytes(flat.p)
+        self._functional_programs: dict[int, tuple[Callable[..., Any], int]] = {}
         #: Bytes of temporary memory that the compiled programs report, by the matrix assembled.
         self.workspace_used: dict[str, int] = {}
         self._one_by_one = True
 
-    @classmethod
-    def of(cls, flat: FlatProblem, *, memory_limit: int) -> "Curvature":
-        """The one curvature of this problem and limit; its programs are compiled once."""
-        key = ("curvature", memory_limit)
-        if key not in flat.memo:
-            flat.memo[key] = cls(flat, memory_limit=memory_limit)
-        return flat.memo[key]
-
-    def compile(self) -> None:
+    def compile(self, *, cotangents: int) -> None:
         """Compiles the assembly now, so that what does not fit is known before training starts.
+
+        Args:
+          cotangents: for how many residuals H_f will be asked at once.
 
         Raises:
           MemoryError: where a single row or example takes more than the workspace.
         """
         with self.flat.precision.scope():
-            self._functional_rows  # noqa: B018  cached
+            self._functional_rows(cotangents)
             if self._one_by_one:
                 try:
-                    self._outer_chunk  # noqa: B018
+                    self._jacobian_chunk if self._is_wide else self._outer_chunk  # noqa: B018
                 except Exception:  # noqa: BLE001
                     # Too large an example, or an apply that needs the whole batch: the slow way.
                     self._one_by_one = False
             if not self._one_by_one:
                 self._outer_rows  # noqa: B018
 
+    def parts(
+        self,
+        leaves: list[np.ndarray],
+        b: Float[np.ndarray, "n k k"],
+        deltas: Sequence[Float[np.ndarray, "n k"]],
+    ) -> HessianParts:
+        """H_o, and H_f for each of these residuals, in the parameter order.
+
+        Args:
+          leaves: the parameters.
+          b: the output Hessians there.
+          deltas: residuals, held constant.
+        """
+        self.compile(cotangents=len(deltas))
+        theta, fixed = self.flat.split(leaves)
+        outer, values = self.outer(theta, fixed, b)
+        return HessianParts(outer, tuple(self.functional(theta, fixed, deltas)), values)
+
     def functional(
-        self, theta: np.ndarray, fixed: Sequence[np.ndarray], delta: Float[np.ndarray, "n k"]
-    ) -> Float[np.ndarray, "p p"]:
-        """H_f at theta with these residuals, in float64."""
+        self,
+        theta: np.ndarray,
+        fixed: Sequence[np.ndarray],
+        deltas: Sequence[Float[np.ndarray, "n k"]],
+    ) -> list[Float[np.ndarray, "p p"]]:
+        """H_f at theta for each of these residuals, in one pass, in float64."""
         p = self.flat.p
-        matrix = np.empty((p, p))
+        matrices = [np.empty((p, p)) for _ in deltas]
         with self.flat.precision.scope():
-            rows, chunk = self._functional_rows
+            rows, chunk = self._functional_rows(len(deltas))
+            arguments = self._arguments(theta, fixed, np.stack(deltas))
             for start in range(0, p, chunk):
                 start = min(start, p - chunk)
-                block = rows(*self._arguments(theta, fixed, delta), np.asarray(start, np.int32))
-                matrix[start : start + chunk] = block
-        return matrix
+                blocks = np.asarray(rows(*arguments, np.asarray(start, np.int32)))
+                for j, matrix in enumerate(matrices):
+                    matrix[start : start + chunk] = blocks[:, j]
+        return matrices
 
-    def outer(self, theta: np.ndarray, fixed: Sequence[np.ndarray]) -> Float[np.ndarray, "p p"]:
-        """H_o at theta, in float64."""
-        self.compile()
+    def outer(
+        self, theta: np.ndarray, fixed: Sequence[np.ndarray], b: Float[np.ndarray, "n k k"]
+    ) -> tuple[Float[np.ndarray, "p p"], Float[np.ndarray, " nk"] | None]:
+        """H_o at theta, in float64, and its eigenvalues where the Jacobian gives them."""
         with self.flat.precision.scope():
             if self._one_by_one:
-                matrix = self._outer_from_examples(theta, fixed)
+                matrix, values = (
+                    self._outer_from_jacobian(theta, fixed, b)
+                    if self._is_wide
+                    else (self._outer_from_examples(theta, fixed), None)
+                )
                 if self._agrees_with_products(matrix, theta, fixed):
-                    return matrix
+                    return matrix, values
                 self._one_by_one = False
-            return self._outer_from_batch(theta, fixed)
+            return self._outer_from_batch(theta, fixed), None
+
+    @property
+    def _is_wide(self) -> bool:
+        return is_wide(self.flat)
 
     def functional_product(
         self,
@@ -160,23 +185,32 @@ class Curvature:
     def _functional_product(self) -> Callable[..., Any]:
         return jax.jit(self._functional_hvp)
 
-    @cached_property
-    def _functional_rows(self) -> tuple[Callable[..., Any], int]:
+    def _functional_rows(self, cotangents: int) -> tuple[Callable[..., Any], int]:
         flat, p = self.flat, self.flat.p
+        if cotangents in self._functional_programs:
+            return self._functional_programs[cotangents]
 
         def make(chunk: int) -> Callable[..., Any]:
             def rows(theta: Any, fixed: Any, inputs: Any, weighted: Any, start: Any) -> Any:
                 basis = jax.nn.one_hot(start + jnp.arange(chunk), p, dtype=theta.dtype)
-                product = lambda v: self._functional_hvp(theta, fixed, inputs, weighted, v)  # noqa: E731
-                return jax.vmap(product)(basis)
+
+                def products(v: Any) -> Any:
+                    return jax.vmap(lambda one: self._functional_hvp(theta, fixed, inputs, one, v))(
+                        weighted
+                    )
+
+                return jax.vmap(products)(basis)
 
             return rows
 
+        weighted = np.empty((cotangents, flat.positions, flat.k), self._dtype)
         arguments = (
-            *self._shapes_of(flat.inputs, np.empty((flat.positions, flat.k), self._dtype)),
+            *self._shapes_of(flat.inputs, weighted),
             jax.ShapeDtypeStruct((), np.int32),
         )
-        return self._compile("H_f", make, arguments, most=min(p, _MOST_COLUMNS))
+        program = self._compile("H_f", make, arguments, most=min(p, _MOST_COLUMNS))
+        self._functional_programs[cotangents] = program
+        return program
 
     # H_o
 
@@ -267,13 +301,57 @@ class Curvature:
                 jax.ShapeDtypeStruct((p, p), self._dtype),
                 theta,
                 fixed,
-                jax.tree.map(lambda a: cut(a, a.shape[1:]), flat.inputs),
+                self._cut_shapes(flat.inputs, chunk),
                 jax.tree.map(lambda t: cut(t, (per, *t.shape[1:])), flat.targets),
                 jax.ShapeDtypeStruct((chunk, per), self._dtype),
             )
 
         guess = max(1, self._workspace // (4 * 8 * per * k * p))
         return self._compile("H_o", make, chunk_shapes, most=min(n, int(guess)), donate=(0,))
+
+    def _outer_from_jacobian(
+        self, theta: np.ndarray, fixed: Sequence[np.ndarray], b: Float[np.ndarray, "n k k"]
+    ) -> tuple[Float[np.ndarray, "p p"], Float[np.ndarray, " nk"] | None]:
+        flat, n = self.flat, self.flat.problem.n
+        rows, chunk = self._jacobian_chunk
+        per = flat.positions // n
+        J = np.empty((flat.positions, flat.k, flat.p))
+        for start in range(0, n, chunk):
+            start = min(start, n - chunk)
+            inputs = jax.tree.map(lambda a: a[start : start + chunk], flat.inputs)  # noqa: B023
+            J[start * per : (start + chunk) * per] = rows(theta, tuple(fixed), inputs)
+        with np.errstate(over="ignore", invalid="ignore"):  # overflow is found in the result
+            weighted = (flat.weights[:, None, None] * b) @ J
+            outer = J.reshape(-1, flat.p).T @ weighted.reshape(-1, flat.p)
+            del weighted
+            roots = output_roots(flat.weights, b)
+            if roots is None or not np.all(np.isfinite(J)):
+                return outer, None
+            return outer, root_values((roots @ J).reshape(-1, flat.p))
+
+    @cached_property
+    def _jacobian_chunk(self) -> tuple[Callable[..., Any], int]:
+        flat, n, k, p = self.flat, self.flat.problem.n, self.flat.k, self.flat.p
+        per = flat.positions // n
+
+        def make(chunk: int) -> Callable[..., Any]:
+            def rows(theta: Any, fixed: Any, inputs: Any) -> Any:
+                def one(x: Any) -> Any:
+                    return jax.jacrev(lambda t: self._one_example(t, fixed, x))(theta)
+
+                return jax.vmap(one)(inputs).reshape(chunk * per, k, p)
+
+            return rows
+
+        def chunk_shapes(chunk: int) -> tuple[Any, ...]:
+            theta, fixed = self._shapes_of()
+            return theta, fixed, self._cut_shapes(flat.inputs, chunk)
+
+        guess = max(1, self._workspace // (4 * 8 * per * k * p))
+        return self._compile("H_o", make, chunk_shapes, most=min(n, int(guess)))
+
+    def _cut_shapes(self, tree: Any, chunk: int) -> Any:
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct((chunk, *a.shape[1:]), a.dtype), tree)
 
     def _outer_from_batch(self, theta: np.ndarray, fixed: Sequence[np.ndarray]) -> np.ndarray:
         """H_o from whole-batch products with basis vectors, for batches whose examples interact."""
@@ -328,43 +406,10 @@ class Curvature:
         return theta, fixed, *shapes
 
     def _compile(
-        self,
-        part: str,
-        make: _Make,
-        shapes: Any,
-        *,
-        most: int,
-        donate: tuple[int, ...] = (),
+        self, part: str, make: Make, shapes: Any, *, most: int, donate: tuple[int, ...] = ()
     ) -> tuple[Callable[..., Any], int]:
-        """The program for the largest chunk that fits the workspace, measured by the compiler."""
-        chunk = most
-        while True:
-            arguments = shapes(chunk) if callable(shapes) else shapes
-            compiled = jax.jit(make(chunk), donate_argnums=donate).lower(*arguments).compile()
-            need = _temporary_bytes(compiled)
-            self.workspace_used[part] = need
-            if need <= self._workspace:
-                return compiled, chunk
-            if chunk == 1:
-                raise MemoryError(
-                    f"expected {part}'s workspace to fit in {_bytes_text(self._workspace)}, got "
-                    f"{_bytes_text(need)} for a single row or example; raise memory_limit or "
-                    "take a smaller probe batch"
-                )
-            chunk = max(1, min(chunk // 2, int(chunk * self._workspace / need)))
-
-
-def dense_bytes(p: int) -> int:
-    """Bytes that the dense p x p float64 matrices of one measurement take together."""
-    return DENSE_MATRICES_ALIVE * 8 * p * p
-
-
-def _temporary_bytes(compiled: Any) -> int:
-    analysis = compiled.memory_analysis()
-    return int(analysis.temp_size_in_bytes) if analysis is not None else 0
-
-
-def _bytes_text(size: int) -> str:
-    units = ("B", "KiB", "MiB", "GiB", "TiB")
-    power = min(int(math.log2(max(size, 1))) // 10, len(units) - 1)
-    return f"{size / 1024**power:.3g} {units[power]}"
+        program, chunk, need = largest_program(
+            part, make, shapes, most=most, room=self._workspace, donate=donate
+        )
+        self.workspace_used[part] = need
+        return program, chunk

@@ -21,7 +21,7 @@ from rankmon.rank import (
     weight_rank,
 )
 from rankmon.spectrum import singular_values
-from rankmon.stack import DenseStack, dense_stack
+from rankmon.stack import DenseStack, recognized_stack
 
 
 @dataclass(frozen=True)
@@ -135,15 +135,6 @@ class Expectation:
         )
         biases = " with biases" if self.stack.bias else ""
         return f"* {kind}{biases}, rank of the inputs r = {self.r}"
-
-
-def recognized_stack(flat: FlatProblem) -> DenseStack | None:
-    """The network as a stack of dense layers; None where it is none or not traceable in float64."""
-    if flat.precision.dtype is None or not all(spec.differentiated for spec in flat.specs):
-        return None
-    leaves = [np.zeros(spec.shape, flat.precision.dtype) for spec in flat.specs]
-    with flat.precision.scope():
-        return dense_stack(flat.apply_leaves, leaves, flat.inputs)
 
 
 def _own_rank(matrix: Float[np.ndarray, "m n"], eps: float) -> NumericalRank:

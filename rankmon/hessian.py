@@ -12,9 +12,10 @@ import numpy as np
 from jaxtyping import Float
 
 from rankmon._warnings import warn_user
-from rankmon.curvature import DEFAULT_MEMORY_LIMIT, Curvature
+from rankmon.engines import Engine, Spectra, check_engine, engine_of
 from rankmon.expectation import Expectation
 from rankmon.measurement import Measurement, Snapshot, State, rank_scalars
+from rankmon.parts import DEFAULT_MEMORY_LIMIT
 from rankmon.problem import FlatProblem, Problem
 from rankmon.rank import (
     DEFAULT_TOLERANCE,
@@ -24,7 +25,6 @@ from rankmon.rank import (
     numerical_rank,
     undefined_rank,
 )
-from rankmon.spectrum import symmetric_spectrum
 
 HESSIAN_PARTS = ("H_L", "H_o", "H_f", "H_f_fixed")
 
@@ -35,15 +35,18 @@ class HessianProbe:
 
     Args:
       tolerance: another cut than p * eps * max(||H_L||_2, ||X||_2) for part X.
-      memory_limit: bytes for the dense matrices and their assembly together.
+      memory_limit: bytes for the matrices and their assembly together.
+      engine: as for `hessian_ranks`.
     """
 
     tolerance: Tolerance = DEFAULT_TOLERANCE
     memory_limit: int = DEFAULT_MEMORY_LIMIT
+    engine: str = "auto"
     name: str = "hessian"
 
     def __post_init__(self) -> None:
         as_tolerance(self.tolerance)
+        check_engine(self.engine)
 
     def placeholder_state(self, problem: Problem) -> State:
         """The residuals to hold, as zeros, and a flag that they are not known yet."""
@@ -61,9 +64,9 @@ class HessianProbe:
           ValueError: where JAX cannot differentiate the network twice.
           MemoryError: where p is past what dense matrices allow in `memory_limit`.
         """
-        curvature = Curvature.of(flat, memory_limit=self.memory_limit)
+        engine = engine_of(flat, name=self.engine, memory_limit=self.memory_limit)
         try:
-            curvature.compile()
+            engine.compile(cotangents=2)
         except MemoryError:
             raise
         except Exception as error:
@@ -74,7 +77,7 @@ class HessianProbe:
             ) from error
         return PreparedHessian(
             flat=flat,
-            curvature=curvature,
+            engine=engine,
             tolerance=self.tolerance,
             expectation=Expectation.of(flat),
         )
@@ -85,7 +88,7 @@ class PreparedHessian:
     """`HessianProbe` for one problem."""
 
     flat: FlatProblem
-    curvature: Curvature
+    engine: Engine
     tolerance: Tolerance
     expectation: Expectation
 
@@ -103,7 +106,7 @@ class PreparedHessian:
         loss, delta = self.flat.loss_and_residuals(snapshot.theta, snapshot.fixed)
         if not state["started"] and np.all(np.isfinite(delta)):
             state = {"reference": delta, "started": np.ones(())}
-        spectra = hessian_spectra(self.curvature, snapshot, delta, state["reference"])
+        spectra = hessian_spectra(self.engine, snapshot, delta, state["reference"])
         if spectra is None:
             told = "the outputs or the Hessian are not finite: its ranks are logged as NaN"
             return self._undefined(loss, told), state
@@ -145,41 +148,27 @@ class PreparedHessian:
             [
                 f"* parameters differentiated p = {flat.p}, examples {flat.positions}, outputs "
                 f"{flat.k}, loss {flat.problem.loss.name} (mean over the probe batch)",
-                f"* engine dense; cut {shown}",
+                f"* {self.engine.describe()}; cut {shown}",
                 self.expectation.describe(),
             ]
         )
 
 
 def hessian_spectra(
-    curvature: Curvature,
+    engine: Engine,
     snapshot: Snapshot,
     delta: Float[np.ndarray, "n k"],
     reference: Float[np.ndarray, "n k"] | None,
-) -> dict[str, Float[np.ndarray, " p"]] | None:
+) -> Spectra | None:
     """Absolute eigenvalues, descending, of each part of the Hessian; None where one is not finite.
 
     H_f_fixed is left out without a reference.
     """
     if not np.all(np.isfinite(delta)):
         return None
-    theta, fixed = snapshot.theta, snapshot.fixed
-    outer = curvature.outer(theta, fixed)
-    functional = curvature.functional(theta, fixed, delta)
-    if not (np.all(np.isfinite(outer)) and np.all(np.isfinite(functional))):
+    spectra = engine.spectra(snapshot, delta, reference)
+    if spectra is None:
         return None
-    spectra = {"H_o": symmetric_spectrum(outer), "H_f": symmetric_spectrum(functional)}
-    functional += outer
-    del outer
-    spectra["H_L"] = symmetric_spectrum(functional)
-    del functional
-    if reference is not None and np.array_equal(reference, delta):
-        spectra["H_f_fixed"] = spectra["H_f"]
-    elif reference is not None:
-        held = curvature.functional(theta, fixed, reference)
-        if not np.all(np.isfinite(held)):
-            return None
-        spectra["H_f_fixed"] = symmetric_spectrum(held)
     return {part: spectra[part] for part in HESSIAN_PARTS if part in spectra}
 
 
@@ -220,8 +209,11 @@ def hessian_ranks(
       params: the parameters, any pytree of arrays.
       reference: residuals [N, k] to hold, for H_f_fixed; N counts every position.
       tolerance: another cut than p * eps * max(||H_L||_2, ||X||_2) for part X.
-      engine: "auto" or "dense" (the only one so far).
-      memory_limit: bytes for the dense matrices and their assembly.
+      engine: "deep_linear" (the coordinates of a deep linear network that can be non-zero), "stack"
+        (dense layers with elementwise activations, each block one contraction), "dense" (any
+        network, by automatic differentiation), or "auto", the first of these that applies. All give
+        the same ranks.
+      memory_limit: bytes for the matrices and their assembly.
 
     Returns:
       A dict from "H_L", "H_o", "H_f" (and "H_f_fixed") to `NumericalRank`; `rank` is None where
@@ -229,12 +221,11 @@ def hessian_ranks(
 
     Raises:
       TypeError, ValueError: for input that does not fit, before anything is computed.
-      MemoryError: where the dense matrices do not fit in memory_limit.
+      MemoryError: where the matrices do not fit in memory_limit.
 
     Source: arXiv 2106.16225, section 3; the common cut is rankmon's.
     """
-    if engine not in ("auto", "dense"):
-        raise ValueError(f"expected engine 'auto' or 'dense', got {engine!r}; use 'auto'")
+    check_engine(engine)
     tolerance = as_tolerance(tolerance)
     flat = problem.flat(params)
     if reference is not None:
@@ -244,7 +235,7 @@ def hessian_ranks(
                 f"expected reference residuals of shape {(flat.positions, flat.k)}, got "
                 f"{reference.shape}; pass one row for each position of the outputs"
             )
-    curvature = Curvature.of(flat, memory_limit=memory_limit)
+    chosen = engine_of(flat, name=engine, memory_limit=memory_limit)
     if flat.warning and "warned" not in flat.memo:
         flat.memo["warned"] = True
         warn_user(flat.warning)
@@ -252,7 +243,7 @@ def hessian_ranks(
     spectra = None
     if not snapshot.nonfinite:
         _, delta = flat.loss_and_residuals(snapshot.theta, snapshot.fixed)
-        spectra = hessian_spectra(curvature, snapshot, delta, reference)
+        spectra = hessian_spectra(chosen, snapshot, delta, reference)
     if spectra is None:
         parts = HESSIAN_PARTS if reference is not None else HESSIAN_PARTS[:3]
         return {part: undefined_rank(flat.p) for part in parts}

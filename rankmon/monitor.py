@@ -27,8 +27,8 @@ from rankmon._options import (
 from rankmon._trouble import Trouble
 from rankmon._warnings import RankmonWarning
 from rankmon.budget import Budget
-from rankmon.curvature import DEFAULT_MEMORY_LIMIT
 from rankmon.measurement import Probe, Snapshot
+from rankmon.parts import DEFAULT_MEMORY_LIMIT
 from rankmon.probes import as_probes
 from rankmon.problem import FlatProblem, Problem
 from rankmon.rank import DEFAULT_TOLERANCE, Tolerance

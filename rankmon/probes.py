@@ -11,12 +11,11 @@ import numpy as np
 from rankmon import lemma8
 from rankmon._precision import eps_of
 from rankmon._tree import is_matrix, matrix_shape
-from rankmon.expectation import recognized_stack
 from rankmon.hessian import HESSIAN_PARTS, HessianProbe
 from rankmon.measurement import Measurement, Probe, Snapshot, State, rank_scalars
 from rankmon.problem import FlatProblem, Problem
 from rankmon.rank import DEFAULT_TOLERANCE, Tolerance, as_tolerance, weight_rank
-from rankmon.stack import DenseStack
+from rankmon.stack import DenseStack, recognized_stack
 
 # What a weight's rank_low, rank_high and gap would otherwise overwrite.
 RESERVED_NAMES = frozenset({*HESSIAN_PARTS, "Omega"})

@@ -247,6 +247,22 @@ class FlatProblem:
             loss, delta = self._evaluate(theta, fixed, self.inputs, self.targets, self.weights)
             return float(loss), np.array(delta, np.float64)
 
+    @cached_property
+    def _output_hessians(self) -> Callable[..., Any]:
+        def output_hessians(theta: Any, fixed: Any, inputs: Any, targets: Any) -> Any:
+            z = self.outputs(theta, fixed, inputs)
+            return jax.vmap(self.problem.loss.output_hessian)(z, targets)
+
+        return jax.jit(output_hessians)
+
+    def output_hessians(
+        self, theta: np.ndarray, fixed: Sequence[np.ndarray]
+    ) -> Float[np.ndarray, "n k k"]:
+        """The output Hessians B_i = d2l/dz2 at each position, in float64."""
+        with self.precision.scope():
+            b = self._output_hessians(theta, fixed, self.inputs, self.targets)
+            return np.array(b, np.float64)
+
 
 def _flat_problem(problem: Problem, params: Any, specs: tuple[LeafSpec, ...]) -> FlatProblem:
     if not any(spec.differentiated and spec.size for spec in specs):

@@ -1,0 +1,173 @@
+"""What each layer of a recognized stack receives, and how its activation slopes and curves.
+
+The activations are known from the network's jaxpr alone, by walking it: where a layer's product
+occurs, its operand is written down, and a shift is added to the result. Derivatives in the shifts,
+by JAX and so by each function's own rules, are those in the pre-activations.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
+from jaxtyping import Array, Float
+
+from rankmon._dataflow import (
+    Activation,
+    Axes,
+    Label,
+    Value,
+    argument_values,
+    constant_value,
+    results_of,
+    transparent_call,
+)
+from rankmon.problem import FlatProblem
+from rankmon.stack import DenseStack
+
+
+@dataclass(frozen=True)
+class LayerStates:
+    """The state of every layer z^l = W^l h^{l-1} (+ b^l), h^l = f_l(z^l), example by example.
+
+    Attributes:
+      received: h^0, ..., h^{L-1}, each [n, M_{l-1}].
+      slopes: f_1'(z^1), ..., f_L'(z^L), each [n, M_l]; ones where there is no activation.
+      bends: f_1''(z^1), ..., f_L''(z^L), each [n, M_l].
+    """
+
+    received: tuple[Float[np.ndarray, "n in"], ...]
+    slopes: tuple[Float[np.ndarray, "n out"], ...]
+    bends: tuple[Float[np.ndarray, "n out"], ...]
+
+
+def layer_states(flat: FlatProblem, stack: DenseStack) -> Callable[..., LayerStates]:
+    """A function from the parameter leaves to the `LayerStates` on the probe batch; compiled once.
+
+    Args:
+      flat: the problem; what `recognized_stack` finds in it is
+      stack: the network.
+    """
+    precision, inputs = flat.precision, flat.inputs
+    shapes = [(flat.positions, width) for width in stack.dims[1:]]
+
+    def states(leaves: Sequence[Any], inputs: Any) -> Any:
+        jaxpr = jax.make_jaxpr(flat.apply_leaves)(list(leaves), inputs)
+        (batch,) = jax.tree_util.tree_leaves(inputs)
+        kinds = argument_values(leaves, batch)
+
+        def total(shifts: Sequence[Any]) -> Any:
+            walk = _Walk(shifts)
+            arguments = zip(kinds, [*leaves, batch], strict=True)
+            ((_, outputs),) = walk.through(jaxpr, [*arguments])
+            activations = [*(walk.received[at] for at in range(1, len(shifts))), outputs]
+            return sum(jnp.sum(h) for h in activations), walk.received
+
+        def slopes(shifts: Sequence[Any]) -> Any:
+            return jax.grad(total, has_aux=True)(shifts)
+
+        zeros = [jnp.zeros(shape, precision.dtype) for shape in shapes]
+        ones = [jnp.ones(shape, precision.dtype) for shape in shapes]
+        (slope, received), (bend, _) = jax.jvp(slopes, (zeros,), (ones,))
+        return [received[at] for at in range(len(shapes))], slope, bend
+
+    compiled = jax.jit(states)
+
+    def at(leaves: Sequence[np.ndarray]) -> LayerStates:
+        with precision.scope():
+            parts = compiled(list(leaves), inputs)
+            return LayerStates(*(tuple(np.asarray(a, np.float64) for a in part) for part in parts))
+
+    return at
+
+
+class _Walk:
+    """Evaluates a jaxpr, adds shifts to the layers' products, and writes down what they receive.
+
+    The next layer's pre-activation is held against the shifts before it, so that the derivative in
+    a shift is that of one activation.
+    """
+
+    def __init__(self, shifts: Sequence[Float[Array, "n out"]]) -> None:
+        self.received: dict[int, Float[Array, "n in"]] = {}
+        self._shifts = shifts
+
+    def through(
+        self, program: ClosedJaxpr, arguments: Sequence[tuple[Value, Any]]
+    ) -> list[tuple[Value, Any]]:
+        """The kinds and values of the program's results."""
+        jaxpr = program.jaxpr
+        constants = [(constant_value(value), value) for value in program.consts]
+        known = dict(zip(jaxpr.invars, arguments, strict=True))
+        known |= dict(zip(jaxpr.constvars, constants, strict=True))
+
+        def read(atom: Any) -> tuple[Value, Any]:
+            return (
+                (constant_value(atom.val), atom.val) if isinstance(atom, Literal) else known[atom]
+            )
+
+        for eqn in jaxpr.eqns:
+            operands = [read(atom) for atom in eqn.invars]
+            called = transparent_call(eqn)
+            results = (
+                self._operation(jaxpr, eqn, operands)
+                if called is None
+                else self.through(called, operands)
+            )
+            known |= dict(zip(eqn.outvars, results, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _operation(
+        self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[tuple[Value, Any]]
+    ) -> list[tuple[Value, Any]]:
+        kinds, values = [kind for kind, _ in operands], [value for _, value in operands]
+        results = results_of(eqn, kinds)
+        layer = results[0] if eqn.primitive.name == "dot_general" else None
+        if not isinstance(layer, Activation):
+            return list(zip(results, _evaluated(jaxpr, eqn, values), strict=True))
+        number = len(layer.stage.layers) - 1
+        at = next(i for i, kind in enumerate(kinds) if isinstance(kind, Activation))
+        operand = kinds[at]
+        assert isinstance(operand, Activation)
+        self.received[number] = _rows(values[at], operand.axes)
+        values[at] = jax.lax.stop_gradient(values[at])
+        (product,) = _evaluated(jaxpr, eqn, values)
+        return [(layer, product + _placed(self._shifts[number], layer.axes, product))]
+
+
+def _evaluated(jaxpr: Jaxpr, eqn: JaxprEqn, values: Sequence[Any]) -> list[Any]:
+    """The results of one operation, as a program of its own."""
+    free = {
+        atom: value
+        for atom, value in zip(eqn.invars, values, strict=True)
+        if not isinstance(atom, Literal)
+    }
+    alone = Jaxpr((), list(free), eqn.outvars, [eqn], eqn.effects, jaxpr.debug_info)
+    return jaxpr_as_fun(ClosedJaxpr(alone, ()))(*free.values())
+
+
+def _order(axes: Axes) -> list[int]:
+    """The axes with the examples first, then the features; those of size one may stand anywhere."""
+
+    def place(i: int) -> int:
+        label = axes[i]
+        return label if isinstance(label, int) else -1 if label is Label.EXAMPLE else 0
+
+    return sorted(range(len(axes)), key=place)
+
+
+def _rows(value: Any, axes: Axes) -> Float[Array, "n m"]:
+    """The value with one row an example."""
+    order = _order(axes)
+    examples = [n for label, n in zip(axes, value.shape, strict=True) if label is Label.EXAMPLE]
+    return jnp.transpose(value, order).reshape(*(examples or [1]), -1)
+
+
+def _placed(rows: Float[Array, "n m"], axes: Axes, like: Any) -> Any:
+    """Rows in the layout of another value: the inverse of `_rows`."""
+    order = _order(axes)
+    ordered = rows.reshape([like.shape[i] for i in order])
+    return jnp.transpose(ordered, np.argsort(order).tolist()).astype(like.dtype)

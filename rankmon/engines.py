@@ -1,0 +1,275 @@
+"""How the Hessian's spectra are computed: of deep linear networks, stacks of layers, any network.
+
+Every engine gives the absolute eigenvalues of the same matrices; they differ in cost alone. Ranks
+are counted in `rank`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Float
+
+from rankmon._precision import DOUBLE
+from rankmon.contraction import StackCurvature
+from rankmon.curvature import Curvature
+from rankmon.deep_linear import InputBasis, Layers, Reduction, coordinate_count
+from rankmon.measurement import Snapshot
+from rankmon.parts import HessianParts, bytes_text
+from rankmon.problem import FlatProblem
+from rankmon.spectrum import padded, symmetric_spectrum
+from rankmon.stack import DenseStack, recognized_stack
+
+ENGINES = ("auto", "deep_linear", "stack", "dense")
+# H_L, H_f, the copy that LAPACK overwrites, and what their assembly holds for a moment.
+_REDUCED_MATRICES_ALIVE = 4
+Spectra = dict[str, Float[np.ndarray, " p"]]
+
+
+class Engine(Protocol):
+    """One way to the spectra of one problem."""
+
+    @property
+    def name(self) -> str:
+        """As in `ENGINES`."""
+
+    def compile(self, *, cotangents: int) -> None:
+        """Compiles what a measurement with so many residuals needs."""
+
+    def spectra(
+        self,
+        snapshot: Snapshot,
+        delta: Float[np.ndarray, "n k"],
+        reference: Float[np.ndarray, "n k"] | None,
+    ) -> Spectra | None:
+        """The absolute eigenvalues of H_L, H_o, H_f and, with a reference, H_f_fixed, descending.
+
+        Args:
+          snapshot: finite parameters.
+          delta: finite residuals there.
+          reference: the residuals that H_f_fixed holds.
+
+        Returns:
+          The spectra, each [p]; None where something overflows.
+        """
+
+    def describe(self) -> str:
+        """What the run's card says of it."""
+
+
+def engine_of(flat: FlatProblem, *, name: str, memory_limit: int) -> Engine:
+    """The engine of this name, or for "auto" the fastest that applies; one for each problem.
+
+    Raises:
+      ValueError: for an unknown name, and where the engine does not apply to the network.
+      MemoryError: where its matrices do not fit in memory_limit.
+    """
+    check_engine(name)
+    key = ("engine", name, memory_limit)
+    if key not in flat.memo:
+        flat.memo[key] = _Remembering(_chosen(flat, name, memory_limit))
+    return flat.memo[key]
+
+
+def check_engine(name: str) -> None:
+    """Refuses what is no engine's name."""
+    if name not in ENGINES:
+        raise ValueError(f"expected engine to be one of {ENGINES}, got {name!r}; use 'auto'")
+
+
+def _chosen(flat: FlatProblem, name: str, memory_limit: int) -> Engine:
+    if name == "dense":
+        return _Dense(name, flat, Curvature(flat, memory_limit=memory_limit))
+    stack = recognized_stack(flat)
+    if stack is not None and stack.linear and name in ("auto", "deep_linear"):
+        return _DeepLinear.of(flat, stack, memory_limit)
+    # A float32 operation inside rounds as the network does only if the network itself is evaluated.
+    exact = flat.precision.eps <= DOUBLE.eps
+    if stack is not None and exact and name in ("auto", "stack"):
+        contraction = StackCurvature(flat, stack, memory_limit=memory_limit)
+        if _agree(flat, contraction, Curvature(flat, memory_limit=memory_limit)):
+            return _Dense("stack", flat, contraction)
+    if name == "auto":
+        return _chosen(flat, "dense", memory_limit)
+    kind = "a deep linear network" if name == "deep_linear" else "a stack of dense layers"
+    raise ValueError(
+        f"expected {kind} that computes in float64 with every parameter differentiated, got a "
+        f"network that is not recognized as one; use engine='auto' instead of {name!r}"
+    )
+
+
+def _agree(flat: FlatProblem, contraction: StackCurvature, curvature: Curvature) -> bool:
+    """Whether both multiply a vector alike, at Gaussian parameters.
+
+    An activation whose derivative rules contradict one another (a straight-through estimator) has
+    no Hessian that a contraction knows.
+    """
+    rng = np.random.default_rng(0)
+    leaves = [
+        rng.standard_normal(spec.shape) / np.sqrt(max(spec.shape[:-1], default=1))
+        for spec in flat.specs
+    ]
+    theta, fixed = flat.split(leaves)
+    delta = rng.standard_normal((flat.positions, flat.k))
+    v = rng.standard_normal(flat.p)
+    parts = contraction.parts(leaves, flat.output_hessians(theta, fixed), [delta])
+    pairs = (
+        (parts.outer, curvature.outer_product(theta, fixed, v)),
+        (parts.functional[0], curvature.functional_product(theta, fixed, delta, v)),
+    )
+    for matrix, want in pairs:
+        with np.errstate(over="ignore", invalid="ignore"):
+            error = np.abs(matrix @ v[contraction.order] - want[contraction.order])
+        if not np.max(error) <= 1e3 * flat.p * DOUBLE.eps * np.max(np.abs(want)):
+            return False
+    return True
+
+
+class _Assembly(Protocol):
+    def compile(self, *, cotangents: int) -> None: ...
+
+    def parts(self, leaves: list[np.ndarray], b: Any, deltas: Sequence[Any]) -> HessianParts: ...
+
+
+@dataclass(frozen=True)
+class _Dense:
+    """p x p matrices, however they are assembled."""
+
+    name: str
+    flat: FlatProblem
+    assembly: _Assembly
+
+    def compile(self, *, cotangents: int) -> None:
+        self.assembly.compile(cotangents=cotangents)
+
+    def spectra(
+        self,
+        snapshot: Snapshot,
+        delta: Float[np.ndarray, "n k"],
+        reference: Float[np.ndarray, "n k"] | None,
+    ) -> Spectra | None:
+        b = self.flat.output_hessians(snapshot.theta, snapshot.fixed)
+        deltas = [delta] if reference is None else [delta, reference]
+        parts = self.assembly.parts(snapshot.leaves, b, deltas)
+        functional, *held = parts.functional
+        if not all(np.all(np.isfinite(H)) for H in (parts.outer, functional, *held)):
+            return None
+        spectra = {"H_f": symmetric_spectrum(functional)}
+        spectra["H_o"] = (
+            symmetric_spectrum(parts.outer)
+            if parts.outer_values is None
+            else padded(parts.outer_values, self.flat.p)
+        )
+        functional += parts.outer
+        spectra["H_L"] = symmetric_spectrum(functional)
+        if reference is not None:
+            same = np.array_equal(reference, delta)
+            spectra["H_f_fixed"] = spectra["H_f"] if same else symmetric_spectrum(held[0])
+        return spectra
+
+    def describe(self) -> str:
+        return f"engine {self.name}, {self.flat.p} x {self.flat.p} matrices"
+
+
+@dataclass(frozen=True)
+class _DeepLinear:
+    """A deep linear network, in the coordinates that can be non-zero."""
+
+    flat: FlatProblem
+    stack: DenseStack
+    basis: InputBasis
+    coordinates: int
+    name: str = "deep_linear"
+
+    @classmethod
+    def of(cls, flat: FlatProblem, stack: DenseStack, memory_limit: int) -> "_DeepLinear":
+        x = flat.inputs
+        x = np.asarray(x, np.float64).reshape(len(x), -1)
+        biases = [layer.bias is not None for layer in stack.layers]
+        basis = InputBasis.of(x, flat.weights, affine=any(biases))
+        count = coordinate_count(stack.dims, biases, basis)
+        moment = flat.k * basis.axes.shape[1]
+        need = 8 * (_REDUCED_MATRICES_ALIVE * count**2 + 2 * moment * (moment + count))
+        if need > memory_limit:
+            raise MemoryError(
+                f"expected the Hessian's {count:,} coordinates that can be non-zero (of p = "
+                f"{flat.p:,}) to fit in memory_limit = {bytes_text(memory_limit)}, got "
+                f"{bytes_text(need)} for their matrices; raise memory_limit, choose fewer "
+                "parameters with Problem(include=...), or watch the weights alone (RankMonitor: "
+                "oversize='weights')"
+            )
+        return cls(flat, stack, basis, count)
+
+    def compile(self, *, cotangents: int) -> None:
+        """Nothing: there are no programs."""
+
+    def spectra(
+        self,
+        snapshot: Snapshot,
+        delta: Float[np.ndarray, "n k"],
+        reference: Float[np.ndarray, "n k"] | None,
+    ) -> Spectra | None:
+        b = self.flat.output_hessians(snapshot.theta, snapshot.fixed)
+        try:
+            with np.errstate(over="raise", invalid="raise"):
+                return self._spectra(snapshot, b, delta, reference)
+        except (FloatingPointError, OverflowError):
+            return None
+
+    def _spectra(
+        self,
+        snapshot: Snapshot,
+        b: Float[np.ndarray, "n k k"],
+        delta: Float[np.ndarray, "n k"],
+        reference: Float[np.ndarray, "n k"] | None,
+    ) -> Spectra:
+        leaves, p = snapshot.leaves, self.flat.p
+        layers = Layers.at(self.stack.weights(leaves), self.stack.biases(leaves), self.basis.axes)
+        moment = self.basis.second_moment(b)
+        reduction = Reduction(layers, self.basis.omega(delta))
+        spectra = {
+            "H_L": symmetric_spectrum(reduction.loss(moment)),
+            "H_o": symmetric_spectrum(reduction.outer(moment)),
+            "H_f": symmetric_spectrum(reduction.functional()),
+        }
+        if reference is not None:
+            same = np.array_equal(reference, delta)
+            held = Reduction(layers, self.basis.omega(reference))
+            spectra["H_f_fixed"] = spectra["H_f"] if same else symmetric_spectrum(held.functional())
+        return {part: padded(values, p) for part, values in spectra.items()}
+
+    def describe(self) -> str:
+        return (
+            f"engine {self.name}, at most {self.coordinates} coordinates of {self.flat.p} can be "
+            "non-zero"
+        )
+
+
+class _Remembering:
+    """An engine that does not measure the same parameters twice."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.name, self.compile, self.describe = engine.name, engine.compile, engine.describe
+        self._last: tuple[Sequence[np.ndarray], Any, Spectra | None] | None = None
+
+    def spectra(
+        self,
+        snapshot: Snapshot,
+        delta: Float[np.ndarray, "n k"],
+        reference: Float[np.ndarray, "n k"] | None,
+    ) -> Spectra | None:
+        last = self._last
+        if last is not None and _same(last[0], snapshot.leaves) and _same([last[1]], [reference]):
+            return last[2]
+        spectra = self.engine.spectra(snapshot, delta, reference)
+        self._last = (snapshot.leaves, reference, spectra)
+        return spectra
+
+
+def _same(before: Sequence[Any], now: Sequence[Any]) -> bool:
+    return all(
+        (a is None) == (b is None) and (a is None or np.array_equal(a, b))
+        for a, b in zip(before, now, strict=True)
+    )

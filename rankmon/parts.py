@@ -1,0 +1,84 @@
+"""What a dense engine gives: H_o, H_f and H_f^fixed, and what bounds them; assembles nothing.
+
+The modules that assemble them are `curvature`, for any network, and `contraction`.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from rankmon.problem import FlatProblem
+from rankmon.spectrum import singular_values
+
+DEFAULT_MEMORY_LIMIT = 4 * 2**30
+# H_o, H_f, H_f^fixed, and the copy that LAPACK overwrites.
+DENSE_MATRICES_ALIVE = 4
+
+
+@dataclass
+class HessianParts:
+    """Dense parts of one Hessian, all in the same order of parameters.
+
+    Attributes:
+      outer: H_o.
+      functional: H_f for each of the residuals that were asked for.
+      outer_values: the non-zero eigenvalues of H_o as squares of singular values of the weighted
+        Jacobian, which keep the digits that H_o loses; None where H_o is not large enough for that
+        to be the cheaper way, or B_i is indefinite.
+    """
+
+    outer: Float[np.ndarray, "p p"]
+    functional: tuple[Float[np.ndarray, "p p"], ...]
+    outer_values: Float[np.ndarray, " nk"] | None
+
+
+def dense_bytes(p: int) -> int:
+    """Bytes that the dense p x p float64 matrices of one measurement take together."""
+    return DENSE_MATRICES_ALIVE * 8 * p * p
+
+
+def refuse_oversize(p: int, memory_limit: int) -> None:
+    """Raises MemoryError where the dense matrices do not fit, with what they need."""
+    if dense_bytes(p) >= memory_limit:
+        raise MemoryError(
+            f"expected the dense Hessian's {DENSE_MATRICES_ALIVE} matrices to fit in "
+            f"memory_limit = {bytes_text(memory_limit)}, got p = {p:,} parameters, which need "
+            f"{bytes_text(dense_bytes(p))}; raise memory_limit, choose fewer parameters with "
+            "Problem(include=...), or watch the weights alone (RankMonitor: oversize='weights')"
+        )
+
+
+def is_wide(flat: FlatProblem) -> bool:
+    """Whether the Jacobian, n k x p, has so few rows that its singular values come cheaper.
+
+    An SVD costs about three times what the eigenvalues of a symmetric matrix of that size cost.
+    """
+    return 2 * flat.positions * flat.k <= flat.p
+
+
+def output_roots(
+    weights: Float[np.ndarray, " n"], b: Float[np.ndarray, "n k k"]
+) -> Float[np.ndarray, "n k k"] | None:
+    """C_i^T with w_i B_i = C_i C_i^T; None where some B_i is indefinite or not finite."""
+    if not np.all(np.isfinite(b)):
+        return None
+    values, vectors = np.linalg.eigh(b)
+    rounding = b.shape[1] * np.finfo(np.float64).eps * np.abs(values).max(axis=1)
+    if np.any(values < -rounding[:, None]):
+        return None
+    scaled = vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]
+    return np.sqrt(weights)[:, None, None] * scaled.transpose(0, 2, 1)
+
+
+def root_values(root: Float[np.ndarray, "m p"]) -> Float[np.ndarray, " m"]:
+    """The eigenvalues of A^T A that are not zero by shape, descending, from A's singular values."""
+    return singular_values(root) ** 2
+
+
+def bytes_text(size: int) -> str:
+    """The number of bytes with a unit."""
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = min(int(math.log2(max(size, 1))) // 10, len(units) - 1)
+    return f"{size / 1024**power:.3g} {units[power]}"
