@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
+from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, Float
 
 from rankmon._dataflow import (
@@ -55,7 +56,7 @@ def layer_states(flat: FlatProblem, stack: DenseStack) -> Callable[..., LayerSta
     shapes = [(flat.positions, width) for width in stack.dims[1:]]
 
     def states(leaves: Sequence[Any], inputs: Any) -> Any:
-        jaxpr = jax.make_jaxpr(flat.apply_leaves)(list(leaves), inputs)
+        jaxpr = _live(jax.make_jaxpr(flat.apply_leaves)(list(leaves), inputs))
         (batch,) = jax.tree_util.tree_leaves(inputs)
         kinds = argument_values(leaves, batch)
 
@@ -82,6 +83,12 @@ def layer_states(flat: FlatProblem, stack: DenseStack) -> Callable[..., LayerSta
             return LayerStates(*(tuple(np.asarray(a, np.float64) for a in part) for part in parts))
 
     return at
+
+
+def _live(program: ClosedJaxpr) -> ClosedJaxpr:
+    """The program without what its results do not depend on: no layer of the stack is there."""
+    jaxpr, _ = dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars), instantiate=True)
+    return ClosedJaxpr(jaxpr, program.consts)
 
 
 class _Walk:

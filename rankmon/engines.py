@@ -194,7 +194,7 @@ class _DeepLinear:
         if need > memory_limit:
             raise MemoryError(
                 f"expected the Hessian's {count:,} coordinates that can be non-zero (of p = "
-                f"{flat.p:,}) to fit in memory_limit = {bytes_text(memory_limit)}, got "
+                f"{flat.p:,} parameters) to fit in memory_limit = {bytes_text(memory_limit)}, got "
                 f"{bytes_text(need)} for their matrices; raise memory_limit, choose fewer "
                 "parameters with Problem(include=...), or watch the weights alone (RankMonitor: "
                 "oversize='weights')"

@@ -1,0 +1,355 @@
+"""The reduction of deep linear networks: against dense assembly, against theory, piece by piece."""
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from oracles import Case, data, dense_parts, mlp, mse, student_t
+from rankmon import Problem, Tolerance, hessian_ranks, theory
+from rankmon.deep_linear import InputBasis, Layers, Reduction, coordinate_count, nested_basis
+from rankmon.engines import engine_of
+from rankmon.hessian import spectra_to_ranks
+from rankmon.measurement import Snapshot
+from rankmon.parts import DEFAULT_MEMORY_LIMIT
+
+LOSSES = ("mse", "cross_entropy", "cosh", "custom")
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Widths, biases and loss of a random linear network, and the number of examples."""
+
+    dims: tuple[int, ...]
+    bias: tuple[bool, ...]
+    loss: str
+    n: int
+
+    @classmethod
+    def draw(cls, seed: int) -> "Structure":
+        rng = np.random.default_rng(seed)
+        layers = int(rng.integers(1, 5))
+        dims = tuple(int(width) for width in rng.integers(1, 7, layers + 1))
+        loss = LOSSES[seed % 4]
+        if loss == "cross_entropy":
+            dims = (*dims[:-1], max(dims[-1], 2))
+        kind = rng.integers(0, 3)  # no biases, all, some
+        bias = [kind > 0] * layers if kind < 2 else rng.random(layers) < 0.5
+        return cls(dims, tuple(bool(b) for b in bias), loss, int(rng.integers(2, 12)))
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Parameters and data of one network: inputs of rank r, residuals that make rank Omega <= s."""
+
+    r: int
+    s: int
+    params: list
+    inputs: np.ndarray
+    targets: object
+
+    @classmethod
+    def of(cls, structure: Structure, seed: int) -> "Draw":
+        rng = np.random.default_rng(seed)
+        dims, n, k = structure.dims, structure.n, structure.dims[-1]
+        r = int(rng.integers(1, min(n, dims[0]) + 1))
+        s = int(rng.integers(0, min(k, r) + 1))
+        x = rng.standard_normal((n, r)) @ rng.standard_normal((r, dims[0]))
+        params = []
+        for a, b, has in zip(dims[:-1], dims[1:], structure.bias, strict=True):
+            layer = {"w": rng.standard_normal((a, b)) / np.sqrt(a)}
+            params.append(layer | {"b": 0.3 * rng.standard_normal(b)} if has else layer)
+        residual = rng.standard_normal((n, s)) @ rng.standard_normal((s, k))
+        z = apply(params, x)
+        targets = {
+            "mse": z - residual,
+            "cosh": z - residual,
+            "cross_entropy": rng.integers(0, k, n),
+            "custom": {"at": z - residual, "width": 0.5 + rng.random((n, k))},
+        }[structure.loss]
+        return cls(r, s, params, x, targets)
+
+    def problem(self, structure: Structure) -> Problem:
+        loss = student_t if structure.loss == "custom" else structure.loss
+        return Problem(apply, loss=loss, inputs=self.inputs, targets=self.targets)
+
+
+def apply(params, x):
+    for layer in params:
+        x = x @ layer["w"] + layer.get("b", 0.0) if "b" in layer else x @ layer["w"]
+    return x
+
+
+def spectra_of(problem, params, name, reference):
+    flat = problem.flat(params)
+    engine = engine_of(flat, name=name, memory_limit=DEFAULT_MEMORY_LIMIT)
+    snapshot = Snapshot.take(flat, 0, params)
+    _, delta = flat.loss_and_residuals(snapshot.theta, snapshot.fixed)
+    return engine.spectra(snapshot, delta, reference)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_reduced_and_dense_engines_agree(seed):
+    structure = Structure.draw(seed)
+    draws = [Draw.of(structure, 1000 * seed + i) for i in range(5)]
+    problem = draws[0].problem(structure)
+    flat = problem.flat(draws[0].params)
+    rng = np.random.default_rng(seed)
+    for draw in draws:
+        # The compiled programs take the data as arguments: five networks for one compilation.
+        flat.inputs[...] = draw.inputs
+        jax.tree.map(np.copyto, flat.targets, draw.targets)
+        flat.memo.pop(("engine", "deep_linear", DEFAULT_MEMORY_LIMIT), None)
+        reference = rng.standard_normal((structure.n, 1)) @ rng.standard_normal((1, flat.k))
+        fast, dense = (
+            spectra_of(problem, draw.params, name, reference) for name in ("deep_linear", "dense")
+        )
+        scale = max(dense["H_L"][0], dense["H_f_fixed"][0])
+        for part, want in dense.items():
+            assert fast[part].shape == want.shape == (flat.p,)
+            message = f"{structure} {draw} {part}"
+            np.testing.assert_allclose(fast[part], want, atol=1e-10 * scale, err_msg=message)
+        counts, others = (spectra_to_ranks(s, flat, Tolerance()) for s in (fast, dense))
+        for part, rank in counts.items():
+            assert rank.rank == others[part].rank, (structure, draw, part)
+            # A tenth of the cut of a smaller network is rounding, of whichever algorithm.
+            if flat.p >= 50:
+                assert rank.certain == others[part].certain, (structure, draw, part)
+
+
+def test_the_random_networks_have_what_they_are_for():
+    structures = [Structure.draw(seed) for seed in range(40)]
+    pairs = [
+        (s, Draw.of(s, 1000 * seed + i)) for seed, s in enumerate(structures) for i in range(5)
+    ]
+    assert {s.loss for s in structures} == set(LOSSES)
+    assert {len(s.dims) - 1 for s in structures} == {1, 2, 3, 4}
+    deep = [s.dims for s in structures if len(s.dims) > 2]
+    assert sum(min(dims[1:-1]) < min(dims[0], dims[-1]) for dims in deep) > 5
+    assert sum(all(s.bias) for s in structures) > 5
+    assert sum(any(s.bias) and not all(s.bias) for s in structures) >= 5
+    q = [min(draw.r, *s.dims[1:]) for s, draw in pairs]
+    assert sum(draw.r < s.dims[0] for s, draw in pairs) > 40
+    assert sum(draw.s < q for (_, draw), q in zip(pairs, q, strict=True)) > 40
+    assert sum(draw.s == 0 for _, draw in pairs) > 20
+
+
+@pytest.mark.parametrize(
+    ("dims", "r", "s"),
+    [
+        ((30, 25, 20, 15, 10), 30, 10),
+        ((30, 25, 20, 15, 10), 17, 7),
+        ((8, 3, 6, 4), 8, 2),
+        ((6, 6, 6, 6), 6, 6),
+        ((5, 9, 2, 9, 5), 4, 1),
+        ((7, 3), 7, 3),
+    ],
+    ids=str,
+)
+def test_without_biases_as_many_coordinates_as_the_rank(dims, r, s):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((60, r)) @ rng.standard_normal((r, dims[0]))
+    basis = InputBasis.of(x, np.full(60, 1 / 60), affine=False)
+    assert basis.axes.shape == (dims[0], r)
+    weights = [
+        rng.standard_normal((b, a)) / np.sqrt(a) for a, b in zip(dims[:-1], dims[1:], strict=True)
+    ]
+    omega = rng.standard_normal((dims[-1], s)) @ rng.standard_normal((s, r))
+    reduction = Reduction(Layers.at(weights, [None] * len(weights), basis.axes), omega)
+    moment = basis.second_moment(np.broadcast_to(np.eye(dims[-1]), (60, dims[-1], dims[-1])))
+    assert len(reduction.functional()) == theory.rank_functional(dims, r=r, s=s)
+    # Where s is less than it could be, H_o and H_f share directions that no rectangle shows.
+    fewest = theory.rank_loss(dims, r=r, s=s)
+    assert len(reduction.loss(moment)) == fewest or s < min(dims[-1], r)
+    assert len(reduction.loss(moment)) >= fewest
+    assert len(reduction.outer(moment)) >= theory.rank_outer(dims, r=r)
+
+
+def test_the_wide_network_needs_few_coordinates():
+    dims = (64, 100, 100, 100, 10)
+    x = np.random.default_rng(0).standard_normal((300, 64))
+    basis = InputBasis.of(x, np.full(300, 1 / 300), affine=False)
+    assert coordinate_count(dims, [False] * 4, basis) == theory.rank_loss(dims) == 6340
+
+
+def test_fixed_residuals_have_coordinates_of_their_own():
+    """In the coordinates of today's Omega, of rank 2, H_f^fixed would lose rank."""
+    dims = (8, 7, 6, 4)
+    rng = np.random.default_rng(3)
+    network, params = mlp(dims, seed=4)
+    x = rng.standard_normal((40, 8))
+    z = network(params, x)
+    residual = x @ rng.standard_normal((8, 2)) @ rng.standard_normal((2, 4))
+    problem = Problem(network, loss="mse", inputs=x, targets=z - residual)
+    ranks = hessian_ranks(
+        problem, params, reference=rng.standard_normal((40, 4)), engine="deep_linear"
+    )
+    assert ranks["H_f"].rank == theory.rank_functional(dims, s=2)
+    assert ranks["H_f_fixed"].rank == theory.rank_functional(dims, s=4) == 88
+    assert all(rank.certain for rank in ranks.values())
+
+
+def test_the_basis_of_the_inputs_keeps_the_digits_of_the_data():
+    """A direction of relative size 1e-12 is 1e-24 in X^T X, and would be lost there."""
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.standard_normal((20, 4)))[0] for _ in range(2))
+    x = left * np.array([1.0, 1e-4, 1e-8, 1e-12]) @ right[:6].T
+    basis = InputBasis.of(x, np.full(20, 1 / 20), affine=False)
+    assert basis.axes.shape[1] == 4
+    np.testing.assert_allclose(basis.coordinates @ basis.axes.T, x, atol=1e-15)
+
+
+def test_examples_of_weight_zero_do_not_count_for_the_inputs():
+    x = np.eye(5)
+    weights = np.array([0.5, 0.5, 0, 0, 0])
+    assert InputBasis.of(x, weights, affine=False).axes.shape == (5, 2)
+    # (e_1, 1) and (e_2, 1)
+    assert InputBasis.of(x, weights, affine=True).axes.shape == (6, 2)
+
+
+def test_nested_bases_span_what_they_should():
+    rng = np.random.default_rng(0)
+    small = rng.standard_normal((9, 2)) @ rng.standard_normal((2, 5))
+    large = np.concatenate([1e-8 * small, rng.standard_normal((9, 3))], axis=1)
+    basis, counts = nested_basis([np.zeros((9, 4)), small, large, np.eye(9)])
+    assert counts == [0, 2, 5, 9]
+    np.testing.assert_allclose(basis.T @ basis, np.eye(9), atol=1e-14)
+    for generator, count in ((small, 2), (large, 5)):
+        outside = generator - basis[:, :count] @ (basis[:, :count].T @ generator)
+        assert np.max(np.abs(outside)) < 1e-14
+
+
+def test_a_basis_never_sees_what_is_not_finite():
+    with pytest.raises(OverflowError, match="finite products of weights"):
+        nested_basis([np.array([[1.0], [np.inf]])])
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["no_bias", "bias"])
+def test_spectra_equal_those_of_autodiff(bias):
+    network, params = mlp((5, 4, 4, 3), bias=bias)
+    x, y = data(9, 5, 3)
+    mask = np.array([1, 0, 2, 1, 0.5, 1, 0, 1, 3.0])
+    reference = np.random.default_rng(5).standard_normal((9, 3))
+    want = dense_parts(Case("linear", network, params, x, y, "mse", mse, mask), reference)
+    problem = Problem(network, loss="mse", inputs=x, targets=y, weights=mask)
+    got = spectra_of(problem, params, "deep_linear", reference)
+    for part, spectrum in got.items():
+        eigenvalues = np.sort(np.abs(np.linalg.eigvalsh(want[part])))[::-1]
+        np.testing.assert_allclose(spectrum, eigenvalues, rtol=0, atol=1e-13 * spectrum[0])
+
+
+def test_weights_of_low_rank_and_zero_weights():
+    rng = np.random.default_rng(0)
+    x, y = data(20, 6, 4)
+    thin = rng.standard_normal((5, 1)) @ rng.standard_normal((1, 5))
+    for middle in (thin, np.zeros((5, 5))):
+        params = [{"w": rng.standard_normal((6, 5))}, {"w": middle}, {"w": np.eye(5)[:, :4]}]
+        problem = Problem(apply, loss="mse", inputs=x, targets=y)
+        ranks = [
+            {part: rank.rank for part, rank in hessian_ranks(problem, params, engine=name).items()}
+            for name in ("deep_linear", "dense")
+        ]
+        assert ranks[0] == ranks[1]
+
+
+def test_inputs_of_rank_zero():
+    problem = Problem(apply, loss="mse", inputs=np.zeros((4, 3)), targets=np.ones((4, 2)))
+    params = [{"w": np.ones((3, 3))}, {"w": np.ones((3, 2))}]
+    for engine in ("deep_linear", "dense"):
+        ranks = hessian_ranks(problem, params, engine=engine)
+        assert {rank.rank for rank in ranks.values()} == {0}
+
+
+def test_overflow_inside_has_no_rank_and_reaches_no_lapack():
+    """The products of weights overflow, the outputs do not: the inputs are tiny."""
+    network, params = mlp((3, 3, 3, 2))
+    huge = [{"w": layer["w"] * 1e110} for layer in params]
+    x, y = data(5, 3, 2)
+    problem = Problem(network, loss="mse", inputs=x * 1e-300, targets=y)
+    ranks = hessian_ranks(problem, huge, reference=np.ones((5, 2)), engine="deep_linear")
+    assert {rank.rank for rank in ranks.values()} == {None}
+
+
+# Recognition
+
+
+class Deep(nn.Module):
+    """Eleven layers: Dense_10 sorts before Dense_2."""
+
+    @nn.compact
+    def __call__(self, x):
+        for width in (5, 4, 6, 5, 4, 6, 5, 4, 6, 5):
+            x = nn.Dense(width, use_bias=False)(x)
+        return nn.Dense(3, use_bias=False)(x)
+
+
+def test_eleven_layers_in_the_order_of_the_data_flow():
+    x, y = data(12, 6, 3)
+    params = Deep().init(jax.random.key(0), x)
+    problem = Problem(lambda p, x: Deep().apply(p, x), loss="mse", inputs=x, targets=y)
+    fast, dense = (hessian_ranks(problem, params, engine=name) for name in ("auto", "dense"))
+    flat = problem.flat(params)
+    assert engine_of(flat, name="auto", memory_limit=DEFAULT_MEMORY_LIMIT).name == "deep_linear"
+    assert fast["H_L"].rank == theory.rank_loss((6, 5, 4, 6, 5, 4, 6, 5, 4, 6, 5, 3))
+    assert {k: v.rank for k, v in fast.items()} == {k: v.rank for k, v in dense.items()}
+
+
+@pytest.mark.parametrize("stored", ["in_out", "out_in"])
+def test_square_layers_in_both_orientations(stored):
+    rng = np.random.default_rng(0)
+    weights = [rng.standard_normal((4, 4)) for _ in range(3)]
+
+    def network(ws, x):
+        for w in ws:
+            x = x @ w if stored == "in_out" else x @ w.T
+        return x
+
+    x, y = data(4, 4, 4)
+    problem = Problem(network, loss="mse", inputs=x, targets=y)
+    got = spectra_of(problem, weights, "deep_linear", None)
+    want = spectra_of(problem, weights, "dense", None)
+    for part in want:
+        np.testing.assert_allclose(got[part], want[part], rtol=0, atol=1e-12 * want["H_L"][0])
+
+
+REFUSED = {
+    "relu with a large bias": lambda w, x: jax.nn.relu(x @ w[0] + 1e3) @ w[1] - 1e3,
+    "clip at 100": lambda w, x: jnp.clip(x @ w[0], -100, 100) @ w[1],
+    "softshrink 1e-6": lambda w, x: (
+        jnp.where(jnp.abs(x @ w[0]) > 1e-6, x @ w[0] - 1e-6 * jnp.sign(x @ w[0]), 0.0) @ w[1]
+    ),
+    "tied": lambda w, x: x @ w[0] @ w[0] @ w[1],
+    "skip": lambda w, x: (x + x @ w[0]) @ w[1],
+    "tanh": lambda w, x: jnp.tanh(x @ w[0]) @ w[1],
+    "scaled": lambda w, x: 2.0 * (x @ w[0]) @ w[1],
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_a_chain_is_refused(name):
+    x, y = data(9, 4, 4)
+    weights = [w / 2 for w in data(4, 4, 4)]
+    problem = Problem(REFUSED[name], loss="mse", inputs=x, targets=y)
+    flat = problem.flat(weights)
+    assert engine_of(flat, name="auto", memory_limit=DEFAULT_MEMORY_LIMIT).name != "deep_linear"
+    with pytest.raises(ValueError, match="expected a deep linear network .*engine='auto'"):
+        hessian_ranks(problem, weights, engine="deep_linear")
+
+
+def test_parameters_held_fixed_are_refused():
+    network, params = mlp((4, 3, 2))
+    x, y = data(9, 4, 2)
+    problem = Problem(network, loss="mse", inputs=x, targets=y, exclude=["0/*"])
+    with pytest.raises(ValueError, match="every parameter differentiated"):
+        hessian_ranks(problem, params, engine="deep_linear")
+
+
+def test_too_many_coordinates_are_refused_with_their_number():
+    network, params = mlp((30, 25, 20, 15, 10))
+    x, y = data(40, 30, 10)
+    problem = Problem(network, loss="mse", inputs=x, targets=y)
+    with pytest.raises(MemoryError, match=r"1,200 coordinates.*of p = 1,700.*raise memory_limit"):
+        hessian_ranks(problem, params, memory_limit=2**20)

@@ -1,0 +1,283 @@
+"""The engines: which one is chosen, that all give the same, and that nothing is measured twice."""
+
+from dataclasses import replace
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from oracles import Case, cases, cross_entropy, data, dense_parts, mlp, mse, student_t
+from rankmon import HessianProbe, Problem, RankMonitor, hessian_ranks
+from rankmon.curvature import Curvature
+from rankmon.engines import engine_of
+from rankmon.measurement import Snapshot
+from rankmon.parts import DEFAULT_MEMORY_LIMIT, dense_bytes
+
+CASES = {case.name: case for case in cases()}
+CHOSEN = {
+    "linear-mse": "deep_linear",
+    "linear_bias-mse": "deep_linear",
+    "relu-mse": "stack",
+    "relu_bias-mse": "stack",
+    "tanh-mse": "stack",
+    "tanh_bias-mse": "stack",
+    "tanh-cross_entropy": "stack",
+    "tanh-one_hot": "stack",
+    "tanh-cosh": "stack",
+    "tanh-custom": "stack",
+    "linear-cross_entropy": "deep_linear",
+    "linear-weights": "deep_linear",
+    "conv-mse": "dense",
+    "tokens-cross_entropy": "dense",
+    "batch_statistics-mse": "dense",
+}
+
+
+def problem_of(case, **options):
+    return Problem(
+        case.apply,
+        loss=case.loss,
+        inputs=case.inputs,
+        targets=case.targets,
+        weights=case.weights,
+        **options,
+    )
+
+
+def engine_for(problem, params, name="auto", memory_limit=DEFAULT_MEMORY_LIMIT):
+    return engine_of(problem.flat(params), name=name, memory_limit=memory_limit)
+
+
+def spectra_of(problem, params, name, reference=None):
+    flat = problem.flat(params)
+    snapshot = Snapshot.take(flat, 0, params)
+    _, delta = flat.loss_and_residuals(snapshot.theta, snapshot.fixed)
+    return engine_for(problem, params, name).spectra(snapshot, delta, reference)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_engine_chosen_gives_the_spectra_of_autodiff(name):
+    case = CASES[name]
+    problem = problem_of(case)
+    flat = problem.flat(case.params)
+    assert engine_for(problem, case.params).name == CHOSEN[name]
+    reference = np.random.default_rng(6).standard_normal((flat.positions, flat.k))
+    want = dense_parts(case, reference)
+    got = spectra_of(problem, case.params, "auto", reference)
+    scale = np.max(np.abs(np.linalg.eigvalsh(want["H_L"])))
+    for part, spectrum in got.items():
+        eigenvalues = np.sort(np.abs(np.linalg.eigvalsh((want[part] + want[part].T) / 2)))[::-1]
+        np.testing.assert_allclose(spectrum, eigenvalues, rtol=0, atol=1e-12 * max(scale, 1))
+
+
+@pytest.mark.parametrize("name", ["linear_bias-mse", "tanh-cosh"])
+def test_all_that_apply_agree(name):
+    case = CASES[name]
+    problem = problem_of(case)
+    fitting = ["stack", "dense"] + ["deep_linear"] * name.startswith("linear")
+    counts = [
+        {
+            part: (rank.low, rank.rank, rank.high, rank.size)
+            for part, rank in hessian_ranks(problem, case.params, engine=engine).items()
+        }
+        for engine in fitting
+    ]
+    assert all(count == counts[0] for count in counts)
+
+
+def test_an_engine_that_does_not_apply_is_refused():
+    case = CASES["conv-mse"]
+    with pytest.raises(ValueError, match="expected a stack of dense layers .* instead of 'stack'"):
+        hessian_ranks(problem_of(case), case.params, engine="stack")
+    with pytest.raises(ValueError, match="expected engine to be one of .*, got 'magic'"):
+        HessianProbe(engine="magic")
+
+
+@jax.custom_vjp
+def _straight_through(x):
+    return jnp.tanh(3 * x)
+
+
+_straight_through.defvjp(lambda x: (jnp.tanh(3 * x), None), lambda _, cotangent: (cotangent,))
+
+
+@jax.custom_jvp
+def _own_rule(x):
+    return jnp.tanh(x)
+
+
+@_own_rule.defjvp
+def _(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return jnp.tanh(x), jnp.cos(x) * dx
+
+
+def _dead_branch(params, x):
+    jnp.tanh(x @ params[0]["w"]) @ params[1]["w"]
+    return jax.nn.relu(x @ params[0]["w"]) @ params[1]["w"]
+
+
+@pytest.mark.parametrize(
+    ("activation", "engine"),
+    [(_straight_through, "dense"), (_own_rule, "stack"), (jax.nn.silu, "stack")],
+    ids=["straight_through", "custom_jvp", "silu"],
+)
+def test_an_activation_counts_with_its_own_derivative_rules(activation, engine):
+    apply, params = mlp((5, 4, 3), activation)
+    x, y = data(9, 5, 3)
+    problem = Problem(apply, loss="mse", inputs=x, targets=y)
+    assert engine_for(problem, params).name == engine
+    auto, dense = (spectra_of(problem, params, name) for name in ("auto", "dense"))
+    for part, spectrum in dense.items():
+        np.testing.assert_allclose(auto[part], spectrum, rtol=0, atol=1e-12 * dense["H_L"][0])
+
+
+def test_what_apply_computes_and_does_not_return_changes_nothing():
+    _, params = mlp((5, 4, 3))
+    x, y = data(9, 5, 3)
+    problem = Problem(_dead_branch, loss="mse", inputs=x, targets=y)
+    auto, dense = (spectra_of(problem, params, name) for name in ("auto", "dense"))
+    for part, spectrum in dense.items():
+        np.testing.assert_allclose(auto[part], spectrum, rtol=0, atol=1e-12 * dense["H_L"][0])
+
+
+@pytest.mark.filterwarnings("ignore::rankmon.RankmonWarning")
+def test_a_stack_that_computes_in_float32_is_evaluated_as_it_is():
+    module = nn.Sequential([nn.Dense(4, dtype=jnp.float32), nn.tanh, nn.Dense(2)])
+    x, y = data(6, 3, 2)
+    params = module.init(jax.random.key(0), x)
+    problem = Problem(module.apply, loss="mse", inputs=x, targets=y)
+    assert engine_for(problem, params).name == "dense"
+
+
+def test_filtered_parameters_take_the_dense_engine():
+    case = CASES["tanh-mse"]
+    assert engine_for(problem_of(case, include=["1/*"]), case.params).name == "dense"
+
+
+# Nothing twice
+
+
+@pytest.mark.parametrize("name", ["linear-mse", "tanh-mse", "conv-mse"])
+def test_unchanged_parameters_are_not_measured_again(name, monkeypatch):
+    case = CASES[name]
+    problem = problem_of(case)
+    counted = []
+
+    def counting(matrix):
+        counted.append(len(matrix))
+        return np.zeros(len(matrix))
+
+    monkeypatch.setattr("rankmon.engines.symmetric_spectrum", counting)
+    flat = problem.flat(case.params)
+    first, second = (np.ones((flat.positions, flat.k)) * scale for scale in (1, 2))
+    spectra_of(problem, case.params, "auto", first)
+    assert len(counted) in (3, 4)  # where n k is small, H_o comes from singular values
+    before = len(counted)
+    again = spectra_of(problem, jax.tree.map(np.array, case.params), "auto", first.copy())
+    assert len(counted) == before
+    assert set(again) == {"H_L", "H_o", "H_f", "H_f_fixed"}
+    spectra_of(problem, case.params, "auto", second)
+    assert len(counted) == 2 * before
+    spectra_of(problem, jax.tree.map(lambda a: a + 1e-9, case.params), "auto", second)
+    assert len(counted) == 3 * before
+
+
+def test_the_first_probe_counts_the_held_residuals_once(monkeypatch):
+    case = CASES["linear-mse"]
+    problem = problem_of(case)
+    counted = []
+    monkeypatch.setattr(
+        "rankmon.engines.symmetric_spectrum",
+        lambda matrix: counted.append(1) or np.zeros(len(matrix)),
+    )
+    spectra = spectra_of(problem, case.params, "auto", problem.residuals(case.params))
+    assert len(counted) == 3
+    assert spectra["H_f_fixed"] is not None
+
+
+# The Jacobian's singular values
+
+
+def wide_case(loss="mse", textbook=mse, targets=None):
+    apply, params = mlp((6, 8, 2), jnp.tanh, bias=True)
+    x, y = data(7, 6, 2)
+    return Case("wide", apply, params, x, y if targets is None else targets, loss, textbook)
+
+
+@pytest.mark.parametrize("assembly", ["dense", "stack"])
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+def test_few_examples_give_the_spectrum_of_H_o_by_their_jacobian(loss, assembly, monkeypatch):
+    labels = np.arange(7) % 2
+    case = wide_case() if loss == "mse" else wide_case(loss, cross_entropy, labels)
+    problem = problem_of(case)
+    seen = []
+    original = np.linalg.eigvalsh
+    monkeypatch.setattr(np.linalg, "eigvalsh", lambda m, **k: seen.append(1) or original(m, **k))
+    got = spectra_of(problem, case.params, assembly)["H_o"]
+    assert len(seen) == 2  # H_f and H_L
+    want = dense_parts(case)["H_o"]
+    eigenvalues = np.sort(np.abs(original(want)))[::-1]
+    np.testing.assert_allclose(got, eigenvalues, rtol=0, atol=1e-13 * eigenvalues[0])
+    # Squares of singular values: rounding is that of eps^2, not eps.
+    rank = 14 if loss == "mse" else 7
+    assert np.sum(got > 1e-26 * got[0]) == rank
+
+
+@pytest.mark.parametrize("assembly", ["dense", "stack"])
+def test_indefinite_output_hessians_take_the_matrix_itself(assembly):
+    x, y = data(7, 6, 2)
+    case = wide_case(student_t, student_t, {"at": 3 * y, "width": np.abs(y) + 0.1})
+    want = np.linalg.eigvalsh(dense_parts(case)["H_o"])
+    assert want[0] < -1e-3 * want[-1]
+    got = spectra_of(problem_of(case), case.params, assembly)["H_o"]
+    eigenvalues = np.sort(np.abs(want))[::-1]
+    np.testing.assert_allclose(got, eigenvalues, rtol=0, atol=1e-13 * eigenvalues[0])
+
+
+def test_chunks_of_the_jacobian_change_nothing():
+    case = replace(wide_case(), weights=np.array([1, 0, 2, 1, 0.5, 1, 3.0]))
+    problem = problem_of(case)
+    flat = problem.flat(case.params)
+    theta, fixed = flat.split(flat.leaves(case.params))
+    b = flat.output_hessians(theta, fixed)
+    whole = Curvature(flat)
+    want, values = whole.outer(theta, fixed, b)
+    room = whole.workspace_used["H_o"] // 2
+    tight = Curvature(flat, memory_limit=dense_bytes(flat.p) + room)
+    got, others = tight.outer(theta, fixed, b)
+    assert 0 < tight.workspace_used["H_o"] <= room
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-14 * np.max(np.abs(want)))
+    np.testing.assert_allclose(others, values, rtol=0, atol=1e-14 * values[0])
+
+
+# In a monitor
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("linear-mse", "engine deep_linear, at most 43 coordinates of 48 can be non-zero"),
+        ("relu-mse", "engine stack, 48 x 48 matrices"),
+        ("conv-mse", "engine dense, "),
+    ],
+)
+def test_the_card_tells_the_engine(name, told):
+    case = CASES[name]
+    with RankMonitor(problem_of(case), every=1) as monitor:
+        record = monitor(0, case.params)
+    assert told in record.texts["rankmon/card"]
+
+
+def test_a_probe_takes_the_engine_that_it_is_told():
+    case = CASES["linear-mse"]
+    records = []
+    for engine in ("auto", "dense"):
+        probes = [HessianProbe(engine=engine)]
+        with RankMonitor(problem_of(case), every=1, probes=probes) as monitor:
+            records.append(monitor(0, case.params).scalars)
+    for tag, value in records[0].items():
+        if tag.startswith(("rank", "spectrum_zeros/H_L")) and "theory" not in tag:
+            assert records[1][tag] == value or tag.startswith("spectrum_zeros"), tag
