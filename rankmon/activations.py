@@ -51,6 +51,10 @@ def layer_states(flat: FlatProblem, stack: DenseStack) -> Callable[..., LayerSta
     Args:
       flat: the problem; what `recognized_stack` finds in it is
       stack: the network.
+
+    Raises:
+      ValueError: where an activation has a backward rule of its own: its first and its second
+        derivatives need not belong to one function.
     """
     precision, inputs = flat.precision, flat.inputs
     shapes = [(flat.positions, width) for width in stack.dims[1:]]
@@ -75,7 +79,10 @@ def layer_states(flat: FlatProblem, stack: DenseStack) -> Callable[..., LayerSta
         (slope, received), (bend, _) = jax.jvp(slopes, (zeros,), (ones,))
         return [received[at] for at in range(len(shapes))], slope, bend
 
-    compiled = jax.jit(states)
+    leaves = [jax.ShapeDtypeStruct(spec.shape, precision.dtype) for spec in flat.specs]
+    shape = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), inputs)
+    with precision.scope():
+        compiled = jax.jit(states).lower(leaves, shape).compile()
 
     def at(leaves: Sequence[np.ndarray]) -> LayerStates:
         with precision.scope():
@@ -130,6 +137,10 @@ class _Walk:
     def _operation(
         self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[tuple[Value, Any]]
     ) -> list[tuple[Value, Any]]:
+        if eqn.primitive.name.startswith("custom_vjp"):
+            raise ValueError(
+                f"expected activations without a backward rule of their own, got {eqn}"
+            )
         kinds, values = [kind for kind, _ in operands], [value for _, value in operands]
         results = results_of(eqn, kinds)
         layer = results[0] if eqn.primitive.name == "dot_general" else None

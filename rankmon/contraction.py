@@ -26,6 +26,7 @@ from jaxtyping import Float, Int
 from rankmon.activations import LayerStates, layer_states
 from rankmon.parts import (
     HessianParts,
+    bytes_text,
     dense_bytes,
     is_wide,
     output_roots,
@@ -50,15 +51,16 @@ class StackCurvature:
       memory_limit: bytes that the dense matrices and the workspace may take together.
 
     Raises:
-      MemoryError: where the dense matrices do not fit, with p and the bytes they would need.
+      MemoryError: where the dense matrices do not fit, with p and the bytes they would need, or a
+        single example does not.
     """
 
     def __init__(self, flat: FlatProblem, stack: DenseStack, *, memory_limit: int) -> None:
         refuse_oversize(flat.p, memory_limit)
         self.flat = flat
         self._stack = stack
+        self._chunk = self._largest_chunk(memory_limit - dense_bytes(flat.p))
         self._states = layer_states(flat, stack)
-        self._workspace = memory_limit - dense_bytes(flat.p)
 
     @cached_property
     def order(self) -> Int[np.ndarray, " p"]:
@@ -76,7 +78,8 @@ class StackCurvature:
         return np.concatenate([layer.ravel() for layer in layers])
 
     def compile(self, *, cotangents: int) -> None:
-        """Nothing: the one program is compiled when it is first used."""
+        """Compiles what is evaluated at every measurement; the contractions are NumPy's."""
+        self.flat.compile()
 
     def parts(
         self,
@@ -107,9 +110,8 @@ class StackCurvature:
         outer, *functional = (np.zeros((flat.p, flat.p)) for _ in range(1 + len(deltas)))
         roots = output_roots(flat.weights, b) if is_wide(flat) else None
         root = None if roots is None else np.empty((*roots.shape[:2], flat.p))
-        chunk = self._chunk(len(deltas))
-        for start in range(0, flat.positions, chunk):
-            part = slice(start, start + chunk)
+        for start in range(0, flat.positions, self._chunk):
+            part = slice(start, start + self._chunk)
             batch = _Batch(kernels, constant, _cut(states, part))
             weights = flat.weights[part]
             batch.add_outer(_blocks(outer, kernels, constant), weights[:, None, None] * b[part])
@@ -125,12 +127,18 @@ class StackCurvature:
             values = root_values(root.reshape(-1, flat.p))
         return HessianParts(outer, tuple(functional), values)
 
-    def _chunk(self, cotangents: int) -> int:
-        """How many examples at once fit the workspace."""
+    def _largest_chunk(self, room: int) -> int:
+        """How many examples at once fit the room."""
         widths = self._stack.dims
         middle = sum(m * after for i, m in enumerate(widths[1:]) for after in widths[i + 1 :])
         factors = 3 * (max(widths) + 1) ** 2
-        return int(min(self.flat.positions, max(1, self._workspace // (8 * (middle + factors)))))
+        example = 8 * (2 * middle + factors)
+        if example > room:
+            raise MemoryError(
+                f"expected the workspace to fit in {bytes_text(room)}, got {bytes_text(example)} "
+                "for a single example; raise memory_limit"
+            )
+        return min(self.flat.positions, room // example)
 
 
 @dataclass(frozen=True)

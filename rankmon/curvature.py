@@ -67,9 +67,11 @@ class Curvature:
         Raises:
           MemoryError: where a single row or example takes more than the workspace.
         """
+        self.flat.compile()
         with self.flat.precision.scope():
             self._functional_rows(cotangents)
             if self._one_by_one:
+                self._outer_product  # noqa: B018  what it is held against
                 try:
                     self._jacobian_chunk if self._is_wide else self._outer_chunk  # noqa: B018
                 except Exception:  # noqa: BLE001
@@ -144,6 +146,7 @@ class Curvature:
     ) -> Float[np.ndarray, " p"]:
         """H_f v with these residuals."""
         with self.flat.precision.scope():
+            v = np.asarray(v, self.flat.dtype)
             product = self._functional_product(*self._arguments(theta, fixed, delta), v)
             return np.asarray(product, np.float64)
 
@@ -153,7 +156,10 @@ class Curvature:
         """H_o v."""
         with self.flat.precision.scope():
             flat = self.flat
-            product = self._outer_product(theta, fixed, flat.inputs, flat.targets, self._weights, v)
+            v = np.asarray(v, flat.dtype)
+            product = self._outer_product(
+                theta, tuple(fixed), flat.inputs, flat.targets, self._weights, v
+            )
             return np.asarray(product, np.float64)
 
     # H_f
@@ -165,13 +171,7 @@ class Curvature:
 
     @cached_property
     def _weights(self) -> np.ndarray:
-        return self.flat.weights.astype(self._dtype)
-
-    @cached_property
-    def _dtype(self) -> np.dtype:
-        moving = [spec.dtype for spec in self.flat.specs if spec.differentiated]
-        native = jax.dtypes.canonicalize_dtype(np.result_type(*moving))
-        return self.flat.precision.dtype or native
+        return self.flat.weights.astype(self.flat.dtype)
 
     def _functional_hvp(self, theta: Any, fixed: Any, inputs: Any, weighted: Any, v: Any) -> Any:
         def gradient(theta: Any) -> Any:
@@ -183,7 +183,9 @@ class Curvature:
 
     @cached_property
     def _functional_product(self) -> Callable[..., Any]:
-        return jax.jit(self._functional_hvp)
+        weighted = np.empty((self.flat.positions, self.flat.k), self.flat.dtype)
+        theta, *others = self.flat.shapes_of(self.flat.inputs, weighted)
+        return jax.jit(self._functional_hvp).lower(theta, *others, theta).compile()
 
     def _functional_rows(self, cotangents: int) -> tuple[Callable[..., Any], int]:
         flat, p = self.flat, self.flat.p
@@ -203,9 +205,9 @@ class Curvature:
 
             return rows
 
-        weighted = np.empty((cotangents, flat.positions, flat.k), self._dtype)
+        weighted = np.empty((cotangents, flat.positions, flat.k), self.flat.dtype)
         arguments = (
-            *self._shapes_of(flat.inputs, weighted),
+            *self.flat.shapes_of(flat.inputs, weighted),
             jax.ShapeDtypeStruct((), np.int32),
         )
         program = self._compile("H_f", make, arguments, most=min(p, _MOST_COLUMNS))
@@ -232,7 +234,8 @@ class Curvature:
 
     @cached_property
     def _outer_product(self) -> Callable[..., Any]:
-        return jax.jit(self._outer_product_of)
+        shapes = self.flat.shapes_of(self.flat.inputs, self.flat.targets, self._weights)
+        return jax.jit(self._outer_product_of).lower(*shapes, shapes[0]).compile()
 
     def _one_example(self, theta: Any, fixed: Any, x: Any) -> Float[Array, "positions k"]:
         return self.flat.outputs(theta, fixed, jax.tree.map(lambda leaf: leaf[None], x))
@@ -245,7 +248,7 @@ class Curvature:
         Where the examples interact (batch statistics), Jacobians taken one at a time are those of
         another network, and H_o assembled from them is wrong. The product knows nothing of that.
         """
-        v = np.random.default_rng(0).standard_normal(self.flat.p).astype(self._dtype)
+        v = np.random.default_rng(0).standard_normal(self.flat.p).astype(self.flat.dtype)
         got, want = outer @ v, self.outer_product(theta, fixed, v)
         if not (np.all(np.isfinite(got)) and np.all(np.isfinite(want))):
             return True  # overflow is logged as such; it says nothing of the examples
@@ -260,7 +263,7 @@ class Curvature:
         per = flat.positions // n
         targets = jax.tree.map(lambda t: t.reshape(n, per, *t.shape[1:]), flat.targets)
         weights = self._weights.reshape(n, per)
-        total = jnp.zeros((flat.p, flat.p), self._dtype)
+        total = jnp.zeros((flat.p, flat.p), self.flat.dtype)
         for start in range(0, n, chunk):
             # The last chunk starts early to keep its shape; what it repeats gets weight 0.
             first = min(start, n - chunk)
@@ -296,14 +299,14 @@ class Curvature:
             def cut(leaf: Any, shape: tuple[int, ...]) -> Any:
                 return jax.ShapeDtypeStruct((chunk, *shape), leaf.dtype)
 
-            theta, fixed = self._shapes_of()
+            theta, fixed = self.flat.shapes_of()
             return (
-                jax.ShapeDtypeStruct((p, p), self._dtype),
+                jax.ShapeDtypeStruct((p, p), self.flat.dtype),
                 theta,
                 fixed,
                 self._cut_shapes(flat.inputs, chunk),
                 jax.tree.map(lambda t: cut(t, (per, *t.shape[1:])), flat.targets),
-                jax.ShapeDtypeStruct((chunk, per), self._dtype),
+                jax.ShapeDtypeStruct((chunk, per), self.flat.dtype),
             )
 
         guess = max(1, self._workspace // (4 * 8 * per * k * p))
@@ -344,7 +347,7 @@ class Curvature:
             return rows
 
         def chunk_shapes(chunk: int) -> tuple[Any, ...]:
-            theta, fixed = self._shapes_of()
+            theta, fixed = self.flat.shapes_of()
             return theta, fixed, self._cut_shapes(flat.inputs, chunk)
 
         guess = max(1, self._workspace // (4 * 8 * per * k * p))
@@ -378,7 +381,7 @@ class Curvature:
             def rows(
                 theta: Any, fixed: Any, inputs: Any, targets: Any, weights: Any, start: Any
             ) -> Any:
-                basis = jax.nn.one_hot(start + jnp.arange(chunk), p, dtype=self._dtype)
+                basis = jax.nn.one_hot(start + jnp.arange(chunk), p, dtype=self.flat.dtype)
                 return jax.vmap(
                     lambda v: self._outer_product_of(theta, fixed, inputs, targets, weights, v)
                 )(basis)
@@ -386,24 +389,12 @@ class Curvature:
             return rows
 
         arguments = (
-            *self._shapes_of(flat.inputs, flat.targets, self._weights),
+            *self.flat.shapes_of(flat.inputs, flat.targets, self._weights),
             jax.ShapeDtypeStruct((), np.int32),
         )
         return self._compile("H_o", make, arguments, most=min(p, _MOST_COLUMNS))
 
     # Compilation
-
-    def _shapes_of(self, *trees: Any) -> tuple[Any, ...]:
-        theta = jax.ShapeDtypeStruct((self.flat.p,), self._dtype)
-        fixed = tuple(
-            jax.ShapeDtypeStruct(
-                spec.shape, self.flat.precision.lift(np.empty(0, spec.dtype)).dtype
-            )
-            for spec in self.flat.specs
-            if not spec.differentiated
-        )
-        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), trees)
-        return theta, fixed, *shapes
 
     def _compile(
         self, part: str, make: Make, shapes: Any, *, most: int, donate: tuple[int, ...] = ()

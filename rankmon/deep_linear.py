@@ -300,11 +300,12 @@ def nested_basis(
     basis = np.empty((len(generators[0]), 0))
     counts = []
     for G in generators:
-        norm = float(np.linalg.norm(G))
-        if not np.isfinite(norm):
+        largest = float(np.max(np.abs(G), initial=0.0))
+        if not np.isfinite(largest):
             raise OverflowError("expected finite products of weights, got NaN or infinite entries")
-        room = basis.shape[1] < len(basis)
-        if norm > 0 and room:
+        if largest > 0 and basis.shape[1] < len(basis):
+            G = G / largest  # whose norm cannot overflow
+            norm = np.linalg.norm(G)
             vectors, values, _ = np.linalg.svd(_orthogonal_to(basis, G), full_matrices=False)
             new = vectors[:, values > max(G.shape) * _EPS * norm]
             new, _ = np.linalg.qr(_orthogonal_to(basis, new))

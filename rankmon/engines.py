@@ -4,6 +4,7 @@ Every engine gives the absolute eigenvalues of the same matrices; they differ in
 are counted in `rank`.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -59,7 +60,7 @@ class Engine(Protocol):
 
 
 def engine_of(flat: FlatProblem, *, name: str, memory_limit: int) -> Engine:
-    """The engine of this name, or for "auto" the fastest that applies; one for each problem.
+    """The engine of this name, or for "auto" the first that applies and fits; one for each problem.
 
     Raises:
       ValueError: for an unknown name, and where the engine does not apply to the network.
@@ -81,17 +82,23 @@ def check_engine(name: str) -> None:
 def _chosen(flat: FlatProblem, name: str, memory_limit: int) -> Engine:
     if name == "dense":
         return _Dense(name, flat, Curvature(flat, memory_limit=memory_limit))
-    stack = recognized_stack(flat)
-    if stack is not None and stack.linear and name in ("auto", "deep_linear"):
-        return _DeepLinear.of(flat, stack, memory_limit)
-    # A float32 operation inside rounds as the network does only if the network itself is evaluated.
-    exact = flat.precision.eps <= DOUBLE.eps
-    if stack is not None and exact and name in ("auto", "stack"):
-        contraction = StackCurvature(flat, stack, memory_limit=memory_limit)
-        if _agree(flat, contraction, Curvature(flat, memory_limit=memory_limit)):
-            return _Dense("stack", flat, contraction)
+    refusals: list[MemoryError] = []
+    for kind, make in (("deep_linear", _deep_linear), ("stack", _stack)):
+        if name in ("auto", kind):
+            try:
+                engine = make(flat, memory_limit)
+            except MemoryError as error:
+                refusals.append(error)
+            else:
+                if engine is not None:
+                    return engine
     if name == "auto":
-        return _chosen(flat, "dense", memory_limit)
+        try:
+            return _chosen(flat, "dense", memory_limit)
+        except MemoryError as error:
+            refusals.append(error)
+    if refusals:
+        raise refusals[0]
     kind = "a deep linear network" if name == "deep_linear" else "a stack of dense layers"
     raise ValueError(
         f"expected {kind} that computes in float64 with every parameter differentiated, got a "
@@ -99,11 +106,33 @@ def _chosen(flat: FlatProblem, name: str, memory_limit: int) -> Engine:
     )
 
 
+def _deep_linear(flat: FlatProblem, memory_limit: int) -> Engine | None:
+    stack = recognized_stack(flat)
+    if stack is None or not stack.linear:
+        return None
+    return _DeepLinear.of(flat, stack, memory_limit)
+
+
+def _stack(flat: FlatProblem, memory_limit: int) -> Engine | None:
+    stack = recognized_stack(flat)
+    # A float32 operation inside rounds as the network does only if the network itself is evaluated.
+    if stack is None or flat.precision.eps > DOUBLE.eps:
+        return None
+    try:
+        contraction = StackCurvature(flat, stack, memory_limit=memory_limit)
+        agree = _agree(flat, contraction, Curvature(flat, memory_limit=memory_limit))
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001  an activation that it cannot take; any network has "dense"
+        return None
+    return _Dense("stack", flat, contraction) if agree else None
+
+
 def _agree(flat: FlatProblem, contraction: StackCurvature, curvature: Curvature) -> bool:
     """Whether both multiply a vector alike, at Gaussian parameters.
 
-    An activation whose derivative rules contradict one another (a straight-through estimator) has
-    no Hessian that a contraction knows.
+    An activation whose derivative rules contradict one another has no Hessian that a contraction
+    knows.
     """
     rng = np.random.default_rng(0)
     leaves = [
@@ -202,7 +231,8 @@ class _DeepLinear:
         return cls(flat, stack, basis, count)
 
     def compile(self, *, cotangents: int) -> None:
-        """Nothing: there are no programs."""
+        """Compiles what is evaluated at every measurement; the reduction is NumPy's."""
+        self.flat.compile()
 
     def spectra(
         self,
@@ -211,6 +241,8 @@ class _DeepLinear:
         reference: Float[np.ndarray, "n k"] | None,
     ) -> Spectra | None:
         b = self.flat.output_hessians(snapshot.theta, snapshot.fixed)
+        if not np.all(np.isfinite(b)):
+            return None
         try:
             with np.errstate(over="raise", invalid="raise"):
                 return self._spectra(snapshot, b, delta, reference)
@@ -229,9 +261,9 @@ class _DeepLinear:
         moment = self.basis.second_moment(b)
         reduction = Reduction(layers, self.basis.omega(delta))
         spectra = {
-            "H_L": symmetric_spectrum(reduction.loss(moment)),
-            "H_o": symmetric_spectrum(reduction.outer(moment)),
-            "H_f": symmetric_spectrum(reduction.functional()),
+            "H_L": _finite_spectrum(reduction.loss(moment)),
+            "H_o": _finite_spectrum(reduction.outer(moment)),
+            "H_f": _finite_spectrum(reduction.functional()),
         }
         if reference is not None:
             same = np.array_equal(reference, delta)
@@ -246,13 +278,19 @@ class _DeepLinear:
         )
 
 
+def _finite_spectrum(matrix: Float[np.ndarray, "m m"]) -> Float[np.ndarray, " m"]:
+    if not np.all(np.isfinite(matrix)):
+        raise OverflowError("expected a finite matrix, got NaN or infinite entries")
+    return symmetric_spectrum(matrix)
+
+
 class _Remembering:
     """An engine that does not measure the same parameters twice."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+        self._engine = engine
         self.name, self.compile, self.describe = engine.name, engine.compile, engine.describe
-        self._last: tuple[Sequence[np.ndarray], Any, Spectra | None] | None = None
+        self._last: tuple[bytes, Spectra | None] | None = None
 
     def spectra(
         self,
@@ -260,16 +298,17 @@ class _Remembering:
         delta: Float[np.ndarray, "n k"],
         reference: Float[np.ndarray, "n k"] | None,
     ) -> Spectra | None:
+        key = _digest([*snapshot.leaves, delta, *([] if reference is None else [reference])])
         last = self._last
-        if last is not None and _same(last[0], snapshot.leaves) and _same([last[1]], [reference]):
-            return last[2]
-        spectra = self.engine.spectra(snapshot, delta, reference)
-        self._last = (snapshot.leaves, reference, spectra)
-        return spectra
+        if last is None or last[0] != key:
+            last = (key, self._engine.spectra(snapshot, delta, reference))
+            self._last = last
+        return last[1]
 
 
-def _same(before: Sequence[Any], now: Sequence[Any]) -> bool:
-    return all(
-        (a is None) == (b is None) and (a is None or np.array_equal(a, b))
-        for a, b in zip(before, now, strict=True)
-    )
+def _digest(arrays: Sequence[np.ndarray]) -> bytes:
+    """A digest in place of the arrays, which may be large and belong to others."""
+    digest = hashlib.blake2b()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.digest()

@@ -229,7 +229,7 @@ def hessian_ranks(
     tolerance = as_tolerance(tolerance)
     flat = problem.flat(params)
     if reference is not None:
-        reference = np.asarray(reference, np.float64)
+        reference = np.array(reference, np.float64)
         if reference.shape != (flat.positions, flat.k):
             raise ValueError(
                 f"expected reference residuals of shape {(flat.positions, flat.k)}, got "

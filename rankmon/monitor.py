@@ -243,9 +243,14 @@ class RankMonitor:
         trace: TracebackType | None,
     ) -> None:
         """Closes; after an exception in the loop without measuring once more."""
-        if kind is not None:
-            self._seen = None
-        self.close()
+        if error is None:
+            self.close()
+            return
+        self._seen = None
+        try:
+            self.close()
+        except Exception as trouble:  # noqa: BLE001  the loop's own exception is what counts
+            error.add_note(f"rankmon: and then {type(trouble).__name__}: {trouble}")
 
     # Restart
 

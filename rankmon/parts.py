@@ -13,8 +13,8 @@ from rankmon.problem import FlatProblem
 from rankmon.spectrum import singular_values
 
 DEFAULT_MEMORY_LIMIT = 4 * 2**30
-# H_o, H_f, H_f^fixed, and the copy that LAPACK overwrites.
-DENSE_MATRICES_ALIVE = 4
+# H_o, H_f, H_f^fixed, one without rows of zeros (or a block, or the Jacobian), and LAPACK's copy.
+DENSE_MATRICES_ALIVE = 5
 
 
 @dataclass

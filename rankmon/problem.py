@@ -227,6 +227,40 @@ class FlatProblem:
         return np.ravel(w) / np.sum(w)
 
     @cached_property
+    def dtype(self) -> np.dtype:
+        """The dtype of theta."""
+        moving = [spec.dtype for spec in self.specs if spec.differentiated]
+        native = jax.dtypes.canonicalize_dtype(np.result_type(*moving))
+        return self.precision.dtype or native
+
+    @cached_property
+    def _typed_weights(self) -> np.ndarray:
+        return self.weights.astype(self.dtype)
+
+    def shapes_of(self, *trees: Any) -> tuple[Any, ...]:
+        """Shapes and dtypes of theta, of the leaves held fixed, and of these pytrees."""
+        theta = jax.ShapeDtypeStruct((self.p,), self.dtype)
+        fixed = tuple(
+            jax.ShapeDtypeStruct(spec.shape, self.precision.lift(np.empty(0, spec.dtype)).dtype)
+            for spec in self.specs
+            if not spec.differentiated
+        )
+        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), trees)
+        return theta, fixed, *shapes
+
+    def compile(self) -> None:
+        """Compiles what is evaluated later on, perhaps on another thread.
+
+        Settings of JAX that belong to the user's thread (a mesh, a default PRNG) count here.
+        """
+        with self.precision.scope():
+            self._evaluate  # noqa: B018  cached
+            self._output_hessians  # noqa: B018
+
+    def _compiled(self, function: Callable[..., Any], *trees: Any) -> Callable[..., Any]:
+        return jax.jit(function).lower(*self.shapes_of(*trees)).compile()
+
+    @cached_property
     def _evaluate(self) -> Callable[..., Any]:
         loss = self.problem.loss
 
@@ -237,14 +271,16 @@ class FlatProblem:
             delta = jax.vmap(loss.residual)(z, targets)
             return jnp.sum(weights * values), jnp.where(weights[:, None] > 0, delta, 0.0)
 
-        return jax.jit(evaluate)
+        return self._compiled(evaluate, self.inputs, self.targets, self._typed_weights)
 
     def loss_and_residuals(
         self, theta: np.ndarray, fixed: Sequence[np.ndarray]
     ) -> tuple[float, Float[np.ndarray, "n k"]]:
         """The mean loss and the residuals delta_i = dl/dz at each position, in float64."""
         with self.precision.scope():
-            loss, delta = self._evaluate(theta, fixed, self.inputs, self.targets, self.weights)
+            loss, delta = self._evaluate(
+                theta, fixed, self.inputs, self.targets, self._typed_weights
+            )
             return float(loss), np.array(delta, np.float64)
 
     @cached_property
@@ -253,7 +289,7 @@ class FlatProblem:
             z = self.outputs(theta, fixed, inputs)
             return jax.vmap(self.problem.loss.output_hessian)(z, targets)
 
-        return jax.jit(output_hessians)
+        return self._compiled(output_hessians, self.inputs, self.targets)
 
     def output_hessians(
         self, theta: np.ndarray, fixed: Sequence[np.ndarray]

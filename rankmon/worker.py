@@ -57,6 +57,7 @@ class Worker:
         self._free = threading.Semaphore(waiting + 1)
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rankmon")
         self._latest: Future[Any] | None = None
+        self._ident: int | None = None
         self._skipped = self._blocked = 0
 
     def submit(self, prepare: Callable[[], Callable[[], Any]], *, must: bool = False) -> bool:
@@ -85,6 +86,7 @@ class Worker:
         return self._free.acquire()
 
     def _run(self, job: Callable[[], Any], settings: ThreadSettings) -> Any:
+        self._ident = threading.get_ident()
         try:
             return self._trouble.attempt(partial(settings.run, job))
         finally:
@@ -95,11 +97,28 @@ class Worker:
         return {"monitor/skipped": self._skipped, "monitor/blocked": self._blocked}
 
     def wait(self) -> Any:
-        """What the last job returned, once all are done; None where it failed."""
-        return None if self._latest is None else self._latest.result()
+        """What the last job returned, once all are done; None where it failed.
+
+        A job of its own (a writer that asks for the monitor's state) does not wait for itself.
+        """
+        if self._latest is None or self._is_here():
+            return None
+        return self._latest.result()
+
+    def _is_here(self) -> bool:
+        return threading.get_ident() == self._ident
 
     def close(self, job: Callable[[], Any]) -> None:
-        """Has one more job done, after all others even where this wait is interrupted."""
+        """Has one more job done, after all others even where this wait is interrupted.
+
+        Raises:
+          RuntimeError: where one of its own jobs asks for it.
+        """
+        if self._is_here():
+            raise RuntimeError(
+                "expected close to be called from the training thread, got a call from a probe or "
+                "writer on rankmon's worker, which would wait for itself; close it in the loop"
+            )
         try:
             last = self._pool.submit(self._trouble.attempt, job)
         except RuntimeError:  # the interpreter is exiting, and has waited for the thread

@@ -162,7 +162,6 @@ ACTIVATIONS = {
     "checkpoint": jax.checkpoint(lambda z: jnp.sin(z) * jax.nn.sigmoid(z)),
     "jit-in-checkpoint": jax.checkpoint(jax.jit(jax.nn.silu)),
     "custom_jvp": with_own_rule,
-    "custom_vjp": with_own_backward_rule,
 }
 
 
@@ -186,14 +185,21 @@ def test_tanh_in_closed_form():
     np.testing.assert_allclose(got.bends[0], -2 * h * (1 - h**2), rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["custom_jvp", "custom_vjp"])
-def test_a_rule_of_its_own_is_used(name):
-    layers = layers_of((3, 4, 2), (ACTIVATIONS[name], None))
-    x = gaussian(N, 3)
+def test_a_rule_of_its_own_is_used():
+    layers, x = layers_of((3, 4, 2), (with_own_rule, None)), gaussian(N, 3)
     got = states_of(*written(layers), x)
     z = x @ layers[0][0].T
     np.testing.assert_allclose(got.slopes[0], 2 * np.cos(z), rtol=0, atol=1e-13)
     np.testing.assert_allclose(got.bends[0], -2 * np.sin(z), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "f", [with_own_backward_rule, jax.jit(with_own_backward_rule)], ids=["plain", "jit"]
+)
+def test_a_backward_rule_of_its_own_is_refused(f):
+    layers = layers_of((3, 4, 2), (f, None))
+    with pytest.raises(ValueError, match="without a backward rule of their own"):
+        states_of(*written(layers), gaussian(N, 3))
 
 
 @pytest.mark.parametrize(("name", "slope"), [("relu", 0.0), ("maximum", 0.5)])

@@ -486,6 +486,73 @@ def test_an_error_is_raised_once_and_later_records_come(ready, where):
 # Without close
 
 
+class Asking(MemoryWriter):
+    """A writer that asks the monitor for its state, and may close it."""
+
+    def __init__(self, closes=False):
+        super().__init__()
+        self.closes, self.states, self.monitor = closes, [], None
+
+    def write(self, record):
+        super().write(record)
+        self.states.append(self.monitor.state)
+        if self.closes:
+            self.monitor.close()
+
+
+def test_a_writer_may_ask_for_the_state_on_the_worker(ready):
+    problem, params, _ = ready
+    writer = Asking()
+    with RankMonitor(
+        problem, every=1, probes=[Light()], writers=[writer], background=True
+    ) as monitor:
+        writer.monitor = monitor
+        monitor(0, params)
+        monitor.flush()
+        assert len(writer.states) == 1
+
+
+def test_a_writer_that_closes_the_monitor_is_told_and_nothing_hangs(ready):
+    problem, params, _ = ready
+    writer = Asking(closes=True)
+    monitor = RankMonitor(problem, every=1, probes=[Light()], writers=[writer], background=True)
+    writer.monitor = monitor
+    with pytest.warns(RankmonWarning, match="close to be called from the training thread"):
+        monitor(0, params)
+        monitor.flush()
+
+
+def test_the_loops_own_exception_is_the_one_that_is_raised(ready):
+    problem, params, _ = ready
+    options = {"probes": [Failing()], "background": True, "on_error": "raise"}
+    with pytest.raises(KeyError, match="mine") as caught:  # noqa: SIM117
+        with RankMonitor(problem, every=1, **options) as monitor:
+            monitor(1, params)
+            raise KeyError("mine")
+    assert any("RuntimeError: no probe at 1" in note for note in caught.value.__notes__)
+
+
+def test_the_network_is_traced_under_the_settings_of_the_users_thread():
+    """A mesh or a default PRNG belongs to a thread; the worker must not see another network."""
+
+    def apply(params, x):
+        noise = jax.random.normal(jax.random.key(0), (3, 2), x.dtype)
+        return jnp.tanh(x @ (params["w"] + noise))
+
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((6, 3)), rng.standard_normal((6, 2))
+    losses = []
+    for background in (False, True):
+        problem = Problem(apply, loss="mse", inputs=x, targets=y)
+        writer = MemoryWriter()
+        with jax.default_prng_impl("rbg"):
+            monitor = RankMonitor(problem, every=1, writers=[writer], background=background)
+            monitor(0, {"w": x[:3, :2]})
+            monitor.close()
+        losses.append(writer.records[0].scalars["loss"])
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.parametrize("on_error", ["warn", "raise"])
 def test_a_monitor_that_is_dropped_finishes_and_gives_its_folder_back(
     ready, tmp_path, caplog, on_error

@@ -111,7 +111,7 @@ def test_functional_vanishes_at_zero_residual():
 
 def test_too_large_is_refused_with_the_size_and_the_memory():
     case = CASES[0]
-    with pytest.raises(MemoryError, match=r"p = 48 parameters.*72 KiB.*raise memory_limit"):
+    with pytest.raises(MemoryError, match=r"p = 48 parameters.*90 KiB.*raise memory_limit"):
         bind(case, memory_limit=1000)
 
 

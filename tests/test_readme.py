@@ -43,7 +43,7 @@ def test_pictures_and_files_that_it_names_exist():
 
 def test_modules_that_it_lists_are_those_that_exist():
     table = README.split("## How it is built")[1]
-    listed = set(re.findall(r"`(_?[a-z0-9]+)`", table))
+    listed = set(re.findall(r"`(_?[a-z0-9_]+)`", table))
     existing = {path.stem for path in Path(rankmon.__file__).parent.glob("*.py")} - {"__init__"}
     assert existing <= listed
 
