@@ -44,8 +44,7 @@ def compared(networks, ways, quick: bool) -> dict[str, dict[str, dict]]:
         for way in ways:
             sizes = [size for size in found["rankmon"].get("sizes", []) if size] if found else []
             too_long = quick and way in ("PyTorch", "curvlinops") and network.kind == "linear"
-            no_engine = way.startswith("engine") and network.name == "wide"
-            if too_long or no_engine or (way == "floor" and not sizes):
+            if too_long or (way == "floor" and not sizes):
                 continue
             print(f"measuring {network.name}: {way}", end=" ... ", file=sys.stderr, flush=True)
             found[way] = row = measured(way, network, quick, sizes)
@@ -92,15 +91,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--logdir", type=Path, default=Path("logs/benchmark"))
     parser.add_argument("--quick", action="store_true", help="tiny networks, some seconds")
-    parser.add_argument("--engines", action="store_true", help="also time each engine of rankmon")
     options = parser.parse_args()
-    ways = ["rankmon", "floor", "JAX"]
+    ways = ["rankmon", "floor", "engine dense", "JAX"]
     for way, module in (("PyTorch", "torch"), ("curvlinops", "curvlinops")):
         if importlib.util.find_spec(module):
             ways.append(way)
         else:
             print(f"{module} is not installed: pip install -e '.[benchmark]'")
-    ways += ["engine auto", "engine dense"] if options.engines else []
     networks = QUICK if options.quick else NETWORKS
     results = compared(networks, ways, options.quick)
     bounds = agreement(results) if options.quick else bounds_of(results)

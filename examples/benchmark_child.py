@@ -84,7 +84,6 @@ WAYS = {
     "JAX": peers.obvious_jax,
     "PyTorch": peers.pytorch,
     "curvlinops": peers.curvlinops,
-    "engine auto": partial(engine, name="auto"),
     "engine dense": partial(engine, name="dense"),
 }
 

@@ -63,12 +63,12 @@ def overhead_rows(dims, seconds, pairs, enforced):
     yield "  monitor/overhead, of 0.05 asked", f"{share:.3f}", "", True
 
 
-def endurance_rows(dims, probes, enforced):
-    """Many probes in one process."""
-    early, late, compiled, versions = child("endurance", dims, probes)
+def endurance_rows(dims, probes, engine, enforced):
+    """Many probes in one process, by one engine."""
+    early, late, compiled, versions = child("endurance", dims, probes, engine)
     growth = late / early - 1
     bound = "under 2 %" if enforced else "not checked in --quick"
-    what = f"resident memory, from probe 10 to {probes}, {late / MIB:.0f} MiB"
+    what = f"{engine}: resident memory, probe 10 to {probes}, {late / MIB:.0f} MiB"
     yield what, f"{100 * growth:+.2f} %", bound, growth < 0.02 or not enforced
     yield "compilations after the second probe", f"{compiled}", "0", compiled == 0
     yield "compiled versions of the train step", f"{versions}", "1", versions == 1
@@ -86,7 +86,10 @@ def main() -> None:
     groups = (
         idle_rows(),
         memory_rows((20, 20, 20, 10) if quick else (64, 40, 30, 10)),
-        endurance_rows((6, 5, 4, 3), 30 if quick else 1000, not quick),
+        *(
+            endurance_rows((12, 10, 8, 6, 4), 30 if quick else 1000, engine, not quick)
+            for engine in ("deep_linear", "stack", "dense")
+        ),
         overhead_rows(network, 2 if quick else options.seconds, 2 if quick else 5, not quick),
     )
     lines, broken = [], False

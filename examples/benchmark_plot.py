@@ -16,8 +16,7 @@ PEERS = {
     "JAX": ("JAX: jax.hessian, jacrev, matrix_rank", "#D55E00"),
     "PyTorch": ("PyTorch: torch.func, matrix_rank", "#0072B2"),
     "curvlinops": ("curvlinops, matrix_rank; no H_f_fixed", "#CC79A7"),
-    "engine auto": ("hessian_ranks(engine='auto')", "#56B4E9"),
-    "engine dense": ("hessian_ranks(engine='dense')", "#E69F00"),
+    "engine dense": ("rankmon, engine='dense': HVPs", "#E69F00"),
 }
 Results = Mapping[str, Mapping[str, Mapping]]
 

@@ -113,15 +113,16 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
-def endurance(dims, probes):
+def endurance(dims, probes, engine):
     """Memory after ten and all probes, compilations after the second, versions of the step."""
-    weights, problem = setting(dims, 32, linear)
+    weights, problem = setting(dims, 32, linear if engine == "deep_linear" else relu)
+    watched = [rankmon.HessianProbe(engine=engine), rankmon.WeightsProbe()]
     step, compiled = train_step(problem), []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
     )
     with tempfile.TemporaryDirectory() as logdir:
-        with rankmon.RankMonitor(problem, logdir=logdir, every=1) as monitor:
+        with rankmon.RankMonitor(problem, logdir=logdir, every=1, probes=watched) as monitor:
             for i in range(probes):
                 monitor(i, weights)
                 weights = step(weights)

@@ -310,5 +310,5 @@ def _digest(arrays: Sequence[np.ndarray]) -> bytes:
     """A digest in place of the arrays, which may be large and belong to others."""
     digest = hashlib.blake2b()
     for array in arrays:
-        digest.update(np.ascontiguousarray(array).data)
+        digest.update(array.tobytes())  # bfloat16 has no buffer
     return digest.digest()

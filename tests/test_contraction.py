@@ -69,8 +69,7 @@ ALL, SOME = (True,) * 3, (False, True, False)
 # Few shapes, and apply in one program, because the oracle compiles operation by operation.
 CASES = [
     case_of("one-layer", (4, 2), (None,), (True,), loss="labels"),
-    case_of("wide-tanh", WIDE, (tanh, None), (False, True)),
-    case_of("wide-relu-cross_entropy", WIDE, (relu, None), (False, True), loss="labels"),
+    case_of("wide-tanh-labels", WIDE, (tanh, None), (False, True), loss="labels"),
     case_of("wide-linear-weights", WIDE, (None, None), (False, True), weights=MASK),
     case_of("wide-silu-cosh-sigmoid", WIDE, (silu, sigmoid), (False, True), loss="cosh"),
     case_of("wide-custom", WIDE, (tanh, None), (False, True), loss="student_t"),
@@ -78,7 +77,6 @@ CASES = [
     case_of("tanh-soft", DIMS, (tanh, tanh, None), loss="soft"),
     case_of("silu-cosh", DIMS, (silu, silu, None), loss="cosh"),
     case_of("output-tanh-custom-weights", DIMS, (relu, None, tanh), loss="student_t", weights=MASK),
-    case_of("bias-relu-tanh", DIMS, (relu, tanh, None), ALL),
     case_of("bias-labels", DIMS, (tanh, silu, None), ALL, loss="labels"),
     case_of("bias-soft-weights", DIMS, (silu, relu, None), ALL, loss="soft", weights=MASK),
     case_of("bias-output-sigmoid", DIMS, (tanh, relu, sigmoid), ALL),
@@ -123,8 +121,7 @@ def assert_close(got, want, scale):
 def test_parts_equal_autodiff(name):
     curvature, leaves, b, delta = bound(name)
     reference = held(curvature.flat)
-    case = replace(named(name), textbook=jax.jit(named(name).textbook))
-    want, at = dense_parts(case, reference), np.ix_(curvature.order, curvature.order)
+    want, at = dense_parts(named(name), reference), np.ix_(curvature.order, curvature.order)
     parts = curvature.parts(leaves, b, [delta, reference])
     functional, functional_held = parts.functional
     scale = np.max(np.abs(want["H_L"]))

@@ -11,7 +11,7 @@ import pytest
 from oracles import Case, cases, cross_entropy, data, dense_parts, mlp, mse, student_t
 from rankmon import HessianProbe, Problem, RankMonitor, hessian_ranks
 from rankmon.curvature import Curvature
-from rankmon.engines import engine_of
+from rankmon.engines import _digest, engine_of
 from rankmon.measurement import Snapshot
 from rankmon.parts import DEFAULT_MEMORY_LIMIT, dense_bytes
 
@@ -264,6 +264,12 @@ def test_unchanged_parameters_are_not_measured_again(name, monkeypatch):
     assert len(counted) == 2 * before
     spectra_of(problem, jax.tree.map(lambda a: a + 1e-9, case.params), "auto", second)
     assert len(counted) == 3 * before
+
+
+def test_parameters_are_told_apart_in_any_dtype():
+    arrays = [np.zeros(3, jnp.bfloat16), np.zeros((3, 0)), np.float64(1.0)]
+    assert _digest(arrays) == _digest([a.copy() for a in arrays])
+    assert _digest(arrays) != _digest([np.ones(3, jnp.bfloat16), *arrays[1:]])
 
 
 def test_a_reference_that_is_changed_in_place_is_noticed():
