@@ -93,7 +93,7 @@ def overhead(dims, seconds, pairs):
     with rankmon.RankMonitor(problem, every=1) as warm:
         warm(0, weights)
         warm(1, step(weights))
-    steps = int(1000 * seconds * 1.05 / trained(step, weights, 1000)[0])
+    steps = int(1000 * seconds * 1.2 / trained(step, weights, 1000)[0])
     rows = []
     for pair in range(pairs):
         bare, _ = trained(step, weights, steps)
