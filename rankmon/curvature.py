@@ -73,7 +73,7 @@ class Curvature:
             if self._one_by_one:
                 self._outer_product  # noqa: B018  what it is held against
                 try:
-                    self._jacobian_chunk if self._is_wide else self._outer_chunk  # noqa: B018
+                    self._jacobian_chunk if is_wide(self.flat) else self._outer_chunk  # noqa: B018
                 except Exception:  # noqa: BLE001
                     # Too large an example, or an apply that needs the whole batch: the slow way.
                     self._one_by_one = False
@@ -125,17 +125,13 @@ class Curvature:
             if self._one_by_one:
                 matrix, values = (
                     self._outer_from_jacobian(theta, fixed, b)
-                    if self._is_wide
+                    if is_wide(self.flat)
                     else (self._outer_from_examples(theta, fixed), None)
                 )
                 if self._agrees_with_products(matrix, theta, fixed):
                     return matrix, values
                 self._one_by_one = False
             return self._outer_from_batch(theta, fixed), None
-
-    @property
-    def _is_wide(self) -> bool:
-        return is_wide(self.flat)
 
     def functional_product(
         self,
@@ -158,7 +154,7 @@ class Curvature:
             flat = self.flat
             v = np.asarray(v, flat.dtype)
             product = self._outer_product(
-                theta, tuple(fixed), flat.inputs, flat.targets, self._weights, v
+                theta, tuple(fixed), flat.inputs, flat.targets, self.flat.typed_weights, v
             )
             return np.asarray(product, np.float64)
 
@@ -168,10 +164,6 @@ class Curvature:
         dtype = theta.dtype
         weighted = (self.flat.weights[:, None] * delta).astype(dtype)
         return theta, tuple(fixed), self.flat.inputs, weighted
-
-    @cached_property
-    def _weights(self) -> np.ndarray:
-        return self.flat.weights.astype(self.flat.dtype)
 
     def _functional_hvp(self, theta: Any, fixed: Any, inputs: Any, weighted: Any, v: Any) -> Any:
         def gradient(theta: Any) -> Any:
@@ -234,7 +226,7 @@ class Curvature:
 
     @cached_property
     def _outer_product(self) -> Callable[..., Any]:
-        shapes = self.flat.shapes_of(self.flat.inputs, self.flat.targets, self._weights)
+        shapes = self.flat.shapes_of(self.flat.inputs, self.flat.targets, self.flat.typed_weights)
         return jax.jit(self._outer_product_of).lower(*shapes, shapes[0]).compile()
 
     def _one_example(self, theta: Any, fixed: Any, x: Any) -> Float[Array, "positions k"]:
@@ -262,7 +254,7 @@ class Curvature:
         add, chunk = self._outer_chunk
         per = flat.positions // n
         targets = jax.tree.map(lambda t: t.reshape(n, per, *t.shape[1:]), flat.targets)
-        weights = self._weights.reshape(n, per)
+        weights = self.flat.typed_weights.reshape(n, per)
         total = jnp.zeros((flat.p, flat.p), self.flat.dtype)
         for start in range(0, n, chunk):
             # The last chunk starts early to keep its shape; what it repeats gets weight 0.
@@ -368,7 +360,7 @@ class Curvature:
                 tuple(fixed),
                 flat.inputs,
                 flat.targets,
-                self._weights,
+                self.flat.typed_weights,
                 np.asarray(start, np.int32),
             )
         return matrix
@@ -389,7 +381,7 @@ class Curvature:
             return rows
 
         arguments = (
-            *self.flat.shapes_of(flat.inputs, flat.targets, self._weights),
+            *self.flat.shapes_of(flat.inputs, flat.targets, self.flat.typed_weights),
             jax.ShapeDtypeStruct((), np.int32),
         )
         return self._compile("H_o", make, arguments, most=min(p, _MOST_COLUMNS))

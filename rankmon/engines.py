@@ -268,7 +268,7 @@ class _DeepLinear:
         if reference is not None:
             same = np.array_equal(reference, delta)
             held = Reduction(layers, self.basis.omega(reference))
-            spectra["H_f_fixed"] = spectra["H_f"] if same else symmetric_spectrum(held.functional())
+            spectra["H_f_fixed"] = spectra["H_f"] if same else _finite_spectrum(held.functional())
         return {part: padded(values, p) for part, values in spectra.items()}
 
     def describe(self) -> str:

@@ -234,7 +234,8 @@ class FlatProblem:
         return self.precision.dtype or native
 
     @cached_property
-    def _typed_weights(self) -> np.ndarray:
+    def typed_weights(self) -> np.ndarray:
+        """`weights` in the dtype of theta, as compiled programs take them."""
         return self.weights.astype(self.dtype)
 
     def shapes_of(self, *trees: Any) -> tuple[Any, ...]:
@@ -271,7 +272,7 @@ class FlatProblem:
             delta = jax.vmap(loss.residual)(z, targets)
             return jnp.sum(weights * values), jnp.where(weights[:, None] > 0, delta, 0.0)
 
-        return self._compiled(evaluate, self.inputs, self.targets, self._typed_weights)
+        return self._compiled(evaluate, self.inputs, self.targets, self.typed_weights)
 
     def loss_and_residuals(
         self, theta: np.ndarray, fixed: Sequence[np.ndarray]
@@ -279,7 +280,7 @@ class FlatProblem:
         """The mean loss and the residuals delta_i = dl/dz at each position, in float64."""
         with self.precision.scope():
             loss, delta = self._evaluate(
-                theta, fixed, self.inputs, self.targets, self._typed_weights
+                theta, fixed, self.inputs, self.targets, self.typed_weights
             )
             return float(loss), np.array(delta, np.float64)
 

@@ -273,6 +273,15 @@ def test_overflow_inside_has_no_rank_and_reaches_no_lapack():
     assert {rank.rank for rank in ranks.values()} == {None}
 
 
+def test_held_residuals_that_overflow_have_no_rank():
+    network, params = mlp((3, 3, 2))
+    x, y = data(5, 3, 2)
+    problem = Problem(network, loss="mse", inputs=1e5 * x, targets=y)
+    for engine in ("deep_linear", "dense"):
+        ranks = hessian_ranks(problem, params, reference=np.full((5, 2), 1e307), engine=engine)
+        assert {rank.rank for rank in ranks.values()} == {None}
+
+
 # Recognition
 
 
