@@ -23,11 +23,9 @@ Results = Mapping[str, Mapping[str, Mapping]]
 
 def title_of(network: Network) -> str:
     """Name, kind, widths and size."""
-    p = number_of_parameters(network.dims)
-    return (
-        f"{network.name}: {network.kind} {'-'.join(map(str, network.dims))}, N = {network.n}, "
-        f"p = {p:,}"
-    )
+    widths, p = "-".join(map(str, network.dims)), number_of_parameters(network.dims)
+    name = "" if network.name == widths else f"{network.name}: "
+    return f"{name}{network.kind} {widths}, N = {network.n}, p = {p:,}"
 
 
 def time_text(seconds: float) -> str:

@@ -4,8 +4,11 @@
 from rankmon.problem import Problem
 
 # One measurement
-from rankmon.hessian import HessianProbe, hessian_ranks
+from rankmon.expectation import PredictedRanks, predicted_ranks
+from rankmon.hessian import HessianProbe, hessian_ranks, hessian_spectra
+from rankmon.ntk import ntk_gram, ntk_rank
 from rankmon.rank import NumericalRank, Tolerance, WeightRank, weight_ranks
+from rankmon.spectrum import reconstruction_error
 
 # During training
 from rankmon.monitor import RankMonitor, RankmonWarning
@@ -13,7 +16,7 @@ from rankmon.probes import Lemma8Probe, WeightsProbe
 from rankmon.writers import JsonlWriter, MemoryWriter, Record, TensorBoardWriter, read_jsonl
 
 # What to measure, when, where to, what to expect
-from rankmon import lemma8, probes, schedule, theory, writers  # isort: skip
+from rankmon import lemma8, probes, schedule, spectral_theory, theory, writers  # isort: skip
 
 __all__ = [
     "HessianProbe",
@@ -21,6 +24,7 @@ __all__ = [
     "Lemma8Probe",
     "MemoryWriter",
     "NumericalRank",
+    "PredictedRanks",
     "Problem",
     "RankMonitor",
     "RankmonWarning",
@@ -30,10 +34,16 @@ __all__ = [
     "WeightRank",
     "WeightsProbe",
     "hessian_ranks",
+    "hessian_spectra",
     "lemma8",
+    "ntk_gram",
+    "ntk_rank",
+    "predicted_ranks",
     "probes",
     "read_jsonl",
+    "reconstruction_error",
     "schedule",
+    "spectral_theory",
     "theory",
     "weight_ranks",
     "writers",

@@ -1,4 +1,4 @@
-"""TensorBoard event protos of scalars, arrays, texts and the layout; builds them, writes none.
+"""TensorBoard event protos of scalars, arrays, texts, pictures and the layout; writes none.
 
 The protos and all that fills them in are tensorboard's own, and none of it imports TensorFlow.
 """
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import metadata as custom_scalars
+from tensorboard.plugins.image import metadata as image
 from tensorboard.plugins.text import metadata as text
 from tensorboard.util.tensor_util import make_tensor_proto
 
@@ -61,6 +62,27 @@ def record_event(
         *(_text(tag, value) for tag, value in texts.items()),
     ]
     return _summary_event(values, step, wall_time)
+
+
+def image_event(tag: str, png: bytes, step: int, wall_time: float) -> event_pb2.Event:
+    """A picture at a step.
+
+    Raises:
+      ValueError: for bytes that are no PNG.
+    """
+    # A PNG begins with its signature and the chunk IHDR: length, name, width, height.
+    if png[:8] != b"\x89PNG\r\n\x1a\n" or png[12:16] != b"IHDR":
+        raise ValueError(
+            f"expected the bytes of a PNG, got {len(png)} bytes that begin with {png[:8]!r}; save "
+            "the picture as PNG first"
+        )
+    size = [str(int.from_bytes(png[at : at + 4], "big")).encode() for at in (16, 20)]
+    metadata = image.create_summary_metadata(None, None)
+    metadata.data_class = summary_pb2.DATA_CLASS_BLOB_SEQUENCE
+    value = summary_pb2.Summary.Value(
+        tag=tag, metadata=metadata, tensor=make_tensor_proto([*size, png])
+    )
+    return _summary_event([value], step, wall_time)
 
 
 def histogram(values: Float[np.ndarray, "..."]) -> summary_pb2.HistogramProto:

@@ -1,4 +1,4 @@
-"""H_o and H_f of a stack of dense layers, each block one contraction over examples; no spectra.
+"""H_o, H_f and dF/dtheta of a stack of dense layers, by contractions over examples; no spectra.
 
 Symbols: z^l = W^l h^{l-1} (+ b^l), h^l = f_l(z^l), F = h^L, per example i; a bias is one more
 column of W^l and one more entry 1 of h^{l-1}. With residuals delta_i, output Hessians B_i, weights
@@ -65,17 +65,7 @@ class StackCurvature:
     @cached_property
     def order(self) -> Int[np.ndarray, " p"]:
         """The place in theta of each row."""
-        starts = np.cumsum([0, *(spec.size for spec in self.flat.specs)])
-        places = [
-            np.arange(start, start + spec.size).reshape(spec.shape)
-            for start, spec in zip(starts, self.flat.specs, strict=False)
-        ]
-        kernels, biases = self._stack.weights(places), self._stack.biases(places)
-        layers = [
-            W if b is None else np.concatenate([W, b[:, None]], axis=1)
-            for W, b in zip(kernels, biases, strict=True)
-        ]
-        return np.concatenate([layer.ravel() for layer in layers])
+        return _places(self.flat, self._stack)
 
     def compile(self, *, cotangents: int) -> None:
         """Compiles what is evaluated at every measurement; the contractions are NumPy's."""
@@ -104,8 +94,7 @@ class StackCurvature:
         deltas: Sequence[Float[np.ndarray, "n k"]],
     ) -> HessianParts:
         flat, states = self.flat, self._states(leaves)
-        kernels = self._stack.weights(leaves)
-        constant = [bias is not None for bias in self._stack.biases(leaves)]
+        kernels, constant = self._stack.weights(leaves), _has_bias(self._stack)
         sizes = [W.shape[0] * (W.shape[1] + one) for W, one in zip(kernels, constant, strict=True)]
         outer, *functional = (np.zeros((flat.p, flat.p)) for _ in range(1 + len(deltas)))
         roots = output_roots(flat.weights, b) if is_wide(flat) else None
@@ -139,6 +128,49 @@ class StackCurvature:
                 "for a single example; raise memory_limit"
             )
         return min(self.flat.positions, room // example)
+
+
+class StackJacobian:
+    """dF/dtheta of one recognized stack on its probe batch, in the parameter order; compiled once.
+
+    Args:
+      flat: the problem.
+      stack: what `recognized_stack` found in it.
+
+    Raises:
+      ValueError: where an activation has a backward rule of its own.
+    """
+
+    def __init__(self, flat: FlatProblem, stack: DenseStack) -> None:
+        self._flat, self._stack = flat, stack
+        self._states = layer_states(flat, stack)
+
+    def __call__(self, leaves: Sequence[np.ndarray]) -> Float[np.ndarray, "n k p"]:
+        """The Jacobian at these leaves, in float64."""
+        flat, stack = self._flat, self._stack
+        batch = _Batch(stack.weights(leaves), _has_bias(stack), self._states(leaves))
+        J = np.empty((flat.positions, flat.k, flat.p))
+        with np.errstate(over="ignore", invalid="ignore"):  # overflow is found in the result
+            J[:, :, _places(flat, stack)] = batch.weighted_jacobian(np.eye(flat.k))
+        return J
+
+
+def _places(flat: FlatProblem, stack: DenseStack) -> Int[np.ndarray, " p"]:
+    """The place in theta of each entry of [W^1 b^1], ..., [W^L b^L]."""
+    starts = np.cumsum([0, *(spec.size for spec in flat.specs)])
+    places = [
+        np.arange(start, start + spec.size).reshape(spec.shape)
+        for start, spec in zip(starts, flat.specs, strict=False)
+    ]
+    layers = [
+        W if b is None else np.concatenate([W, b[:, None]], axis=1)
+        for W, b in zip(stack.weights(places), stack.biases(places), strict=True)
+    ]
+    return np.concatenate([layer.ravel() for layer in layers])
+
+
+def _has_bias(stack: DenseStack) -> list[bool]:
+    return [layer.bias is not None for layer in stack.layers]
 
 
 @dataclass(frozen=True)
@@ -250,7 +282,9 @@ class _Batch:
         caeb = caeb.reshape(*A.shape[1:], h.shape[1], h_k.shape[1])
         blocks[at, k][...] += caeb.transpose(0, 2, 1, 3)
 
-    def weighted_jacobian(self, roots: Float[np.ndarray, "n k k"]) -> Float[np.ndarray, "n k p"]:
+    def weighted_jacobian(
+        self, roots: Float[np.ndarray, "n k k"] | Float[np.ndarray, "k k"]
+    ) -> Float[np.ndarray, "n k p"]:
         """C_i^T dF_i/dtheta, where w_i B_i = C_i C_i^T."""
         rows = []
         for J, h in zip(self.jacobians, self.received, strict=True):

@@ -19,9 +19,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from rankmon._programs import Make, largest_program
+from rankmon.jacobian import ExampleJacobians, chunk_shapes, one_example
 from rankmon.parts import (
     DEFAULT_MEMORY_LIMIT,
     HessianParts,
@@ -73,7 +74,7 @@ class Curvature:
             if self._one_by_one:
                 self._outer_product  # noqa: B018  what it is held against
                 try:
-                    self._jacobian_chunk if is_wide(self.flat) else self._outer_chunk  # noqa: B018
+                    self._jacobians if is_wide(self.flat) else self._outer_chunk  # noqa: B018
                 except Exception:  # noqa: BLE001
                     # Too large an example, or an apply that needs the whole batch: the slow way.
                     self._one_by_one = False
@@ -229,9 +230,6 @@ class Curvature:
         shapes = self.flat.shapes_of(self.flat.inputs, self.flat.targets, self.flat.typed_weights)
         return jax.jit(self._outer_product_of).lower(*shapes, shapes[0]).compile()
 
-    def _one_example(self, theta: Any, fixed: Any, x: Any) -> Float[Array, "positions k"]:
-        return self.flat.outputs(theta, fixed, jax.tree.map(lambda leaf: leaf[None], x))
-
     def _agrees_with_products(
         self, outer: Float[np.ndarray, "p p"], theta: np.ndarray, fixed: Sequence[np.ndarray]
     ) -> bool:
@@ -274,20 +272,20 @@ class Curvature:
         def make(chunk: int) -> Callable[..., Any]:
             def add(total: Any, theta: Any, fixed: Any, inputs: Any, targets: Any, w: Any) -> Any:
                 def example(x: Any) -> Any:
-                    return self._one_example(theta, fixed, x)
+                    return one_example(flat, theta, fixed, x)
 
                 z = jax.vmap(example)(inputs).reshape(chunk * per, k)
                 flat_targets = jax.tree.map(lambda t: t.reshape(-1, *t.shape[2:]), targets)
                 b = w.reshape(-1, 1, 1) * self._output_hessians(z, flat_targets)
                 jacobian = jax.vmap(
-                    lambda x: jacobian_of(lambda t: self._one_example(t, fixed, x))(theta)
+                    lambda x: jacobian_of(lambda t: one_example(flat, t, fixed, x))(theta)
                 )(inputs).reshape(chunk * per, k, p)
                 bj = jnp.einsum("nkl,nlp->nkp", b, jacobian)
                 return total + jacobian.reshape(-1, p).T @ bj.reshape(-1, p)
 
             return add
 
-        def chunk_shapes(chunk: int) -> tuple[Any, ...]:
+        def shapes(chunk: int) -> tuple[Any, ...]:
             def cut(leaf: Any, shape: tuple[int, ...]) -> Any:
                 return jax.ShapeDtypeStruct((chunk, *shape), leaf.dtype)
 
@@ -296,25 +294,18 @@ class Curvature:
                 jax.ShapeDtypeStruct((p, p), self.flat.dtype),
                 theta,
                 fixed,
-                self._cut_shapes(flat.inputs, chunk),
+                chunk_shapes(flat.inputs, chunk),
                 jax.tree.map(lambda t: cut(t, (per, *t.shape[1:])), flat.targets),
                 jax.ShapeDtypeStruct((chunk, per), self.flat.dtype),
             )
 
         guess = max(1, self._workspace // (4 * 8 * per * k * p))
-        return self._compile("H_o", make, chunk_shapes, most=min(n, int(guess)), donate=(0,))
+        return self._compile("H_o", make, shapes, most=min(n, int(guess)), donate=(0,))
 
     def _outer_from_jacobian(
         self, theta: np.ndarray, fixed: Sequence[np.ndarray], b: Float[np.ndarray, "n k k"]
     ) -> tuple[Float[np.ndarray, "p p"], Float[np.ndarray, " nk"] | None]:
-        flat, n = self.flat, self.flat.problem.n
-        rows, chunk = self._jacobian_chunk
-        per = flat.positions // n
-        J = np.empty((flat.positions, flat.k, flat.p))
-        for start in range(0, n, chunk):
-            start = min(start, n - chunk)
-            inputs = jax.tree.map(lambda a: a[start : start + chunk], flat.inputs)  # noqa: B023
-            J[start * per : (start + chunk) * per] = rows(theta, tuple(fixed), inputs)
+        flat, J = self.flat, self._jacobians(theta, fixed)
         with np.errstate(over="ignore", invalid="ignore"):  # overflow is found in the result
             weighted = (flat.weights[:, None, None] * b) @ J
             outer = J.reshape(-1, flat.p).T @ weighted.reshape(-1, flat.p)
@@ -325,28 +316,10 @@ class Curvature:
             return outer, root_values((roots @ J).reshape(-1, flat.p))
 
     @cached_property
-    def _jacobian_chunk(self) -> tuple[Callable[..., Any], int]:
-        flat, n, k, p = self.flat, self.flat.problem.n, self.flat.k, self.flat.p
-        per = flat.positions // n
-
-        def make(chunk: int) -> Callable[..., Any]:
-            def rows(theta: Any, fixed: Any, inputs: Any) -> Any:
-                def one(x: Any) -> Any:
-                    return jax.jacrev(lambda t: self._one_example(t, fixed, x))(theta)
-
-                return jax.vmap(one)(inputs).reshape(chunk * per, k, p)
-
-            return rows
-
-        def chunk_shapes(chunk: int) -> tuple[Any, ...]:
-            theta, fixed = self.flat.shapes_of()
-            return theta, fixed, self._cut_shapes(flat.inputs, chunk)
-
-        guess = max(1, self._workspace // (4 * 8 * per * k * p))
-        return self._compile("H_o", make, chunk_shapes, most=min(n, int(guess)))
-
-    def _cut_shapes(self, tree: Any, chunk: int) -> Any:
-        return jax.tree.map(lambda a: jax.ShapeDtypeStruct((chunk, *a.shape[1:]), a.dtype), tree)
+    def _jacobians(self) -> ExampleJacobians:
+        jacobians = ExampleJacobians(self.flat, room=self._workspace)
+        self.workspace_used["H_o"] = jacobians.workspace_used
+        return jacobians
 
     def _outer_from_batch(self, theta: np.ndarray, fixed: Sequence[np.ndarray]) -> np.ndarray:
         """H_o from whole-batch products with basis vectors, for batches whose examples interact."""

@@ -1,7 +1,7 @@
 """How the Hessian's spectra are computed: of deep linear networks, stacks of layers, any network.
 
-Every engine gives the absolute eigenvalues of the same matrices; they differ in cost alone. Ranks
-are counted in `rank`.
+Every engine gives the eigenvalues of the same matrices; they differ in cost alone. Ranks are
+counted in `rank`.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ class Engine(Protocol):
         delta: Float[np.ndarray, "n k"],
         reference: Float[np.ndarray, "n k"] | None,
     ) -> Spectra | None:
-        """The absolute eigenvalues of H_L, H_o, H_f and, with a reference, H_f_fixed, descending.
+        """The eigenvalues of H_L, H_o, H_f and, with a reference, H_f_fixed, by falling magnitude.
 
         Args:
           snapshot: finite parameters.

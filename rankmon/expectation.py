@@ -5,6 +5,7 @@ the rank of the inputs. The closed forms themselves are in `theory`.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -12,7 +13,7 @@ from jaxtyping import Float
 from rankmon import theory
 from rankmon._precision import DOUBLE
 from rankmon.measurement import Snapshot, rank_scalars
-from rankmon.problem import FlatProblem
+from rankmon.problem import FlatProblem, Problem
 from rankmon.rank import (
     DEFAULT_TOLERANCE,
     NumericalRank,
@@ -86,15 +87,16 @@ class Expectation:
         """
         if self.inputs is None:
             return {}
-        omega = self._omega_rank(delta)
+        omega = self.omega_rank(delta)
         scalars = rank_scalars("rank", "Omega", omega)
         if omega.rank is None or not self._applies(snapshot):
             return scalars
-        held = self._omega_rank(reference).rank or 0
+        held = self.omega_rank(reference).rank or 0
         predicted = self.predicted(0 if vanished else omega.rank, held)
         return scalars | {f"rank_theory/{part}": rank for part, rank in predicted.items()}
 
-    def _omega_rank(self, delta: Float[np.ndarray, "n k"]) -> NumericalRank:
+    def omega_rank(self, delta: Float[np.ndarray, "n k"]) -> NumericalRank:
+        """s, the rank of Omega with these residuals, at its own cut."""
         assert self.inputs is not None
         return _own_rank((self.weights[:, None] * delta).T @ self.inputs, self.eps)
 
@@ -103,10 +105,7 @@ class Expectation:
         if stack is None or stack.bias is None or self.loss is None:
             return False
         # For other stacks the linear counterpart is a landmark, not a claim about their weights.
-        return not stack.linear or all(
-            w.size == 0 or weight_rank(np.asarray(w, np.float64)).rank == min(w.shape)
-            for w in stack.weights(snapshot.leaves)
-        )
+        return not stack.linear or _full_rank(stack, snapshot)
 
     def predicted(self, s: int, held: int) -> dict[str, int]:
         """The closed forms at r, at this s, and for H_f_fixed at the s of the residuals held."""
@@ -135,6 +134,84 @@ class Expectation:
         )
         biases = " with biases" if self.stack.bias else ""
         return f"* {kind}{biases}, rank of the inputs r = {self.r}"
+
+
+@dataclass(frozen=True)
+class PredictedRanks:
+    """What the closed forms say of a network, at the r and s measured on its probe batch.
+
+    Attributes:
+      dims: the widths (d, M_1, ..., M_{L-1}, K) found in the network.
+      bias: whether every layer has a bias.
+      linear: whether the network is a deep linear one; the predictions for any other stack of dense
+        layers are those of its linear counterpart.
+      r: the rank of the inputs; with biases rank (X, 1) - 1.
+      s: the rank of Omega = E[delta x^T], with its margin.
+      full_rank: whether every weight has full rank, which the formulas assume (A1).
+      ranks: "H_L", "H_o", "H_f" -> predicted rank.
+    """
+
+    dims: tuple[int, ...]
+    bias: bool
+    linear: bool
+    r: int
+    s: NumericalRank
+    full_rank: bool
+    ranks: dict[str, int]
+
+
+def predicted_ranks(problem: Problem, params: Any) -> PredictedRanks:
+    """What theory predicts for the Hessian's ranks of a stack of dense layers; forms no Hessian.
+
+    The closed forms of `theory` at the widths found in the network, the measured rank r of the
+    inputs and the measured rank s of Omega, the covariance of residuals and inputs.
+
+    Args:
+      problem: network, loss and probe batch.
+      params: the parameters.
+
+    Raises:
+      TypeError, ValueError: for input that does not fit; for a network that is not recognized as a
+        stack of dense layers with biases in all layers or in none; for a callable loss; for
+        parameters or residuals that are not finite.
+
+    Source: arXiv 2106.16225, and the extensions that `theory` names.
+    """
+    flat = problem.flat(params)
+    expectation = Expectation.of(flat)
+    stack = expectation.stack
+    if stack is None or stack.bias is None or expectation.loss is None:
+        raise ValueError(
+            "expected a stack of dense layers with biases in all of them or in none, every "
+            f"parameter differentiated, and a loss by name, got loss {flat.problem.loss.name} and "
+            f"a network that is {'' if stack else 'not '}recognized as a stack; for another one "
+            "use the functions of rankmon.theory with the widths that you mean"
+        )
+    snapshot = Snapshot.take(flat, 0, params)
+    _, delta = flat.loss_and_residuals(snapshot.theta, snapshot.fixed)
+    if snapshot.nonfinite or not np.all(np.isfinite(delta)):
+        raise ValueError(
+            "expected finite parameters and outputs, got NaN or infinite ones; theory says nothing "
+            "of them"
+        )
+    s = expectation.omega_rank(delta)
+    ranks = expectation.predicted(s.rank or 0, 0)
+    return PredictedRanks(
+        dims=stack.dims,
+        bias=bool(stack.bias),
+        linear=stack.linear,
+        r=expectation.r,
+        s=s,
+        full_rank=_full_rank(stack, snapshot),
+        ranks={part: ranks[part] for part in ("H_L", "H_o", "H_f")},
+    )
+
+
+def _full_rank(stack: DenseStack, snapshot: Snapshot) -> bool:
+    return all(
+        w.size == 0 or weight_rank(np.asarray(w, np.float64)).rank == min(w.shape)
+        for w in stack.weights(snapshot.leaves)
+    )
 
 
 def _own_rank(matrix: Float[np.ndarray, "m n"], eps: float) -> NumericalRank:

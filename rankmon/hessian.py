@@ -1,6 +1,6 @@
-"""The ranks of the loss Hessian and its parts: `hessian_ranks`, and the probe that watches them.
+"""Spectra and ranks of the loss Hessian and its parts, and the probe that watches them.
 
-H_L = H_o + H_f, H_f^fixed; assembly is in `curvature`, counting in `rank`, predictions in
+H_L = H_o + H_f, H_f^fixed; assembly is in `engines` and below, counting in `rank`, predictions in
 `expectation`.
 """
 
@@ -106,7 +106,7 @@ class PreparedHessian:
         loss, delta = self.flat.loss_and_residuals(snapshot.theta, snapshot.fixed)
         if not state["started"] and np.all(np.isfinite(delta)):
             state = {"reference": delta, "started": np.ones(())}
-        spectra = hessian_spectra(self.engine, snapshot, delta, state["reference"])
+        spectra = _spectra(self.engine, snapshot, delta, state["reference"])
         if spectra is None:
             told = "the outputs or the Hessian are not finite: its ranks are logged as NaN"
             return self._undefined(loss, told), state
@@ -114,15 +114,16 @@ class PreparedHessian:
         scalars = {"loss": loss}
         for part, rank in ranks.items():
             scalars |= rank_scalars("rank", part, rank)
-        own = self.tolerance.cut(spectra["H_f"][0], default=self.flat.p * self.flat.precision.eps)
-        scalars["rank_self/H_f"] = numerical_rank(spectra["H_f"], own).rank or 0
+        own = np.abs(spectra["H_f"])
+        cut = self.tolerance.cut(own[0], default=self.flat.p * self.flat.precision.eps)
+        scalars["rank_self/H_f"] = numerical_rank(own, cut).rank or 0
         scalars |= self.expectation.scalars(
             snapshot, delta, state["reference"], vanished=ranks["H_f"].high == 0
         )
         arrays = {}
         for part, spectrum in spectra.items():
-            nonzero = spectrum[spectrum > 0]
-            arrays[f"spectrum/{part}"] = np.log10(nonzero)
+            nonzero = spectrum[spectrum != 0]
+            arrays[f"spectrum/{part}"] = np.log10(np.abs(nonzero))
             scalars[f"spectrum_zeros/{part}"] = spectrum.size - nonzero.size
         return Measurement(scalars, arrays, self._precision_warning()), state
 
@@ -152,42 +153,6 @@ class PreparedHessian:
                 self.expectation.describe(),
             ]
         )
-
-
-def hessian_spectra(
-    engine: Engine,
-    snapshot: Snapshot,
-    delta: Float[np.ndarray, "n k"],
-    reference: Float[np.ndarray, "n k"] | None,
-) -> Spectra | None:
-    """Absolute eigenvalues, descending, of each part of the Hessian; None where one is not finite.
-
-    H_f_fixed is left out without a reference.
-    """
-    if not np.all(np.isfinite(delta)):
-        return None
-    spectra = engine.spectra(snapshot, delta, reference)
-    if spectra is None:
-        return None
-    return {part: spectra[part] for part in HESSIAN_PARTS if part in spectra}
-
-
-def spectra_to_ranks(
-    spectra: Mapping[str, Float[np.ndarray, " p"]], flat: FlatProblem, tolerance: Tolerance
-) -> dict[str, NumericalRank]:
-    """The parts' ranks at their common cut, p * eps * max(||H_L||_2, ||X||_2) by default."""
-    reference_norm = float(spectra["H_L"][0])
-    return {
-        part: numerical_rank(
-            spectrum,
-            tolerance.cut(
-                float(spectrum[0]),
-                default=flat.p * flat.precision.eps,
-                reference_norm=reference_norm,
-            ),
-        )
-        for part, spectrum in spectra.items()
-    }
 
 
 def hessian_ranks(
@@ -226,26 +191,116 @@ def hessian_ranks(
 
     Source: arXiv 2106.16225, section 3; the common cut is rankmon's.
     """
-    check_engine(engine)
     tolerance = as_tolerance(tolerance)
-    flat = problem.flat(params)
-    if reference is not None:
-        reference = np.array(reference, np.float64)
-        if reference.shape != (flat.positions, flat.k):
-            raise ValueError(
-                f"expected reference residuals of shape {(flat.positions, flat.k)}, got "
-                f"{reference.shape}; pass one row for each position of the outputs"
-            )
-    chosen = engine_of(flat, name=engine, memory_limit=memory_limit)
-    if flat.warning and "warned" not in flat.memo:
-        flat.memo["warned"] = True
-        warn_user(flat.warning)
-    snapshot = Snapshot.take(flat, 0, params)
-    spectra = None
-    if not snapshot.nonfinite:
-        _, delta = flat.loss_and_residuals(snapshot.theta, snapshot.fixed)
-        spectra = hessian_spectra(chosen, snapshot, delta, reference)
+    once = _Once.of(problem, params, reference, engine, memory_limit)
+    spectra = once.spectra()
     if spectra is None:
-        parts = HESSIAN_PARTS if reference is not None else HESSIAN_PARTS[:3]
-        return {part: undefined_rank(flat.p) for part in parts}
-    return spectra_to_ranks(spectra, flat, tolerance)
+        return {part: undefined_rank(once.flat.p) for part in once.parts}
+    return spectra_to_ranks(spectra, once.flat, tolerance)
+
+
+def hessian_spectra(
+    problem: Problem,
+    params: Any,
+    *,
+    reference: Float[np.ndarray, "n k"] | None = None,
+    engine: str = "auto",
+    memory_limit: int = DEFAULT_MEMORY_LIMIT,
+) -> dict[str, Float[np.ndarray, " p"]]:
+    """The eigenvalues of the loss Hessian and its parts at given parameters; no monitor.
+
+    H_L = H_o + H_f, the Hessian of the mean loss over the probe batch, in float64.
+
+    Args:
+      problem: network, loss and probe batch.
+      params: the parameters, any pytree of arrays.
+      reference: residuals [N, k] to hold, for H_f_fixed; N counts every position.
+      engine: as for `hessian_ranks`.
+      memory_limit: bytes for the matrices and their assembly.
+
+    Returns:
+      A dict from "H_L", "H_o", "H_f" (and "H_f_fixed") to p eigenvalues with their signs, the
+      largest in magnitude first; NaN throughout where the weights or the Hessian are not finite.
+
+    Raises:
+      TypeError, ValueError: for input that does not fit, before anything is computed.
+      MemoryError: where the matrices do not fit in memory_limit.
+
+    Source: arXiv 2106.16225, section 3.
+    """
+    once = _Once.of(problem, params, reference, engine, memory_limit)
+    spectra = once.spectra()
+    if spectra is None:
+        return {part: np.full(once.flat.p, np.nan) for part in once.parts}
+    return {part: values.copy() for part, values in spectra.items()}  # the engine keeps its own
+
+
+@dataclass(frozen=True)
+class _Once:
+    """One measurement without a monitor: what it needs, checked."""
+
+    flat: FlatProblem
+    engine: Engine
+    snapshot: Snapshot
+    reference: Float[np.ndarray, "n k"] | None
+
+    @classmethod
+    def of(
+        cls, problem: Problem, params: Any, reference: Any, engine: str, memory_limit: int
+    ) -> "_Once":
+        check_engine(engine)
+        flat = problem.flat(params)
+        if reference is not None:
+            reference = np.array(reference, np.float64)
+            if reference.shape != (flat.positions, flat.k):
+                raise ValueError(
+                    f"expected reference residuals of shape {(flat.positions, flat.k)}, got "
+                    f"{reference.shape}; pass one row for each position of the outputs"
+                )
+        chosen = engine_of(flat, name=engine, memory_limit=memory_limit)
+        if flat.warning and "warned" not in flat.memo:
+            flat.memo["warned"] = True
+            warn_user(flat.warning)
+        return cls(flat, chosen, Snapshot.take(flat, 0, params), reference)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return HESSIAN_PARTS if self.reference is not None else HESSIAN_PARTS[:3]
+
+    def spectra(self) -> Spectra | None:
+        """The eigenvalues of each part; None where something is not finite."""
+        snapshot = self.snapshot
+        if snapshot.nonfinite:
+            return None
+        _, delta = self.flat.loss_and_residuals(snapshot.theta, snapshot.fixed)
+        return _spectra(self.engine, snapshot, delta, self.reference)
+
+
+def _spectra(
+    engine: Engine,
+    snapshot: Snapshot,
+    delta: Float[np.ndarray, "n k"],
+    reference: Float[np.ndarray, "n k"] | None,
+) -> Spectra | None:
+    """The parts' eigenvalues in the order of `HESSIAN_PARTS`; None where one is not finite."""
+    if not np.all(np.isfinite(delta)):
+        return None
+    spectra = engine.spectra(snapshot, delta, reference)
+    if spectra is None:
+        return None
+    return {part: spectra[part] for part in HESSIAN_PARTS if part in spectra}
+
+
+def spectra_to_ranks(
+    spectra: Mapping[str, Float[np.ndarray, " p"]], flat: FlatProblem, tolerance: Tolerance
+) -> dict[str, NumericalRank]:
+    """The parts' ranks at their common cut, p * eps * max(||H_L||_2, ||X||_2) by default."""
+    reference_norm = float(abs(spectra["H_L"][0]))
+    default = flat.p * flat.precision.eps
+    return {
+        part: numerical_rank(
+            np.abs(spectrum),
+            tolerance.cut(float(abs(spectrum[0])), default=default, reference_norm=reference_norm),
+        )
+        for part, spectrum in spectra.items()
+    }

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 
 def symmetric_spectrum(matrix: Float[np.ndarray, "p p"]) -> Float[np.ndarray, " p"]:
-    """The absolute eigenvalues of a symmetric matrix, descending.
+    """The eigenvalues of a symmetric matrix with their signs, the largest in magnitude first.
 
     Rows of zeros, those of a dead unit say, are exact zeros here and cost nothing. NumPy computes
     the eigenvalues alone; `jnp.linalg.eigvalsh` computes the vectors too on a CPU and takes more
@@ -26,12 +26,49 @@ def symmetric_spectrum(matrix: Float[np.ndarray, "p p"]) -> Float[np.ndarray, " 
     if not np.all(live):
         matrix = matrix[np.ix_(live, live)]
     eigenvalues = np.linalg.eigvalsh(np.asarray(matrix, np.float64), UPLO="L")
-    return padded(np.sort(np.abs(eigenvalues))[::-1], len(live))
+    by_magnitude = np.argsort(np.abs(eigenvalues), kind="stable")[::-1]
+    return padded(eigenvalues[by_magnitude], len(live))
 
 
 def padded(values: Float[np.ndarray, " m"], size: int) -> Float[np.ndarray, " p"]:
     """The values and exact zeros after them."""
     return np.concatenate([values, np.zeros(size - len(values))])
+
+
+def reconstruction_error(eigenvalues: Float[np.ndarray, " p"]) -> Float[np.ndarray, " p+1"]:
+    """||H - H_k||_F / ||H||_F for k = 0, 1, ..., p, where H_k keeps the k largest eigenvalues.
+
+    sqrt(sum_{i > k} lambda_i^2 / sum_i lambda_i^2): the best approximation of rank k of a symmetric
+    H drops its smallest eigenvalues, so that no eigenvector is needed. Summed from the smallest on,
+    so that the tail keeps its digits.
+
+    Args:
+      eigenvalues: of a symmetric matrix, or its singular values; in any order.
+
+    Returns:
+      Shares of the Frobenius norm, from 1 for k = 0 to 0 for k = p; NaN for a zero matrix.
+
+    Raises:
+      ValueError: for eigenvalues that are not one finite vector.
+
+    Source: arXiv 2106.16225, figure 4 and section S9.3, which do not name the norm.
+
+    Example:
+      >>> reconstruction_error(np.array([0.0, 3.0, -4.0]))
+      array([1. , 0.6, 0. , 0. ])
+    """
+    values = np.asarray(eigenvalues, np.float64)
+    if values.ndim != 1 or not np.all(np.isfinite(values)):
+        raise ValueError(
+            f"expected one vector of finite eigenvalues, got shape {values.shape}; pass one part "
+            "of rankmon.hessian_spectra"
+        )
+    largest = np.max(np.abs(values), initial=0.0)
+    if largest == 0:
+        return np.full(values.size + 1, np.nan)
+    squares = np.sort(np.abs(values) / largest) ** 2  # scaled: squares of huge values overflow
+    left = np.concatenate([[0.0], np.cumsum(squares)])[::-1]
+    return np.sqrt(left / left[0])
 
 
 def singular_values(matrix: Float[np.ndarray, "m n"]) -> Float[np.ndarray, " min(m,n)"]:

@@ -17,82 +17,9 @@ position. At other weights, and with residuals in special position (at a station
 last bias E[delta] = 0), the ranks can only be lower.
 """
 
-import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-_LOSSES = ("mse", "cosh", "cross_entropy")
-
-
-@dataclass(frozen=True)
-class _Symbols:
-    """The quantities that the formulas are written in, layers counted from 1 as in the paper.
-
-    Attributes:
-      M: (M_0, ..., M_L) = (d, ..., K), where K is already K - 1 under cross entropy.
-      r: rank of the inputs; with biases, of the centered inputs.
-      s: rank of Omega.
-      o: 1 with biases, 0 without.
-    """
-
-    M: tuple[int, ...]
-    r: int
-    s: int
-    o: int
-
-    @property
-    def L(self) -> int:
-        return len(self.M) - 1
-
-    @property
-    def K(self) -> int:
-        return self.M[-1]
-
-    @property
-    def q(self) -> int:
-        return min(self.r, *self.M[1:])
-
-    @property
-    def qh(self) -> int:
-        return min(self.q, self.s)
-
-    def narrowest(self, first: int, last: int) -> int:
-        """min(M_first, ..., M_last)."""
-        return min(self.M[first : last + 1])
-
-    def rho(self, layer: int) -> int:
-        """Rank of W^{layer-1:1} on the data: rho_1 = r."""
-        return min(self.r, *self.M[1:layer]) if layer > 1 else self.r
-
-    def u(self, layer: int) -> int:
-        """Rank of W^{L:layer+1}: u_L = K."""
-        return self.narrowest(layer, self.L)
-
-    def a(self, layer: int, j: int) -> int:
-        """Rank that Omega passes to `layer` from the earlier layer j; 0 at j = layer."""
-        return min(self.u(layer), self.s, self.rho(j) + self.o) if j < layer else 0
-
-    def f(self, layer: int, k: int) -> int:
-        """Rank that Omega passes to `layer` from the later layer k; 0 at k = layer."""
-        return min(self.rho(layer) + self.o, self.s, self.u(k)) if k > layer else 0
-
-    def left(self, layer: int) -> int:
-        """Dimension of what the earlier layers span in column block `layer` of H_f."""
-        return sum(
-            (self.a(layer, j) - self.a(layer, j + 1)) * self.narrowest(j, layer - 1)
-            for j in range(1, layer)
-        )
-
-    def right(self, layer: int) -> int:
-        """Dimension of what the later layers span in column block `layer` of H_f."""
-        return sum(
-            (self.f(layer, k) - self.f(layer, k - 1)) * self.narrowest(layer, k - 1)
-            for k in range(layer + 1, self.L + 1)
-        )
-
-    def overlap(self, layer: int) -> int:
-        """Dimension in which the two meet; 0 for the first and the last layer."""
-        return self.a(layer, 1) * max(self.f(layer, self.L) - self.o, 0)
+from rankmon._symbols import integer, symbols_of, widths_of, within
 
 
 def rank_outer(
@@ -126,7 +53,7 @@ def rank_outer(
       >>> rank_outer((30, 25, 20, 15, 10))
       300
     """
-    t = _symbols(dims, r, s, bias, loss)
+    t = symbols_of(dims, r, s, bias, loss)
     return t.q * (t.r + t.K - t.q) + t.o * t.K
 
 
@@ -167,7 +94,7 @@ def rank_functional_columns(
 
     Source: without biases arXiv 2106.16225, Theorem 5; with biases not in the paper.
     """
-    t = _symbols(dims, r, s, bias, loss)
+    t = symbols_of(dims, r, s, bias, loss)
     return tuple(t.left(i) + t.right(i) - t.overlap(i) for i in range(1, t.L + 1))
 
 
@@ -238,7 +165,7 @@ def rank_loss(
       >>> rank_loss((30, 25, 20, 15, 10)), rank_loss((30, 25, 20, 15, 10), s=7)
       (1200, 993)
     """
-    t = _symbols(dims, r, s, bias, loss)
+    t = symbols_of(dims, r, s, bias, loss)
     outer = rank_outer(dims, r=r, s=s, bias=bias, loss=loss)
     if t.L == 1:
         return outer
@@ -267,13 +194,13 @@ def rank_outer_bound(
 
     Source: arXiv 2106.16225, Theorem 9.
     """
-    t = _symbols(dims, r, None, False, loss)
+    t = symbols_of(dims, r, None, False, loss)
     if t.L != 2:
         raise ValueError(
             f"expected the widths (d, M_1, K) of one hidden layer, got {tuple(dims)}; "
             "Theorem 9 says nothing of other depths"
         )
-    Mt = t.M[1] if active is None else _within("active", active, t.M[1], "M_1")
+    Mt = t.M[1] if active is None else within("active", active, t.M[1], "M_1")
     return Mt * (t.r + t.K - 1)
 
 
@@ -297,9 +224,70 @@ def rank_functional_bound(
 
     Source: arXiv 2106.16225, Corollary 6.
     """
-    t = _symbols(dims, r, s, False, loss)
+    t = symbols_of(dims, r, s, False, loss)
     M = sum(t.M[1:-1])
     return 2 * t.qh * M + 2 * t.qh * t.s - t.L * t.qh**2
+
+
+def rank_loss_bound(dims: Sequence[int], *, n: int, loss: str = "mse") -> int:
+    """An upper bound on rank H_L for any activations before a linear last layer: n (K + 2 M).
+
+    Each example's share of H_o factors through the K outputs. Its share of H_f: the gradient of
+    <delta, F> in layer l is e^l (h^{l-1})^T, so that to first order it moves only with the M
+    entries of h^1, ..., h^{L-1} and the M of e^1, ..., e^{L-1}. It holds with and without biases;
+    tanh networks with biases met it on every single example tried. Past p it says nothing. Under
+    cross entropy K - 1 takes the place of K.
+
+    Args:
+      dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.
+      n: the number of examples, at least 1.
+      loss: as for `rank_outer`.
+
+    Raises:
+      TypeError: for widths or a number of examples that are not integers.
+      ValueError: for widths, a number of examples or a loss out of range.
+
+    Source: the argument above; bounds that grow with n so are the coarse ones of arXiv 2106.16225,
+    section S9.3.
+    """
+    t = symbols_of(dims, None, None, False, loss)
+    if integer("n", n) < 1:
+        raise ValueError(f"expected at least n = 1 example, got {n}; pass the size of the batch")
+    return n * (t.K + 2 * sum(t.M[1:-1]))
+
+
+def rank_per_parameter(
+    dims: Sequence[int],
+    *,
+    r: int | None = None,
+    s: int | None = None,
+    bias: bool = False,
+    loss: str = "mse",
+) -> dict[str, float]:
+    """rank/#params of "H_L", "H_o" and "H_f", from the closed forms alone.
+
+    Nothing is formed, so that widths of thousands cost what small ones cost.
+
+    Args:
+      dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.
+      r: rank of the inputs, 0 to d; with biases of the centered inputs, rank [X 1] - 1. Default d.
+      s: rank of Omega, 0 to min(K, r + o). Default its maximum.
+      bias: whether every layer has a bias.
+      loss: as for `rank_outer`.
+
+    Raises:
+      TypeError: for widths or ranks that are not integers.
+      ValueError: for widths, ranks or a loss out of range.
+
+    Source: arXiv 2106.16225, sections S7.4 and S9.2 (figures S3 and S20).
+
+    Example:
+      >>> round(rank_per_parameter((2352, 5000, 5000, 5000, 10))["H_f"], 6)
+      0.00485
+    """
+    p = number_of_parameters(dims, bias=bias)
+    ranks = {"H_L": rank_loss, "H_o": rank_outer, "H_f": rank_functional}
+    return {part: rank(dims, r=r, s=s, bias=bias, loss=loss) / p for part, rank in ranks.items()}
 
 
 def number_of_parameters(dims: Sequence[int], *, bias: bool = False) -> int:
@@ -313,60 +301,5 @@ def number_of_parameters(dims: Sequence[int], *, bias: bool = False) -> int:
       TypeError: for widths that are not integers.
       ValueError: for fewer than two widths, or widths below 1.
     """
-    widths = _widths(dims)
+    widths = widths_of(dims)
     return sum(m * (before + int(bias)) for before, m in zip(widths[:-1], widths[1:], strict=True))
-
-
-def _symbols(dims: Sequence[int], r: int | None, s: int | None, bias: bool, loss: str) -> _Symbols:
-    widths = _widths(dims)
-    if loss not in _LOSSES:
-        raise ValueError(
-            f"expected loss to be one of {_LOSSES}, got {loss!r}; for a custom loss with a "
-            'non-singular output Hessian pass "mse"'
-        )
-    if loss == "cross_entropy":
-        if widths[-1] < 2:
-            raise ValueError(
-                "expected at least 2 outputs for cross entropy, got K = 1; its loss is constant: "
-                "add the second class's output"
-            )
-        widths = (*widths[:-1], widths[-1] - 1)
-    o = int(bias)
-    rank = widths[0] if r is None else _within("r", r, widths[0], "d")
-    most = min(widths[-1], rank + o)
-    K = "K - 1" if loss == "cross_entropy" else "K"
-    limit = f"min({K}, r + 1)" if bias else f"min({K}, r)"
-    return _Symbols(widths, rank, most if s is None else _within("s", s, most, limit), o)
-
-
-def _widths(dims: Sequence[int]) -> tuple[int, ...]:
-    widths = tuple(_integer("a width in dims", width) for width in dims)
-    if len(widths) < 2:
-        raise ValueError(
-            f"expected dims (d, M_1, ..., K) with at least d and K, got {widths}; "
-            "begin with the number of inputs and end with the number of outputs"
-        )
-    if min(widths) < 1:
-        raise ValueError(
-            f"expected widths of at least 1, got dims {widths}; leave out empty layers"
-        )
-    return widths
-
-
-def _integer(name: str, value: int) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(
-            f"expected {name} to be an integer, got {value!r} ({type(value).__name__}); pass an int"
-        ) from None
-
-
-def _within(name: str, value: int, most: int, limit: str) -> int:
-    number = _integer(name, value)
-    if not 0 <= number <= most:
-        raise ValueError(
-            f"expected {name} within 0 and {limit} = {most}, got {number}; "
-            "check it against dims, bias and loss"
-        )
-    return number

@@ -159,6 +159,23 @@ class TensorBoardWriter(_ClosingWriter):
         )
         self._write(event)
 
+    def write_image(self, step: int, tag: str, png: bytes) -> None:
+        """Writes a picture for TensorBoard's "Images" page.
+
+        Args:
+          step: the step that it shows.
+          tag: its name.
+          png: the bytes of a PNG file.
+
+        Raises:
+          OSError: where the file cannot be written.
+          ValueError: for bytes that are no PNG, and after `close`.
+        """
+        event = _events.image_event(tag, png, step, time.time())
+        if not self._started:
+            self.start(step)
+        self._write(event)
+
     def flush(self) -> None:
         """Nothing: each record has been handed over."""
 

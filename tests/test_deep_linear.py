@@ -107,11 +107,13 @@ def test_reduced_and_dense_engines_agree(seed):
         fast, dense = (
             spectra_of(problem, draw.params, name, reference) for name in ("deep_linear", "dense")
         )
-        scale = max(dense["H_L"][0], dense["H_f_fixed"][0])
+        scale = max(abs(dense["H_L"][0]), abs(dense["H_f_fixed"][0]))
         for part, want in dense.items():
             assert fast[part].shape == want.shape == (flat.p,)
             message = f"{structure} {draw} {part}"
-            np.testing.assert_allclose(fast[part], want, atol=1e-10 * scale, err_msg=message)
+            np.testing.assert_allclose(
+                np.sort(fast[part]), np.sort(want), atol=1e-10 * scale, err_msg=message
+            )
         counts, others = (spectra_to_ranks(s, flat, Tolerance()) for s in (fast, dense))
         for part, rank in counts.items():
             assert rank.rank == others[part].rank, (structure, draw, part)

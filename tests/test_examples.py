@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,56 @@ def test_quick_mode_keeps_its_claims(name, tmp_path):
     assert list((tmp_path / name).rglob("*tfevents*"))
 
 
+SUPPLEMENT = {
+    "rank_sweeps": ["S13", "S16", "S17", "S18", "S19"],
+    "simulated_ranks": ["S3", "S20"],
+    "plateaus": ["S4", "S5", "S6", "S7"],
+    "reconstruction_error": ["S21", "S25", "S29"],
+    "linear_counterparts": ["S30", "S33", "S34"],
+    "ntk_rank": ["S35"],
+}
+
+
+@pytest.mark.parametrize("name", SUPPLEMENT)
+def test_figures_of_the_supplement_keep_their_claims_and_resume(name, tmp_path):
+    options = ["--quick", "--jobs", "1", "--logdir", str(tmp_path), "--figure", *SUPPLEMENT[name]]
+    done = run(name, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "holds" in done.stdout
+    assert "FAILS" not in done.stdout
+    for figure in SUPPLEMENT[name]:
+        assert (tmp_path / f"{figure}.png").stat().st_size > 10_000
+        events = EventAccumulator(str(tmp_path / figure))
+        events.Reload()
+        assert events.summary_metadata[figure].plugin_data.plugin_name == "images"
+    files = {path: path.read_bytes() for path in tmp_path.rglob("rankmon.jsonl")}
+    assert len(files) >= len(SUPPLEMENT[name])
+    again = run(name, *options)
+    assert again.returncode == 0
+    assert {path: path.read_bytes() for path in files} == files  # nothing was measured twice
+
+
+def test_a_wrong_prediction_is_an_error(tmp_path):
+    options = ["--quick", "--jobs", "1", "--logdir", str(tmp_path), "--figure", "S10"]
+    assert run("rank_sweeps", *options).returncode == 0
+    path = tmp_path / "S10" / "width" / "rankmon.jsonl"
+    path.write_text(re.sub(r'"rank_theory/H_f": \d+', '"rank_theory/H_f": 1', path.read_text()))
+    done = run("rank_sweeps", *options)
+    assert done.returncode == 1
+    assert "FAILS  predicted ranks are measured: 2 mismatches" in done.stdout
+
+
+CIFAR = ROOT.parent / "shared" / "data" / "cifar10_jpeg_subset.npz"
+
+
+@pytest.mark.skipif(not CIFAR.exists(), reason="the CIFAR-10 subset is not beside the project")
+def test_predictions_hold_on_cifar(tmp_path):
+    options = ["--quick", "--jobs", "1", "--logdir", str(tmp_path), "--cifar-npz", str(CIFAR)]
+    done = run("rank_sweeps", *options, "--figure", "S8", "S19")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "holds  predicted ranks are measured: 0 mismatches" in done.stdout
+
+
 def test_the_benchmark_compares_and_draws(tmp_path):
     done = run("benchmark", "--quick", "--logdir", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -57,7 +108,7 @@ def test_a_training_loop_pays_what_is_promised(tmp_path):
     assert "wall time with / without the monitor" in (tmp_path / "benchmark_loop.txt").read_text()
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", [*SCRIPTS, *SUPPLEMENT])
 def test_scripts_are_short(name):
     assert len((ROOT / "examples" / f"{name}.py").read_text().splitlines()) < 120
 

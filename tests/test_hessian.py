@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from oracles import cases, dense_parts, mlp
-from rankmon import Problem, RankmonWarning, Tolerance, hessian_ranks, theory
+from rankmon import (
+    Problem,
+    RankmonWarning,
+    Tolerance,
+    hessian_ranks,
+    hessian_spectra,
+    predicted_ranks,
+    theory,
+)
 
 EPS = np.finfo(np.float64).eps
 CASES = {case.name: case for case in cases()}
@@ -195,3 +203,83 @@ def test_residuals_are_what_reference_takes():
     np.testing.assert_allclose(residuals, dense_parts(case)["delta"], atol=1e-14)
     ranks = hessian_ranks(problem, case.params, reference=residuals)
     assert ranks["H_f_fixed"] == ranks["H_f"]
+
+
+@pytest.mark.parametrize("engine", ["auto", "dense"])
+@pytest.mark.parametrize("name", ["linear-mse", "tanh-cross_entropy", "tanh-custom", "conv-mse"])
+def test_spectra_are_signed_eigenvalues_by_falling_magnitude(name, engine):
+    case = CASES[name]
+    problem = problem_of(case)
+    flat = problem.flat(case.params)
+    reference = np.random.default_rng(5).standard_normal((flat.positions, flat.k))
+    spectra = hessian_spectra(problem, case.params, reference=reference, engine=engine)
+    parts = dense_parts(case, reference)
+    assert list(spectra) == ["H_L", "H_o", "H_f", "H_f_fixed"]
+    for part, values in spectra.items():
+        assert np.all(np.diff(np.abs(values)) <= 0)
+        want = np.linalg.eigvalsh((parts[part] + parts[part].T) / 2)
+        atol = 1e-12 * np.abs(want).max()
+        np.testing.assert_allclose(np.sort(values), want, rtol=0, atol=atol)
+    assert list(hessian_spectra(problem, case.params)) == ["H_L", "H_o", "H_f"]
+
+
+def test_spectra_belong_to_the_caller():
+    case = CASES["linear-mse"]
+    problem = problem_of(case)
+    first = hessian_spectra(problem, case.params)
+    first["H_L"][:] = 0
+    assert hessian_spectra(problem, case.params)["H_L"][0] != 0
+
+
+def test_spectra_of_what_is_not_finite_are_nan():
+    case = CASES["linear-mse"]
+    broken = jax.tree.map(np.array, case.params)
+    broken[0]["w"][0, 0] = np.inf
+    spectra = hessian_spectra(problem_of(case), broken)
+    assert {part: values.shape for part, values in spectra.items()} == dict.fromkeys(
+        ("H_L", "H_o", "H_f"), (48,)
+    )
+    assert all(np.isnan(values).all() for values in spectra.values())
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+def test_predictions_are_at_the_measured_ranks(loss, bias):
+    dims, n = (9, 5, 6, 4), 7
+    apply, params = mlp(dims, bias=bias, seed=2)
+    x = np.random.default_rng(0).standard_normal((n, 9))
+    x -= x.mean(0)
+    y = np.arange(n) % 4 if loss == "cross_entropy" else np.eye(4)[np.arange(n) % 4]
+    problem = Problem(apply, loss=loss, inputs=x, targets=y)
+    found = predicted_ranks(problem, params)
+    assert (found.dims, found.bias, found.linear, found.full_rank) == (dims, bias, True, True)
+    assert found.r == n - 1  # n inputs with mean zero
+    design = np.hstack([x, np.ones((n, 1))]) if bias else x
+    omega = problem.residuals(params).T @ design
+    assert found.s.rank == np.linalg.matrix_rank(omega) == 4 - (loss == "cross_entropy")
+    measured = hessian_ranks(problem, params, engine="dense")
+    assert found.ranks == {part: rank.rank for part, rank in measured.items()}
+
+
+def test_predictions_say_what_they_rest_on():
+    apply, params = mlp((6, 4, 3), jnp.tanh)
+    x, y = np.random.default_rng(0).standard_normal((2, 20, 6))
+    problem = Problem(apply, loss="mse", inputs=x, targets=y[:, :3])
+    found = predicted_ranks(problem, params)
+    assert not found.linear
+    assert found.ranks["H_o"] == theory.rank_outer((6, 4, 3))
+    params[0]["w"][:, 1] = params[0]["w"][:, 0]
+    assert not predicted_ranks(problem, params).full_rank
+
+
+def test_what_theory_says_nothing_of_is_refused():
+    conv = CASES["conv-mse"]
+    with pytest.raises(ValueError, match="expected a stack of dense layers .* not recognized"):
+        predicted_ranks(problem_of(conv), conv.params)
+    custom = CASES["tanh-custom"]
+    with pytest.raises(ValueError, match="a loss by name, got loss custom:student_t"):
+        predicted_ranks(problem_of(custom), custom.params)
+    case = CASES["linear-mse"]
+    broken = jax.tree.map(lambda a: a * np.nan, case.params)
+    with pytest.raises(ValueError, match="expected finite parameters and outputs"):
+        predicted_ranks(problem_of(case), broken)

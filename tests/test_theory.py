@@ -483,6 +483,63 @@ def test_outer_bound_is_above_the_linear_formula() -> None:
             assert theory.rank_outer_bound(dims, r=r) >= theory.rank_outer(dims, r=r)
 
 
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+@pytest.mark.parametrize("dims", [(9, 3, 2), (9, 2, 2, 3), (12, 4, 3)], ids=str)
+@pytest.mark.parametrize("n", [1, 2])
+def test_loss_bound_holds_for_any_activation_and_is_met(
+    n: int, dims: tuple[int, ...], loss: str, bias: bool
+) -> None:
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(n)
+        shapes = [(m, d + bias) for d, m in zip(dims[:-1], dims[1:], strict=True)]
+        x, y = rng.standard_normal((n, dims[0])), rng.standard_normal((n, dims[-1]))
+        ends = np.cumsum([a * b for a, b in shapes])
+
+        def value(theta: jax.Array) -> jax.Array:
+            h = x
+            for i, (start, (a, b)) in enumerate(zip([0, *ends], shapes, strict=False)):
+                h = jnp.hstack([h, jnp.ones((n, 1))]) if bias else h
+                h = h @ theta[start : start + a * b].reshape(a, b).T
+                h = jnp.tanh(h) if i + 1 < len(shapes) else h
+            if loss == "mse":
+                return 0.5 * jnp.sum((h - y) ** 2)
+            return -jnp.sum(jax.nn.log_softmax(h)[:, 0])
+
+        H = np.asarray(jax.hessian(value)(jnp.asarray(rng.standard_normal(ends[-1]))))
+    values = np.abs(np.linalg.eigvalsh(H))
+    rank = int(np.sum(values > 1e-11 * values.max()))
+    bound = theory.rank_loss_bound(dims, n=n, loss=loss)
+    assert rank <= bound
+    if n == 1 and bias:
+        assert rank == bound
+
+
+def test_loss_bound_grows_with_the_sample() -> None:
+    assert theory.rank_loss_bound((64, 30, 20, 10), n=200) == 200 * (10 + 2 * 50)
+    assert theory.rank_loss_bound((5, 3), n=4) == 12
+    with pytest.raises(ValueError, match="expected at least n = 1 example, got 0"):
+        theory.rank_loss_bound((5, 4, 3), n=0)
+    with pytest.raises(TypeError, match="expected n to be an integer"):
+        theory.rank_loss_bound((5, 4, 3), n=2.5)
+
+
+@ALL_BIASES
+def test_rank_per_parameter_is_what_its_name_says(bias: bool) -> None:
+    for dims in GRID[::11]:
+        shares = theory.rank_per_parameter(dims, bias=bias)
+        p = theory.number_of_parameters(dims, bias=bias)
+        assert shares["H_L"] * p == pytest.approx(theory.rank_loss(dims, bias=bias))
+        assert shares["H_o"] * p == pytest.approx(theory.rank_outer(dims, bias=bias))
+        assert shares["H_f"] * p == pytest.approx(theory.rank_functional(dims, bias=bias))
+
+
+def test_rank_per_parameter_of_figure_s20() -> None:
+    shares = theory.rank_per_parameter((2352, 5000, 5000, 5000, 10))
+    assert shares["H_f"] * 61_810_000 == pytest.approx(2 * 10 * 15000 + 2 * 10 * 10 - 4 * 100)
+    assert shares["H_o"] * 61_810_000 == pytest.approx(10 * 2352)
+
+
 @ALL_BIASES
 def test_number_of_parameters_bounds_every_rank(bias: bool) -> None:
     for L in DEPTHS:

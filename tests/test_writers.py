@@ -1,6 +1,7 @@
 """Written files, read back with TensorBoard's own readers, its server, and plain JSON."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -17,10 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_accumulator import (
     EventAccumulator as ServerAccumulator,
 )
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_BLOB_SEQUENCE as BLOB_SEQUENCE
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.util import tensor_util
 
@@ -94,6 +97,27 @@ def test_scalars_histograms_tensors_and_texts_read_back(tmp_path):
     (layout,) = events.Tensors("custom_scalars__config__")
     read = layout_pb2.Layout.FromString(tensor_util.make_ndarray(layout.tensor_proto).item())
     assert read == LAYOUT
+
+
+def png_of(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), (200, 30, 30)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_pictures_read_back(tmp_path):
+    png = png_of(7, 5)
+    with TensorBoardWriter(tmp_path) as writer:
+        writer.write_image(3, "figures/S8", png)
+        with pytest.raises(ValueError, match="expected the bytes of a PNG, got 3 bytes"):
+            writer.write_image(4, "figures/S8", b"GIF")
+    events = legacy_events(tmp_path)
+    (event,) = events.Tensors("figures/S8")
+    assert event.step == 3
+    assert tensor_util.make_ndarray(event.tensor_proto).tolist() == [b"7", b"5", png]
+    metadata = events.summary_metadata["figures/S8"]
+    assert metadata.plugin_data.plugin_name == "images"
+    assert server_events(tmp_path).summary_metadata["figures/S8"].data_class == BLOB_SEQUENCE
 
 
 def test_every_record_is_in_the_file_as_soon_as_write_returns(tmp_path):
@@ -317,6 +341,7 @@ def test_the_server_shows_the_run(tmp_path, load_fast):
             writer.start(first)
             for step in steps:
                 writer.write(record(step, rank=NAN if step == 25 else 100 + step, size=step))
+            writer.write_image(first, "figures/S8", png_of(7, 5))
     with tensorboard_server(tmp_path / "logs", load_fast=load_fast) as address:
         one = {"run": "run", "tag": "rank/H_L"}
         fetch_until(address, "scalars/tags", lambda tags: "rank/H_L" in tags.get("run", {}))
@@ -329,6 +354,12 @@ def test_the_server_shows_the_run(tmp_path, load_fast):
         spectra = fetch(address, "histograms/histograms", run="run", tag="spectrum/H_L")
         texts = fetch(address, "text/text", run="run", tag="rankmon/card")
         assert fetch(address, "text/tags") == {"run": ["rankmon/card"]}
+        assert list(fetch(address, "images/tags")["run"]) == ["figures/S8"]
+        pictures = fetch(address, "images/images", run="run", tag="figures/S8", sample=0)
+        key = f"{address}data/plugin/images/individualImage?{pictures[-1]['query']}"
+        with urllib.request.urlopen(key, timeout=30) as response:
+            assert response.read() == png_of(7, 5)
+    assert [picture["step"] for picture in pictures] == [0, 15]
     assert [(step, rank) for _, step, rank in points] == [
         (0, 100.0), (10, 110.0), (15, 115.0), (25, "NaN"), (35, 135.0)
     ]  # fmt: skip

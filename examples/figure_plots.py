@@ -1,0 +1,204 @@
+"""The pictures of the supplement's figures, from records and spectra; nothing is measured here."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.lines import Line2D
+
+from plotting import LAYERS, PARTS, plt, series
+from rankmon import Record
+from rankmon.spectral_theory import PlateauMatch
+
+SWEEPS = {"samples": "examples N", "width": "hidden width M", "depth": "hidden layers"}
+THREE = ("H_L", "H_o", "H_f")
+NONLINEAR = "#D55E00"
+
+
+def save_rank_sweep(panels: Mapping[str, Sequence[Record]], path: Path, *, title: str) -> None:
+    """Figures S8 to S19: rank over sample size, rank/#params over width and depth.
+
+    Lines are counts by automatic differentiation, circles predictions, bands low to high. Where the
+    sample size bounds the rank of the inputs the background is gray.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(11, 3.6))
+    for ax, (name, records) in zip(axes, panels.items(), strict=True):
+        tag = "rank" if name == "samples" else "rank_per_parameter"
+        steps, parameters = series(records, "p")
+        scale = np.ones(len(steps)) if name == "samples" else parameters
+        for part in THREE:
+            label, color, _, width = PARTS[part]
+            low, high, predicted = (
+                series(records, f"{kind}/{part}")[1] / scale
+                for kind in ("rank_low_autodiff", "rank_high_autodiff", "rank_theory")
+            )
+            ax.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
+            counts = series(records, f"{tag}_autodiff/{part}")[1]
+            ax.plot(steps, counts, color=color, lw=width, label=f"{label} measured")
+            ax.plot(steps, predicted, "o", color=color, mfc="white", ms=6, zorder=5)
+        few = steps[series(records, "r")[1] < series(records, "d")[1]]
+        if len(few):
+            ax.axvspan(0, few[-1], color="#f1f1f1", zorder=0)
+            ax.text(few[-1], 0.02, " r < d", transform=ax.get_xaxis_transform(), color="#777777",
+                    fontsize=9, ha="right")  # fmt: skip
+        ax.set(xlabel=SWEEPS[name], ylim=(0, None), xlim=(0, steps[-1] * 1.03))
+        ax.set_ylabel("rank" if name == "samples" else "rank / #params")
+        if name == "depth":
+            ax.set_xticks(steps)
+    handles, _ = axes[0].get_legend_handles_labels()
+    circle = Line2D([], [], ls="", marker="o", color="#666666", mfc="white", label="predicted")
+    figure.legend(handles=[*handles, circle], loc="outside lower center", ncols=4)
+    figure.suptitle(title)
+    save(figure, path)
+
+
+def save_simulated(
+    panels: Sequence[tuple[str, Sequence[int], Mapping[str, Sequence[float]]]],
+    path: Path,
+    *,
+    title: str,
+) -> None:
+    """Figures S3 and S20: rank/#params from the closed forms.
+
+    Args:
+        panels: for each, the swept variable's name, its values, and the curves by label.
+        path: the PNG to write.
+        title: above the panels.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(5.4 * len(panels), 3.8), squeeze=False)
+    for ax, (name, values, curves) in zip(axes[0], panels, strict=True):
+        for (label, shares), color in zip(curves.items(), ("#000000", *LAYERS[:3]), strict=False):
+            known = next((PARTS[p] for p in THREE if PARTS[p][0] == label), None)
+            style = "--" if "without" in label else "-"
+            ax.plot(values, shares, style, color=known[1] if known else color,
+                    lw=known[3] if known else 2.4, label=label)  # fmt: skip
+        ax.set(xlabel=name, ylabel="rank / #params", ylim=(0, None))
+        ax.legend(loc="upper right")
+    figure.suptitle(title)
+    save(figure, path)
+
+
+def save_plateaus(
+    panels: Sequence[tuple[str, np.ndarray, Sequence[PlateauMatch]]],
+    path: Path,
+    *,
+    title: str,
+    signed: bool,
+) -> None:
+    """Figures S4 to S7: eigenvalues in order, with the plateaus predicted as lines.
+
+    Args:
+        panels: for each, its title, the eigenvalues that are not zero, the plateaus among them.
+        path: the PNG to write.
+        title: above the panels.
+        signed: whether eigenvalues have both signs, on a linear axis; else a logarithmic one.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(11, 3.7))
+    for ax, (name, values, matches) in zip(axes, panels, strict=True):
+        values = np.sort(values)[::-1]
+        for match in matches:
+            ax.axhline(match.level, color=LAYERS[1], lw=1, ls="--", zorder=1)
+            on = np.flatnonzero(np.abs(values - match.level) <= match.tolerance * abs(match.level))
+            ax.plot(on + 1, values[on], color=LAYERS[1], lw=6, alpha=0.35, solid_capstyle="butt")
+        ax.plot(np.arange(1, len(values) + 1), values, ".", color="#000000", ms=3.5)
+        ax.set(title=name, xlabel="index of the eigenvalue")
+        if not signed:
+            ax.set_yscale("log")
+        ax.grid(visible=False)
+    axes[0].set_ylabel("eigenvalue")
+    handles = [
+        Line2D([], [], ls="", marker=".", color="#000000", label="measured"),
+        Line2D([], [], ls="--", color=LAYERS[1], label="plateau predicted"),
+        Line2D([], [], lw=6, alpha=0.35, color=LAYERS[1], label="eigenvalues on it, to 1e-9"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    figure.suptitle(title)
+    save(figure, path)
+
+
+def save_reconstruction(
+    errors: np.ndarray, lines: Mapping[str, int], path: Path, *, title: str
+) -> None:
+    """Figures S21 to S29: error of the best approximation over its rank, and three cut-offs.
+
+    Args:
+        errors: shares of the Frobenius norm for k = 0, 1, ..., p.
+        lines: label -> rank; what is beyond p is told and not drawn.
+        path: the PNG to write.
+        title: above.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.0))
+    p = len(errors) - 1
+    percent = 100 * errors
+    styles = dict(zip(lines, (("#0072B2", "-."), ("#D55E00", "--"), ("#777777", ":")), strict=True))
+    for ax in (left, right):
+        ax.plot(np.arange(p + 1), percent, color="#000000", lw=2.2)
+        for label, rank in lines.items():
+            color, style = styles[label]
+            where = f"{rank:,}" if rank <= p else f"{rank:,}, beyond p = {p:,}"
+            ax.axvline(min(rank, p), color=color, ls=style, lw=1.6, label=f"{label}: {where}")
+        ax.set(xlabel="eigenvectors kept", xlim=(0, p * 1.01))
+    left.set(ylabel="error of the approximation, %", ylim=(0, 102))
+    right.set_yscale("log")
+    right.set_ylim(1e-8, 200)
+    handles, _ = left.get_legend_handles_labels()
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    figure.suptitle(title)
+    save(figure, path)
+
+
+def save_counterparts(
+    linear: Record, nonlinear: Record, path: Path, *, title: str, name: str
+) -> None:
+    """Figures S30 to S34: spectra of the linear and the non-linear network, and the bulk's size.
+
+    Args:
+        linear: spectra of the linear network, and its predicted ranks.
+        nonlinear: spectra of the other one.
+        path: the PNG to write.
+        title: above the panels.
+        name: of the activation.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.8), sharey=True)
+    for ax, part in zip(axes, ("H_L", "H_f", "H_o"), strict=True):
+        curves = [record.arrays[f"spectrum/{part}"] for record in (nonlinear, linear)]
+        largest = max(curve[0] for curve in curves)
+        styles = ((NONLINEAR, name, 2.6), ("#0072B2", "linear", 1.6))
+        for curve, (color, label, width) in zip(curves, styles, strict=True):
+            ax.plot(np.arange(1, len(curve) + 1), curve - largest, color=color, lw=width,
+                    label=label)  # fmt: skip
+        at = linear.scalars[f"rank_theory/{part}"]
+        ax.axvline(at, color="#000000", ls="--", lw=1.2, label="predicted bulk")
+        ax.text(at, 0.9, f" {at:,.0f}", va="center", fontsize=9.5)
+        ax.set(title=PARTS[part][0], xlabel="index", ylim=(-20, 1.6))
+    axes[0].set_ylabel("log10 of |eigenvalue| / largest")
+    handles, _ = axes[0].get_legend_handles_labels()
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    figure.suptitle(title)
+    save(figure, path)
+
+
+def save_ntk(panels: Mapping[str, Sequence[Record]], path: Path, *, title: str) -> None:
+    """Figure S35: the kernel's rank over sample size, a panel a data set."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(11, 3.5), sharey=True)
+    for ax, (name, records) in zip(axes, panels.items(), strict=True):
+        steps, counts = series(records, "rank_autodiff/NTK")
+        low, high, predicted = (
+            series(records, f"{kind}/NTK")[1]
+            for kind in ("rank_low_autodiff", "rank_high_autodiff", "rank_theory")
+        )
+        ax.fill_between(steps, low, high, color="#000000", alpha=0.15, linewidth=0)
+        ax.plot(steps, counts, color="#000000", lw=2.6, label="measured")
+        ax.plot(steps, predicted, "o", color="#D55E00", mfc="white", ms=6, label="predicted")
+        ax.set(title=name, xlabel="examples N", ylim=(0, None), xlim=(0, None))
+    axes[0].set_ylabel("rank of the NTK")
+    axes[-1].legend(loc="lower right")
+    figure.suptitle(title)
+    save(figure, path)
+
+
+def save(figure: plt.Figure, path: Path) -> None:
+    """Writes the PNG at a modest size."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)

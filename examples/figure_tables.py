@@ -1,0 +1,105 @@
+"""Measured against predicted: counts, table and verdict of the supplement's rank sweeps."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rankmon import Record
+
+PARTS = ("H_L", "H_o", "H_f")
+WAYS = ("", "_autodiff")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How many predicted ranks were met.
+
+    Attributes:
+        ranks: predictions compared.
+        exact: those that every engine's count equals.
+        interval: those that some count misses, but every engine's [low, high] contains.
+        mismatches: those outside some [low, high], or missed where low = high.
+        outside: predictions left out, since a weight has not full rank (Assumption A1).
+        few: those among the compared whose sample size bounds the rank of the inputs, r < d.
+    """
+
+    ranks: int = 0
+    exact: int = 0
+    interval: int = 0
+    mismatches: int = 0
+    outside: int = 0
+    few: int = 0
+
+    def __add__(self, other: "Verdict") -> "Verdict":
+        mine, theirs = vars(self), vars(other)
+        return Verdict(**{name: mine[name] + theirs[name] for name in mine})
+
+
+def rank_verdict(records: Sequence[Record]) -> Verdict:
+    """The verdict on a run that holds ranks of every part by both engines, and predictions."""
+    return sum((_of_one(r.scalars, part) for r in records for part in PARTS), Verdict())
+
+
+def _of_one(scalars: Mapping[str, float], part: str) -> Verdict:
+    if not scalars["full_rank"]:
+        return Verdict(outside=1)
+    predicted = scalars[f"rank_theory/{part}"]
+    counts = [scalars[f"rank{way}/{part}"] for way in WAYS]
+    margins = [(scalars[f"rank_low{w}/{part}"], scalars[f"rank_high{w}/{part}"]) for w in WAYS]
+    exact = all(count == predicted for count in counts)
+    inside = all(low <= predicted <= high for low, high in margins)
+    return Verdict(
+        ranks=1,
+        exact=int(exact),
+        interval=int(inside and not exact),
+        mismatches=int(not inside),
+        few=int(scalars["r"] < scalars["d"]),
+    )
+
+
+def report(runs: Mapping[tuple[str, str], Sequence[Record]], folder: Path) -> None:
+    """Prints every point and the verdicts, keeps both, and leaves with an error at a mismatch.
+
+    Args:
+        runs: records by figure and panel.
+        folder: where the table is kept.
+    """
+    verdicts: dict[str, Verdict] = {}
+    for (figure, _), records in runs.items():
+        verdicts[figure] = verdicts.get(figure, Verdict()) + rank_verdict(records)
+    total = sum(verdicts.values(), Verdict())
+    points = [_point(*key, record) for key, records in runs.items() for record in records]
+    text = "\n".join([*_heading(), *points, "", *_verdict_lines(verdicts | {"all": total})])
+    print(f"\n{text}\n")
+    (folder / "table.txt").write_text(text + "\n")
+    holds = not total.mismatches
+    claim = f"predicted ranks are measured: {total.mismatches} mismatches"
+    print(f"{'holds' if holds else 'FAILS':>6}  {claim}")
+    if not holds or not total.ranks:
+        raise SystemExit(1)
+
+
+def _heading() -> list[str]:
+    parts = "".join(f"{part + ': theory, reduced, autodiff':>32}" for part in PARTS)
+    return [f"{'':6}{'':9}{'':5}{'p':>6}{'r':>4}{'s':>4}{parts}"]
+
+
+def _point(figure: str, panel: str, record: Record) -> str:
+    scalars = record.scalars
+    p, r, s = (int(scalars[tag]) for tag in ("p", "r", "rank/Omega"))
+    line = f"{figure:6}{panel:9}{record.step:5}{p:6}{r:4}{s:4}"
+    for part in PARTS:
+        verdict = _of_one(scalars, part)
+        mark = "!" if verdict.mismatches else "~" if verdict.interval else " "
+        counts = (scalars[f"{tag}/{part}"] for tag in ("rank_theory", "rank", "rank_autodiff"))
+        line += f"{'':8}" + "".join(f"{count:8g}" for count in counts) + mark[:1]
+    return line + ("  r < d" if r < scalars["d"] else "")
+
+
+def _verdict_lines(verdicts: Mapping[str, Verdict]) -> list[str]:
+    names = list(vars(Verdict()))
+    rows = [
+        f"{figure:6}" + "".join(f"{vars(verdict)[name]:12}" for name in names)
+        for figure, verdict in verdicts.items()
+    ]
+    return [f"{'':6}" + "".join(f"{name:>12}" for name in names), *rows]

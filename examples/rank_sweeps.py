@@ -1,0 +1,118 @@
+"""Figures S8 to S19: the ranks of deep linear networks over sample size, width and depth.
+
+At every point the ranks of H_L, H_o and H_f at initialization, by the exact reduction and by
+automatic differentiation alone, beside the closed forms at the measured ranks of inputs and Omega.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import jax
+
+import rankmon
+from figure_plots import save_rank_sweep
+from figure_runs import Sweep, Task, images, parse_options, rank_scalars, show, swept
+from figure_tables import report
+from networks import affine, initial_weights, linear, with_biases
+
+jax.config.update("jax_enable_x64", True)
+
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the panels of one figure have in common."""
+
+    dataset: str
+    loss: str = "mse"
+    initializer: str = "Glorot"
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One sweep: side of the images, and hidden widths and sample size at each value."""
+
+    side: int
+    hidden: Callable[[int], Sequence[int]]
+    samples: Callable[[int], int]
+    values: Sequence[int]
+
+
+FIGURES = {
+    "S8": Setting("cifar10"),
+    "S9": Setting("fashion_mnist"),
+    "S10": Setting("mnist"),
+    "S11": Setting("cifar10", "cross_entropy"),
+    "S12": Setting("fashion_mnist", "cross_entropy"),
+    "S13": Setting("mnist", "cross_entropy"),
+    "S14": Setting("cifar10", "cosh"),
+    "S15": Setting("fashion_mnist", "cosh"),
+    "S16": Setting("mnist", "cosh"),
+    "S17": Setting("cifar10", initializer="uniform"),
+    "S18": Setting("cifar10", initializer="orthogonal"),
+    "S19": Setting("cifar10", bias=True),
+}
+PANELS = {
+    "samples": Panel(8, lambda n: (50, 20, 20, 20), lambda n: n, (10, 20, 40, 65, 120, 300)),
+    "width": Panel(8, lambda m: (m, m), lambda m: 300, (5, 10, 15, 20, 25, 30, 40)),
+    "depth": Panel(4, lambda h: (25,) * h, lambda h: 300, (1, 2, 3, 4, 5, 6, 7)),
+}
+QUICK_PANELS = {
+    "samples": Panel(3, lambda n: (6, 4, 5), lambda n: n, (6, 12, 40)),
+    "width": Panel(3, lambda m: (m, m), lambda m: 40, (3, 12)),
+    "depth": Panel(3, lambda h: (5,) * h, lambda h: 40, (1, 3)),
+}
+
+
+def measure(task: Task):
+    """Ranks by both engines, predictions, and what the predictions rest on, at one point."""
+    setting, options = FIGURES[task.figure], task.options
+    panel = (QUICK_PANELS if options.quick else PANELS)[task.panel]
+    x, labels = images(setting.dataset, panel.side, panel.samples(task.value), options)
+    dims = (x.shape[1], *panel.hidden(task.value), CLASSES)
+    key, bias_key = jax.random.split(jax.random.key(options.seed))
+    network, params = linear, initial_weights(key, dims, setting.initializer)
+    if setting.bias:
+        network, params = affine, with_biases(bias_key, params)
+    targets = labels if setting.loss == "cross_entropy" else jax.nn.one_hot(labels, CLASSES)
+    problem = rankmon.Problem(network, loss=setting.loss, inputs=x, targets=targets)
+
+    theory = rankmon.predicted_ranks(problem, params)
+    p = rankmon.theory.number_of_parameters(dims, bias=setting.bias)
+    scalars = {"r": theory.r, "d": x.shape[1], "p": p, "full_rank": float(theory.full_rank)}
+    scalars["rank/Omega"] = theory.s.rank
+    for suffix, engine in (("", "deep_linear"), ("_autodiff", "dense")):
+        ranks = rankmon.hessian_ranks(problem, params, engine=engine)
+        scalars |= rank_scalars(ranks, suffix)
+    for part, predicted in theory.ranks.items():
+        scalars[f"rank_theory/{part}"] = predicted
+        scalars[f"rank_per_parameter/{part}"] = scalars[f"rank/{part}"] / p
+    jax.clear_caches()  # no later point has these shapes
+    return scalars, {}
+
+
+def main() -> None:
+    """Measures what is missing, draws, and checks every point."""
+    options = parse_options(__doc__, "rank_sweeps", FIGURES)
+    panels = QUICK_PANELS if options.quick else PANELS
+    for figure in options.figure:  # what is not prepared fails here, not an hour later
+        images(FIGURES[figure].dataset, 4, 300, options)
+    sweeps = {
+        (figure, name): Sweep(asdict(FIGURES[figure]), panel.values)
+        for figure in options.figure
+        for name, panel in panels.items()
+    }
+    found = swept(sweeps, measure, options)
+    for figure in options.figure:
+        records = {name: found[figure, name] for name in panels}
+        setting, png = FIGURES[figure], options.logdir / f"{figure}.png"
+        title = f"Figure {figure}: {setting.dataset}, {setting.loss}, {setting.initializer} weights"
+        save_rank_sweep(records, png, title=title + ", biases" * setting.bias)
+        show(options.logdir / figure, png)
+    report(found, options.logdir)
+
+
+if __name__ == "__main__":
+    main()

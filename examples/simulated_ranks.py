@@ -1,0 +1,91 @@
+"""Figures S3 and S20: rank/#params over depth and width, from the closed forms alone.
+
+S3: M = 1000, d = r = 784, K = 100, with and without biases. S20: r = 2352, four layers over width,
+and hidden width 5000 over depth; its K is not stated, and is 10 here (CIFAR-10's).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from figure_plots import save_simulated
+from figure_runs import Sweep, Task, parse_options, show, swept
+from plotting import PARTS, check
+from rankmon.theory import rank_per_parameter
+
+
+@dataclass(frozen=True)
+class Family:
+    """The widths of the network at each value of the variable on the axis."""
+
+    axis: str
+    dims: Callable[[int], Sequence[int]]
+    values: Sequence[int]
+    bias: bool = False
+
+
+LAYERS = ("hidden layers", range(1, 51))
+FIGURES = {
+    "S3": {
+        "without biases": Family(LAYERS[0], lambda h: (784, *[1000] * h, 100), LAYERS[1]),
+        "with biases": Family(LAYERS[0], lambda h: (784, *[1000] * h, 100), LAYERS[1], True),
+    },
+    "S20": {
+        "width": Family("hidden width M", lambda m: (2352, m, m, m, 10), range(20, 5001, 20)),
+        "depth": Family(LAYERS[0], lambda h: (2352, *[5000] * h, 10), LAYERS[1]),
+    },
+}
+
+
+def measure(task: Task):
+    """The shares of H_L, H_o and H_f."""
+    family = FIGURES[task.figure][task.panel]
+    shares = rank_per_parameter(family.dims(task.value), bias=family.bias)
+    return {f"rank_per_parameter/{part}": share for part, share in shares.items()}, {}
+
+
+def main() -> None:
+    """Evaluates, draws, and checks what the figures show."""
+    options = parse_options(__doc__, "simulated_ranks", FIGURES)
+    options.jobs = 1  # formulas take less time than a process
+    found = swept(
+        {
+            (figure, name): Sweep({"dims": family.dims(3)}, family.values)
+            for figure in options.figure
+            for name, family in FIGURES[figure].items()
+        },
+        measure,
+        options,
+    )
+
+    def curve(figure: str, panel: str, part: str) -> list[float]:
+        return [r.scalars[f"rank_per_parameter/{part}"] for r in found[figure, panel]]
+
+    claims = {}
+    for figure in options.figure:
+        families = FIGURES[figure]
+        if figure == "S3":
+            curves = {name: curve(figure, name, "H_L") for name in families}
+            panels = [(*LAYERS, curves)]
+            claims["S3: biases lower rank/#params of H_L at every depth"] = all(
+                low < high for high, low in zip(*curves.values(), strict=True)
+            )
+        else:
+            panels = [
+                (family.axis, family.values, {PARTS[p][0]: curve(figure, name, p) for p in PARTS
+                                              if p != "H_f_fixed"})
+                for name, family in families.items()
+            ]  # fmt: skip
+            outer, functional = (curve(figure, "width", part) for part in ("H_o", "H_f"))
+            leads = [f > o for f, o in zip(functional, outer, strict=True)]
+            crossing = families["width"].values[leads.index(True)]
+            claims[f"S20: H_o leads at first, H_f from M = {crossing} on"] = not leads[
+                0
+            ] and leads == sorted(leads)
+        png = options.logdir / f"{figure}.png"
+        save_simulated(panels, png, title=f"Figure {figure}: from the closed forms")
+        show(options.logdir / figure, png)
+    check(claims)
+
+
+if __name__ == "__main__":
+    main()

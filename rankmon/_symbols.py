@@ -1,0 +1,145 @@
+"""The symbols of the closed forms, checked: widths, r, s, and what follows from them; no formula.
+
+They are those of arXiv 2106.16225, declared in `theory`, where the formulas are.
+"""
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_LOSSES = ("mse", "cosh", "cross_entropy")
+
+
+@dataclass(frozen=True)
+class Symbols:
+    """The quantities that the formulas are written in, layers counted from 1 as in the paper.
+
+    Attributes:
+      M: (M_0, ..., M_L) = (d, ..., K), where K is already K - 1 under cross entropy.
+      r: rank of the inputs; with biases, of the centered inputs.
+      s: rank of Omega.
+      o: 1 with biases, 0 without.
+    """
+
+    M: tuple[int, ...]
+    r: int
+    s: int
+    o: int
+
+    @property
+    def L(self) -> int:
+        return len(self.M) - 1
+
+    @property
+    def K(self) -> int:
+        return self.M[-1]
+
+    @property
+    def q(self) -> int:
+        return min(self.r, *self.M[1:])
+
+    @property
+    def qh(self) -> int:
+        return min(self.q, self.s)
+
+    def narrowest(self, first: int, last: int) -> int:
+        """min(M_first, ..., M_last)."""
+        return min(self.M[first : last + 1])
+
+    def rho(self, layer: int) -> int:
+        """Rank of W^{layer-1:1} on the data: rho_1 = r."""
+        return min(self.r, *self.M[1:layer]) if layer > 1 else self.r
+
+    def u(self, layer: int) -> int:
+        """Rank of W^{L:layer+1}: u_L = K."""
+        return self.narrowest(layer, self.L)
+
+    def a(self, layer: int, j: int) -> int:
+        """Rank that Omega passes to `layer` from the earlier layer j; 0 at j = layer."""
+        return min(self.u(layer), self.s, self.rho(j) + self.o) if j < layer else 0
+
+    def f(self, layer: int, k: int) -> int:
+        """Rank that Omega passes to `layer` from the later layer k; 0 at k = layer."""
+        return min(self.rho(layer) + self.o, self.s, self.u(k)) if k > layer else 0
+
+    def left(self, layer: int) -> int:
+        """Dimension of what the earlier layers span in column block `layer` of H_f."""
+        return sum(
+            (self.a(layer, j) - self.a(layer, j + 1)) * self.narrowest(j, layer - 1)
+            for j in range(1, layer)
+        )
+
+    def right(self, layer: int) -> int:
+        """Dimension of what the later layers span in column block `layer` of H_f."""
+        return sum(
+            (self.f(layer, k) - self.f(layer, k - 1)) * self.narrowest(layer, k - 1)
+            for k in range(layer + 1, self.L + 1)
+        )
+
+    def overlap(self, layer: int) -> int:
+        """Dimension in which the two meet; 0 for the first and the last layer."""
+        return self.a(layer, 1) * max(self.f(layer, self.L) - self.o, 0)
+
+
+def symbols_of(dims: Sequence[int], r: int | None, s: int | None, bias: bool, loss: str) -> Symbols:
+    """The symbols of a network, as the functions of `theory` take and default them.
+
+    Raises:
+      TypeError: for widths or ranks that are not integers.
+      ValueError: for widths, ranks or a loss out of range.
+    """
+    widths = widths_of(dims)
+    if loss not in _LOSSES:
+        raise ValueError(
+            f"expected loss to be one of {_LOSSES}, got {loss!r}; for a custom loss with a "
+            'non-singular output Hessian pass "mse"'
+        )
+    if loss == "cross_entropy":
+        if widths[-1] < 2:
+            raise ValueError(
+                "expected at least 2 outputs for cross entropy, got K = 1; its loss is constant: "
+                "add the second class's output"
+            )
+        widths = (*widths[:-1], widths[-1] - 1)
+    o = int(bias)
+    rank = widths[0] if r is None else within("r", r, widths[0], "d")
+    most = min(widths[-1], rank + o)
+    K = "K - 1" if loss == "cross_entropy" else "K"
+    limit = f"min({K}, r + 1)" if bias else f"min({K}, r)"
+    return Symbols(widths, rank, most if s is None else within("s", s, most, limit), o)
+
+
+def widths_of(dims: Sequence[int]) -> tuple[int, ...]:
+    """The widths as integers of at least 1, two or more of them; raises otherwise."""
+    widths = tuple(integer("a width in dims", width) for width in dims)
+    if len(widths) < 2:
+        raise ValueError(
+            f"expected dims (d, M_1, ..., K) with at least d and K, got {widths}; "
+            "begin with the number of inputs and end with the number of outputs"
+        )
+    if min(widths) < 1:
+        raise ValueError(
+            f"expected widths of at least 1, got dims {widths}; leave out empty layers"
+        )
+    return widths
+
+
+def integer(name: str, value: int) -> int:
+    """The value as an integer; raises TypeError where it is none."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"expected {name} to be an integer, got {value!r} ({type(value).__name__}); pass an int"
+        ) from None
+
+
+def within(name: str, value: int, most: int, limit: str) -> int:
+    """The value as an integer from 0 to `most`, which the error calls `limit`."""
+    number = integer(name, value)
+    if not 0 <= number <= most:
+        raise ValueError(
+            f"expected {name} within 0 and {limit} = {most}, got {number}; "
+            "check it against dims, bias and loss"
+        )
+    return number

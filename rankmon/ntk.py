@@ -1,0 +1,149 @@
+"""The neural tangent kernel at given parameters: its Gram matrix on the probe batch, and its rank.
+
+With J = dF/dtheta, a row for each output of each example, the empirical kernel is J J^T: entry
+(i c, j d) is <dF_c(x_i)/dtheta, dF_d(x_j)/dtheta>. No loss, no residual and no weight of an example
+enters.
+"""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from rankmon._precision import DOUBLE
+from rankmon.contraction import StackJacobian
+from rankmon.jacobian import BatchJacobian, ExampleJacobians
+from rankmon.parts import DEFAULT_MEMORY_LIMIT, bytes_text
+from rankmon.problem import FlatProblem, Problem
+from rankmon.rank import NumericalRank, Tolerance, as_tolerance, numerical_rank, undefined_rank
+from rankmon.spectrum import singular_values
+from rankmon.stack import recognized_stack
+
+ENGINES = ("auto", "stack", "dense")
+# J, LAPACK's copy of it, and one for the rows that come in another order.
+_JACOBIANS_ALIVE = 3
+
+
+def ntk_gram(
+    problem: Problem,
+    params: Any,
+    *,
+    engine: str = "auto",
+    memory_limit: int = DEFAULT_MEMORY_LIMIT,
+) -> Float[np.ndarray, "nk nk"]:
+    """The Gram matrix J J^T of the empirical neural tangent kernel, in float64.
+
+    Args:
+      problem: network and probe batch; its loss, targets and weights do not enter.
+      params: the parameters, any pytree of arrays.
+      engine: "stack" (dense layers with elementwise activations), "dense" (any network, by
+        automatic differentiation), or "auto", the first that applies.
+      memory_limit: bytes for the Jacobian and what is made of it.
+
+    Returns:
+      [N k, N k], the outputs of one example side by side; NaN or infinite where the network is.
+
+    Raises:
+      TypeError, ValueError: for input that does not fit, before anything is computed.
+      MemoryError: where the Jacobian does not fit in memory_limit.
+
+    Source: arXiv 2106.16225, section S9.5.
+    """
+    _, J = _jacobian(problem, params, engine, memory_limit)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return J @ J.T
+
+
+def ntk_rank(
+    problem: Problem,
+    params: Any,
+    *,
+    tolerance: Tolerance | None = None,
+    engine: str = "auto",
+    memory_limit: int = DEFAULT_MEMORY_LIMIT,
+) -> NumericalRank:
+    """The rank of the neural tangent kernel's Gram matrix, counted from J's singular values.
+
+    rank J J^T = rank J, and J's singular values keep the digits that their squares, the eigenvalues
+    of the Gram matrix, lose. The cut is max(N k, p) * eps * ||J||_2. For a deep linear network with
+    one output theory says rank J = `theory.rank_outer(dims, r=r)`, r the rank of the N inputs.
+
+    Args:
+      problem: network and probe batch; its loss, targets and weights do not enter.
+      params: the parameters, any pytree of arrays.
+      tolerance: another cut, in the units of J's singular values.
+      engine: as for `ntk_gram`.
+      memory_limit: bytes for the Jacobian and what is made of it.
+
+    Returns:
+      The rank with its margin; `size` is min(N k, p), `rank` None where J is not finite.
+
+    Raises:
+      TypeError, ValueError: for input that does not fit, before anything is computed.
+      MemoryError: where the Jacobian does not fit in memory_limit.
+
+    Source: arXiv 2106.16225, section S9.5.
+    """
+    tolerance = as_tolerance(tolerance)
+    flat, J = _jacobian(problem, params, engine, memory_limit)
+    if not np.all(np.isfinite(J)):
+        return undefined_rank(min(J.shape))
+    values = singular_values(J)
+    cut = tolerance.cut(float(values[0]), default=max(J.shape) * flat.precision.eps)
+    return numerical_rank(values, cut)
+
+
+def _jacobian(
+    problem: Problem, params: Any, engine: str, memory_limit: int
+) -> tuple[FlatProblem, Float[np.ndarray, "nk p"]]:
+    if engine not in ENGINES:
+        raise ValueError(f"expected engine to be one of {ENGINES}, got {engine!r}; use 'auto'")
+    flat = problem.flat(params)
+    need = 8 * flat.positions * flat.k * (_JACOBIANS_ALIVE * flat.p + flat.positions * flat.k)
+    if need > memory_limit:
+        raise MemoryError(
+            f"expected the Jacobian's {flat.positions * flat.k:,} rows of p = {flat.p:,} to fit in "
+            f"memory_limit = {bytes_text(memory_limit)}, got {bytes_text(need)}; raise "
+            "memory_limit or take a smaller probe batch"
+        )
+    leaves = flat.leaves(params)
+    stacked = None if engine == "dense" else _stack_jacobian(flat)
+    if stacked is not None:
+        J = stacked(leaves)
+    elif engine == "stack":
+        raise ValueError(
+            "expected a stack of dense layers that computes in float64 with every parameter "
+            "differentiated, got a network that is not recognized as one; use engine='auto'"
+        )
+    else:
+        J = _differentiated(flat, leaves, memory_limit - need)
+    return flat, J.reshape(-1, flat.p)
+
+
+def _stack_jacobian(flat: FlatProblem) -> StackJacobian | None:
+    stack = recognized_stack(flat)
+    if stack is None or flat.precision.eps > DOUBLE.eps:
+        return None
+    try:
+        return StackJacobian(flat, stack)
+    except ValueError:  # an activation with a backward rule of its own
+        return None
+
+
+def _differentiated(
+    flat: FlatProblem, leaves: list[np.ndarray], room: int
+) -> Float[np.ndarray, "n k p"]:
+    theta, fixed = flat.split(leaves)
+    batch = BatchJacobian(flat, room=room)
+    try:
+        J = ExampleJacobians(flat, room=room)(theta, fixed)
+    except Exception:  # noqa: BLE001  an apply that only takes the whole batch
+        return batch(theta, fixed)
+    # Where the examples interact, Jacobians taken one at a time are those of another network.
+    v = np.random.default_rng(0).standard_normal(flat.p)
+    with np.errstate(over="ignore", invalid="ignore"):
+        got, want = J @ v, batch.product(theta, fixed, v)
+        agree = np.max(np.abs(got - want)) <= (
+            1e3 * flat.p * flat.precision.eps * np.max(np.abs(want))
+        )
+    return J if agree else batch(theta, fixed)

@@ -1,0 +1,123 @@
+"""The neural tangent kernel against Jacobians by plain autodiff of the whole batch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from oracles import cases, data, mlp
+from rankmon import Problem, Tolerance, ntk_gram, ntk_rank, theory
+from rankmon.jacobian import BatchJacobian, ExampleJacobians
+
+CASES = {case.name: case for case in cases()}
+STACKS = ["linear-mse", "linear_bias-mse", "relu_bias-mse", "tanh-cosh", "tanh-one_hot"]
+EPS = 2.0**-52
+
+
+def problem_of(case, **options):
+    return Problem(
+        case.apply,
+        loss=case.loss,
+        inputs=case.inputs,
+        targets=case.targets,
+        weights=case.weights,
+        **options,
+    )
+
+
+def jacobian_of(case):
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), case.params)
+        theta, unravel = ravel_pytree(params)
+        inputs = jax.tree.map(jnp.asarray, case.inputs)
+        J = jax.jacfwd(lambda t: case.apply(unravel(t), inputs).ravel())(theta)
+        return np.asarray(J)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gram_matrix_is_that_of_the_jacobian(name):
+    case = CASES[name]
+    J = jacobian_of(case)
+    got = ntk_gram(problem_of(case), case.params)
+    np.testing.assert_allclose(got, J @ J.T, rtol=0, atol=1e-12 * np.max(J @ J.T))
+    assert got.dtype == np.float64
+
+
+@pytest.mark.parametrize("engine", ["stack", "dense"])
+@pytest.mark.parametrize("name", STACKS)
+def test_both_engines_give_it(name, engine):
+    case = CASES[name]
+    J = jacobian_of(case)
+    got = ntk_gram(problem_of(case), case.params, engine=engine)
+    np.testing.assert_allclose(got, J @ J.T, rtol=0, atol=1e-12 * np.max(J @ J.T))
+
+
+@pytest.mark.parametrize("name", ["linear-mse", "conv-mse", "batch_statistics-mse"])
+def test_rank_is_that_of_the_jacobian(name):
+    case = CASES[name]
+    J = jacobian_of(case)
+    got = ntk_rank(problem_of(case), case.params)
+    assert got.rank == np.linalg.matrix_rank(J)
+    assert got.size == min(J.shape)
+    assert got.tolerance == pytest.approx(max(J.shape) * EPS * np.linalg.norm(J, 2), rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 4, 9, 40])
+@pytest.mark.parametrize("engine", ["stack", "dense"])
+def test_one_output_gives_the_rank_of_the_inputs(n, engine):
+    apply, params = mlp((9, 5, 4, 1))
+    x, y = data(n, 9, 1)
+    rank = ntk_rank(Problem(apply, loss="mse", inputs=x, targets=y), params, engine=engine)
+    assert rank.certain
+    assert rank.rank == theory.rank_outer((9, 5, 4, 1), r=min(n, 9)) == min(n, 9)
+
+
+def test_singular_values_below_the_gram_matrix_digits_are_counted():
+    x = np.diag([1.0, 1e-5, 1e-10])
+    problem = Problem(lambda w, x: x @ w, loss="mse", inputs=x, targets=np.zeros((3, 1)))
+    assert ntk_rank(problem, np.ones((3, 1))).rank == 3
+    assert ntk_rank(problem, np.ones((3, 1)), tolerance=Tolerance(absolute=1e-7)).rank == 2
+    assert np.linalg.matrix_rank(ntk_gram(problem, np.ones((3, 1)))) == 2
+
+
+def test_included_parameters_alone_enter():
+    case = CASES["tanh-mse"]
+    got = ntk_gram(problem_of(case, include=["0/*"]), case.params)
+    J = jacobian_of(case)[:, : case.params[0]["w"].size]
+    np.testing.assert_allclose(got, J @ J.T, rtol=0, atol=1e-12 * np.max(got))
+
+
+def test_parameters_that_are_not_finite_have_no_rank():
+    apply, params = mlp((4, 3, 2))
+    x, y = data(5, 4, 2)
+    params[0]["w"] = params[0]["w"] * np.nan
+    problem = Problem(apply, loss="mse", inputs=x, targets=y)
+    assert ntk_rank(problem, params).rank is None
+    assert np.isnan(ntk_gram(problem, params)).any()
+
+
+def test_what_does_not_fit_is_refused():
+    case = CASES["conv-mse"]
+    problem = problem_of(case)
+    with pytest.raises(ValueError, match="expected engine to be one of .*, got 'magic'"):
+        ntk_rank(problem, case.params, engine="magic")
+    with pytest.raises(ValueError, match="expected a stack of dense layers .*engine='auto'"):
+        ntk_gram(problem, case.params, engine="stack")
+    with pytest.raises(MemoryError, match="expected the Jacobian's 12 rows of p = .*raise"):
+        ntk_rank(problem, case.params, memory_limit=1000)
+    with pytest.raises(TypeError, match="expected tolerance to be a rankmon.Tolerance"):
+        ntk_rank(problem, case.params, tolerance=1e-3)
+
+
+@pytest.mark.parametrize("kind", [ExampleJacobians, BatchJacobian])
+def test_chunks_give_the_same_as_the_whole(kind):
+    case = CASES["tanh_bias-mse"]
+    flat = problem_of(case).flat(case.params)
+    theta, fixed = flat.split(flat.leaves(case.params))
+    whole = kind(flat, room=2**30)(theta, fixed)
+    tight = kind(flat, room=3 * 8 * flat.k * flat.p)(theta, fixed)
+    np.testing.assert_allclose(tight, whole, rtol=0, atol=1e-14 * np.max(np.abs(whole)))
+    np.testing.assert_allclose(
+        whole.reshape(-1, flat.p), jacobian_of(case), rtol=0, atol=1e-13 * np.max(np.abs(whole))
+    )
