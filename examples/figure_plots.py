@@ -12,6 +12,13 @@ from rankmon.spectral_theory import PlateauMatch
 
 SWEEPS = {"samples": "examples N", "width": "hidden width M", "depth": "hidden layers"}
 THREE = ("H_L", "H_o", "H_f")
+COUNTS = ("rank_autodiff", "rank_low_autodiff", "rank_high_autodiff", "rank_theory")
+NAMES = {
+    "cifar10": "CIFAR-10",
+    "fashion_mnist": "Fashion-MNIST",
+    "mnist": "MNIST",
+    "mixture": "a mixture of Gaussians",
+}
 NONLINEAR = "#D55E00"
 
 
@@ -23,24 +30,21 @@ def save_rank_sweep(panels: Mapping[str, Sequence[Record]], path: Path, *, title
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(11, 3.6))
     for ax, (name, records) in zip(axes, panels.items(), strict=True):
-        tag = "rank" if name == "samples" else "rank_per_parameter"
         steps, parameters = series(records, "p")
         scale = np.ones(len(steps)) if name == "samples" else parameters
         for part in THREE:
             label, color, _, width = PARTS[part]
-            low, high, predicted = (
-                series(records, f"{kind}/{part}")[1] / scale
-                for kind in ("rank_low_autodiff", "rank_high_autodiff", "rank_theory")
+            counts, low, high, predicted = (
+                series(records, f"{kind}/{part}")[1] / scale for kind in COUNTS
             )
             ax.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
-            counts = series(records, f"{tag}_autodiff/{part}")[1]
             ax.plot(steps, counts, color=color, lw=width, label=f"{label} measured")
             ax.plot(steps, predicted, "o", color=color, mfc="white", ms=6, zorder=5)
         few = steps[series(records, "r")[1] < series(records, "d")[1]]
         if len(few):
             ax.axvspan(0, few[-1], color="#f1f1f1", zorder=0)
-            ax.text(few[-1], 0.02, " r < d", transform=ax.get_xaxis_transform(), color="#777777",
-                    fontsize=9, ha="right")  # fmt: skip
+            ax.text(few[-1] / 2, 1.0, "r < d", transform=ax.get_xaxis_transform(), color="#777777",
+                    fontsize=9, ha="center", va="bottom")  # fmt: skip
         ax.set(xlabel=SWEEPS[name], ylim=(0, None), xlim=(0, steps[-1] * 1.03))
         ax.set_ylabel("rank" if name == "samples" else "rank / #params")
         if name == "depth":
@@ -57,6 +61,7 @@ def save_simulated(
     path: Path,
     *,
     title: str,
+    scale: str,
 ) -> None:
     """Figures S3 and S20: rank/#params from the closed forms.
 
@@ -64,16 +69,18 @@ def save_simulated(
         panels: for each, the swept variable's name, its values, and the curves by label.
         path: the PNG to write.
         title: above the panels.
+        scale: of the axes, "linear" or "log".
     """
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.4 * len(panels), 3.8), squeeze=False)
-    for ax, (name, values, curves) in zip(axes[0], panels, strict=True):
-        for (label, shares), color in zip(curves.items(), ("#000000", *LAYERS[:3]), strict=False):
-            known = next((PARTS[p] for p in THREE if PARTS[p][0] == label), None)
-            style = "--" if "without" in label else "-"
-            ax.plot(values, shares, style, color=known[1] if known else color,
-                    lw=known[3] if known else 2.4, label=label)  # fmt: skip
-        ax.set(xlabel=name, ylabel="rank / #params", ylim=(0, None))
-        ax.legend(loc="upper right")
+    figure, axes = plt.subplots(1, len(panels), figsize=(11, 3.8))
+    # Thin dashes lie on thick lines, so that coinciding curves both stay visible.
+    own = {PARTS[part][0]: PARTS[part][1:] for part in THREE}
+    others = [("#56B4E9", "-", 5.0), ("#000000", "--", 1.8)]
+    for ax, (name, values, curves) in zip(axes, panels, strict=True):
+        for i, (label, shares) in enumerate(curves.items()):
+            color, style, width = own.get(label, others[i % 2])
+            ax.plot(values, shares, style, color=color, lw=width, label=label)
+        ax.set(xlabel=name, ylabel="rank / #params", xscale=scale, yscale=scale)
+        ax.legend()
     figure.suptitle(title)
     save(figure, path)
 
@@ -182,15 +189,12 @@ def save_ntk(panels: Mapping[str, Sequence[Record]], path: Path, *, title: str) 
     """Figure S35: the kernel's rank over sample size, a panel a data set."""
     figure, axes = plt.subplots(1, len(panels), figsize=(11, 3.5), sharey=True)
     for ax, (name, records) in zip(axes, panels.items(), strict=True):
-        steps, counts = series(records, "rank_autodiff/NTK")
-        low, high, predicted = (
-            series(records, f"{kind}/NTK")[1]
-            for kind in ("rank_low_autodiff", "rank_high_autodiff", "rank_theory")
-        )
+        steps = [record.step for record in records]
+        counts, low, high, predicted = (series(records, f"{kind}/NTK")[1] for kind in COUNTS)
         ax.fill_between(steps, low, high, color="#000000", alpha=0.15, linewidth=0)
         ax.plot(steps, counts, color="#000000", lw=2.6, label="measured")
         ax.plot(steps, predicted, "o", color="#D55E00", mfc="white", ms=6, label="predicted")
-        ax.set(title=name, xlabel="examples N", ylim=(0, None), xlim=(0, None))
+        ax.set(title=NAMES[name], xlabel="examples N", ylim=(0, 1.1 * max(high)), xlim=(0, None))
     axes[0].set_ylabel("rank of the NTK")
     axes[-1].legend(loc="lower right")
     figure.suptitle(title)

@@ -11,10 +11,10 @@ import jax
 import numpy as np
 
 import rankmon
-from figure_plots import save_plateaus
+from figure_plots import NAMES, save_plateaus
 from figure_runs import Sweep, Task, images, parse_options, show, swept
 from networks import ACTIVATIONS, features, initial_weights, linear, relu
-from plotting import check
+from plotting import PARTS, check
 from rankmon import spectral_theory
 
 jax.config.update("jax_enable_x64", True)
@@ -104,7 +104,9 @@ def main() -> None:
         claims[f"{figure}: H_o of the linear network has the closed spectrum, to 1e-12"] = all(
             record.scalars["closed_form/error"] < 1e-12 for record in found[figure, "spectra"]
         )
-        title = f"Figure {figure}: {setting.part} on {setting.data}"
+        kind = "ReLU" if setting.part == "H_o" else "linear"
+        title = f"Figure {figure}: {PARTS[setting.part][0]} of {kind} networks on "
+        title += NAMES[setting.data]
         png = options.logdir / f"{figure}.png"
         save_plateaus(panels, png, title=title, signed=setting.part == "H_f")
         show(options.logdir / figure, png)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import jax
 
 import rankmon
-from figure_plots import save_rank_sweep
+from figure_plots import NAMES, save_rank_sweep
 from figure_runs import Sweep, Task, images, parse_options, rank_scalars, show, swept
 from figure_tables import report
 from networks import affine, initial_weights, linear, with_biases
@@ -55,14 +55,14 @@ FIGURES = {
     "S19": Setting("cifar10", bias=True),
 }
 PANELS = {
-    "samples": Panel(8, lambda n: (50, 20, 20, 20), lambda n: n, (10, 20, 40, 65, 120, 300)),
-    "width": Panel(8, lambda m: (m, m), lambda m: 300, (5, 10, 15, 20, 25, 30, 40)),
-    "depth": Panel(4, lambda h: (25,) * h, lambda h: 300, (1, 2, 3, 4, 5, 6, 7)),
+    "samples": Panel(8, lambda n: (50, 20, 20, 20), lambda n: n, (10, 40, 64, 65, 300)),
+    "width": Panel(8, lambda m: (m, m), lambda m: 300, (5, 10, 15, 20, 25, 30, 35)),
+    "depth": Panel(4, lambda h: (25,) * h, lambda h: 300, (1, 2, 3, 4, 5, 6)),
 }
 QUICK_PANELS = {
-    "samples": Panel(3, lambda n: (6, 4, 5), lambda n: n, (6, 12, 40)),
-    "width": Panel(3, lambda m: (m, m), lambda m: 40, (3, 12)),
-    "depth": Panel(3, lambda h: (5,) * h, lambda h: 40, (1, 3)),
+    "samples": Panel(3, lambda n: (6, 4, 5), lambda n: n, (6, 40)),
+    "width": Panel(3, lambda m: (m, m), lambda m: 40, (12,)),
+    "depth": Panel(3, lambda h: (5,) * h, lambda h: 40, (3,)),
 }
 
 
@@ -108,7 +108,8 @@ def main() -> None:
     for figure in options.figure:
         records = {name: found[figure, name] for name in panels}
         setting, png = FIGURES[figure], options.logdir / f"{figure}.png"
-        title = f"Figure {figure}: {setting.dataset}, {setting.loss}, {setting.initializer} weights"
+        data, loss = NAMES[setting.dataset], setting.loss.replace("_", " ")
+        title = f"Figure {figure}: {data}, {loss}, {setting.initializer} weights"
         save_rank_sweep(records, png, title=title + ", biases" * setting.bias)
         show(options.logdir / figure, png)
     report(found, options.logdir)

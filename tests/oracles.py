@@ -27,6 +27,11 @@ class Case:
     textbook: Callable[[Any, Any], Any]
     weights: Any = None
 
+    @property
+    def statement(self) -> dict[str, Any]:
+        """What a problem is stated with, beside apply."""
+        return {name: getattr(self, name) for name in ("loss", "inputs", "targets", "weights")}
+
 
 def mse(z: Any, y: Any) -> Any:
     return 0.5 * jnp.sum((z - y) ** 2)

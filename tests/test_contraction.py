@@ -94,9 +94,7 @@ def named(name):
 
 def bind(case, memory_limit=DEFAULT_MEMORY_LIMIT):
     """(curvature, parameter leaves, output Hessians, residuals)."""
-    problem = Problem(
-        case.apply, loss=case.loss, inputs=case.inputs, targets=case.targets, weights=case.weights
-    )
+    problem = Problem(case.apply, **case.statement)
     flat = problem.flat(case.params)
     leaves = flat.leaves(case.params)
     split = flat.split(leaves)

@@ -19,9 +19,7 @@ ids = [case.name for case in CASES]
 
 
 def bind(case: Case, **options):
-    problem = Problem(
-        case.apply, loss=case.loss, inputs=case.inputs, targets=case.targets, weights=case.weights
-    )
+    problem = Problem(case.apply, **case.statement)
     flat = problem.flat(case.params)
     theta, fixed = flat.split(flat.leaves(case.params))
     return Curvature(flat, **options), theta, fixed

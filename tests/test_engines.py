@@ -36,14 +36,7 @@ CHOSEN = {
 
 
 def problem_of(case, **options):
-    return Problem(
-        case.apply,
-        loss=case.loss,
-        inputs=case.inputs,
-        targets=case.targets,
-        weights=case.weights,
-        **options,
-    )
+    return Problem(case.apply, **case.statement, **options)
 
 
 def engine_for(problem, params, name="auto", memory_limit=DEFAULT_MEMORY_LIMIT):

@@ -21,14 +21,7 @@ CASES = {case.name: case for case in cases()}
 
 
 def problem_of(case, **options):
-    return Problem(
-        case.apply,
-        loss=case.loss,
-        inputs=case.inputs,
-        targets=case.targets,
-        weights=case.weights,
-        **options,
-    )
+    return Problem(case.apply, **case.statement, **options)
 
 
 def oracle_counts(parts):

@@ -16,14 +16,7 @@ EPS = 2.0**-52
 
 
 def problem_of(case, **options):
-    return Problem(
-        case.apply,
-        loss=case.loss,
-        inputs=case.inputs,
-        targets=case.targets,
-        weights=case.weights,
-        **options,
-    )
+    return Problem(case.apply, **case.statement, **options)
 
 
 def jacobian_of(case):
