@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
-from datasets import load, standardize
+from datasets import load, standardize_pixels
 from rankmon import JsonlWriter, NumericalRank, Record, TensorBoardWriter, read_jsonl
 from rankmon.layout import custom_scalars_layout
 from rankmon.writers import RunLock
@@ -56,7 +56,7 @@ def images(
     pixels, labels = load(
         name, side=side, n=n, seed=options.seed, data_dir=options.data_dir, npz=npz
     )
-    return standardize(pixels), labels
+    return standardize_pixels(pixels), labels
 
 
 def rank_scalars(ranks: Mapping[str, NumericalRank], suffix: str = "") -> dict[str, float]:

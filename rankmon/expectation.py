@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Float
 
 from rankmon import theory
-from rankmon._precision import DOUBLE
 from rankmon.measurement import Snapshot, rank_scalars
 from rankmon.problem import FlatProblem, Problem
 from rankmon.rank import (
@@ -33,7 +32,7 @@ class Expectation:
       stack: the network as a stack of dense layers, or None.
       inputs: X, or (X, 1) with biases, [n, d] or [n, d + 1]; None where Omega is not defined.
       weights: of the examples, [n], summing to 1.
-      r: the rank of the inputs (with biases, that of (X, 1) less 1).
+      r: the rank of the inputs (with biases, that of (X, 1) less 1) as far as the Hessian shows it.
       loss: the name that `theory` knows, or None for a callable loss.
       eps: of the arithmetic.
     """
@@ -65,7 +64,7 @@ class Expectation:
         if with_bias:
             x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
         live = x[flat.weights > 0]
-        r = _own_rank(live, DOUBLE.eps).rank or 0
+        r = _visible_rank(live, flat.p * flat.precision.eps)
         return cls(stack, x, flat.weights, r - with_bias, loss, flat.precision.eps)
 
     def scalars(
@@ -145,7 +144,9 @@ class PredictedRanks:
       bias: whether every layer has a bias.
       linear: whether the network is a deep linear one; the predictions for any other stack of dense
         layers are those of its linear counterpart.
-      r: the rank of the inputs; with biases rank (X, 1) - 1.
+      r: the rank of the inputs, with biases rank (X, 1) - 1: the count of singular values whose
+        squares, the eigenvalues of E[x x^T], exceed p * eps of the largest. What lies below moves
+        no eigenvalue of H_o above the common cut.
       s: the rank of Omega = E[delta x^T], with its margin.
       full_rank: whether every weight has full rank, which the formulas assume (A1).
       ranks: "H_L", "H_o", "H_f" -> predicted rank.
@@ -212,6 +213,12 @@ def _full_rank(stack: DenseStack, snapshot: Snapshot) -> bool:
         w.size == 0 or weight_rank(np.asarray(w, np.float64)).rank == min(w.shape)
         for w in stack.weights(snapshot.leaves)
     )
+
+
+def _visible_rank(X: Float[np.ndarray, "n d"], relative: float) -> int:
+    """The rank of E[x x^T] at a relative cut, from X, whose digits its square would lose."""
+    values = singular_values(X)
+    return numerical_rank(values, np.sqrt(relative) * float(values[0])).rank or 0
 
 
 def _own_rank(matrix: Float[np.ndarray, "m n"], eps: float) -> NumericalRank:

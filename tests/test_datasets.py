@@ -149,6 +149,16 @@ def test_digits_are_scikit_learns():
     np.testing.assert_allclose(np.unique(got, axis=0), np.unique(expected, axis=0), atol=1e-15)
 
 
+def test_standardized_pixels_have_unit_deviation_and_constants_vanish():
+    inputs = np.random.default_rng(0).random((50, 4)) * [1.0, 1e-6, 0.0, 100.0] + [0.1, 0.3, 0.7, 0]
+    result = datasets.standardize_pixels(inputs)
+    np.testing.assert_allclose(result.mean(axis=0), 0, atol=1e-9)
+    np.testing.assert_allclose(result.std(axis=0), [1, 1, 0, 1], rtol=1e-9)
+    assert np.all(result[:, 2] == 0)
+    with pytest.raises(ValueError, match="Expected images that differ, got 3 equal ones"):
+        datasets.standardize_pixels(np.full((3, 4), 0.1))
+
+
 def test_standardize_centers_pixels_and_keeps_their_relative_scales():
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(50, 4)) * [1, 2, 3, 0] + [5, 6, 7, 8]

@@ -254,6 +254,19 @@ def test_predictions_are_at_the_measured_ranks(loss, bias):
     assert found.ranks == {part: rank.rank for part, rank in measured.items()}
 
 
+@pytest.mark.parametrize("tail", [1e-4, 1e-12], ids=["seen", "unseen"])
+def test_predictions_count_the_inputs_that_the_hessian_can_show(tail):
+    apply, params = mlp((5, 4, 3), seed=2)
+    rng = np.random.default_rng(0)
+    x = np.linalg.qr(rng.standard_normal((30, 5)))[0] * [1.0, 1.0, 1.0, 1.0, tail]
+    problem = Problem(apply, loss="mse", inputs=x, targets=rng.standard_normal((30, 3)))
+    found = predicted_ranks(problem, params)
+    assert found.r == (5 if tail > 1e-6 else 4)
+    assert np.linalg.matrix_rank(x) == 5
+    measured = hessian_ranks(problem, params, engine="dense")
+    assert found.ranks["H_o"] == measured["H_o"].rank
+
+
 def test_predictions_say_what_they_rest_on():
     apply, params = mlp((6, 4, 3), jnp.tanh)
     x, y = np.random.default_rng(0).standard_normal((2, 20, 6))
