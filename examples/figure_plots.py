@@ -25,8 +25,8 @@ NONLINEAR = "#D55E00"
 def save_rank_sweep(panels: Mapping[str, Sequence[Record]], path: Path, *, title: str) -> None:
     """Figures S8 to S19: rank over sample size, rank/#params over width and depth.
 
-    Lines are counts by automatic differentiation, circles predictions, bands low to high. Where the
-    sample size bounds the rank of the inputs the background is gray.
+    Lines are counts by automatic differentiation, circles predictions, bands low to high. Where
+    few examples leave the rank of the inputs below d the background is gray.
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(11, 3.6))
     for ax, (name, records) in zip(axes, panels.items(), strict=True):

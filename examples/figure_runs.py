@@ -7,6 +7,7 @@ a stopped script has written is read back, and only what is missing is measured.
 import argparse
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -36,12 +37,17 @@ def parse_options(doc: str, name: str, figures: Iterable[str]) -> argparse.Names
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--figure", choices=[*figures, "all"], nargs="+", default=["all"])
     parser.add_argument("--quick", action="store_true", help="small, scikit-learn's digits")
-    parser.add_argument("--logdir", type=Path, default=Path("logs") / name)
+    parser.add_argument("--logdir", type=Path, help=f"default: logs/{name}, or logs/{name}-quick")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data-dir", type=Path, help="where TFDS keeps its data")
     parser.add_argument("--cifar-npz", type=Path, help="read CIFAR-10 from this file instead")
     parser.add_argument("--jobs", type=int, default=2, help="processes, 2 GiB each")
     options = parser.parse_args()
+    if options.jobs < 1:
+        parser.error(f"expected at least 1 of --jobs, got {options.jobs}")
+    # A run that tries something out leaves the full one's records alone.
+    options.logdir = options.logdir or Path("logs") / f"{name}{'-quick' * options.quick}"
+    options.heading = "Small stand-in, on digits, for figure" if options.quick else "Figure"
     options.figure = figures if "all" in options.figure else list(dict.fromkeys(options.figure))
     return options
 
@@ -90,7 +96,12 @@ def swept(
     sweeps: Mapping[Key, Sweep], measure: Callable[[Task], Measured], options: argparse.Namespace
 ) -> dict[Key, list[Record]]:
     """The records of every run; what an earlier go has not measured is measured now."""
-    common = {"seed": options.seed, "quick": options.quick}
+    common = {
+        "seed": options.seed,
+        "quick": options.quick,
+        "cifar": str(options.cifar_npz and options.cifar_npz.resolve()),
+        "pixels": "standardized one by one",
+    }
     with ExitStack() as stack:
         runs = {}
         for (figure, panel), sweep in sweeps.items():
@@ -118,6 +129,7 @@ class Run:
         self.folder, self.values = folder, list(values)
         self._settings = json.dumps(dict(settings), sort_keys=True)
         self._open = ExitStack()
+        self._others: list[Record] = []
         self.records: list[Record] = []
 
     def __enter__(self) -> Self:
@@ -128,6 +140,7 @@ class Run:
             if record.step != value or record.texts.get("settings") != self._settings:
                 break
             self.records.append(record)
+        self._others = known[len(self.records) :]
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -145,6 +158,8 @@ class Run:
         writers = [board, JsonlWriter(self.folder / "rankmon.jsonl")]
         for writer in writers:
             self._open.enter_context(writer)
+            # What is there of other settings or values is superseded, all of it.
+            writer.start(min([self.missing[0], *(record.step for record in self._others)]))
         return writers
 
     def write(self, measured: Measured) -> None:
@@ -174,5 +189,7 @@ def _measured(
     # Threads of several BLAS at once would wait for one another.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     # Spawned: a forked process inherits locks of JAX's threads, and not the threads.
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    # An interrupt ends the workers at once: what they had begun is begun again another time.
+    interrupted = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_DFL)}
+    with ProcessPoolExecutor(jobs, get_context("spawn"), **interrupted) as pool:
         yield from pool.map(measure, tasks)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from plotting import check
 from rankmon import Record
 
 PARTS = ("H_L", "H_o", "H_f")
@@ -20,7 +21,7 @@ class Verdict:
         interval: those that some count misses, but every engine's [low, high] contains.
         mismatches: those outside some [low, high], or missed where low = high.
         outside: predictions left out, since a weight has not full rank (Assumption A1).
-        few: those among the compared whose sample size bounds the rank of the inputs, r < d.
+        few: those among the compared whose inputs do not span all dimensions, r < d.
     """
 
     ranks: int = 0
@@ -72,11 +73,8 @@ def report(runs: Mapping[tuple[str, str], Sequence[Record]], folder: Path) -> No
     text = "\n".join([*_heading(), *points, "", *_verdict_lines(verdicts | {"all": total})])
     print(f"\n{text}\n")
     (folder / "table.txt").write_text(text + "\n")
-    holds = not total.mismatches
-    claim = f"predicted ranks are measured: {total.mismatches} mismatches"
-    print(f"{'holds' if holds else 'FAILS':>6}  {claim}")
-    if not holds or not total.ranks:
-        raise SystemExit(1)
+    claim = f"predicted ranks are measured: {total.mismatches} mismatches of {total.ranks}"
+    check({claim: total.ranks > 0 and not total.mismatches})
 
 
 def _heading() -> list[str]:
@@ -92,7 +90,7 @@ def _point(figure: str, panel: str, record: Record) -> str:
         verdict = _of_one(scalars, part)
         mark = "!" if verdict.mismatches else "~" if verdict.interval else " "
         counts = (scalars[f"{tag}/{part}"] for tag in ("rank_theory", "rank", "rank_autodiff"))
-        line += f"{'':8}" + "".join(f"{count:8g}" for count in counts) + mark[:1]
+        line += f"{'':8}" + "".join(f"{count:8g}" for count in counts) + mark
     return line + ("  r < d" if r < scalars["d"] else "")
 
 

@@ -28,7 +28,7 @@ def measure(task: Task):
     dims = (x.shape[1], *hidden, 1)
     weights = initial_weights(jax.random.key(options.seed), dims, "Glorot")
     problem = rankmon.Problem(linear, loss="mse", inputs=x, targets=np.zeros((len(x), 1)))
-    r = rankmon.predicted_ranks(problem, weights).r
+    r = int(np.linalg.matrix_rank(x))
     scalars = {"r": r, "rank_theory/NTK": rankmon.theory.rank_outer(dims, r=r)}
     for suffix, engine in (("", "stack"), ("_autodiff", "dense")):
         rank = rankmon.ntk_rank(problem, weights, engine=engine)
@@ -47,7 +47,9 @@ def main() -> None:
         sweeps = {(figure, name): Sweep({}, sizes) for name in FIGURES[figure]}
         records = {name: run for (_, name), run in swept(sweeps, measure, options).items()}
         png = options.logdir / f"{figure}.png"
-        save_ntk(records, png, title=f"Figure {figure}: rank of the neural tangent kernel")
+        save_ntk(
+            records, png, title=f"{options.heading} {figure}: rank of the neural tangent kernel"
+        )
         show(options.logdir / figure, png)
         print(f"\n{'':14}{'N':>5}{'predicted':>11}{'contracted':>12}{'autodiff':>10}{'Gram':>6}")
         for name, run in records.items():

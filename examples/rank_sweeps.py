@@ -100,7 +100,7 @@ def main() -> None:
     for figure in options.figure:  # what is not prepared fails here, not an hour later
         images(FIGURES[figure].dataset, 4, 300, options)
     sweeps = {
-        (figure, name): Sweep(asdict(FIGURES[figure]), panel.values)
+        (figure, name): Sweep({**asdict(FIGURES[figure]), "side": panel.side}, panel.values)
         for figure in options.figure
         for name, panel in panels.items()
     }
@@ -109,7 +109,7 @@ def main() -> None:
         records = {name: found[figure, name] for name in panels}
         setting, png = FIGURES[figure], options.logdir / f"{figure}.png"
         data, loss = NAMES[setting.dataset], setting.loss.replace("_", " ")
-        title = f"Figure {figure}: {data}, {loss}, {setting.initializer} weights"
+        title = f"{options.heading} {figure}: {data}, {loss}, {setting.initializer} weights"
         save_rank_sweep(records, png, title=title + ", biases" * setting.bias)
         show(options.logdir / figure, png)
     report(found, options.logdir)

@@ -82,7 +82,7 @@ def main() -> None:
               f"{error:13.3%}")  # fmt: skip
         claims[f"{figure}: at the linear counterpart's rank under 10% is left"] = error < 0.1
         png = options.logdir / f"{figure}.png"
-        save_reconstruction(errors, lines, png, title=f"Figure {figure}: H_L, {name}")
+        save_reconstruction(errors, lines, png, title=f"{options.heading} {figure}: H_L, {name}")
         show(options.logdir / figure, png)
     check(claims)
 

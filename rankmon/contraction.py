@@ -210,8 +210,11 @@ class _Batch:
     @cached_property
     def jacobians(self) -> list[Float[np.ndarray, "n k out"]]:
         """J_l."""
-        last = len(self.kernels) - 1
-        return [self.activated(last, at) for at in range(last + 1)]
+        slopes = self.states.slopes
+        J = [slopes[-1][:, :, None] * np.eye(slopes[-1].shape[1])]
+        for W, slope in zip(self.kernels[:0:-1], slopes[-2::-1], strict=True):
+            J.append(J[-1] @ W * slope[:, None, :])
+        return J[::-1]
 
     def backward(
         self, weighted: Float[np.ndarray, "n k"]

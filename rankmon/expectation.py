@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rankmon import theory
+from rankmon._precision import DOUBLE
 from rankmon.measurement import Snapshot, rank_scalars
 from rankmon.problem import FlatProblem, Problem
 from rankmon.rank import (
@@ -32,7 +33,9 @@ class Expectation:
       stack: the network as a stack of dense layers, or None.
       inputs: X, or (X, 1) with biases, [n, d] or [n, d + 1]; None where Omega is not defined.
       weights: of the examples, [n], summing to 1.
-      r: the rank of the inputs (with biases, that of (X, 1) less 1) as far as the Hessian shows it.
+      r: the rank of the inputs at their own cut; with biases that of (X, 1), less 1.
+      visible: the same as far as H_o shows it: the count of singular values whose squares, the
+        eigenvalues of E[x x^T], exceed p * eps of the largest.
       loss: the name that `theory` knows, or None for a callable loss.
       eps: of the arithmetic.
     """
@@ -41,6 +44,7 @@ class Expectation:
     inputs: Float[np.ndarray, "n d"] | None
     weights: Float[np.ndarray, " n"]
     r: int
+    visible: int
     loss: str | None
     eps: float
 
@@ -57,15 +61,15 @@ class Expectation:
             and len(flat.position_axes) == 1
         )
         if not usable:
-            return cls(None, None, flat.weights, 0, loss, flat.precision.eps)
+            return cls(None, None, flat.weights, 0, 0, loss, flat.precision.eps)
         stack = recognized_stack(flat)
         x = np.asarray(inputs, np.float64).reshape(len(inputs), -1)
         with_bias = stack is not None and bool(stack.bias)
         if with_bias:
             x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
-        live = x[flat.weights > 0]
-        r = _visible_rank(live, flat.p * flat.precision.eps)
-        return cls(stack, x, flat.weights, r - with_bias, loss, flat.precision.eps)
+        own, visible = _input_ranks(x, flat.weights, flat.p * flat.precision.eps)
+        r, visible = max(own - with_bias, 0), max(visible - with_bias, 0)
+        return cls(stack, x, flat.weights, r, visible, loss, flat.precision.eps)
 
     def scalars(
         self,
@@ -107,19 +111,27 @@ class Expectation:
         return not stack.linear or _full_rank(stack, snapshot)
 
     def predicted(self, s: int, held: int) -> dict[str, int]:
-        """The closed forms at r, at this s, and for H_f_fixed at the s of the residuals held."""
+        """The closed forms at this s, and for H_f_fixed at the s of the residuals held.
+
+        An input direction of relative size t enters H_f as t and H_o as t^2: between p * eps and
+        its root it is seen in H_f alone. H_o is predicted at the visible rank, H_f at the own one,
+        and H_L where s does not tell the two apart.
+        """
         assert self.stack is not None
         assert self.loss is not None
         dims, bias = self.stack.dims, bool(self.stack.bias)
-        r, loss = self.r, self.loss
-        most = min(dims[-1] - (loss == "cross_entropy"), r + bias)
+        r, visible, loss = self.r, self.visible, self.loss
+        outputs = dims[-1] - (loss == "cross_entropy")
+        most, seen = (min(outputs, rank + bias) for rank in (r, visible))
         s, held = min(s, most), min(held, most)
-        return {
-            "H_L": theory.rank_loss(dims, r=r, s=s, bias=bias, loss=loss),
-            "H_o": theory.rank_outer(dims, r=r, bias=bias, loss=loss),
+        ranks = {
+            "H_o": theory.rank_outer(dims, r=visible, bias=bias, loss=loss),
             "H_f": theory.rank_functional(dims, r=r, s=s, bias=bias, loss=loss),
             "H_f_fixed": theory.rank_functional(dims, r=r, s=held, bias=bias, loss=loss),
         }
+        if s <= seen:
+            ranks["H_L"] = theory.rank_loss(dims, r=visible, s=s, bias=bias, loss=loss)
+        return ranks
 
     def describe(self) -> str:
         """What the predictions are, for the run's card."""
@@ -132,7 +144,8 @@ class Expectation:
             else f"stack of dense layers {dims}; rank_theory is its **linear counterpart's**"
         )
         biases = " with biases" if self.stack.bias else ""
-        return f"* {kind}{biases}, rank of the inputs r = {self.r}"
+        shown = "" if self.visible == self.r else f", {self.visible} of it visible in H_o"
+        return f"* {kind}{biases}, rank of the inputs r = {self.r}{shown}"
 
 
 @dataclass(frozen=True)
@@ -144,18 +157,19 @@ class PredictedRanks:
       bias: whether every layer has a bias.
       linear: whether the network is a deep linear one; the predictions for any other stack of dense
         layers are those of its linear counterpart.
-      r: the rank of the inputs, with biases rank (X, 1) - 1: the count of singular values whose
-        squares, the eigenvalues of E[x x^T], exceed p * eps of the largest. What lies below moves
-        no eigenvalue of H_o above the common cut.
+      r: the rank of the inputs; with biases rank (X, 1) - 1.
+      visible: the same as far as H_o shows it: singular values whose squares exceed p * eps of the
+        largest.
       s: the rank of Omega = E[delta x^T], with its margin.
       full_rank: whether every weight has full rank, which the formulas assume (A1).
-      ranks: "H_L", "H_o", "H_f" -> predicted rank.
+      ranks: "H_L", "H_o", "H_f" -> predicted rank; H_L is left out where s exceeds what is visible.
     """
 
     dims: tuple[int, ...]
     bias: bool
     linear: bool
     r: int
+    visible: int
     s: NumericalRank
     full_rank: bool
     ranks: dict[str, int]
@@ -165,7 +179,8 @@ def predicted_ranks(problem: Problem, params: Any) -> PredictedRanks:
     """What theory predicts for the Hessian's ranks of a stack of dense layers; forms no Hessian.
 
     The closed forms of `theory` at the widths found in the network, the measured rank r of the
-    inputs and the measured rank s of Omega, the covariance of residuals and inputs.
+    inputs and the measured rank s of Omega, the covariance of residuals and inputs. Omega is
+    counted at its own cut: where the residual is rounding beside H_L, `hessian_ranks` finds less.
 
     Args:
       problem: network, loss and probe batch.
@@ -182,12 +197,14 @@ def predicted_ranks(problem: Problem, params: Any) -> PredictedRanks:
     expectation = Expectation.of(flat)
     stack = expectation.stack
     if stack is None or stack.bias is None or expectation.loss is None:
+        found = "no such stack" if stack is None else "biases in some layers only"
+        found = f"loss {flat.problem.loss.name}" if expectation.loss is None else found
         raise ValueError(
             "expected a stack of dense layers with biases in all of them or in none, every "
-            f"parameter differentiated, and a loss by name, got loss {flat.problem.loss.name} and "
-            f"a network that is {'' if stack else 'not '}recognized as a stack; for another one "
-            "use the functions of rankmon.theory with the widths that you mean"
+            f"parameter differentiated, and a loss by name, got {found}; use the functions of "
+            "rankmon.theory with the widths that you mean"
         )
+    flat.warn_once()
     snapshot = Snapshot.take(flat, 0, params)
     _, delta = flat.loss_and_residuals(snapshot.theta, snapshot.fixed)
     if snapshot.nonfinite or not np.all(np.isfinite(delta)):
@@ -202,9 +219,10 @@ def predicted_ranks(problem: Problem, params: Any) -> PredictedRanks:
         bias=bool(stack.bias),
         linear=stack.linear,
         r=expectation.r,
+        visible=expectation.visible,
         s=s,
         full_rank=_full_rank(stack, snapshot),
-        ranks={part: ranks[part] for part in ("H_L", "H_o", "H_f")},
+        ranks={part: ranks[part] for part in ("H_L", "H_o", "H_f") if part in ranks},
     )
 
 
@@ -215,10 +233,18 @@ def _full_rank(stack: DenseStack, snapshot: Snapshot) -> bool:
     )
 
 
-def _visible_rank(X: Float[np.ndarray, "n d"], relative: float) -> int:
-    """The rank of E[x x^T] at a relative cut, from X, whose digits its square would lose."""
-    values = singular_values(X)
-    return numerical_rank(values, np.sqrt(relative) * float(values[0])).rank or 0
+def _input_ranks(
+    X: Float[np.ndarray, "n d"], weights: Float[np.ndarray, " n"], relative: float
+) -> tuple[int, int]:
+    """The rank of the inputs that count, and that of E[x x^T] at a relative cut.
+
+    Both from X, whose digits its square would lose.
+    """
+    live = weights > 0
+    own = _own_rank(X[live], DOUBLE.eps).rank or 0
+    values = singular_values(np.sqrt(weights[live])[:, None] * X[live])
+    seen = numerical_rank(values, np.sqrt(relative) * float(values[0])).rank or 0
+    return own, min(own, seen)
 
 
 def _own_rank(matrix: Float[np.ndarray, "m n"], eps: float) -> NumericalRank:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from rankmon._warnings import warn_user
 from rankmon.engines import Engine, Spectra, check_engine, engine_of
 from rankmon.expectation import Expectation
 from rankmon.measurement import Measurement, Snapshot, State, rank_scalars
@@ -258,9 +257,7 @@ class _Once:
                     f"{reference.shape}; pass one row for each position of the outputs"
                 )
         chosen = engine_of(flat, name=engine, memory_limit=memory_limit)
-        if flat.warning and "warned" not in flat.memo:
-            flat.memo["warned"] = True
-            warn_user(flat.warning)
+        flat.warn_once()
         return cls(flat, chosen, Snapshot.take(flat, 0, params), reference)
 
     @property

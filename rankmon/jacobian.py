@@ -61,7 +61,7 @@ class ExampleJacobians:
             theta, fixed = flat.shapes_of()
             return theta, fixed, chunk_shapes(flat.inputs, chunk)
 
-        guess = max(1, room // (4 * 8 * per * flat.k * flat.p))
+        guess = max(1, int(room // (4 * 8 * per * flat.k * flat.p)))
         self._rows, self._chunk, self.workspace_used = _compiled(
             flat, make, shapes, most=min(flat.problem.n, guess), room=room
         )

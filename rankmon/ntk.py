@@ -5,6 +5,8 @@ With J = dF/dtheta, a row for each output of each example, the empirical kernel 
 enters.
 """
 
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from rankmon.spectrum import singular_values
 from rankmon.stack import recognized_stack
 
 ENGINES = ("auto", "stack", "dense")
+Assembly = Callable[[list[np.ndarray]], Float[np.ndarray, "n k p"]]
 # J, LAPACK's copy of it, and one for the rows that come in another order.
 _JACOBIANS_ALIVE = 3
 
@@ -106,18 +109,25 @@ def _jacobian(
             f"memory_limit = {bytes_text(memory_limit)}, got {bytes_text(need)}; raise "
             "memory_limit or take a smaller probe batch"
         )
-    leaves = flat.leaves(params)
+    flat.warn_once()
+    key = ("jacobian", engine, memory_limit)
+    if key not in flat.memo:
+        flat.memo[key] = _assembly(flat, engine, memory_limit - need)
+    J = flat.memo[key](flat.leaves(params))
+    return flat, J.reshape(-1, flat.p)
+
+
+def _assembly(flat: FlatProblem, engine: str, room: int) -> Assembly:
+    """What gives the Jacobian at the leaves; compiled once."""
     stacked = None if engine == "dense" else _stack_jacobian(flat)
     if stacked is not None:
-        J = stacked(leaves)
-    elif engine == "stack":
+        return stacked
+    if engine == "stack":
         raise ValueError(
             "expected a stack of dense layers that computes in float64 with every parameter "
             "differentiated, got a network that is not recognized as one; use engine='auto'"
         )
-    else:
-        J = _differentiated(flat, leaves, memory_limit - need)
-    return flat, J.reshape(-1, flat.p)
+    return _Differentiated(flat, room)
 
 
 def _stack_jacobian(flat: FlatProblem) -> StackJacobian | None:
@@ -130,20 +140,34 @@ def _stack_jacobian(flat: FlatProblem) -> StackJacobian | None:
         return None
 
 
-def _differentiated(
-    flat: FlatProblem, leaves: list[np.ndarray], room: int
-) -> Float[np.ndarray, "n k p"]:
-    theta, fixed = flat.split(leaves)
-    batch = BatchJacobian(flat, room=room)
-    try:
-        J = ExampleJacobians(flat, room=room)(theta, fixed)
-    except Exception:  # noqa: BLE001  an apply that only takes the whole batch
-        return batch(theta, fixed)
-    # Where the examples interact, Jacobians taken one at a time are those of another network.
-    v = np.random.default_rng(0).standard_normal(flat.p)
-    with np.errstate(over="ignore", invalid="ignore"):
-        got, want = J @ v, batch.product(theta, fixed, v)
-        agree = np.max(np.abs(got - want)) <= (
-            1e3 * flat.p * flat.precision.eps * np.max(np.abs(want))
-        )
-    return J if agree else batch(theta, fixed)
+class _Differentiated:
+    """The Jacobian by automatic differentiation, one example at a time where that is right."""
+
+    def __init__(self, flat: FlatProblem, room: int) -> None:
+        self._flat = flat
+        self._batch = BatchJacobian(flat, room=room)
+        self._examples: ExampleJacobians | None = None
+        with suppress(Exception):  # an apply that only takes the whole batch
+            self._examples = ExampleJacobians(flat, room=room)
+
+    def __call__(self, leaves: list[np.ndarray]) -> Float[np.ndarray, "n k p"]:
+        """The Jacobian at these leaves, in float64."""
+        theta, fixed = self._flat.split(leaves)
+        if self._examples is not None:
+            J = self._examples(theta, fixed)
+            if not np.all(np.isfinite(J)) or self._is_whole(J, theta, fixed):
+                return J
+            self._examples = None
+        return self._batch(theta, fixed)
+
+    def _is_whole(
+        self, J: Float[np.ndarray, "n k p"], theta: np.ndarray, fixed: tuple[np.ndarray, ...]
+    ) -> bool:
+        """Whether it multiplies a vector as the Jacobian does when the batch stays together.
+
+        Where the examples interact, Jacobians taken one at a time are those of another network.
+        """
+        v = np.random.default_rng(0).standard_normal(self._flat.p)
+        got, want = J @ v, self._batch.product(theta, fixed, v)
+        rounding = min(1e3 * self._flat.p * self._flat.precision.eps, 0.1)
+        return bool(np.max(np.abs(got - want)) <= rounding * np.max(np.abs(want)))

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from rankmon._checks import check_finite, check_targets, check_weights, leading_axis
 from rankmon._precision import NATIVE, Precision, choose_precision
 from rankmon._tree import LeafSpec, leaf_specs
+from rankmon._warnings import warn_user
 from rankmon.losses import LossFunction, as_loss
 
 Apply = Callable[[Any, Any], Any]
@@ -155,6 +156,12 @@ class FlatProblem:
                 "Hessian's norm: hardly any rank can be told"
             )
         return text
+
+    def warn_once(self) -> None:
+        """Gives that warning, the first time it is asked to."""
+        if self.warning and "warned" not in self.memo:
+            self.memo["warned"] = True
+            warn_user(self.warning)
 
     def leaves(self, params: Any) -> list[np.ndarray]:
         """Host copies of all leaves in this problem's precision.

@@ -151,7 +151,7 @@ def functional_plateaus(omega: Float[np.ndarray, "k d"], hidden: int) -> Plateau
 def match_plateaus(
     plateaus: Plateaus, eigenvalues: Float[np.ndarray, " p"], *, tolerance: float = 1e-9
 ) -> list[PlateauMatch]:
-    """Each plateau that is not zero beside the eigenvalues measured.
+    """Each plateau that is more than rounding beside the eigenvalues measured.
 
     Args:
       plateaus: what is predicted.
@@ -169,7 +169,9 @@ def match_plateaus(
             "spectrum of all parameters"
         )
     found = []
-    for level in plateaus.levels[plateaus.levels != 0]:
+    sizes = np.abs(plateaus.levels)
+    rounding = measured.size * np.finfo(np.float64).eps * np.max(sizes, initial=0.0)
+    for level in plateaus.levels[sizes > rounding]:
         off = np.sort(np.abs(measured - level)) / abs(level)
         found.append(
             PlateauMatch(

@@ -43,14 +43,18 @@ def test_a_stopped_run_measures_what_is_missing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "values"), [({"seed": 1}, [2, 3]), ({"seed": 0}, [1, 2, 3])], ids=["seed", "value"]
+    ("settings", "values"),
+    [({"seed": 1}, [2, 3]), ({"seed": 0}, [1, 2, 3]), ({"seed": 0}, [3, 4]), ({"seed": 0}, [2, 4])],
+    ids=["seed", "earlier", "later", "between"],
 )
 def test_other_settings_begin_anew_and_lose_nothing(tmp_path, settings, values):
     fill(tmp_path, {"seed": 0}, [2, 3])
-    assert fill(tmp_path, settings, values) == (values, values)
+    kept = [value for value in values if settings == {"seed": 0} and values[0] == 2 == value]
+    assert fill(tmp_path, settings, values) == (values[len(kept) :], values)
+    assert fill(tmp_path, settings, values) == ([], values)
     assert [value for value, _ in scalar_steps(tmp_path)] == values
     everything = read_jsonl(tmp_path / "rankmon.jsonl", superseded=True)
-    assert sorted(record.step for record in everything) == sorted([2, 3, *values])
+    assert sorted(record.step for record in everything) == sorted([2, 3, *values[len(kept) :]])
 
 
 def test_a_run_has_one_writer(tmp_path):
@@ -89,7 +93,7 @@ def test_verdicts_tell_exact_from_ambiguous_from_wrong(tmp_path, capsys):
     assert rank_verdict([Record(1, 1, 0.0, one_engine_off, {})]).mismatches == 1
     report({("S8", "width"): [exact, ambiguous], ("S8", "depth"): [exact]}, tmp_path)
     printed = capsys.readouterr().out
-    assert "holds  predicted ranks are measured: 0 mismatches" in printed
+    assert "holds  predicted ranks are measured: 0 mismatches of 9" in printed
     assert printed.count("~") == 3
     assert (tmp_path / "table.txt").read_text().strip() in printed
     with pytest.raises(SystemExit):

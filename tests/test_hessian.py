@@ -254,17 +254,37 @@ def test_predictions_are_at_the_measured_ranks(loss, bias):
     assert found.ranks == {part: rank.rank for part, rank in measured.items()}
 
 
-@pytest.mark.parametrize("tail", [1e-4, 1e-12], ids=["seen", "unseen"])
-def test_predictions_count_the_inputs_that_the_hessian_can_show(tail):
-    apply, params = mlp((5, 4, 3), seed=2)
+@pytest.mark.parametrize("outputs", [3, 8])
+@pytest.mark.parametrize("tail", [1e-4, 1e-9], ids=["seen", "unseen"])
+def test_predictions_count_the_inputs_that_each_part_can_show(tail, outputs):
+    dims = (5, 8, outputs)
+    apply, params = mlp(dims, seed=2)
     rng = np.random.default_rng(0)
     x = np.linalg.qr(rng.standard_normal((30, 5)))[0] * [1.0, 1.0, 1.0, 1.0, tail]
-    problem = Problem(apply, loss="mse", inputs=x, targets=rng.standard_normal((30, 3)))
+    problem = Problem(apply, loss="mse", inputs=x, targets=rng.standard_normal((30, outputs)))
     found = predicted_ranks(problem, params)
-    assert found.r == (5 if tail > 1e-6 else 4)
-    assert np.linalg.matrix_rank(x) == 5
+    assert (found.r, found.visible) == (5, 5 if tail > 1e-6 else 4)
+    # Where s exceeds what H_o shows, only H_f shows all of it, and theory is silent on H_L.
+    assert ("H_L" in found.ranks) == (found.s.rank <= found.visible)
+    assert ("H_L" not in found.ranks) == (tail < 1e-6 and outputs == 8)
     measured = hessian_ranks(problem, params, engine="dense")
-    assert found.ranks["H_o"] == measured["H_o"].rank
+    for part, rank in found.ranks.items():
+        assert rank == measured[part].rank, part
+
+
+def test_arithmetic_too_coarse_for_any_rank_shows_no_inputs():
+    def apply(params, x):
+        first, last = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
+        x = jnp.tanh(x.astype(jnp.bfloat16) @ first["w"] + first["b"])
+        return x @ last["w"] + last["b"]
+
+    _, params = mlp((8, 9, 6), bias=True)
+    x, y = np.random.default_rng(0).standard_normal((2, 20, 8))
+    problem = Problem(apply, loss="mse", inputs=x, targets=y[:, :6])
+    with pytest.warns(RankmonWarning, match="computes in bfloat16 inside"):
+        found = predicted_ranks(problem, params)
+    assert (found.r, found.visible) == (8, 0)
+    assert found.ranks["H_o"] == theory.rank_outer((8, 9, 6), r=0, bias=True)
 
 
 def test_predictions_say_what_they_rest_on():
@@ -280,11 +300,20 @@ def test_predictions_say_what_they_rest_on():
 
 def test_what_theory_says_nothing_of_is_refused():
     conv = CASES["conv-mse"]
-    with pytest.raises(ValueError, match="expected a stack of dense layers .* not recognized"):
+    with pytest.raises(ValueError, match="expected a stack of dense layers .* got no such stack"):
         predicted_ranks(problem_of(conv), conv.params)
     custom = CASES["tanh-custom"]
-    with pytest.raises(ValueError, match="a loss by name, got loss custom:student_t"):
+    with pytest.raises(ValueError, match="a loss by name, got loss custom:"):
         predicted_ranks(problem_of(custom), custom.params)
+    mixed = Problem(
+        lambda p, x: (x @ p["W1"] + p["b1"]) @ p["W2"],
+        loss="mse",
+        inputs=np.eye(4),
+        targets=np.ones((4, 2)),
+    )
+    params = {"W1": np.ones((4, 3)), "b1": np.ones(3), "W2": np.ones((3, 2))}
+    with pytest.raises(ValueError, match="got biases in some layers only"):
+        predicted_ranks(mixed, params)
     case = CASES["linear-mse"]
     broken = jax.tree.map(lambda a: a * np.nan, case.params)
     with pytest.raises(ValueError, match="expected finite parameters and outputs"):

@@ -109,7 +109,10 @@ def test_chunks_give_the_same_as_the_whole(kind):
     flat = problem_of(case).flat(case.params)
     theta, fixed = flat.split(flat.leaves(case.params))
     whole = kind(flat, room=2**30)(theta, fixed)
-    tight = kind(flat, room=3 * 8 * flat.k * flat.p)(theta, fixed)
+    few = kind(flat, room=4 * 4 * 8 * flat.k * flat.p)
+    tight = few(theta, fixed)
+    if kind is ExampleJacobians:
+        assert few._chunk not in (1, 3, 9)  # the last chunk overlaps
     np.testing.assert_allclose(tight, whole, rtol=0, atol=1e-14 * np.max(np.abs(whole)))
     np.testing.assert_allclose(
         whole.reshape(-1, flat.p), jacobian_of(case), rtol=0, atol=1e-13 * np.max(np.abs(whole))

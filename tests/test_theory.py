@@ -524,20 +524,14 @@ def test_loss_bound_grows_with_the_sample() -> None:
         theory.rank_loss_bound((5, 4, 3), n=2.5)
 
 
-@ALL_BIASES
-def test_rank_per_parameter_is_what_its_name_says(bias: bool) -> None:
-    for dims in GRID[::11]:
-        shares = theory.rank_per_parameter(dims, bias=bias)
-        p = theory.number_of_parameters(dims, bias=bias)
-        assert shares["H_L"] * p == pytest.approx(theory.rank_loss(dims, bias=bias))
-        assert shares["H_o"] * p == pytest.approx(theory.rank_outer(dims, bias=bias))
-        assert shares["H_f"] * p == pytest.approx(theory.rank_functional(dims, bias=bias))
-
-
 def test_rank_per_parameter_of_figure_s20() -> None:
     shares = theory.rank_per_parameter((2352, 5000, 5000, 5000, 10))
     assert shares["H_f"] * 61_810_000 == pytest.approx(2 * 10 * 15000 + 2 * 10 * 10 - 4 * 100)
     assert shares["H_o"] * 61_810_000 == pytest.approx(10 * 2352)
+    with_biases = theory.rank_per_parameter((784, 1000, 1000, 100), bias=True)
+    p = 785 * 1000 + 1001 * 1000 + 1001 * 100
+    paper = 2 * 100 * 2000 + 100 * (784 + 100) - 3 * 100**2 + 3 * 100  # section S7.3
+    assert with_biases["H_L"] * p == pytest.approx(paper)
 
 
 @ALL_BIASES
