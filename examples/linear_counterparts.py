@@ -72,7 +72,8 @@ def main() -> None:
     for figure in options.figure:
         setting = FIGURES[figure]
         (straight,), (bent,) = (found[figure, network] for network in ("linear", "nonlinear"))
-        name, png = f"{setting.activation}, {setting.loss}", options.logdir / f"{figure}.png"
+        name = f"{setting.activation}, {setting.loss}".replace("_", " ")
+        png = options.logdir / f"{figure}.png"
         for part in PARTS:
             tags = (f"rank_theory/{part}", f"rank/{part}")
             counts = [*(straight.scalars[tag] for tag in tags), bent.scalars[tags[1]]]

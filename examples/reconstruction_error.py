@@ -13,7 +13,7 @@ import rankmon
 from figure_plots import save_reconstruction
 from figure_runs import Sweep, Task, images, parse_options, rank_scalars, show, swept
 from networks import ACTIVATIONS, initial_weights, stack
-from plotting import check
+from plotting import PARTS, check
 
 jax.config.update("jax_enable_x64", True)
 
@@ -76,13 +76,16 @@ def main() -> None:
         setting, (record,) = FIGURES[figure], found[figure, "spectrum"]
         errors = record.arrays["reconstruction_error/H_L"]
         lines = {label: int(record.scalars[f"{tag}/H_L"]) for label, tag in LINES.items()}
-        name, (predicted, measured, bound) = f"{setting.activation}, {setting.loss}", lines.values()
+        name = f"{setting.activation}, {setting.loss}".replace("_", " ")
+        predicted, measured, bound = lines.values()
         error = errors[predicted]
         print(f"{figure:5}{name:22}{len(errors) - 1:6,}{predicted:11,}{measured:10,}{bound:8,}"
               f"{error:13.3%}")  # fmt: skip
         claims[f"{figure}: at the linear counterpart's rank under 10% is left"] = error < 0.1
         png = options.logdir / f"{figure}.png"
-        save_reconstruction(errors, lines, png, title=f"{options.heading} {figure}: H_L, {name}")
+        save_reconstruction(
+            errors, lines, png, title=f"{options.heading} {figure}: {PARTS['H_L'][0]}, {name}"
+        )
         show(options.logdir / figure, png)
     check(claims)
 
