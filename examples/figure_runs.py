@@ -65,6 +65,12 @@ def images(
     return standardize_pixels(pixels), labels
 
 
+def source(name: str, options: argparse.Namespace) -> dict[str, str]:
+    """Where a data set comes from, as a part of a run's settings."""
+    from_file = name == "cifar10" and options.cifar_npz is not None
+    return {"dataset": name} | ({"file": str(options.cifar_npz.resolve())} if from_file else {})
+
+
 def rank_scalars(ranks: Mapping[str, NumericalRank], suffix: str = "") -> dict[str, float]:
     """Each count and its margin, under tags like those of the monitor."""
     return {
@@ -99,7 +105,6 @@ def swept(
     common = {
         "seed": options.seed,
         "quick": options.quick,
-        "cifar": str(options.cifar_npz and options.cifar_npz.resolve()),
         "pixels": "standardized one by one",
     }
     with ExitStack() as stack:

@@ -9,7 +9,7 @@ import numpy as np
 
 import rankmon
 from figure_plots import save_ntk
-from figure_runs import Sweep, Task, images, parse_options, rank_scalars, show, swept
+from figure_runs import Sweep, Task, images, parse_options, rank_scalars, show, source, swept
 from networks import initial_weights, linear
 from plotting import check
 
@@ -44,7 +44,7 @@ def main() -> None:
     sizes = SAMPLES[:4] if options.quick else SAMPLES
     claims = {}
     for figure in options.figure:
-        sweeps = {(figure, name): Sweep({}, sizes) for name in FIGURES[figure]}
+        sweeps = {(figure, name): Sweep(source(name, options), sizes) for name in FIGURES[figure]}
         records = {name: run for (_, name), run in swept(sweeps, measure, options).items()}
         png = options.logdir / f"{figure}.png"
         save_ntk(

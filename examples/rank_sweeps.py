@@ -11,7 +11,7 @@ import jax
 
 import rankmon
 from figure_plots import NAMES, save_rank_sweep
-from figure_runs import Sweep, Task, images, parse_options, rank_scalars, show, swept
+from figure_runs import Sweep, Task, images, parse_options, rank_scalars, show, source, swept
 from figure_tables import report
 from networks import affine, initial_weights, linear, with_biases
 
@@ -100,7 +100,9 @@ def main() -> None:
     for figure in options.figure:  # what is not prepared fails here, not an hour later
         images(FIGURES[figure].dataset, 4, 300, options)
     sweeps = {
-        (figure, name): Sweep({**asdict(FIGURES[figure]), "side": panel.side}, panel.values)
+        (figure, name): Sweep(
+            asdict(FIGURES[figure]) | source(FIGURES[figure].dataset, options), panel.values
+        )
         for figure in options.figure
         for name, panel in panels.items()
     }

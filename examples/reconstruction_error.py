@@ -83,9 +83,8 @@ def main() -> None:
               f"{error:13.3%}")  # fmt: skip
         claims[f"{figure}: at the linear counterpart's rank under 10% is left"] = error < 0.1
         png = options.logdir / f"{figure}.png"
-        save_reconstruction(
-            errors, lines, png, title=f"{options.heading} {figure}: {PARTS['H_L'][0]}, {name}"
-        )
+        title = f"{options.heading} {figure}: {PARTS['H_L'][0]}, {name}"
+        save_reconstruction(errors, lines, png, title=title)
         show(options.logdir / figure, png)
     check(claims)
 

@@ -1,5 +1,7 @@
 """Runs over a swept variable go on where they were stopped, and measure nothing twice."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -70,6 +72,9 @@ def test_quick_mode_takes_the_digits_unless_a_file_is_given(monkeypatch):
     assert x.shape == (20, 9)
     assert labels.shape == (20,)
     np.testing.assert_allclose(x.mean(0), 0, atol=1e-12)
+    options.cifar_npz = Path("images.npz")
+    assert figure_runs.source("mnist", options) == {"dataset": "mnist"}
+    assert "images.npz" in figure_runs.source("cifar10", options)["file"]
 
 
 def record_of(predicted, count, low, high, *, full_rank=1.0, r=4.0):
