@@ -97,15 +97,14 @@ def main() -> None:
     """Measures what is missing, draws, and checks every point."""
     options = parse_options(__doc__, "rank_sweeps", FIGURES)
     panels = QUICK_PANELS if options.quick else PANELS
-    for figure in options.figure:  # what is not prepared fails here, not an hour later
-        images(FIGURES[figure].dataset, 4, 300, options)
-    sweeps = {
-        (figure, name): Sweep(
-            asdict(FIGURES[figure]) | source(FIGURES[figure].dataset, options), panel.values
-        )
-        for figure in options.figure
-        for name, panel in panels.items()
-    }
+    sweeps = {}
+    for figure in options.figure:
+        setting = FIGURES[figure]
+        images(
+            setting.dataset, 4, 300, options
+        )  # what is not prepared fails here, not an hour later
+        settings = asdict(setting) | source(setting.dataset, options)
+        sweeps |= {(figure, name): Sweep(settings, panel.values) for name, panel in panels.items()}
     found = swept(sweeps, measure, options)
     for figure in options.figure:
         records = {name: found[figure, name] for name in panels}
