@@ -100,9 +100,8 @@ def main() -> None:
     sweeps = {}
     for figure in options.figure:
         setting = FIGURES[figure]
-        images(
-            setting.dataset, 4, 300, options
-        )  # what is not prepared fails here, not an hour later
+        # What is not prepared fails here, not an hour later.
+        images(setting.dataset, 4, 300, options)
         settings = asdict(setting) | source(setting.dataset, options)
         sweeps |= {(figure, name): Sweep(settings, panel.values) for name, panel in panels.items()}
     found = swept(sweeps, measure, options)
