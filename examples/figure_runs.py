@@ -68,7 +68,7 @@ def images(
 def source(name: str, options: argparse.Namespace) -> dict[str, str]:
     """Where a data set comes from, as a part of a run's settings."""
     from_file = name == "cifar10" and options.cifar_npz is not None
-    return {"dataset": name} | ({"file": str(options.cifar_npz.resolve())} if from_file else {})
+    return {"dataset": name} | ({"file": options.cifar_npz.name} if from_file else {})
 
 
 def rank_scalars(ranks: Mapping[str, NumericalRank], suffix: str = "") -> dict[str, float]:
