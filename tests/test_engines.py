@@ -140,7 +140,8 @@ def test_an_activation_counts_with_its_own_derivative_rules(activation, engine):
     assert engine_for(problem, params).name == engine
     auto, dense = (spectra_of(problem, params, name) for name in ("auto", "dense"))
     for part, spectrum in dense.items():
-        np.testing.assert_allclose(auto[part], spectrum, rtol=0, atol=1e-12 * dense["H_L"][0])
+        atol = 1e-12 * abs(dense["H_L"][0])
+        np.testing.assert_allclose(np.sort(auto[part]), np.sort(spectrum), rtol=0, atol=atol)
 
 
 def test_what_apply_computes_and_does_not_return_changes_nothing():
@@ -149,7 +150,8 @@ def test_what_apply_computes_and_does_not_return_changes_nothing():
     problem = Problem(_dead_branch, loss="mse", inputs=x, targets=y)
     auto, dense = (spectra_of(problem, params, name) for name in ("auto", "dense"))
     for part, spectrum in dense.items():
-        np.testing.assert_allclose(auto[part], spectrum, rtol=0, atol=1e-12 * dense["H_L"][0])
+        atol = 1e-12 * abs(dense["H_L"][0])
+        np.testing.assert_allclose(np.sort(auto[part]), np.sort(spectrum), rtol=0, atol=atol)
 
 
 def test_a_dead_product_with_a_tied_kernel_changes_nothing():
@@ -325,8 +327,7 @@ def test_indefinite_output_hessians_take_the_matrix_itself(assembly):
     want = np.linalg.eigvalsh(dense_parts(case)["H_o"])
     assert want[0] < -1e-3 * want[-1]
     got = spectra_of(problem_of(case), case.params, assembly)["H_o"]
-    eigenvalues = np.sort(np.abs(want))[::-1]
-    np.testing.assert_allclose(got, eigenvalues, rtol=0, atol=1e-13 * eigenvalues[0])
+    np.testing.assert_allclose(np.sort(got), want, rtol=0, atol=1e-13 * np.abs(want).max())
 
 
 def test_chunks_of_the_jacobian_change_nothing():
