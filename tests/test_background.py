@@ -673,7 +673,8 @@ def test_due_steps_wait_for_their_share(ready, background):
     taken = memory.records[-1].scalars["monitor/overhead"]
     assert 3 < len(memory.records) < steps / 3
     assert taken < 0.4
-    assert monitor.close().step == steps - 1
+    monitor.close()  # gives None where that step happened to be due
+    assert memory.records[-1].step == steps - 1
 
 
 # Options
