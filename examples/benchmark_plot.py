@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.ticker import FuncFormatter
 
 from peers import PARTS, Network
-from plotting import plt
+from plotting import plt, save
 from rankmon.theory import number_of_parameters
 
 # Okabe and Ito's palette, as in `plotting`.
@@ -85,5 +85,4 @@ def save_bars(networks: Sequence[Network], results: Results, path: Path) -> None
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: time_text(value)))
     axes.set_xlabel("time to count all ranks once (shorter is better)")
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save(figure, path)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.lines import Line2D
 
-from plotting import LAYERS, PARTS, plt, series
+from plotting import LAYERS, PARTS, plt, save, series
 from rankmon import Record
 from rankmon.spectral_theory import PlateauMatch
 
@@ -20,6 +20,7 @@ NAMES = {
     "mixture": "a mixture of Gaussians",
 }
 NONLINEAR = "#D55E00"
+DPI = 90  # the pictures are committed
 
 
 def save_rank_sweep(panels: Mapping[str, Sequence[Record]], path: Path, *, title: str) -> None:
@@ -53,7 +54,7 @@ def save_rank_sweep(panels: Mapping[str, Sequence[Record]], path: Path, *, title
     circle = Line2D([], [], ls="", marker="o", color="#666666", mfc="white", label="predicted")
     figure.legend(handles=[*handles, circle], loc="outside lower center", ncols=4)
     figure.suptitle(title)
-    save(figure, path)
+    save(figure, path, dpi=DPI)
 
 
 def save_simulated(
@@ -82,7 +83,7 @@ def save_simulated(
         ax.set(xlabel=name, ylabel="rank / #params", xscale=scale, yscale=scale)
         ax.legend()
     figure.suptitle(title)
-    save(figure, path)
+    save(figure, path, dpi=DPI)
 
 
 def save_plateaus(
@@ -120,7 +121,7 @@ def save_plateaus(
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     figure.suptitle(title)
-    save(figure, path)
+    save(figure, path, dpi=DPI)
 
 
 def save_reconstruction(
@@ -151,7 +152,7 @@ def save_reconstruction(
     handles, _ = left.get_legend_handles_labels()
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     figure.suptitle(title)
-    save(figure, path)
+    save(figure, path, dpi=DPI)
 
 
 def save_counterparts(
@@ -182,7 +183,7 @@ def save_counterparts(
     handles, _ = axes[0].get_legend_handles_labels()
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     figure.suptitle(title)
-    save(figure, path)
+    save(figure, path, dpi=DPI)
 
 
 def save_ntk(panels: Mapping[str, Sequence[Record]], path: Path, *, title: str) -> None:
@@ -198,11 +199,4 @@ def save_ntk(panels: Mapping[str, Sequence[Record]], path: Path, *, title: str) 
     axes[0].set_ylabel("rank of the NTK")
     axes[-1].legend(loc="lower right")
     figure.suptitle(title)
-    save(figure, path)
-
-
-def save(figure: plt.Figure, path: Path) -> None:
-    """Writes the PNG at a modest size."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    save(figure, path, dpi=DPI)

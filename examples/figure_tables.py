@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from figure_plots import THREE
 from plotting import check
 from rankmon import Record
 
-PARTS = ("H_L", "H_o", "H_f")
 WAYS = ("", "_autodiff")
 
 
@@ -38,7 +38,7 @@ class Verdict:
 
 def rank_verdict(records: Sequence[Record]) -> Verdict:
     """The verdict on a run that holds ranks of every part by both engines, and predictions."""
-    return sum((_of_one(r.scalars, part) for r in records for part in PARTS), Verdict())
+    return sum((_of_one(r.scalars, part) for r in records for part in THREE), Verdict())
 
 
 def _of_one(scalars: Mapping[str, float], part: str) -> Verdict:
@@ -78,7 +78,7 @@ def report(runs: Mapping[tuple[str, str], Sequence[Record]], folder: Path) -> No
 
 
 def _heading() -> list[str]:
-    parts = "".join(f"{part + ': theory, reduced, autodiff':>32}" for part in PARTS)
+    parts = "".join(f"{part + ': theory, reduced, autodiff':>32}" for part in THREE)
     return [f"{'':6}{'':9}{'':5}{'p':>6}{'r':>4}{'s':>4}{parts}"]
 
 
@@ -86,7 +86,7 @@ def _point(figure: str, panel: str, record: Record) -> str:
     scalars = record.scalars
     p, r, s = (int(scalars[tag]) for tag in ("p", "r", "rank/Omega"))
     line = f"{figure:6}{panel:9}{record.step:5}{p:6}{r:4}{s:4}"
-    for part in PARTS:
+    for part in THREE:
         verdict = _of_one(scalars, part)
         mark = "!" if verdict.mismatches else "~" if verdict.interval else " "
         counts = (scalars[f"{tag}/{part}"] for tag in ("rank_theory", "rank", "rank_autodiff"))

@@ -147,7 +147,7 @@ def save_rank_evolution(
     for phase in phases[1:]:
         last.axvline(phase.start, color="#888888", linewidth=1, linestyle=":")
     figure.suptitle(title)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _loss_range(records: Sequence[Record]) -> tuple[float, float]:
@@ -197,13 +197,14 @@ def save_determinants(
         right.loglog(t[1:], imbalance[1:], "--", color=color, label=f"{name}: imbalance")
     right.set(xlabel="flow time", title="errors", ylim=(1e-14, None))
     right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    _save(figure, path)
+    save(figure, path)
     return path
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def save(figure: plt.Figure, path: Path, *, dpi: int = 130) -> None:
+    """Writes the PNG, and its folder where that is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=dpi)
     plt.close(figure)
 
 

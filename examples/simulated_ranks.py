@@ -7,7 +7,7 @@ and hidden width 5000 over depth; its K is not stated, and is 10 here (CIFAR-10'
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from figure_plots import save_simulated
+from figure_plots import THREE, save_simulated
 from figure_runs import Sweep, Task, parse_options, show, swept
 from plotting import PARTS, check
 from rankmon.theory import rank_per_parameter
@@ -23,15 +23,15 @@ class Family:
     bias: bool = False
 
 
-LAYERS = ("hidden layers", range(1, 51))
+DEPTHS = ("hidden layers", range(1, 51))
 FIGURES = {
     "S3": {
-        "without biases": Family(*LAYERS, lambda h: (784, *[1000] * h, 100)),
-        "with biases": Family(*LAYERS, lambda h: (784, *[1000] * h, 100), bias=True),
+        "without biases": Family(*DEPTHS, lambda h: (784, *[1000] * h, 100)),
+        "with biases": Family(*DEPTHS, lambda h: (784, *[1000] * h, 100), bias=True),
     },
     "S20": {
         "width": Family("hidden width M", range(20, 5001, 20), lambda m: (2352, m, m, m, 10)),
-        "depth": Family(*LAYERS, lambda h: (2352, *[5000] * h, 10)),
+        "depth": Family(*DEPTHS, lambda h: (2352, *[5000] * h, 10)),
     },
 }
 TITLES = {
@@ -70,14 +70,13 @@ def main() -> None:
         if figure == "S3":
             curves = {name: curve(figure, name, "H_L") for name in families}
             lost = [low - high for high, low in zip(*curves.values(), strict=True)]
-            panels = [(*LAYERS, curves), (*LAYERS, {"with biases less without": lost})]
+            panels = [(*DEPTHS, curves), (*DEPTHS, {"with biases less without": lost})]
             claims["S3: biases lower rank/#params of H_L at every depth"] = max(lost) < 0
         else:
             panels = [
-                (family.axis, family.values, {PARTS[p][0]: curve(figure, name, p) for p in PARTS
-                                              if p != "H_f_fixed"})
+                (family.axis, family.values, {PARTS[p][0]: curve(figure, name, p) for p in THREE})
                 for name, family in families.items()
-            ]  # fmt: skip
+            ]
             outer, functional = (curve(figure, "width", part) for part in ("H_o", "H_f"))
             leads = [f > o for f, o in zip(functional, outer, strict=True)]
             crossing = families["width"].values[leads.index(True)]

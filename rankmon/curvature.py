@@ -22,7 +22,13 @@ import numpy as np
 from jaxtyping import Float
 
 from rankmon._programs import Make, largest_program
-from rankmon.jacobian import ExampleJacobians, chunk_shapes, one_example
+from rankmon.jacobian import (
+    ExampleJacobians,
+    chunk_shapes,
+    is_of_whole_batch,
+    one_example,
+    pushed_forward,
+)
 from rankmon.parts import (
     DEFAULT_MEMORY_LIMIT,
     HessianParts,
@@ -219,8 +225,7 @@ class Curvature:
             return self.flat.outputs(theta, fixed, inputs)
 
         z, pull_back = jax.vjp(outputs, theta)
-        # J v as the transpose of u -> J^T u: a function with a backward rule alone has no jvp.
-        jv = jax.vjp(lambda u: pull_back(u)[0], jnp.zeros_like(z))[1](v)[0]
+        jv = pushed_forward(pull_back, z, v)
         bjv = jnp.einsum("nkl,nl->nk", self._output_hessians(z, targets), jv)
         cotangent = (weights[:, None] * bjv).astype(z.dtype)  # a module may end in float32
         return pull_back(cotangent)[0]
@@ -233,18 +238,9 @@ class Curvature:
     def _agrees_with_products(
         self, outer: Float[np.ndarray, "p p"], theta: np.ndarray, fixed: Sequence[np.ndarray]
     ) -> bool:
-        """Whether the matrix multiplies a vector as H_o does when the batch stays together.
-
-        Where the examples interact (batch statistics), Jacobians taken one at a time are those of
-        another network, and H_o assembled from them is wrong. The product knows nothing of that.
-        """
+        """Whether the matrix multiplies a vector as H_o does when the batch stays together."""
         v = np.random.default_rng(0).standard_normal(self.flat.p).astype(self.flat.dtype)
-        got, want = outer @ v, self.outer_product(theta, fixed, v)
-        if not (np.all(np.isfinite(got)) and np.all(np.isfinite(want))):
-            return True  # overflow is logged as such; it says nothing of the examples
-        scale = max(np.max(np.abs(got)), np.max(np.abs(want)))
-        rounding = min(1e3 * self.flat.p * self.flat.precision.eps, 0.1)
-        return bool(np.max(np.abs(got - want)) <= rounding * scale)
+        return is_of_whole_batch(outer @ v, self.outer_product(theta, fixed, v), self.flat)
 
     def _outer_from_examples(self, theta: np.ndarray, fixed: Sequence[np.ndarray]) -> np.ndarray:
         flat, n = self.flat, self.flat.problem.n

@@ -33,6 +33,34 @@ def chunk_shapes(tree: Any, chunk: int) -> Any:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct((chunk, *a.shape[1:]), a.dtype), tree)
 
 
+def pushed_forward(pull_back: Callable[[Any], Any], z: Any, v: Any) -> Any:
+    """J v as the transpose of u -> J^T u; traceable.
+
+    A function with a backward rule alone has no forward one.
+
+    Args:
+      pull_back: of `jax.vjp` at theta.
+      z: the outputs there.
+      v: a vector like theta.
+    """
+    return jax.vjp(lambda u: pull_back(u)[0], jnp.zeros_like(z))[1](v)[0]
+
+
+def is_of_whole_batch(
+    got: Float[np.ndarray, "..."], want: Float[np.ndarray, "..."], flat: FlatProblem
+) -> bool:
+    """Whether a product made one example at a time is the one of the batch kept together.
+
+    Where the examples interact (batch statistics), Jacobians taken one at a time are those of
+    another network, and what is assembled from them is wrong.
+    """
+    if not (np.all(np.isfinite(got)) and np.all(np.isfinite(want))):
+        return True  # overflow is logged as such; it says nothing of the examples
+    scale = max(np.max(np.abs(got)), np.max(np.abs(want)))
+    rounding = min(1e3 * flat.p * flat.precision.eps, 0.1)
+    return bool(np.max(np.abs(got - want)) <= rounding * scale)
+
+
 class ExampleJacobians:
     """J_i of each example by itself; compiled once, evaluated in chunks that fit the room.
 
@@ -130,8 +158,7 @@ class BatchJacobian:
 
         def push(theta: Any, fixed: Any, inputs: Any, v: Any) -> Any:
             z, pull_back = jax.vjp(lambda t: flat.outputs(t, fixed, inputs), theta)
-            # J v as the transpose of u -> J^T u: a function with a backward rule alone has no jvp.
-            return jax.vjp(lambda u: pull_back(u)[0], jnp.zeros_like(z))[1](v)[0]
+            return pushed_forward(pull_back, z, v)
 
         theta, *others = flat.shapes_of(flat.inputs)
         return jax.jit(push).lower(theta, *others, theta).compile()

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from rankmon._precision import DOUBLE
 from rankmon.contraction import StackJacobian
-from rankmon.jacobian import BatchJacobian, ExampleJacobians
+from rankmon.jacobian import BatchJacobian, ExampleJacobians, is_of_whole_batch
 from rankmon.parts import DEFAULT_MEMORY_LIMIT, bytes_text
 from rankmon.problem import FlatProblem, Problem
 from rankmon.rank import NumericalRank, Tolerance, as_tolerance, numerical_rank, undefined_rank
@@ -155,19 +155,10 @@ class _Differentiated:
         theta, fixed = self._flat.split(leaves)
         if self._examples is not None:
             J = self._examples(theta, fixed)
-            if not np.all(np.isfinite(J)) or self._is_whole(J, theta, fixed):
+            v = np.random.default_rng(0).standard_normal(self._flat.p)
+            if not np.all(np.isfinite(J)) or is_of_whole_batch(
+                J @ v, self._batch.product(theta, fixed, v), self._flat
+            ):
                 return J
             self._examples = None
         return self._batch(theta, fixed)
-
-    def _is_whole(
-        self, J: Float[np.ndarray, "n k p"], theta: np.ndarray, fixed: tuple[np.ndarray, ...]
-    ) -> bool:
-        """Whether it multiplies a vector as the Jacobian does when the batch stays together.
-
-        Where the examples interact, Jacobians taken one at a time are those of another network.
-        """
-        v = np.random.default_rng(0).standard_normal(self._flat.p)
-        got, want = J @ v, self._batch.product(theta, fixed, v)
-        rounding = min(1e3 * self._flat.p * self._flat.precision.eps, 0.1)
-        return bool(np.max(np.abs(got - want)) <= rounding * np.max(np.abs(want)))
