@@ -4,11 +4,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Float
+
 from figure_plots import THREE
 from plotting import check
-from rankmon import Record
+from rankmon import NumericalRank, Record
+from rankmon.rank import numerical_rank
 
 WAYS = ("", "_autodiff")
+
+
+def ranks_at_own_cuts(
+    spectra: Mapping[str, Float[np.ndarray, " p"]],
+) -> dict[str, NumericalRank]:
+    """The rank of each part X of the Hessian above p * eps * ||X||_2, as `matrix_rank` counts.
+
+    At initialization no part vanishes, and the smallest eigenvalues of H_f can lie below the common
+    cut, which goes by the norm of H_L.
+    """
+    eps = np.finfo(np.float64).eps
+    return {
+        part: numerical_rank(np.abs(values), values.size * eps * np.abs(values).max())
+        for part, values in spectra.items()
+    }
 
 
 @dataclass(frozen=True)

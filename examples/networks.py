@@ -34,13 +34,9 @@ def initial_weights(key: Array, dims: Sequence[int], initializer: str) -> Weight
     return [INITIALIZERS[initializer](k, shape) for k, shape in zip(keys, shapes, strict=True)]
 
 
-def with_biases(key: Array, weights: Weights) -> Layers:
-    """Layers of these kernels and Gaussian biases, since biases of zero are in special position."""
-    keys = jax.random.split(key, len(weights))
-    return [
-        {"kernel": w, "bias": 0.3 * jax.random.normal(k, w.shape[1:])}
-        for k, w in zip(keys, weights, strict=True)
-    ]
+def with_biases(weights: Weights) -> Layers:
+    """Layers of these kernels and biases of zero, as Flax initializes them."""
+    return [{"kernel": weight, "bias": jnp.zeros(weight.shape[1:])} for weight in weights]
 
 
 def linear(weights: Weights, x: Float[Array, "n d"]) -> Float[Array, "n k"]:

@@ -12,7 +12,7 @@ import jax
 import rankmon
 from figure_plots import NAMES, save_rank_sweep
 from figure_runs import Sweep, Task, images, parse_options, rank_scalars, show, source, swept
-from figure_tables import report
+from figure_tables import ranks_at_own_cuts, report
 from networks import affine, initial_weights, linear, with_biases
 
 jax.config.update("jax_enable_x64", True)
@@ -72,10 +72,9 @@ def measure(task: Task):
     panel = (QUICK_PANELS if options.quick else PANELS)[task.panel]
     x, labels = images(setting.dataset, panel.side, panel.samples(task.value), options)
     dims = (x.shape[1], *panel.hidden(task.value), CLASSES)
-    key, bias_key = jax.random.split(jax.random.key(options.seed))
-    network, params = linear, initial_weights(key, dims, setting.initializer)
-    if setting.bias:
-        network, params = affine, with_biases(bias_key, params)
+    key, _ = jax.random.split(jax.random.key(options.seed))  # as the committed pictures were drawn
+    weights = initial_weights(key, dims, setting.initializer)
+    network, params = (affine, with_biases(weights)) if setting.bias else (linear, weights)
     targets = labels if setting.loss == "cross_entropy" else jax.nn.one_hot(labels, CLASSES)
     problem = rankmon.Problem(network, loss=setting.loss, inputs=x, targets=targets)
 
@@ -84,8 +83,8 @@ def measure(task: Task):
     scalars = {"r": theory.r, "d": x.shape[1], "p": p, "full_rank": float(theory.full_rank)}
     scalars["rank/Omega"] = theory.s.rank
     for suffix, engine in (("", "deep_linear"), ("_autodiff", "dense")):
-        ranks = rankmon.hessian_ranks(problem, params, engine=engine)
-        scalars |= rank_scalars(ranks, suffix)
+        spectra = rankmon.hessian_spectra(problem, params, engine=engine)
+        scalars |= rank_scalars(ranks_at_own_cuts(spectra), suffix)
     for part, predicted in theory.ranks.items():
         scalars[f"rank_theory/{part}"] = predicted
         scalars[f"rank_per_parameter/{part}"] = scalars[f"rank/{part}"] / p
@@ -102,7 +101,7 @@ def main() -> None:
         setting = FIGURES[figure]
         # What is not prepared fails here, not an hour later.
         images(setting.dataset, 4, 300, options)
-        settings = asdict(setting) | source(setting.dataset, options)
+        settings = asdict(setting) | source(setting.dataset, options) | {"cut": "own"}
         sweeps |= {(figure, name): Sweep(settings, panel.values) for name, panel in panels.items()}
     found = swept(sweeps, measure, options)
     for figure in options.figure:

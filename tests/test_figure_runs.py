@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import figure_runs
 from figure_runs import Run
-from figure_tables import Verdict, rank_verdict, report
+from figure_tables import Verdict, rank_verdict, ranks_at_own_cuts, report
 from rankmon import Record, read_jsonl
 
 
@@ -75,6 +75,20 @@ def test_quick_mode_takes_the_digits_unless_a_file_is_given(monkeypatch):
     options.cifar_npz = Path("folder/images.npz")
     assert figure_runs.source("mnist", options) == {"dataset": "mnist"}
     assert figure_runs.source("cifar10", options)["file"] == "images.npz"
+
+
+def test_each_part_is_counted_as_numpy_counts_it():
+    rng = np.random.default_rng(0)
+    basis, _ = np.linalg.qr(rng.standard_normal((40, 40)))
+    shapes = {"H_L": 1e3, "H_f": 1e-3}
+    spectra = {
+        part: np.r_[size * -(0.7 ** np.arange(25)), np.zeros(15)] for part, size in shapes.items()
+    }
+    ranks = ranks_at_own_cuts(spectra)
+    for part, spectrum in spectra.items():
+        matrix = (basis * spectrum) @ basis.T
+        assert ranks[part].rank == np.linalg.matrix_rank(matrix) == 25
+        assert ranks[part].tolerance == pytest.approx(40 * 2.0**-52 * shapes[part])
 
 
 def record_of(predicted, count, low, high, *, full_rank=1.0, r=4.0):
