@@ -116,3 +116,26 @@ def _check_classes(targets: np.ndarray, outputs: tuple[int, ...]) -> None:
             f"loss 'cross_entropy', got {targets.dtype} of shape {targets.shape}; "
             "convert the targets to one of the two"
         )
+
+
+def check_outputs(outputs: Any, n: int) -> None:
+    """Refuses what apply must not give, with an error that shows what to write instead."""
+    if not hasattr(outputs, "shape"):
+        picked = "[0]" if isinstance(outputs, (tuple, list)) else "[...]"
+        if isinstance(outputs, dict) and outputs:
+            picked = f"[{next(iter(outputs))!r}]"
+        raise TypeError(
+            f"expected apply(params, inputs) to give one array [n, k], got a "
+            f"{type(outputs).__name__}; wrap it: `lambda params, x: apply(params, x){picked}`"
+        )
+    if not jnp.issubdtype(outputs.dtype, jnp.floating):
+        raise TypeError(
+            f"expected apply to give floating outputs, got {outputs.dtype}; "
+            "return the logits or predictions, not labels"
+        )
+    if len(outputs.shape) < 2 or outputs.shape[0] != n or 0 in outputs.shape:
+        raise ValueError(
+            f"expected apply to give outputs [n, k] or [n, ..., k] with n = {n}, got shape "
+            f"{tuple(outputs.shape)}; keep the example axis first and the outputs' axis last "
+            "(for one output per example, [n, 1])"
+        )

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from rankmon.flat import FlatProblem
 from rankmon.measurement import Snapshot
-from rankmon.problem import FlatProblem
 
 
 def copies(leaves: Sequence[Any]) -> list[Any]:

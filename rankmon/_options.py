@@ -30,6 +30,22 @@ def as_step(step: Any) -> int:
         ) from None
 
 
+def as_step_and_params(step: Any, params: Any) -> tuple[int, Any]:
+    """The step as a Python integer, and the parameters; a TrainState alone has both.
+
+    Raises:
+      TypeError: for what is neither.
+    """
+    if params is not None:
+        return as_step(step), params
+    if not (hasattr(step, "step") and hasattr(step, "params")):
+        raise TypeError(
+            f"expected monitor(step, params) or monitor(state) with a flax TrainState, got "
+            f"{type(step).__name__} alone; pass the training step and the parameters"
+        )
+    return int(step.step), step
+
+
 def as_schedule(every: int | None, schedule: Schedule | None) -> Schedule:
     """The one of the two that is given.
 

@@ -7,6 +7,7 @@ one after the other, only the leaves that are differentiated.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import jax
@@ -32,8 +33,20 @@ class LeafSpec:
         return int(np.prod(self.shape, dtype=np.int64))
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=("params", "extra"), meta_fields=())
+@dataclass(frozen=True)
+class Bundle:
+    """Parameters, and what else the network needs that training changes: never differentiated."""
+
+    params: Any
+    extra: Any
+
+
 def leaf_names(params: Any) -> tuple[str, ...]:
     """The leaves' paths joined by "/", less a lone outermost "params" and NNX's last "value"."""
+    if isinstance(params, Bundle):
+        beside = (f"extra/{name}" for name in leaf_names(params.extra))
+        return (*leaf_names(params.params), *beside)
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
     if all(len(path) > 1 and _is_variable_value(path[-1]) for path in paths):
         paths = [path[:-1] for path in paths]
@@ -70,16 +83,17 @@ def leaf_specs(
       ValueError: where a pattern matches no leaf.
     """
     names = leaf_names(params)
+    own = leaf_names(params.params) if isinstance(params, Bundle) else names
     for pattern in (*include, *exclude):
-        if names and not any(fnmatchcase(name, pattern) for name in names):
+        if own and not any(fnmatchcase(name, pattern) for name in own):
             raise ValueError(
                 f"expected the path filter {pattern!r} to match a parameter, "
-                f"got none among {list(names)}; mend the pattern (globs over these names)"
+                f"got none among {list(own)}; mend the pattern (globs over these names)"
             )
 
-    def spec(name: str, leaf: Any) -> LeafSpec:
+    def spec(place: int, name: str, leaf: Any) -> LeafSpec:
         dtype = _dtype_of(name, leaf)
-        chosen = matches(name, include) and not matches(name, exclude)
+        chosen = place < len(own) and matches(name, include) and not matches(name, exclude)
         if chosen and jnp.issubdtype(dtype, jnp.complexfloating):
             raise TypeError(
                 f"expected real parameters, got {dtype} at {name!r}; complex weights have no "
@@ -89,7 +103,8 @@ def leaf_specs(
         floating = bool(jnp.issubdtype(dtype, jnp.floating))
         return LeafSpec(name, tuple(np.shape(leaf)), dtype, floating and chosen)
 
-    return tuple(spec(*pair) for pair in zip(names, jax.tree_util.tree_leaves(params), strict=True))
+    leaves = jax.tree_util.tree_leaves(params)
+    return tuple(spec(i, *pair) for i, pair in enumerate(zip(names, leaves, strict=True)))
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:

@@ -26,7 +26,7 @@ from rankmon._dataflow import (
     results_of,
     transparent_call,
 )
-from rankmon.problem import FlatProblem
+from rankmon.flat import FlatProblem
 from rankmon.stack import DenseStack
 
 

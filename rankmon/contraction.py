@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rankmon.activations import LayerStates, layer_states
+from rankmon.flat import FlatProblem
 from rankmon.parts import (
     HessianParts,
     bytes_text,
@@ -33,7 +34,6 @@ from rankmon.parts import (
     refuse_oversize,
     root_values,
 )
-from rankmon.problem import FlatProblem
 from rankmon.stack import DenseStack
 
 _Matrix = Float[np.ndarray, "p p"]

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rankmon._programs import Make, largest_program
+from rankmon.flat import FlatProblem
 from rankmon.jacobian import (
     ExampleJacobians,
     chunk_shapes,
@@ -38,7 +39,6 @@ from rankmon.parts import (
     refuse_oversize,
     root_values,
 )
-from rankmon.problem import FlatProblem
 
 # More columns at once cost memory and gain nothing: the products are already large.
 _MOST_COLUMNS = 128

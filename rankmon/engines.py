@@ -16,9 +16,9 @@ from rankmon._precision import DOUBLE
 from rankmon.contraction import StackCurvature
 from rankmon.curvature import Curvature
 from rankmon.deep_linear import InputBasis, Layers, Reduction, coordinate_count
+from rankmon.flat import FlatProblem
 from rankmon.measurement import Snapshot
 from rankmon.parts import HessianParts, bytes_text
-from rankmon.problem import FlatProblem
 from rankmon.spectrum import padded, symmetric_spectrum
 from rankmon.stack import DenseStack, recognized_stack
 

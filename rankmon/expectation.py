@@ -12,8 +12,9 @@ from jaxtyping import Float
 
 from rankmon import theory
 from rankmon._precision import DOUBLE
+from rankmon.flat import FlatProblem
 from rankmon.measurement import Snapshot, rank_scalars
-from rankmon.problem import FlatProblem, Problem
+from rankmon.problem import Problem
 from rankmon.rank import (
     DEFAULT_TOLERANCE,
     NumericalRank,

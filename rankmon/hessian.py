@@ -13,9 +13,10 @@ from jaxtyping import Float
 
 from rankmon.engines import Engine, Spectra, check_engine, engine_of
 from rankmon.expectation import Expectation
+from rankmon.flat import FlatProblem
 from rankmon.measurement import Measurement, Snapshot, State, rank_scalars
 from rankmon.parts import DEFAULT_MEMORY_LIMIT
-from rankmon.problem import FlatProblem, Problem
+from rankmon.problem import Problem
 from rankmon.rank import (
     DEFAULT_TOLERANCE,
     NumericalRank,

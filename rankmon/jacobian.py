@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from rankmon._programs import Make, largest_program
-from rankmon.problem import FlatProblem
+from rankmon.flat import FlatProblem
 
 # More rows at once cost memory and gain nothing: the products are already large.
 _MOST_ROWS = 128

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Float
 
-from rankmon.problem import FlatProblem, Problem
+from rankmon.flat import FlatProblem
+from rankmon.problem import Problem
 from rankmon.rank import NumericalRank
 
 State = dict[str, np.ndarray]

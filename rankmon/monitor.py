@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -19,18 +19,20 @@ from rankmon._options import (
     as_overhead,
     as_queue,
     as_schedule,
-    as_step,
+    as_step_and_params,
     as_writers,
     check_choice,
     check_flag,
 )
 from rankmon._trouble import Trouble
 from rankmon._warnings import RankmonWarning
+from rankmon.adapters import is_nnx_module
 from rankmon.budget import Budget
+from rankmon.flat import FlatProblem
 from rankmon.measurement import Probe, Snapshot
 from rankmon.parts import DEFAULT_MEMORY_LIMIT
 from rankmon.probes import as_probes
-from rankmon.problem import FlatProblem, Problem
+from rankmon.problem import Problem
 from rankmon.rank import DEFAULT_TOLERANCE, Tolerance
 from rankmon.recorder import Recorder
 from rankmon.schedule import Schedule
@@ -38,6 +40,15 @@ from rankmon.worker import Worker
 from rankmon.writers import Record, Writer
 
 __all__ = ["RankMonitor", "RankmonWarning"]
+
+
+class _Call(NamedTuple):
+    """What one call of the monitor was given."""
+
+    step: int
+    params: Any
+    extra: Any
+    scalars: Mapping[str, Any] | None
 
 
 class RankMonitor:
@@ -129,6 +140,7 @@ class RankMonitor:
         check_flag("background", background)
         writers, memory_limit = as_writers(writers), as_memory_limit(memory_limit)
         waiting, share = as_queue(queue), as_overhead(overhead)
+        self._problem = problem
         self._schedule = as_schedule(every, schedule)
         self._trouble = Trouble(on_error)
         self._budget = Budget(share)
@@ -147,19 +159,27 @@ class RankMonitor:
         # The step that the schedule counts from, and the last one that was handed to the recorder:
         # they differ after a step that was skipped.
         self._last = self._submitted = self._recorder.last
-        self._seen: tuple[int, Any, Mapping[str, Any] | None] | None = None
+        self._seen: _Call | None = None
         self._closed = False
 
     # The loop's side
 
     def __call__(
-        self, step: int, params: Any, *, scalars: Mapping[str, Any] | None = None
+        self,
+        step: Any,
+        params: Any = None,
+        *,
+        extra: Any = None,
+        scalars: Mapping[str, Any] | None = None,
     ) -> Record | None:
         """Measures if the step is due.
 
         Args:
-          step: the training step, a Python or NumPy integer.
-          params: the parameters at that step, before its update.
+          step: the training step, a Python or NumPy integer; or a flax TrainState alone, which has
+            both. Its step is a device value: reading it waits for the update that made it.
+          params: the parameters at that step, before its update: a pytree of arrays, a TrainState,
+            or, of a problem from Linen or NNX, what `Problem.from_linen` and `from_nnx` say.
+          extra: other collections that the network needs, for apply(params, inputs, extra).
           scalars: numbers of your own (a training loss) to write with the record when due. One with
             a tag of the monitor's goes under "user/<tag>", what is no number is NaN.
 
@@ -169,14 +189,14 @@ class RankMonitor:
         Raises:
           TypeError, ValueError, MemoryError: at the first call, for input that cannot be measured.
         """
-        if type(step) is not int:
-            step = as_step(step)
+        if type(step) is not int or params is None:
+            step, params = as_step_and_params(step, params)
         if self._trouble.kept:
             self._trouble.tell()
         if self._trouble.guard("the schedule", self._due, step):
-            return self._measure(step, params, scalars)
+            return self._measure(_Call(step, params, extra, scalars))
         if not self._closed:
-            self._seen = (step, params, scalars)
+            self._seen = _Call(step, params, extra, scalars)
         return None
 
     def _due(self, step: int) -> bool:
@@ -194,17 +214,19 @@ class RankMonitor:
         self._recorder.flush()
         self._trouble.tell()
 
-    def close(self, step: int | None = None, params: Any = None) -> Record | None:
+    def close(self, step: Any = None, params: Any = None, *, extra: Any = None) -> Record | None:
         """Measures the last parameters, unless they were measured, and closes all writers.
 
         With background=True it waits for the worker first, and measures on this thread.
 
         Args:
           step: the step of `params`, for loops whose last parameters the monitor has not seen or
-            which change them in place: donated buffers, NumPy arrays, a dict that is updated.
+            which change them in place: donated buffers, NumPy arrays, an NNX model, a dict that is
+            updated. Or a flax TrainState alone.
           params: the last parameters; without them, those of the last call. Of a dict that was
-            updated since, those are the new values under the old step; NumPy arrays and donated
-            ones are left out with a warning.
+            updated since, those are the new values under the old step; NumPy arrays, NNX models and
+            donated ones are left out with a warning.
+          extra: as for a call.
 
         Returns:
           The last `Record`, or None where nothing was left to measure (with background=True: where
@@ -217,10 +239,10 @@ class RankMonitor:
             return None
         try:
             record = self._wait()
-            if params is not None:
-                step = as_step(step)
+            if step is not None:
+                step, params = as_step_and_params(step, params)
                 if step != self._submitted:
-                    record = self._measure_here(step, params, None)
+                    record = self._measure_here(_Call(step, params, extra, None))
             else:
                 record = self._measure_last_seen() or record
         finally:
@@ -283,74 +305,72 @@ class RankMonitor:
         """Until the worker is done; its last record."""
         return None if self._worker is None else self._worker.wait()
 
-    def _measure(self, step: int, params: Any, extra: Mapping[str, Any] | None) -> Record | None:
+    def _measure(self, call: _Call) -> Record | None:
         if self._closed:
             self._trouble.warn("the monitor was called after close; nothing is measured any more")
             return None
         if self._worker is None:
-            return self._measure_here(step, params, extra)
-        flat = self._ready(params)
-        what = f"the measurement at step {step}"
-        self._trouble.guard(what, self._submit, self._worker, flat, step, params, extra)
+            return self._measure_here(call)
+        flat = self._ready(call)
+        what = f"the measurement at step {call.step}"
+        self._trouble.guard(what, self._submit, self._worker, flat, call)
         return None
 
-    def _ready(self, params: Any) -> FlatProblem:
+    def _ready(self, call: _Call) -> FlatProblem:
         self._budget.start()
+        if self._recorder.flat is not None:
+            return self._recorder.flat
         with self._budget.spending():
-            return self._recorder.prepare(params)
+            return self._recorder.prepare(self._problem.unpack(call.params, call.extra))
 
-    def _measure_here(self, step: int, params: Any, extra: Mapping[str, Any] | None) -> Record:
-        flat = self._ready(params)
+    def _measure_here(self, call: _Call) -> Record:
+        flat = self._ready(call)
         counts = {} if self._worker is None else self._worker.counts()
         self._budget.probe_begins()
+
+        def take() -> Snapshot:
+            return Snapshot.take(flat, call.step, self._problem.unpack(call.params, call.extra))
+
         try:
-            return self._recorder.record(
-                step, lambda: Snapshot.take(flat, step, params), extra, counts
-            )
+            return self._recorder.record(call.step, take, call.scalars, counts)
         finally:
-            if self._recorder.last == step:  # an interrupted measurement never happened
-                self._counts_from(step)
+            if self._recorder.last == call.step:  # an interrupted measurement never happened
+                self._counts_from(call.step)
 
     def _counts_from(self, step: int) -> None:
         self._last, self._submitted, self._seen = step, step, None
 
-    def _submit(
-        self,
-        worker: Worker,
-        flat: FlatProblem,
-        step: int,
-        params: Any,
-        extra: Mapping[str, Any] | None,
-    ) -> None:
+    def _submit(self, worker: Worker, flat: FlatProblem, call: _Call) -> None:
         """Hands copies to the worker, or remembers the parameters of a step that it skips."""
+
+        def copied() -> DeviceCopy:
+            tree = self._problem.unpack(call.params, call.extra)
+            return DeviceCopy.take(flat, call.step, tree)
 
         def job() -> Callable[[], Record]:
             with self._budget.spending():
-                what = f"the measurement at step {step}"
-                copy = self._trouble.guard(what, DeviceCopy.take, flat, step, params)
-                held = self._recorder.scalars.held(extra, step)
-            return partial(_record, self._recorder, step, copy, held, worker.counts())
+                copy = self._trouble.guard(f"the measurement at step {call.step}", copied)
+                held = self._recorder.scalars.held(call.scalars, call.step)
+            return partial(_record, self._recorder, call.step, copy, held, worker.counts())
 
-        if worker.submit(job, must=self._is_back(step)):
+        if worker.submit(job, must=self._is_back(call.step)):
             self._budget.probe_begins()
-            self._counts_from(step)
+            self._counts_from(call.step)
         else:
-            self._last, self._seen = step, (step, params, extra)
+            self._last, self._seen = call.step, call
 
     def _measure_last_seen(self) -> Record | None:
-        if self._seen is None:
+        call = self._seen
+        if call is None or call.step == self._submitted:
             return None
-        step, params, extra = self._seen
-        if step == self._submitted:
-            return None
-        changed = self._trouble.guard("the last parameters", _perhaps_changed, params)
+        changed = self._trouble.guard("the last parameters", _perhaps_changed, call.params)
         if changed:
             self._trouble.warn(
-                f"the parameters of the last step, {step}, {changed}, so the last probe is "
+                f"the parameters of the last step, {call.step}, {changed}, so the last probe is "
                 "missing; call monitor.close(step, params) with the final ones"
             )
             return None
-        return self._measure_here(step, params, extra)
+        return self._measure_here(call)
 
 
 def _record(
@@ -369,6 +389,8 @@ def _record(
 
 def _perhaps_changed(params: Any) -> str | None:
     """Why the parameters may no longer be those of the call that showed them; None if they are."""
+    if is_nnx_module(params):
+        return "are an NNX model's, which training changes in place"
     leaves = jax.tree.leaves(params)
     if any(getattr(leaf, "is_deleted", bool)() for leaf in leaves):
         return "were donated to your train step"

@@ -14,9 +14,10 @@ from jaxtyping import Float
 
 from rankmon._precision import DOUBLE
 from rankmon.contraction import StackJacobian
+from rankmon.flat import FlatProblem
 from rankmon.jacobian import BatchJacobian, ExampleJacobians, is_of_whole_batch
 from rankmon.parts import DEFAULT_MEMORY_LIMIT, bytes_text
-from rankmon.problem import FlatProblem, Problem
+from rankmon.problem import Problem
 from rankmon.rank import NumericalRank, Tolerance, as_tolerance, numerical_rank, undefined_rank
 from rankmon.spectrum import singular_values
 from rankmon.stack import recognized_stack

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from rankmon.problem import FlatProblem
+from rankmon.flat import FlatProblem
 from rankmon.spectrum import singular_values
 
 DEFAULT_MEMORY_LIMIT = 4 * 2**30

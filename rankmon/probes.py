@@ -11,9 +11,10 @@ import numpy as np
 from rankmon import lemma8
 from rankmon._precision import eps_of
 from rankmon._tree import is_matrix, matrix_shape
+from rankmon.flat import FlatProblem
 from rankmon.hessian import HESSIAN_PARTS, HessianProbe
 from rankmon.measurement import Measurement, Probe, Snapshot, State, rank_scalars
-from rankmon.problem import FlatProblem, Problem
+from rankmon.problem import Problem
 from rankmon.rank import DEFAULT_TOLERANCE, Tolerance, as_tolerance, weight_rank
 from rankmon.stack import DenseStack, recognized_stack
 

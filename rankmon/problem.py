@@ -1,26 +1,28 @@
 """What is measured: a network, a per-example loss and a fixed probe batch; no derivatives in theta.
 
-`Problem` is what the user states. `FlatProblem` is the same at parameters of a known structure, as
-functions of one vector theta in R^p, in the precision that the monitor measures in.
+`Problem` is what the user states, of a function or, by `adapters`, of a Linen or NNX module. At
+parameters of a known structure it is a `FlatProblem`, in `flat`.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from rankmon._checks import check_finite, check_targets, check_weights, leading_axis
-from rankmon._precision import NATIVE, Precision, choose_precision
-from rankmon._tree import LeafSpec, leaf_specs
-from rankmon._warnings import warn_user
+from rankmon._checks import (
+    check_finite,
+    check_weights,
+    leading_axis,
+)
+from rankmon._tree import Bundle, leaf_specs
+from rankmon.adapters import is_module, linen_apply, linen_unpack, nnx_network, plain
+from rankmon.flat import FlatProblem, flat_problem
 from rankmon.losses import LossFunction, as_loss
 
-Apply = Callable[[Any, Any], Any]
+Apply = Callable[..., Any]
 
 
 class Problem:
@@ -51,7 +53,8 @@ class Problem:
         """States the problem and checks what can be checked without parameters.
 
         Args:
-          apply: apply(params, inputs) -> outputs [n, k] or [n, ..., k].
+          apply: apply(params, inputs) -> outputs [n, k] or [n, ..., k]; with a third argument for
+            what a monitor is called with as `extra`.
           loss: "mse" (1/2 ||z - y||^2), "cross_entropy", "cosh", or a callable
             loss(output [k], target) -> scalar that JAX can differentiate twice.
           inputs: pytree of arrays with leading axis n.
@@ -65,11 +68,11 @@ class Problem:
         Raises:
           TypeError, ValueError: with what was expected, what came and what to do.
         """
-        if not callable(apply):
+        if not callable(apply) or is_module(apply):
             raise TypeError(
                 f"expected apply to be a function apply(params, inputs) -> outputs [n, k], got "
-                f"{type(apply).__name__}; for a flax module pass `lambda params, x: "
-                "module.apply({'params': params}, x)`"
+                f"{type(apply).__name__}; for a flax module use Problem.from_linen or "
+                "Problem.from_nnx"
             )
         self.apply = apply
         self.loss = as_loss(loss)
@@ -90,8 +93,80 @@ class Problem:
         if self.weights is not None:
             check_weights(self.weights, self.n)
         self._flat: dict[Any, FlatProblem] = {}
+        self._unpack: Callable[[Any], Any] = plain
 
-    def flat(self, params: Any) -> "FlatProblem":
+    @classmethod
+    def from_linen(
+        cls,
+        module: Any,
+        *,
+        method: Any = None,
+        arguments: Mapping[str, Any] = MappingProxyType({}),
+        **options: Any,
+    ) -> "Problem":
+        """The problem of a Linen module, evaluated in inference mode.
+
+        The parameters are then the module's `params`, a dict of variables with "params" and other
+        collections (batch statistics), or a `TrainState`. Other collections are held fixed.
+
+        Args:
+          module: the flax.linen.Module.
+          method: what to evaluate instead of its `__call__`, as `module.apply` takes it.
+          arguments: keywords for it. Where it takes one of train, training, is_training or
+            deterministic, that is set to inference by itself.
+          options: as for `Problem`: loss, inputs, targets, weights, include, exclude.
+
+        Raises:
+          TypeError, ValueError: with what was expected, what came and what to do.
+        """
+        problem = cls(linen_apply(module, method, arguments), **options)
+        problem._unpack = linen_unpack
+        return problem
+
+    @classmethod
+    def from_nnx(
+        cls, model: Any, *, arguments: Mapping[str, Any] = MappingProxyType({}), **options: Any
+    ) -> "Problem":
+        """The problem of an NNX model, evaluated in inference mode.
+
+        The parameters are then the model itself, or its `nnx.state(model, nnx.Param)`. Only
+        `nnx.Param` is measured; other variables (batch statistics) are taken from the model at each
+        measurement and held fixed, random streams from this model, once.
+
+        Args:
+          model: the flax.nnx.Module; it is left as it is.
+          arguments: keywords for its `__call__`.
+          options: as for `Problem`: loss, inputs, targets, weights, include, exclude.
+
+        Raises:
+          TypeError, ValueError: with what was expected, what came and what to do.
+        """
+        apply, unpack = nnx_network(model, arguments)
+        problem = cls(apply, **options)
+        problem._unpack = unpack
+        return problem
+
+    def unpack(self, params: Any, extra: Any = None) -> Any:
+        """The pytree that is measured: parameters, bundled with what else the network needs.
+
+        Args:
+          params: parameters, or what a training loop keeps them in (a TrainState, an NNX model).
+          extra: other collections, for which apply(params, inputs, extra) takes a third argument.
+        """
+        if isinstance(params, Bundle):
+            return params
+        tree = self._unpack(params)
+        if extra is None:
+            return tree
+        return Bundle(tree.params if isinstance(tree, Bundle) else tree, extra)
+
+    def outputs(self, tree: Any, inputs: Any) -> Any:
+        """The network's outputs at an unpacked pytree; traceable."""
+        if isinstance(tree, Bundle):
+            return self.apply(tree.params, inputs, tree.extra)
+        return self.apply(tree, inputs)
+
+    def flat(self, params: Any) -> FlatProblem:
         """This problem at parameters of this structure, as functions of one vector theta.
 
         All that can be wrong with the parameters is checked here, by shapes alone.
@@ -99,10 +174,11 @@ class Problem:
         Raises:
           TypeError, ValueError: with what was expected, what came and what to do.
         """
+        params = self.unpack(params)
         specs = leaf_specs(params, include=self.include, exclude=self.exclude)
         key = (jax.tree.structure(params), specs)
         if key not in self._flat:
-            self._flat[key] = _flat_problem(self, params, specs)
+            self._flat[key] = flat_problem(self, params, specs)
         return self._flat[key]
 
     def residuals(self, params: Any) -> Float[np.ndarray, "n k"]:
@@ -114,268 +190,5 @@ class Problem:
         return flat.loss_and_residuals(*flat.split(flat.leaves(params)))[1]
 
 
-@dataclass(frozen=True, eq=False)
-class FlatProblem:
-    """A `Problem` as functions of theta in R^p, the differentiated leaves in the parameter order.
-
-    Attributes:
-      problem: what the user stated.
-      structure: the parameters' tree structure.
-      specs: one `LeafSpec` for each leaf.
-      precision: the arithmetic of the measurement.
-      position_axes: the outputs' axes without k; each position is one example.
-      k: outputs of an example.
-      memo: what was derived from this problem before, by whoever derived it.
-    """
-
-    problem: Problem
-    structure: Any
-    specs: tuple[LeafSpec, ...]
-    precision: Precision
-    position_axes: tuple[int, ...]
-    k: int
-    memo: dict[Any, Any] = field(default_factory=dict)
-
-    @property
-    def positions(self) -> int:
-        """The number of examples N, counting every position."""
-        return int(np.prod(self.position_axes))
-
-    @property
-    def p(self) -> int:
-        """The number of parameters differentiated."""
-        return sum(spec.size for spec in self.specs if spec.differentiated)
-
-    @property
-    def warning(self) -> str | None:
-        """What the user should know of the precision of the ranks; None where it is float64's."""
-        text = self.precision.warning
-        if text and self.p * self.precision.eps >= 0.1:
-            text += (
-                f"; at p = {self.p} that cut, p * eps, is {self.p * self.precision.eps:.2g} of the "
-                "Hessian's norm: hardly any rank can be told"
-            )
-        return text
-
-    def warn_once(self) -> None:
-        """Gives that warning, the first time it is asked to."""
-        if self.warning and "warned" not in self.memo:
-            self.memo["warned"] = True
-            warn_user(self.warning)
-
-    def leaves(self, params: Any) -> list[np.ndarray]:
-        """Host copies of all leaves in this problem's precision.
-
-        Raises:
-          ValueError: where the structure, a shape or a dtype is no longer what it was.
-        """
-        specs = leaf_specs(params, include=self.problem.include, exclude=self.problem.exclude)
-        if jax.tree.structure(params) != self.structure or specs != self.specs:
-            known, now = set(self.specs), set(specs)
-            raise ValueError(
-                f"expected parameters {_describe([s for s in self.specs if s not in now])}, got "
-                f"{_describe([s for s in specs if s not in known])} where they differ; "
-                "use one monitor for each parameter structure"
-            )
-        with self.precision.scope():  # it allows the transfer to the host
-            return [self.precision.lift(leaf) for leaf in jax.tree.leaves(params)]
-
-    def split(self, leaves: list[np.ndarray]) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        """The differentiated leaves raveled, theta [p], and the leaves held fixed."""
-        moving = [np.ravel(x) for x, s in zip(leaves, self.specs, strict=True) if s.differentiated]
-        fixed = tuple(x for x, s in zip(leaves, self.specs, strict=True) if not s.differentiated)
-        return np.concatenate(moving), fixed
-
-    def outputs(
-        self, theta: Float[Array, " p"], fixed: Sequence[Any], inputs: Any
-    ) -> Float[Array, "n k"]:
-        """The network's outputs at theta, every position of a batch a row; traceable."""
-        held, leaves, offset = iter(fixed), [], 0
-        for spec in self.specs:
-            if spec.differentiated:
-                part = theta[offset : offset + spec.size]
-                leaves.append(part.reshape(spec.shape).astype(self._leaf_dtype(spec)))
-                offset += spec.size
-            else:
-                leaves.append(next(held))
-        return self.apply_leaves(leaves, inputs)
-
-    def apply_leaves(self, leaves: Sequence[Any], inputs: Any) -> Float[Array, "n k"]:
-        """The network's outputs at a list of leaves, every position of a batch a row; traceable."""
-        outputs = self.problem.apply(jax.tree.unflatten(self.structure, list(leaves)), inputs)
-        return outputs.reshape(-1, self.k)
-
-    def _leaf_dtype(self, spec: LeafSpec) -> np.dtype:
-        # Host arrays may be float64 where JAX has x64 off.
-        return self.precision.dtype or jax.dtypes.canonicalize_dtype(spec.dtype)
-
-    @cached_property
-    def inputs(self) -> Any:
-        """The probe batch's inputs in this problem's precision."""
-        return jax.tree.map(self.precision.lift, self.problem.inputs)
-
-    @cached_property
-    def targets(self) -> Any:
-        """The targets, one row for each position, in this problem's precision."""
-        axes = len(self.position_axes)
-        return jax.tree.map(
-            lambda t: self.precision.lift(t).reshape(self.positions, *t.shape[axes:]),
-            self.problem.targets,
-        )
-
-    @cached_property
-    def weights(self) -> Float[np.ndarray, " n"]:
-        """The weight of each position in the mean; they sum to 1."""
-        w = self.problem.weights
-        if w is None:
-            return np.full(self.positions, 1.0 / self.positions)
-        trailing = (1,) * (len(self.position_axes) - w.ndim)
-        w = np.broadcast_to(w.astype(np.float64).reshape(w.shape + trailing), self.position_axes)
-        return np.ravel(w) / np.sum(w)
-
-    @cached_property
-    def dtype(self) -> np.dtype:
-        """The dtype of theta."""
-        moving = [spec.dtype for spec in self.specs if spec.differentiated]
-        native = jax.dtypes.canonicalize_dtype(np.result_type(*moving))
-        return self.precision.dtype or native
-
-    @cached_property
-    def typed_weights(self) -> np.ndarray:
-        """`weights` in the dtype of theta, as compiled programs take them."""
-        return self.weights.astype(self.dtype)
-
-    def shapes_of(self, *trees: Any) -> tuple[Any, ...]:
-        """Shapes and dtypes of theta, of the leaves held fixed, and of these pytrees."""
-        theta = jax.ShapeDtypeStruct((self.p,), self.dtype)
-        fixed = tuple(
-            jax.ShapeDtypeStruct(spec.shape, self.precision.lift(np.empty(0, spec.dtype)).dtype)
-            for spec in self.specs
-            if not spec.differentiated
-        )
-        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), trees)
-        return theta, fixed, *shapes
-
-    def compile(self) -> None:
-        """Compiles what is evaluated later on, perhaps on another thread.
-
-        Settings of JAX that belong to the user's thread (a mesh, a default PRNG) count here.
-        """
-        with self.precision.scope():
-            self._evaluate  # noqa: B018  cached
-            self._output_hessians  # noqa: B018
-
-    def _compiled(self, function: Callable[..., Any], *trees: Any) -> Callable[..., Any]:
-        return jax.jit(function).lower(*self.shapes_of(*trees)).compile()
-
-    @cached_property
-    def _evaluate(self) -> Callable[..., Any]:
-        loss = self.problem.loss
-
-        def evaluate(theta: Any, fixed: Any, inputs: Any, targets: Any, weights: Any) -> Any:
-            z = self.outputs(theta, fixed, inputs)
-            # where keeps a masked position's NaN out of the mean.
-            values = jnp.where(weights > 0, jax.vmap(loss.value)(z, targets), 0.0)
-            delta = jax.vmap(loss.residual)(z, targets)
-            return jnp.sum(weights * values), jnp.where(weights[:, None] > 0, delta, 0.0)
-
-        return self._compiled(evaluate, self.inputs, self.targets, self.typed_weights)
-
-    def loss_and_residuals(
-        self, theta: np.ndarray, fixed: Sequence[np.ndarray]
-    ) -> tuple[float, Float[np.ndarray, "n k"]]:
-        """The mean loss and the residuals delta_i = dl/dz at each position, in float64."""
-        with self.precision.scope():
-            loss, delta = self._evaluate(
-                theta, fixed, self.inputs, self.targets, self.typed_weights
-            )
-            return float(loss), np.array(delta, np.float64)
-
-    @cached_property
-    def _output_hessians(self) -> Callable[..., Any]:
-        def output_hessians(theta: Any, fixed: Any, inputs: Any, targets: Any) -> Any:
-            z = self.outputs(theta, fixed, inputs)
-            return jax.vmap(self.problem.loss.output_hessian)(z, targets)
-
-        return self._compiled(output_hessians, self.inputs, self.targets)
-
-    def output_hessians(
-        self, theta: np.ndarray, fixed: Sequence[np.ndarray]
-    ) -> Float[np.ndarray, "n k k"]:
-        """The output Hessians B_i = d2l/dz2 at each position, in float64."""
-        with self.precision.scope():
-            b = self._output_hessians(theta, fixed, self.inputs, self.targets)
-            return np.array(b, np.float64)
-
-
-def _flat_problem(problem: Problem, params: Any, specs: tuple[LeafSpec, ...]) -> FlatProblem:
-    if not any(spec.differentiated and spec.size for spec in specs):
-        raise ValueError(
-            f"expected parameters with at least one floating leaf to differentiate, got "
-            f"{_describe(specs)}; pass the weights, or widen include="
-        )
-    structure = jax.tree.structure(params)
-    shape = _output_shape(problem, structure, specs)
-    check_targets(problem.loss, problem.targets, problem.weights, shape)
-    k = shape[-1]
-
-    def measured(leaves: Any, inputs: Any, targets: Any) -> Any:
-        z = problem.apply(jax.tree.unflatten(structure, leaves), inputs).reshape(-1, k)
-        targets = jax.tree.map(lambda t: t.reshape(-1, *t.shape[len(shape) - 1 :]), targets)
-        value = jax.vmap(problem.loss.value)(z, targets)
-        shapes = [f"{leaf.dtype}{list(leaf.shape[1:])}" for leaf in jax.tree.leaves(value)]
-        if getattr(value, "ndim", 0) != 1 or not jnp.issubdtype(value.dtype, jnp.floating):
-            raise ValueError(
-                "expected loss(output[k], target) to give a floating scalar, got "
-                f"{', '.join(shapes)}; sum it over the outputs"
-            )
-        return value, jax.vmap(problem.loss.residual)(z, targets)
-
-    leaves = [jax.ShapeDtypeStruct(spec.shape, spec.dtype) for spec in specs]
-    precision = choose_precision(measured, leaves, problem.inputs, problem.targets)
-    return FlatProblem(
-        problem=problem,
-        structure=structure,
-        specs=specs,
-        precision=precision,
-        position_axes=shape[:-1],
-        k=k,
-    )
-
-
-def _output_shape(problem: Problem, structure: Any, specs: tuple[LeafSpec, ...]) -> tuple[int, ...]:
-    """The shape [n, ..., k] of apply's outputs, with an error that shows what to write instead."""
-    leaves = [jax.ShapeDtypeStruct(spec.shape, spec.dtype) for spec in specs]
-    with NATIVE.scope():
-        outputs = jax.eval_shape(
-            problem.apply, jax.tree.unflatten(structure, leaves), problem.inputs
-        )
-    if not hasattr(outputs, "shape"):
-        picked = "[0]" if isinstance(outputs, (tuple, list)) else "[...]"
-        if isinstance(outputs, dict) and outputs:
-            picked = f"[{next(iter(outputs))!r}]"
-        raise TypeError(
-            f"expected apply(params, inputs) to give one array [n, k], got a "
-            f"{type(outputs).__name__}; wrap it: `lambda params, x: apply(params, x){picked}`"
-        )
-    if not jnp.issubdtype(outputs.dtype, jnp.floating):
-        raise TypeError(
-            f"expected apply to give floating outputs, got {outputs.dtype}; "
-            "return the logits or predictions, not labels"
-        )
-    if len(outputs.shape) < 2 or outputs.shape[0] != problem.n or 0 in outputs.shape:
-        raise ValueError(
-            f"expected apply to give outputs [n, k] or [n, ..., k] with n = {problem.n}, got shape "
-            f"{tuple(outputs.shape)}; keep the example axis first and the outputs' axis last "
-            "(for one output per example, [n, 1])"
-        )
-    return tuple(outputs.shape)
-
-
 def _patterns(patterns: Sequence[str]) -> tuple[str, ...]:
     return (patterns,) if isinstance(patterns, str) else tuple(patterns)
-
-
-def _describe(specs: Sequence[LeafSpec]) -> str:
-    shown = [f"{spec.name} {spec.dtype}{list(spec.shape)}" for spec in specs[:6]]
-    return "{" + ", ".join(shown + (["..."] if len(specs) > 6 else [])) + "}"

@@ -14,9 +14,10 @@ from rankmon._scalars import UserScalars
 from rankmon._state import decode, encode
 from rankmon._trouble import Trouble
 from rankmon.budget import Budget
+from rankmon.flat import FlatProblem
 from rankmon.measurement import Measurement, PreparedProbe, Probe, Snapshot, State
 from rankmon.outbox import Outbox
-from rankmon.problem import FlatProblem, Problem
+from rankmon.problem import Problem
 from rankmon.writers import Record, Writer
 
 _TIMES = ("monitor/seconds", "monitor/overhead", "monitor/errors")

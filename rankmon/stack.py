@@ -26,7 +26,7 @@ from rankmon._dataflow import (
     interpret,
     is_float,
 )
-from rankmon.problem import FlatProblem
+from rankmon.flat import FlatProblem
 
 __all__ = ["DenseLayer", "DenseStack", "dense_stack", "recognized_stack"]
 
