@@ -16,7 +16,7 @@ from rankmon.probes import Lemma8Probe, WeightsProbe
 from rankmon.writers import JsonlWriter, MemoryWriter, Record, TensorBoardWriter, read_jsonl
 
 # What to measure, when, where to, what to expect
-from rankmon import lemma8, probes, schedule, spectral_theory, theory, writers  # isort: skip
+from rankmon import hooks, lemma8, probes, schedule, spectral_theory, theory, writers  # isort: skip
 
 __all__ = [
     "HessianProbe",
@@ -35,6 +35,7 @@ __all__ = [
     "WeightsProbe",
     "hessian_ranks",
     "hessian_spectra",
+    "hooks",
     "lemma8",
     "ntk_gram",
     "ntk_rank",

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from rankmon.schedule import EveryN, Schedule
-from rankmon.writers import Writer
+from rankmon.writers import ScalarsWriter, Writer
 
 
 def as_step(step: Any) -> int:
@@ -69,13 +69,13 @@ def as_schedule(every: int | None, schedule: Schedule | None) -> Schedule:
 
 
 def as_writers(writers: Sequence[Writer]) -> list[Writer]:
-    """The writers.
+    """The writers; what only takes scalars, as CLU's writers do, becomes one.
 
     Raises:
       TypeError: for what is no sequence of writers.
     """
     try:
-        given = list(writers)
+        given = [_with_every_method(writer) for writer in writers]
     except TypeError:
         raise TypeError(
             f"expected writers to be a sequence of writers, got {_kind(writers)}; write "
@@ -84,8 +84,8 @@ def as_writers(writers: Sequence[Writer]) -> list[Writer]:
     for writer in given:
         if not _has(writer, "start", "write", "flush", "close"):
             raise TypeError(
-                f"expected writers with start, write, flush and close, got {_kind(writer)}; use "
-                "one of rankmon.writers, or logdir= for a run folder"
+                f"expected writers with start, write, flush and close, or with write_scalars, got "
+                f"{_kind(writer)}; use one of rankmon.writers, or logdir= for a run folder"
             )
     return given
 
@@ -109,22 +109,21 @@ def as_memory_limit(limit: int) -> int:
     return number
 
 
-def as_queue(queue: int) -> int:
-    """The number of snapshots that may wait.
+def as_count(name: str, count: int) -> int:
+    """How many there are or may be.
 
     Raises:
       TypeError: for what is no integer.
       ValueError: where it is negative.
     """
     try:
-        number = operator.index(queue)
+        number = operator.index(count)
     except TypeError:
         raise TypeError(
-            f"expected queue to be an integer, got {type(queue).__name__}; give the number of "
-            "snapshots that may wait, for instance 2"
+            f"expected {name} to be an integer, got {type(count).__name__}; give a number of them"
         ) from None
     if number < 0:
-        raise ValueError(f"expected queue to be at least 0, got {number}; 0 lets none wait")
+        raise ValueError(f"expected {name} to be at least 0, got {number}; 0 is none")
     return number
 
 
@@ -160,6 +159,11 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuses what is not among the choices."""
     if value not in choices:
         raise ValueError(f"expected {name} to be one of {choices}, got {value!r}; choose one")
+
+
+def _with_every_method(writer: Any) -> Any:
+    takes_scalars = _has(writer, "write_scalars") and not _has(writer, "start", "write")
+    return ScalarsWriter(writer) if takes_scalars else writer
 
 
 def _has(thing: Any, *methods: str) -> bool:

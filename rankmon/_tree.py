@@ -82,6 +82,7 @@ def leaf_specs(
       TypeError: for leaves that are not arrays of numbers, and for complex ones to differentiate.
       ValueError: where a pattern matches no leaf.
     """
+    include, exclude = as_patterns(include), as_patterns(exclude)
     names = leaf_names(params)
     own = leaf_names(params.params) if isinstance(params, Bundle) else names
     for pattern in (*include, *exclude):
@@ -105,6 +106,11 @@ def leaf_specs(
 
     leaves = jax.tree_util.tree_leaves(params)
     return tuple(spec(i, *pair) for i, pair in enumerate(zip(names, leaves, strict=True)))
+
+
+def as_patterns(patterns: Sequence[str]) -> tuple[str, ...]:
+    """The glob patterns; one alone may come without a list around it."""
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:

@@ -15,10 +15,11 @@ import numpy as np
 
 from rankmon._copies import DeviceCopy
 from rankmon._options import (
+    as_count,
     as_memory_limit,
     as_overhead,
-    as_queue,
     as_schedule,
+    as_step,
     as_step_and_params,
     as_writers,
     check_choice,
@@ -28,6 +29,7 @@ from rankmon._trouble import Trouble
 from rankmon._warnings import RankmonWarning
 from rankmon.adapters import is_nnx_module
 from rankmon.budget import Budget
+from rankmon.compiled_loop import CompiledLoop, StepFunction
 from rankmon.flat import FlatProblem
 from rankmon.measurement import Probe, Snapshot
 from rankmon.parts import DEFAULT_MEMORY_LIMIT
@@ -40,6 +42,9 @@ from rankmon.worker import Worker
 from rankmon.writers import Record, Writer
 
 __all__ = ["RankMonitor", "RankmonWarning"]
+
+
+_NEVER_FULL = 2**31
 
 
 class _Call(NamedTuple):
@@ -139,12 +144,14 @@ class RankMonitor:
         check_choice("when_full", when_full, ("block", "skip"))
         check_flag("background", background)
         writers, memory_limit = as_writers(writers), as_memory_limit(memory_limit)
-        waiting, share = as_queue(queue), as_overhead(overhead)
+        waiting, share = as_count("queue", queue), as_overhead(overhead)
         self._problem = problem
         self._schedule = as_schedule(every, schedule)
         self._trouble = Trouble(on_error)
         self._budget = Budget(share)
         self._worker = Worker(waiting, when_full, trouble=self._trouble) if background else None
+        # Who reports from inside a compiled program must not wait for what waits for the program.
+        self._reporter = Worker(_NEVER_FULL, "block", trouble=self._trouble)
         self._recorder = Recorder(
             problem,
             as_probes(probes, tolerance=tolerance, memory_limit=memory_limit),
@@ -199,6 +206,83 @@ class RankMonitor:
             self._seen = _Call(step, params, extra, scalars)
         return None
 
+    def scan(
+        self,
+        step_fn: StepFunction,
+        carry: Any,
+        steps: int,
+        *,
+        params_of: Callable[[Any], Any],
+        xs: Any = None,
+        start: int = 0,
+    ) -> tuple[Any, Any]:
+        """`jax.lax.scan(step_fn, carry, xs, length=steps)`, measured at the steps that are due.
+
+        One compiled program runs from each due step to the next. The carry is copied once and then
+        donated to it; what the caller passed stays as it is. `close` measures the last parameters.
+
+        Args:
+          step_fn: step_fn(carry, x) -> (carry, y), traceable. The same function object a second
+            time (the next epoch) is not compiled again.
+          carry: pytree of arrays.
+          steps: how many.
+          params_of: params_of(carry) gives what `monitor(step, params)` takes.
+          xs: None, or a pytree of arrays with leading axis `steps`; step_fn gets one entry.
+          start: the step of the first one, in the schedule's count.
+
+        Returns:
+          The last carry, and the outputs y with leading axis `steps`.
+
+        Raises:
+          TypeError, ValueError, MemoryError: for input that does not fit, as for a call.
+        """
+        start, steps = as_step(start), as_count("steps", steps)
+        loop = CompiledLoop(step_fn, carry, steps, xs)
+        end, step, ahead = start + steps, start, 1
+        while step < end:
+            self(step, params_of(loop.carry))
+            # Still due: the budget puts it off, and the program must not be left at every step.
+            ahead = 2 * ahead if self._scheduled(step) else 1
+            step = next(filter(self._scheduled, range(step + ahead, end)), end)
+            loop.advance(step - start)
+        if not self._closed:
+            self._seen = _Call(end, params_of(loop.carry), None, None)
+        return loop.carry, loop.ys
+
+    def report(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes numbers that were measured elsewhere; from any thread, and without waiting.
+
+        `hooks.watch_weights` and `hooks.report_weights` report here from inside compiled programs.
+
+        Args:
+          step: the step that they belong to; reports may come in any order.
+          scalars: tag -> number.
+        """
+        step, numbers = as_step(step), {str(tag): float(scalars[tag]) for tag in scalars}
+
+        def submit() -> None:
+            if self._closed:
+                self._trouble.warn("the monitor got a report after close; it is not written")
+            else:
+                self._reporter.submit(lambda: partial(self._recorder.report, step, numbers))
+
+        self._trouble.attempt(submit)  # on a thread of XLA's nothing may be raised
+
+    def hook(self, params: Callable[[], Any]) -> Callable[..., None]:
+        """The monitor for loops that call hooks with the step alone: `hook(step)`.
+
+        Args:
+          params: gives the parameters at the step of the call; asked only then, and never later.
+        """
+
+        def on_step(step: Any, t: float | None = None) -> None:
+            self(step, params())
+
+        return on_step
+
+    def _scheduled(self, step: int) -> bool:
+        return bool(self._trouble.guard("the schedule", self._schedule.due, step, self._last))
+
     def _due(self, step: int) -> bool:
         if not self._schedule.due(step, self._last):
             return False
@@ -247,6 +331,7 @@ class RankMonitor:
                 record = self._measure_last_seen() or record
         finally:
             self._closed, self._seen = True, None
+            self._reporter.close(lambda: None)
             if self._worker is None:
                 self._recorder.close()
             else:
@@ -302,7 +387,10 @@ class RankMonitor:
     # Measuring
 
     def _wait(self) -> Record | None:
-        """Until the worker is done; its last record."""
+        """Until reports are written and the worker is done; its last record."""
+        # Programs under way may still report.
+        self._trouble.guard("the wait for reports", jax.effects_barrier)
+        self._reporter.wait()
         return None if self._worker is None else self._worker.wait()
 
     def _measure(self, call: _Call) -> Record | None:

@@ -17,7 +17,7 @@ from rankmon._checks import (
     check_weights,
     leading_axis,
 )
-from rankmon._tree import Bundle, leaf_specs
+from rankmon._tree import Bundle, as_patterns, leaf_specs
 from rankmon.adapters import is_module, linen_apply, linen_unpack, nnx_network, plain
 from rankmon.flat import FlatProblem, flat_problem
 from rankmon.losses import LossFunction, as_loss
@@ -81,7 +81,7 @@ class Problem:
             self.inputs = jax.tree.map(np.array, inputs)
             self.targets = jax.tree.map(np.array, targets)
             self.weights = None if weights is None else np.array(weights)
-        self.include, self.exclude = _patterns(include), _patterns(exclude)
+        self.include, self.exclude = as_patterns(include), as_patterns(exclude)
         self.n = leading_axis("inputs", self.inputs)
         if leading_axis("targets", self.targets) != self.n:
             raise ValueError(
@@ -188,7 +188,3 @@ class Problem:
         """
         flat = self.flat(params)
         return flat.loss_and_residuals(*flat.split(flat.leaves(params)))[1]
-
-
-def _patterns(patterns: Sequence[str]) -> tuple[str, ...]:
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns)

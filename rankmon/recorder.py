@@ -3,6 +3,7 @@
 Knows no schedule and starts no thread. One call at a time, from whichever thread.
 """
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -67,6 +68,8 @@ class Recorder:
         self._prepared: dict[str, PreparedProbe] = {}
         self._states = {probe.name: probe.placeholder_state(problem) for probe in probes}
         self._resumes_at: int | None = None
+        self._begun = self._shows_card = False
+        self._lock = threading.Lock()
         if params is not None:
             self.prepare(params)
         if state is not None:
@@ -127,6 +130,7 @@ class Recorder:
             states = _fitted(states, self._prepared, last)
         self.last, self._states = last, states
         self._resumes_at = 0 if last is None else last + 1
+        self._begun = False
 
     # Records
 
@@ -147,9 +151,21 @@ class Recorder:
         """
         began = time.monotonic()
         try:
-            return self._record(step, take, extra, counts, began)
+            with self._lock:
+                return self._record(step, take, extra, counts, began)
         finally:
             self._budget.probe_ends(time.monotonic() - began)
+
+    def report(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes numbers that were measured elsewhere, in whatever order they come."""
+        with self._lock:
+            if not self._begun:
+                if self.last is None:  # a state from before the first probe knows of no report
+                    self._resumes_at = None
+                self._begin(step)
+            self._outbox.write(
+                Record(step, self._outbox.attempt, time.time(), dict(scalars), arrays={})
+            )
 
     def _record(
         self,
@@ -163,10 +179,10 @@ class Recorder:
         measured = take and self._trouble.guard(what, self._probe, step, take)
         measurement, states = measured or (Measurement({}), self._states)
         numbers = self.scalars.numbers(extra, step)
-        begins = self.last is None or step < self.last or self._resumes_at is not None
-        if begins:
+        if not self._begun or (self.last is not None and step < self.last):
             self._begin(step)
-        texts = {"rankmon/card": self._card()} if begins else {}
+        is_shown, self._shows_card = self._shows_card, True
+        texts = {} if is_shown else {"rankmon/card": self._card()}
         scalars = {**measurement.scalars, **counts, **self._times(time.monotonic() - began)}
         record = Record(
             step=step,
@@ -177,7 +193,7 @@ class Recorder:
             texts=texts,
         )
         # Not before: a measurement that is interrupted never happened.
-        self.last, self._resumes_at, self._states = step, None, states
+        self.last, self._states = step, states
         self._outbox.write(record)
         return record
 
@@ -198,6 +214,7 @@ class Recorder:
                     "run pass its state=, to keep its records use another logdir"
                 )
         self._outbox.start(step if self._resumes_at is None else min(step, self._resumes_at))
+        self._begun, self._shows_card, self._resumes_at = True, False, None
 
     def _times(self, seconds: float) -> dict[str, float]:
         values = (seconds, self._budget.share_taken(seconds), self._trouble.errors)

@@ -30,6 +30,7 @@ __all__ = [
     "MemoryWriter",
     "Record",
     "RunLock",
+    "ScalarsWriter",
     "TensorBoardWriter",
     "Writer",
     "read_jsonl",
@@ -328,6 +329,37 @@ class MemoryWriter(_ClosingWriter):
 
     def close(self) -> None:
         """Nothing: the records stay."""
+
+
+class ScalarsWriter(_ClosingWriter):
+    """Hands scalars to any object with `write_scalars(step, {tag: value})`, as CLU's writers have.
+
+    The object stays its owner's: it is flushed where it can be, and never closed. It is not told of
+    attempts, which it does not know.
+    """
+
+    def __init__(self, writer: Any) -> None:
+        """Keeps the object that takes the scalars."""
+        self._writer = writer
+
+    def start(self, step: int) -> None:
+        """Nothing."""
+
+    def write(self, record: Record) -> None:
+        """See `Writer`."""
+        self._writer.write_scalars(record.step, dict(record.scalars))
+
+    def flush(self) -> None:
+        """Flushes the object, where it can be."""
+        getattr(self._writer, "flush", _nothing)()
+
+    def close(self) -> None:
+        """Flushes."""
+        self.flush()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _record(entry: Mapping[str, Any]) -> Record:

@@ -30,6 +30,7 @@ ORDER = [
     "contraction",
     "deep_linear",
     "rank",
+    "compiled_weights",
     "ntk",
     "_symbols",
     "theory",
@@ -55,7 +56,9 @@ ORDER = [
     "budget",
     "recorder",
     "worker",
+    "compiled_loop",
     "monitor",
+    "hooks",
 ]
 
 

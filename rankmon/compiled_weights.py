@@ -1,0 +1,87 @@
+"""Ranks of weights as traceable functions, for compiled train steps; the host's are in `rank`.
+
+In the dtype of the parameters (float32 for narrower ones): no float64 enters a program that has
+none. The cut allows for that arithmetic as well as for the dtype that the weights are stored in.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from rankmon._tree import LeafSpec, is_matrix, leaf_specs, matrix_shape
+
+Scalars = dict[str, Float[Array, ""]]
+
+
+def weight_scalars(
+    params: Any, *, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
+) -> Scalars:
+    """What the "weights" probe shows of every matrix among the parameters, under its tags.
+
+    Args:
+      params: pytree of arrays.
+      include: globs over parameter names.
+      exclude: globs over parameter names to leave out.
+
+    Returns:
+      Tag -> scalar, in float32 or wider; NaN throughout for a matrix that is not finite.
+
+    Raises:
+      TypeError: for complex leaves and leaves that are not arrays.
+      ValueError: where no leaf is a matrix.
+    """
+    specs = leaf_specs(params, include=include, exclude=exclude)
+    matrices = [
+        (spec, leaf)
+        for spec, leaf in zip(specs, jax.tree.leaves(params), strict=True)
+        if is_matrix(spec)
+    ]
+    if not matrices:
+        raise ValueError(
+            "expected parameters with at least one matrix, got shapes "
+            f"{ {spec.name: spec.shape for spec in specs} }; pass the weights, not only biases"
+        )
+    scalars: Scalars = {}
+    for spec, leaf in matrices:
+        scalars |= _scalars_of(spec, leaf.reshape(matrix_shape(spec)))
+    return scalars
+
+
+def _scalars_of(spec: LeafSpec, matrix: Float[Array, "m n"]) -> Scalars:
+    name, (m, n) = spec.name, matrix.shape
+    stored = jnp.finfo(matrix.dtype).eps
+    matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
+    finite = jnp.all(jnp.isfinite(matrix))
+    # LAPACK's answer to NaN differs from release to release.
+    values = jnp.linalg.svd(jnp.where(finite, matrix, 0), compute_uv=False)
+    norm = values[0]
+    scaled = values / jnp.where(norm > 0, norm, 1)
+    share = scaled / jnp.sum(jnp.where(norm > 0, scaled, 1))
+    stable = jnp.where(norm > 0, jnp.sum(scaled**2), jnp.nan)
+    entropy = -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1)), 0))
+    # max(m, n) eps ||W||_2 of the arithmetic, and eps / 2 ||W||_F of what storing rounds.
+    arithmetic = jnp.finfo(matrix.dtype).eps
+    cut = max(m, n) * arithmetic + stored / 2 * jnp.sqrt(jnp.sum(scaled**2))
+
+    def count(factor: float) -> Array:
+        return jnp.sum(scaled > factor * cut).astype(matrix.dtype)
+
+    rank = jnp.sum(scaled > cut)
+    last = scaled[jnp.maximum(rank - 1, 0)]
+    below = jnp.where(rank < scaled.size, scaled[jnp.minimum(rank, scaled.size - 1)], 0)
+    gap = jnp.where(rank == 0, jnp.nan, last / below)
+    scalars = {
+        f"rank_weights/{name}": count(1.0),
+        f"rank_low/{name}": count(10.0),
+        f"rank_high/{name}": count(0.1),
+        f"gap/{name}": gap,
+        f"stable_rank/{name}": stable,
+        f"effective_rank/{name}": jnp.where(norm > 0, jnp.exp(entropy), jnp.nan),
+    }
+    if m == n:
+        sign, log_abs = jnp.linalg.slogdet(matrix)
+        scalars |= {f"det_sign/{name}": sign, f"log_abs_det/{name}": log_abs}
+    return {tag: jnp.where(finite, value, jnp.nan) for tag, value in scalars.items()}

@@ -1,0 +1,150 @@
+"""Weights watched from inside compiled code: an Optax transformation, a call in a user's own scan.
+
+What only the parameters show is measured where they are, in the compiled step; the probe batch, and
+with it the Hessian, is out of sight there: for those, `RankMonitor` and its `scan`.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import io_callback
+from jaxtyping import Array, Int
+
+from rankmon.compiled_weights import Scalars, weight_scalars
+from rankmon.schedule import EveryN
+
+
+class Reporter(Protocol):
+    """What takes numbers measured elsewhere; a `RankMonitor` does."""
+
+    def report(self, step: int, scalars: dict[str, float]) -> None:
+        """Takes the numbers of one step, from any thread, and returns at once."""
+
+
+class WatchState(NamedTuple):
+    """The state of `watch_weights`.
+
+    Attributes:
+      updates: how many were made.
+      step: the step of the last measurement, -1 before the first.
+      scalars: its numbers by tag, those of the "weights" probe; NaN before the first.
+    """
+
+    updates: Int[Array, ""]
+    step: Int[Array, ""]
+    scalars: Scalars
+
+
+def watch_weights(
+    every: int,
+    *,
+    reporter: Reporter | None = None,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+) -> optax.GradientTransformationExtraArgs:
+    """Passes updates on as they are, and measures the weights' ranks every so many steps.
+
+    Goes anywhere into `optax.chain`. It sees the parameters before the update, in the compiled
+    step and at their own precision; it cannot see the batch: no Hessian, no loss, no features.
+
+    Args:
+      every: measures where step is a multiple of it. The step is the number of updates so far, or
+        what `update(..., step=)` is given.
+      reporter: what gets the numbers while training runs, for instance a `RankMonitor`; None leaves
+        them in the state alone.
+      include: globs over parameter names.
+      exclude: globs over parameter names to leave out.
+
+    Returns:
+      A transformation whose state is a `WatchState`, of one structure from `init` on.
+
+    Raises:
+      TypeError, ValueError: for input that does not fit; at `init`, where no leaf is a matrix.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, rankmon
+      >>> tx = optax.chain(rankmon.hooks.watch_weights(every=10), optax.sgd(0.1))
+      >>> params = {"W": jnp.ones((3, 4))}
+      >>> updates, state = tx.update(params, tx.init(params), params)
+      >>> int(state[0].scalars["rank_weights/W"])
+      1
+    """
+    every = EveryN(every).n
+    measure = partial(weight_scalars, include=include, exclude=exclude)
+
+    def init(params: Any) -> WatchState:
+        blank = {
+            tag: jnp.full(shape.shape, jnp.nan, shape.dtype)
+            for tag, shape in jax.eval_shape(measure, params).items()
+        }
+        return WatchState(jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32), blank)
+
+    def update(
+        updates: Any, state: WatchState, params: Any = None, *, step: Any = None, **extra: Any
+    ) -> tuple[Any, WatchState]:
+        if params is None:
+            raise ValueError(
+                "expected update(updates, state, params), got no params; watch_weights measures "
+                "the parameters, so pass them as the third argument"
+            )
+        now = state.updates if step is None else jnp.asarray(step, jnp.int32)
+
+        def measured() -> tuple[Array, Scalars]:
+            scalars = measure(params)
+            if reporter is not None:
+                _report(reporter, now, scalars)
+            return now, scalars
+
+        last, scalars = jax.lax.cond(
+            now % every == 0, measured, lambda: (state.step, state.scalars)
+        )
+        return updates, WatchState(state.updates + 1, last, scalars)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def report_weights(
+    reporter: Reporter,
+    step: Any,
+    params: Any,
+    *,
+    every: int,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+) -> None:
+    """Measures the weights' ranks inside traced code, a user's own `lax.scan`, where step is due.
+
+    Args:
+      reporter: what gets the numbers while the program runs, for instance a `RankMonitor`.
+      step: the step, traced or not.
+      params: pytree of arrays.
+      every: measures where step is a multiple of it.
+      include: globs over parameter names.
+      exclude: globs over parameter names to leave out.
+
+    Raises:
+      TypeError, ValueError: for input that does not fit, while tracing.
+    """
+    now = jnp.asarray(step, jnp.int32)
+
+    def report() -> None:
+        _report(reporter, now, weight_scalars(params, include=include, exclude=exclude))
+
+    jax.lax.cond(now % EveryN(every).n == 0, report, lambda: None)
+
+
+def _report(reporter: Reporter, step: Array, scalars: Scalars) -> None:
+    tags = list(scalars)
+
+    def on_host(step: np.ndarray, *values: np.ndarray) -> None:
+        # NumPy alone: a computation of JAX in here could wait for the one that called.
+        numbers = [float(np.asarray(value)) for value in values]
+        reporter.report(int(np.asarray(step)), dict(zip(tags, numbers, strict=True)))
+
+    # Effects have an order on one device only.
+    io_callback(on_host, None, step, *scalars.values(), ordered=jax.device_count() == 1)
