@@ -12,13 +12,14 @@ from rankmon.spectrum import reconstruction_error
 
 # During training
 from rankmon.monitor import RankMonitor, RankmonWarning
-from rankmon.probes import Lemma8Probe, WeightsProbe
+from rankmon.probes import FeaturesProbe, Lemma8Probe, WeightsProbe
 from rankmon.writers import JsonlWriter, MemoryWriter, Record, TensorBoardWriter, read_jsonl
 
 # What to measure, when, where to, what to expect
 from rankmon import hooks, lemma8, probes, schedule, spectral_theory, theory, writers  # isort: skip
 
 __all__ = [
+    "FeaturesProbe",
     "HessianProbe",
     "JsonlWriter",
     "Lemma8Probe",

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
+from rankmon._jaxprs import CALLS, CUSTOM_CALLS, nested
+
 
 @dataclass(frozen=True)
 class DenseLayer:
@@ -126,22 +128,16 @@ def results_of(eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     name = eqn.primitive.name
     if name in _RULES:
         return [_RULES[name](eqn, values)]
-    if name not in _CALLS | _CUSTOM_CALLS:
+    if name not in CALLS | CUSTOM_CALLS:
         return [None] * len(eqn.outvars)
-    closed = _nested(eqn)
+    closed = nested(eqn)
     results = interpret(closed.jaxpr, closed.consts, values)
-    return results if name in _CALLS else [_with_own_derivative(r, values) for r in results]
+    return results if name in CALLS else [_with_own_derivative(r, values) for r in results]
 
 
 def transparent_call(eqn: JaxprEqn) -> ClosedJaxpr | None:
     """The program that the operation only calls, as `jit` does; None for any other operation."""
-    return _nested(eqn) if eqn.primitive.name in _CALLS else None
-
-
-def _nested(eqn: JaxprEqn) -> ClosedJaxpr:
-    keys = ("jaxpr", "call_jaxpr", "fun_jaxpr")
-    nested = next(eqn.params[key] for key in keys if key in eqn.params)
-    return nested if isinstance(nested, ClosedJaxpr) else ClosedJaxpr(nested, ())
+    return nested(eqn) if eqn.primitive.name in CALLS else None
 
 
 def _with_own_derivative(result: Value, arguments: list[Value]) -> Value:
@@ -294,8 +290,6 @@ def closed_layers(activation: Activation) -> tuple[DenseLayer, ...]:
     return (*layers[:-1], replace(layers[-1], activated=activation.mapped)) if layers else ()
 
 
-_CALLS = frozenset({"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"})
-_CUSTOM_CALLS = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
 _ELEMENTWISE = """
     abs acos acosh and asin asinh atan atan2 atanh cbrt ceil clamp cos cosh digamma div eq erf
     erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p logistic lt

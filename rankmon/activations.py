@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, Float
 
@@ -26,6 +26,7 @@ from rankmon._dataflow import (
     results_of,
     transparent_call,
 )
+from rankmon._jaxprs import evaluated
 from rankmon.flat import FlatProblem
 from rankmon.stack import DenseStack
 
@@ -145,26 +146,15 @@ class _Walk:
         results = results_of(eqn, kinds)
         layer = results[0] if eqn.primitive.name == "dot_general" else None
         if not isinstance(layer, Activation):
-            return list(zip(results, _evaluated(jaxpr, eqn, values), strict=True))
+            return list(zip(results, evaluated(jaxpr, eqn, values), strict=True))
         number = len(layer.stage.layers) - 1
         at = next(i for i, kind in enumerate(kinds) if isinstance(kind, Activation))
         operand = kinds[at]
         assert isinstance(operand, Activation)
         self.received[number] = _rows(values[at], operand.axes)
         values[at] = jax.lax.stop_gradient(values[at])
-        (product,) = _evaluated(jaxpr, eqn, values)
+        (product,) = evaluated(jaxpr, eqn, values)
         return [(layer, product + _placed(self._shifts[number], layer.axes, product))]
-
-
-def _evaluated(jaxpr: Jaxpr, eqn: JaxprEqn, values: Sequence[Any]) -> list[Any]:
-    """The results of one operation, as a program of its own."""
-    free = {
-        atom: value
-        for atom, value in zip(eqn.invars, values, strict=True)
-        if not isinstance(atom, Literal)
-    }
-    alone = Jaxpr((), list(free), eqn.outvars, [eqn], eqn.effects, jaxpr.debug_info)
-    return jaxpr_as_fun(ClosedJaxpr(alone, ()))(*free.values())
 
 
 def _order(axes: Axes) -> list[int]:

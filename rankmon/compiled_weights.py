@@ -80,6 +80,7 @@ def _scalars_of(spec: LeafSpec, matrix: Float[Array, "m n"]) -> Scalars:
         f"gap/{name}": gap,
         f"stable_rank/{name}": stable,
         f"effective_rank/{name}": jnp.where(norm > 0, jnp.exp(entropy), jnp.nan),
+        f"condition_number/{name}": jnp.where(norm > 0, 1 / scaled[-1], jnp.nan),
     }
     if m == n:
         sign, log_abs = jnp.linalg.slogdet(matrix)

@@ -15,13 +15,14 @@ def custom_scalars_layout() -> layout_pb2.Layout:
 
     Returns:
       A proto with the categories Hessian ranks (figure S1 of arXiv 2106.16225 first), Weights,
-      Determinants, Margins, Lemma 8 and Monitor. A tag that a run did not write leaves its curve
-      out, and nothing else.
+      Features, Determinants, Margins, Lemma 8 and Monitor. A tag that a run did not write leaves
+      its curve out, and nothing else.
     """
     return layout_pb2.Layout(
         category=[
             _category("Hessian ranks", _hessian_charts()),
             _category("Weights", _weight_charts()),
+            _category("Features", _feature_charts()),
             _category("Determinants", _determinant_charts()),
             _category("Margins", _margin_charts()),
             _category("Lemma 8", _lemma8_charts()),
@@ -56,6 +57,16 @@ def _weight_charts() -> list[layout_pb2.Chart]:
         _lines("Rank of each weight", r"^rank_weights/"),
         _lines("Stable rank of each weight", r"^stable_rank/"),
         _lines("Effective rank of each weight", r"^effective_rank/"),
+        _lines("Condition number of each weight", r"^condition_number/"),
+    ]
+
+
+def _feature_charts() -> list[layout_pb2.Chart]:
+    return [
+        _lines("Rank of what each layer receives on the probe batch", r"^rank_features/"),
+        _lines("Dead units of each ReLU", r"^dead_units/"),
+        _lines("Share of dead units of each ReLU", r"^dead_share/"),
+        _lines("Rank of H_o, and Theorem 9's bound", r"^rank(_bound)?/H_o$"),
     ]
 
 

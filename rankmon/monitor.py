@@ -107,7 +107,7 @@ class RankMonitor:
           logdir: run folder for TensorBoard events and rankmon.jsonl; None to write neither.
           every: measure every so many steps; or
           schedule: any schedule of `rankmon.schedule`.
-          probes: "hessian", "weights", or probe objects.
+          probes: "hessian", "weights", "features", or probe objects.
           writers: more writers, beside those of logdir; `close` closes them too. For one that fails
             up to 1000 records are kept and tried again.
           tolerance: how the Hessian's cut is chosen.

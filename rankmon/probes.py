@@ -11,6 +11,7 @@ import numpy as np
 from rankmon import lemma8
 from rankmon._precision import eps_of
 from rankmon._tree import is_matrix, matrix_shape
+from rankmon.features import FeaturesProbe
 from rankmon.flat import FlatProblem
 from rankmon.hessian import HESSIAN_PARTS, HessianProbe
 from rankmon.measurement import Measurement, Probe, Snapshot, State, rank_scalars
@@ -24,7 +25,7 @@ RESERVED_NAMES = frozenset({*HESSIAN_PARTS, "Omega"})
 
 @dataclass(frozen=True)
 class WeightsProbe:
-    """Rank, stable and effective rank of each weight matrix, and the determinant of square ones.
+    """Rank, stable and effective rank and condition number of each weight matrix; determinants.
 
     Args:
       tolerance: another cut than the default of `rank.weight_rank`.
@@ -80,6 +81,7 @@ class PreparedWeights:
             scalars |= rank_scalars("rank_weights", name, rank)
             scalars[f"stable_rank/{name}"] = rank.stable_rank
             scalars[f"effective_rank/{name}"] = rank.effective_rank
+            scalars[f"condition_number/{name}"] = rank.condition_number
             if rank.det_sign is not None and rank.log_abs_det is not None:
                 scalars[f"det_sign/{name}"] = rank.det_sign
                 scalars[f"log_abs_det/{name}"] = rank.log_abs_det
@@ -250,7 +252,7 @@ def as_probes(
     """The probes of these names, or as they are.
 
     Args:
-      probes: "hessian", "weights", or probe objects (`Lemma8Probe(learning_rate)`).
+      probes: "hessian", "weights", "features", or probe objects (`Lemma8Probe(learning_rate)`).
       tolerance: of the Hessian probe given by name.
       memory_limit: of the Hessian probe given by name.
 
@@ -261,6 +263,7 @@ def as_probes(
     named: dict[str, Probe] = {
         "hessian": HessianProbe(tolerance=tolerance, memory_limit=memory_limit),
         "weights": WeightsProbe(),
+        "features": FeaturesProbe(),
     }
 
     def resolve(probe: str | Probe) -> Probe:

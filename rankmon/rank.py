@@ -113,12 +113,15 @@ class WeightRank(NumericalRank):
       stable_rank: ||W||_F^2 / ||W||_2^2; NaN for a zero or non-finite matrix.
       effective_rank: exp of the entropy of the singular values over their sum (Roy and Vetterli
         2007); NaN likewise.
+      condition_number: ratio of the largest to the smallest of min(m, n) singular values; infinite
+        where that is zero, NaN likewise.
       det_sign: sign of det W, 0.0 if singular; None unless W is square.
       log_abs_det: log|det W| (natural), -inf if singular; None unless W is square.
     """
 
     stable_rank: float
     effective_rank: float
+    condition_number: float
     det_sign: float | None
     log_abs_det: float | None
 
@@ -202,13 +205,14 @@ def _determinant(sign: float, log_abs: float, square: bool) -> dict[str, Any]:
 
 def _soft_ranks(values: np.ndarray | None) -> dict[str, Any]:
     if values is None or values.size == 0 or not values[0] > 0:
-        return {"stable_rank": float("nan"), "effective_rank": float("nan")}
+        return dict.fromkeys(("stable_rank", "effective_rank", "condition_number"), float("nan"))
     scaled = values / values[0]  # squares of tiny or huge values would leave the range of floats
     share = scaled / np.sum(scaled)
     share = share[share > 0]
     return {
         "stable_rank": float(np.sum(scaled**2)),
         "effective_rank": float(np.exp(-np.sum(share * np.log(share)))),
+        "condition_number": float(1 / scaled[-1]) if scaled[-1] > 0 else float("inf"),
     }
 
 

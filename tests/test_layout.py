@@ -13,6 +13,7 @@ TAGS = [
     *(f"{kind}/{part}" for kind in ("rank", "rank_theory", "spectrum_zeros") for part in PARTS),
     *(f"{kind}/{name}" for kind in ("rank_low", "rank_high") for name in [*PARTS, *LAYERS]),
     *(f"gap/{name}" for name in [*PARTS, "Omega", *LAYERS]),
+    "rank_bound/H_o",
     "rank_self/H_f",
     "rank/Omega",
     "rank_low/Omega",
@@ -20,7 +21,15 @@ TAGS = [
     *(f"{kind}_rank/{layer}" for kind in ("stable", "effective") for layer in LAYERS),
     *(
         f"{kind}/{layer}"
-        for kind in ("rank_weights", "log_abs_det", "det_sign")
+        for kind in (
+            "rank_weights",
+            "condition_number",
+            "rank_features",
+            "dead_units",
+            "dead_share",
+            "log_abs_det",
+            "det_sign",
+        )
         for layer in LAYERS
     ),
     *(
@@ -72,7 +81,15 @@ def layered(*kinds: str) -> set[str]:
 
 def test_categories():
     titles = [category.title for category in custom_scalars_layout().category]
-    assert titles == ["Hessian ranks", "Weights", "Determinants", "Margins", "Lemma 8", "Monitor"]
+    assert titles == [
+        "Hessian ranks",
+        "Weights",
+        "Features",
+        "Determinants",
+        "Margins",
+        "Lemma 8",
+        "Monitor",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -89,6 +106,11 @@ def test_categories():
         ("Weights", "Rank", layered("rank_weights")),
         ("Weights", "Stable", layered("stable_rank")),
         ("Weights", "Effective", layered("effective_rank")),
+        ("Weights", "Condition", layered("condition_number")),
+        ("Features", "Rank of what", layered("rank_features")),
+        ("Features", "Dead", layered("dead_units")),
+        ("Features", "Share", layered("dead_share")),
+        ("Features", "Rank of H_o", {"rank/H_o", "rank_bound/H_o"}),
         ("Determinants", "log", layered("log_abs_det")),
         ("Determinants", "Sign", layered("det_sign")),
         (

@@ -1,0 +1,265 @@
+"""What each layer of any network receives on the probe batch, and which ReLUs are dead.
+
+The network's own jaxpr is walked: where a product or a convolution meets a parameter, its other
+operand is that layer's features; where max(z, 0) stands, its result tells which units are dead.
+Layers inside `lax.scan`, `while` and `cond` are not seen.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
+from jaxtyping import Array, Bool, Float
+
+from rankmon import theory
+from rankmon._jaxprs import CALLS, CUSTOM_CALLS, evaluated, nested
+from rankmon.flat import FlatProblem
+from rankmon.measurement import Measurement, Snapshot, State
+from rankmon.problem import Problem
+from rankmon.rank import (
+    DEFAULT_TOLERANCE,
+    NumericalRank,
+    Tolerance,
+    as_tolerance,
+    numerical_rank,
+    undefined_rank,
+)
+from rankmon.spectrum import singular_values
+from rankmon.stack import recognized_stack
+
+# What leaves a parameter the same numbers in another arrangement.
+_REARRANGEMENTS = frozenset(
+    "transpose reshape squeeze broadcast_in_dim convert_element_type copy copy_p rev".split()
+)
+
+
+@dataclass(frozen=True)
+class FeaturesProbe:
+    """The rank of what each layer receives on the probe batch, and the dead units of each ReLU.
+
+    A dense layer's features are a matrix with a row for every example (and position), a
+    convolution's one with a row for every example. A unit, along the last axis, is dead where the
+    ReLU gives zero on all of the probe batch.
+
+    Args:
+      tolerance: another cut than max(m, n) * eps * ||X||_2 for an m x n matrix of features.
+    """
+
+    tolerance: Tolerance = DEFAULT_TOLERANCE
+    name: str = "features"
+
+    def __post_init__(self) -> None:
+        as_tolerance(self.tolerance)
+
+    def placeholder_state(self, problem: Problem) -> State:
+        """Nothing to remember."""
+        return {}
+
+    def prepare(self, flat: FlatProblem) -> "PreparedFeatures":
+        """Walks the network.
+
+        Raises:
+          ValueError: where no layer and no ReLU is seen.
+        """
+        walk = _Walk([spec.name for spec in flat.specs])
+        compiled = walk.compiled(flat)
+        if not (walk.layers or walk.relus):
+            raise ValueError(
+                "expected a network in which a parameter meets its features in a product or a "
+                "convolution, or one with a ReLU, got none outside of loops; leave the features "
+                "probe out"
+            )
+        return PreparedFeatures(flat, compiled, walk.layers, walk.relus, self.tolerance)
+
+
+@dataclass(frozen=True)
+class PreparedFeatures:
+    """`FeaturesProbe` for one problem.
+
+    Attributes:
+      flat: the problem.
+      walk: gives features, and where each ReLU is positive, in the order of `layers` and `relus`.
+      layers: the names of the parameters that meet features.
+      relus: the names of the parameters before each ReLU.
+      tolerance: how the cut is chosen.
+    """
+
+    flat: FlatProblem
+    walk: Callable[..., Any]
+    layers: list[str]
+    relus: list[str]
+    tolerance: Tolerance
+
+    def initial_state(self) -> State:
+        """Nothing to remember."""
+        return {}
+
+    def measure(self, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:
+        """The features' ranks and the dead units at the snapshot; NaN where it is not finite."""
+        with self.flat.precision.scope():
+            features, positive = self.walk(snapshot.leaves, self.flat.inputs)
+        scalars: dict[str, float] = {}
+        for name, rows in zip(self.layers, features, strict=True):
+            rank = self._rank(self._counted(np.asarray(rows, np.float64)))
+            scalars[f"rank_features/{name}"] = _number(rank.rank)
+            scalars[f"rank_low/features/{name}"] = _number(rank.low)
+            scalars[f"rank_high/features/{name}"] = _number(rank.high)
+        for name, rows in zip(self.relus, positive, strict=True):
+            dead = ~np.any(self._counted(np.asarray(rows)), axis=0)
+            scalars[f"dead_units/{name}"] = float(np.sum(dead))
+            scalars[f"dead_share/{name}"] = float(np.mean(dead))
+        if snapshot.nonfinite:  # comparisons with NaN would pass for dead units
+            return Measurement(dict.fromkeys(scalars, float("nan"))), state
+        return Measurement(scalars | self._bound(scalars)), state
+
+    def _counted(self, rows: np.ndarray) -> np.ndarray:
+        """The rows without those of weight zero."""
+        weights = self.flat.weights
+        return rows[weights > 0] if len(rows) == len(weights) else rows
+
+    def _rank(self, matrix: Float[np.ndarray, "rows m"]) -> NumericalRank:
+        if not np.all(np.isfinite(matrix)):
+            return undefined_rank(min(matrix.shape))
+        # Of many rows the triangular factor has the same singular values.
+        is_tall = len(matrix) > matrix.shape[1]
+        values = singular_values(np.linalg.qr(matrix)[1] if is_tall else matrix)
+        default = max(matrix.shape) * self.flat.precision.eps
+        cut = self.tolerance.cut(float(values[0]) if values.size else 0.0, default=default)
+        return numerical_rank(values, cut)
+
+    def _bound(self, scalars: dict[str, float]) -> dict[str, float]:
+        """Theorem 9's bound on rank H_o, for ReLU networks of one hidden layer without biases."""
+        stack = recognized_stack(self.flat)
+        loss = self.flat.problem.loss.name
+        if (
+            stack is None
+            or len(stack.layers) != 2
+            or stack.bias is not False
+            or not (len(self.relus) == 1 and len(self.layers) == 2)
+            or loss not in ("mse", "cosh", "cross_entropy")
+        ):
+            return {}
+        r, dead = scalars[f"rank_features/{self.layers[0]}"], scalars[f"dead_units/{self.relus[0]}"]
+        if not np.isfinite(r):
+            return {}
+        active = stack.dims[1] - int(dead)
+        bound = theory.rank_outer_bound(stack.dims, r=int(r), active=active, loss=loss)
+        return {"rank_bound/H_o": bound}
+
+    def describe(self) -> str:
+        """The layers whose features are seen, and the ReLUs."""
+        relus = f"; ReLUs after {', '.join(self.relus)}" if self.relus else ""
+        return f"* features received by {', '.join(self.layers)}{relus}"
+
+
+def _number(count: int | None) -> float:
+    return float("nan") if count is None else count
+
+
+class _Walk:
+    """Evaluates a network's jaxpr and writes down what meets parameters, and its ReLUs.
+
+    Attributes:
+      layers: the names of the parameters that meet features, in the order of evaluation.
+      relus: for each ReLU the name of the last parameter before it.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.layers: list[str] = []
+        self.relus: list[str] = []
+        self._names = names
+        self._features: list[Float[Array, "rows m"]] = []
+        self._positive: list[Bool[Array, "rows m"]] = []
+
+    def compiled(self, flat: FlatProblem) -> Callable[..., Any]:
+        """A function from leaves and inputs to the features, and where ReLUs are positive."""
+
+        def walk(leaves: Sequence[Any], inputs: Any) -> Any:
+            program = jax.make_jaxpr(flat.apply_leaves)(list(leaves), inputs)
+            arguments = [*leaves, *jax.tree.leaves(inputs)]
+            parameters = [*range(len(leaves)), *[None] * (len(arguments) - len(leaves))]
+            self._through(program, arguments, parameters)
+            return self._features, self._positive
+
+        leaves = [
+            jax.ShapeDtypeStruct(spec.shape, flat.precision.lifted_dtype(spec.dtype))
+            for spec in flat.specs
+        ]
+        inputs = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), flat.inputs)
+        with flat.precision.scope():
+            return jax.jit(walk).lower(leaves, inputs).compile()
+
+    def _through(
+        self, program: ClosedJaxpr, values: Sequence[Any], parameters: Sequence[int | None]
+    ) -> tuple[list[Any], list[int | None]]:
+        """The program's results, and which parameter each is, in whatever arrangement."""
+        jaxpr = program.jaxpr
+        known = dict(zip(jaxpr.invars, zip(values, parameters, strict=True), strict=True))
+        constants = [(value, None) for value in program.consts]
+        known |= dict(zip(jaxpr.constvars, constants, strict=True))
+
+        def read(atom: Any) -> tuple[Any, int | None]:
+            return (atom.val, None) if isinstance(atom, Literal) else known[atom]
+
+        for eqn in jaxpr.eqns:
+            pairs = [read(atom) for atom in eqn.invars]
+            operands, which = [value for value, _ in pairs], [at for _, at in pairs]
+            name = eqn.primitive.name
+            if name in CALLS | CUSTOM_CALLS:
+                results, found = self._through(nested(eqn), operands, which)
+            else:
+                results = evaluated(jaxpr, eqn, operands)
+                found = which[:1] if name in _REARRANGEMENTS else [None] * len(results)
+                self._note(eqn, operands, which, results)
+            known |= dict(zip(eqn.outvars, zip(results, found, strict=True), strict=True))
+        pairs = [read(atom) for atom in jaxpr.outvars]
+        return [value for value, _ in pairs], [at for _, at in pairs]
+
+    def _note(
+        self,
+        eqn: JaxprEqn,
+        operands: Sequence[Any],
+        which: Sequence[int | None],
+        results: Sequence[Any],
+    ) -> None:
+        name = eqn.primitive.name
+        if name in ("dot_general", "conv_general_dilated"):
+            at = which.index(None) if None in which else 0
+            parameter = which[1 - at]
+            if parameter is None or which[at] is not None:
+                return
+            self.layers.append(_unique(self._names[parameter], self.layers))
+            rows = _dense_rows if name == "dot_general" else _convolution_rows
+            self._features.append(rows(eqn, operands[at], at))
+        elif name == "max" and any(_is_zero(atom) for atom in eqn.invars):
+            before = self.layers[-1] if self.layers else "inputs"
+            self.relus.append(_unique(before, self.relus))
+            self._positive.append((results[0] > 0).reshape(-1, results[0].shape[-1]))
+
+
+def _dense_rows(eqn: JaxprEqn, features: Any, at: int) -> Float[Array, "rows m"]:
+    """The axes that are summed over are the features; every other one counts rows."""
+    summed = eqn.params["dimension_numbers"][0][at]
+    kept = [axis for axis in range(features.ndim) if axis not in summed]
+    width = int(np.prod([features.shape[axis] for axis in summed], dtype=np.int64))
+    return jnp.transpose(features, [*kept, *summed]).reshape(-1, width)
+
+
+def _convolution_rows(eqn: JaxprEqn, features: Any, at: int) -> Float[Array, "rows m"]:
+    """One row an example."""
+    examples = eqn.params["dimension_numbers"].lhs_spec[0] if at == 0 else 0
+    return jnp.moveaxis(features, examples, 0).reshape(features.shape[examples], -1)
+
+
+def _is_zero(atom: Any) -> bool:
+    return isinstance(atom, Literal) and np.size(atom.val) == 1 and not np.any(atom.val)
+
+
+def _unique(name: str, taken: Sequence[str]) -> str:
+    """The name, numbered where a parameter meets features more than once."""
+    again = sum(other == name or other.startswith(f"{name} (") for other in taken)
+    return f"{name} ({again + 1})" if again else name

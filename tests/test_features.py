@@ -1,0 +1,188 @@
+"""Features and dead units: against networks written out by hand, layer by layer, in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from rankmon import FeaturesProbe, Problem, RankMonitor, Tolerance, hessian_ranks, theory
+
+RNG = np.random.default_rng(0)
+
+
+def measured(problem, params, **options):
+    with RankMonitor(problem, every=1, probes=[FeaturesProbe(**options)]) as monitor:
+        return monitor(0, params).scalars
+
+
+def relu_mlp(params, x):
+    for layer in params[:-1]:
+        x = jax.nn.relu(x @ layer["W"] + layer["b"])
+    return x @ params[-1]["W"] + params[-1]["b"]
+
+
+def mlp_params(dims, rng):
+    return [
+        {"W": rng.standard_normal(pair), "b": 0.1 * rng.standard_normal(pair[1])}
+        for pair in zip(dims, dims[1:], strict=False)
+    ]
+
+
+def by_hand(params, x):
+    """The features that each layer receives, and where each ReLU is positive."""
+    received, positive = [], []
+    for layer in params:
+        received.append(x)
+        z = x @ layer["W"] + layer["b"]
+        positive.append(z > 0)
+        x = np.maximum(z, 0)
+    return received, positive[:-1]
+
+
+def test_a_perceptron_with_dead_units_and_inputs_of_low_rank():
+    params = mlp_params((7, 9, 8, 3), RNG)
+    params[0]["b"][:2] -= 1e3
+    params[1]["b"][5] -= 1e3
+    x = RNG.standard_normal((30, 4)) @ RNG.standard_normal((4, 7))
+    problem = Problem(relu_mlp, loss="mse", inputs=x, targets=np.zeros((30, 3)))
+    scalars = measured(problem, params)
+    received, positive = by_hand(params, x)
+    for i, features in enumerate(received):
+        assert scalars[f"rank_features/{i}/W"] == np.linalg.matrix_rank(features)
+        assert scalars[f"rank_low/features/{i}/W"] == scalars[f"rank_high/features/{i}/W"]
+    assert [scalars[f"rank_features/{i}/W"] for i in range(2)] == [4, 7]
+    for i, units in enumerate(positive):
+        dead = ~units.any(0)
+        assert scalars[f"dead_units/{i}/W"] == dead.sum()
+        assert scalars[f"dead_share/{i}/W"] == pytest.approx(dead.mean())
+    assert scalars["dead_units/0/W"] >= 2
+    assert scalars["dead_units/1/W"] >= 1
+
+
+def test_examples_of_weight_zero_do_not_count():
+    params = mlp_params((6, 5, 2), RNG)
+    x = RNG.standard_normal((12, 6))
+    weights = np.r_[np.ones(3), np.zeros(9)]
+    problem = Problem(relu_mlp, loss="mse", inputs=x, targets=np.zeros((12, 2)), weights=weights)
+    scalars = measured(problem, params)
+    received, positive = by_hand(params, x[:3])
+    assert scalars["rank_features/0/W"] == 3
+    assert scalars["rank_features/1/W"] == np.linalg.matrix_rank(received[1])
+    assert scalars["dead_units/0/W"] == (~positive[0].any(0)).sum()
+
+
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+def test_theorem_9_bounds_h_o_by_the_active_units(loss):
+    dims = (6, 8, 4)
+    params = [RNG.standard_normal(pair) for pair in zip(dims, dims[1:], strict=False)]
+    x = np.abs(RNG.standard_normal((40, 3))) @ np.abs(RNG.standard_normal((3, 6)))
+    params[0][:, :3] = -np.abs(params[0][:, :3])  # dead on positive inputs
+
+    def apply(params, x):
+        return jnp.maximum(x @ params[0], 0) @ params[1]
+
+    targets = np.arange(40) % 4 if loss == "cross_entropy" else RNG.standard_normal((40, 4))
+    problem = Problem(apply, loss=loss, inputs=x, targets=targets)
+    scalars = measured(problem, params)
+    active = 8 - int((x @ params[0] <= 0).all(0).sum())
+    assert active <= 5
+    bound = scalars["rank_bound/H_o"]
+    assert bound == theory.rank_outer_bound(dims, r=3, active=active, loss=loss)
+    assert hessian_ranks(problem, params)["H_o"].rank <= bound < theory.rank_outer_bound(dims)
+
+
+class Convolutions(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(4, (3, 3))(x))
+        x = nn.BatchNorm(use_running_average=True)(x)
+        x = nn.relu(nn.Conv(2, (3, 3), padding="VALID")(x))
+        return nn.Dense(3)(x.reshape(len(x), -1))
+
+
+def test_convolutions_have_a_row_an_example_and_a_unit_a_channel():
+    x = RNG.standard_normal((10, 6, 6, 1)).astype(np.float32)
+    x[5:] = x[:5]
+    module = Convolutions()
+    variables = module.init(jax.random.key(0), x)
+    bias = variables["params"]["Conv_0"]["bias"]
+    variables["params"]["Conv_0"]["bias"] = bias.at[1].set(-100.0)
+    problem = Problem.from_linen(module, loss="mse", inputs=x, targets=np.zeros((10, 3)))
+    scalars = measured(problem, variables)
+    _, kept = module.apply(variables, x, capture_intermediates=True)
+    between = np.asarray(kept["intermediates"]["BatchNorm_0"]["__call__"][0], np.float64)
+    assert scalars["rank_features/Conv_0/kernel"] == 5
+    assert scalars["rank_features/Conv_1/kernel"] == np.linalg.matrix_rank(
+        between.reshape(10, -1), tol=1e-4
+    )
+    assert scalars["rank_features/Dense_0/kernel"] == 5
+    assert scalars["dead_units/Conv_0/kernel"] == 1
+    assert scalars["dead_share/Conv_0/kernel"] == 0.25
+
+
+class Attention(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Embed(11, 8)(x)
+        x = nn.MultiHeadDotProductAttention(2, name="attention")(x)
+        x = nn.relu(nn.Dense(5)(x))
+        return nn.Dense(3)(x)
+
+
+def test_attention_has_a_row_a_position():
+    x = RNG.integers(0, 11, (6, 4))
+    module = Attention()
+    params = module.init(jax.random.key(0), x)["params"]
+    problem = Problem.from_linen(
+        module, loss="cross_entropy", inputs=x, targets=RNG.integers(0, 3, (6, 4))
+    )
+    scalars = measured(problem, params)
+    embedded = np.asarray(params["Embed_0"]["embedding"])[x].reshape(24, 8)
+    rank = np.linalg.matrix_rank(embedded)
+    for part in ("query", "key", "value"):
+        name = f"attention/{part}/kernel"
+        assert scalars[f"rank_features/{name}"] == rank
+    assert scalars["rank_features/Dense_1/kernel"] <= 5
+    assert "dead_units/Dense_0/kernel" in scalars
+
+
+def test_a_parameter_used_twice_is_numbered():
+    def tied(params, x):
+        return jax.nn.relu(jax.nn.relu(x @ params["W"]) @ params["W"])
+
+    x = RNG.standard_normal((9, 4))
+    problem = Problem(tied, loss="mse", inputs=x, targets=np.zeros((9, 4)))
+    scalars = measured(problem, {"W": RNG.standard_normal((4, 4))})
+    assert {tag for tag in scalars if tag.startswith(("rank_features", "dead_units"))} == {
+        "rank_features/W", "rank_features/W (2)", "dead_units/W", "dead_units/W (2)",
+    }  # fmt: skip
+
+
+def test_what_is_not_finite_is_nan():
+    params = mlp_params((6, 5, 2), RNG)
+    params[1]["W"][0, 0] = np.nan
+    problem = Problem(
+        relu_mlp, loss="mse", inputs=RNG.standard_normal((4, 6)), targets=np.zeros((4, 2))
+    )
+    with pytest.warns(UserWarning, match="NaN or infinite"):
+        scalars = measured(problem, params)
+    assert np.isnan(scalars["rank_features/0/W"])
+    assert np.isnan(scalars["dead_units/0/W"])
+
+
+def test_the_cut_is_the_users():
+    x = np.diag([1.0, 5e-3, 3e-4, 1e-6])
+    problem = Problem(lambda p, x: x @ p, loss="mse", inputs=x, targets=np.zeros((4, 3)))
+    tolerance = Tolerance(relative=1e-3)
+    scalars = measured(problem, RNG.standard_normal((4, 3)), tolerance=tolerance)
+    tags = ("rank_features", "rank_low/features", "rank_high/features")
+    assert [scalars[f"{tag}/params"] for tag in tags] == [2, 1, 3]
+
+
+def test_a_network_without_layers_is_refused():
+    problem = Problem(
+        lambda p, x: x * p["scale"], loss="mse", inputs=np.ones((4, 3)), targets=np.ones((4, 3))
+    )
+    with pytest.raises(ValueError, match="leave the features probe out"):
+        RankMonitor(problem, every=1, probes=["features"])(0, {"scale": np.ones(3)})
