@@ -16,7 +16,7 @@ from rankmon.probes import FeaturesProbe, Lemma8Probe, WeightsProbe
 from rankmon.writers import JsonlWriter, MemoryWriter, Record, TensorBoardWriter, read_jsonl
 
 # What to measure, when, where to, what to expect
-from rankmon import hooks, lemma8, probes, schedule, spectral_theory, theory, writers  # isort: skip
+from rankmon import alerts, hooks, lemma8, probes, schedule, spectral_theory, theory, writers  # isort: skip
 
 __all__ = [
     "FeaturesProbe",
@@ -34,6 +34,7 @@ __all__ = [
     "Tolerance",
     "WeightRank",
     "WeightsProbe",
+    "alerts",
     "hessian_ranks",
     "hessian_spectra",
     "hooks",

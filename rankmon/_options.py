@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from rankmon.alerts import Alert
 from rankmon.schedule import EveryN, Schedule
 from rankmon.writers import ScalarsWriter, Writer
 
@@ -86,6 +87,27 @@ def as_writers(writers: Sequence[Writer]) -> list[Writer]:
             raise TypeError(
                 f"expected writers with start, write, flush and close, or with write_scalars, got "
                 f"{_kind(writer)}; use one of rankmon.writers, or logdir= for a run folder"
+            )
+    return given
+
+
+def as_alerts(alerts: Sequence[Alert]) -> list[Alert]:
+    """The alerts.
+
+    Raises:
+      TypeError: for what is no sequence of alerts.
+    """
+    try:
+        given = list(alerts)
+    except TypeError:
+        raise TypeError(
+            f"expected alerts to be a sequence of alerts, got {_kind(alerts)}; write alerts=[alert]"
+        ) from None
+    for alert in given:
+        if not (_has(alert, "found") and hasattr(alert, "action")):
+            raise TypeError(
+                f"expected alerts with found(scalars, first) and an action, got {_kind(alert)}; "
+                "use one of rankmon.alerts"
             )
     return given
 

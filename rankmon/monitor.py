@@ -15,6 +15,7 @@ import numpy as np
 
 from rankmon._copies import DeviceCopy
 from rankmon._options import (
+    as_alerts,
     as_count,
     as_memory_limit,
     as_overhead,
@@ -28,6 +29,7 @@ from rankmon._options import (
 from rankmon._trouble import Trouble
 from rankmon._warnings import RankmonWarning
 from rankmon.adapters import is_nnx_module
+from rankmon.alerts import Alert
 from rankmon.budget import Budget
 from rankmon.compiled_loop import CompiledLoop, StepFunction
 from rankmon.flat import FlatProblem
@@ -99,6 +101,7 @@ class RankMonitor:
         queue: int = 2,
         when_full: Literal["block", "skip"] = "block",
         overhead: float | None = None,
+        alerts: Sequence[Alert] = (),
     ) -> None:
         """Opens the writers; nothing is measured yet.
 
@@ -128,6 +131,9 @@ class RankMonitor:
           overhead: the share of the wall time since the first call that probes may take, in (0, 1];
             a due step that would exceed it waits for the first step that does not. The first call
             counts with all its compilations; it, a step back and the last one are always measured.
+          alerts: conditions of `rankmon.alerts`, looked at in every record. Each is written as a
+            text with the step where it begins to hold, and warns, calls back, or stops the loop
+            (`alerts.StopTraining`, with background=True at the next call).
 
         Raises:
           TypeError, ValueError: for input that does not fit.
@@ -160,6 +166,7 @@ class RankMonitor:
             budget=self._budget,
             logdir=logdir,
             writers=writers,
+            alerts=as_alerts(alerts),
             params=params,
             state=state,
         )

@@ -9,12 +9,13 @@ import weakref
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from math import isfinite
 from pathlib import Path
 
 from rankmon import _jsonl
 from rankmon._trouble import Trouble
 from rankmon.layout import custom_scalars_layout
-from rankmon.writers import JsonlWriter, Record, RunLock, TensorBoardWriter, Writer
+from rankmon.writers import JsonlWriter, Record, RunLock, TensorBoardWriter, Writer, read_jsonl
 
 MOST_WAITING = 1000
 
@@ -54,6 +55,17 @@ class Outbox:
     def last_step(self) -> int | None:
         """The last step that the run folder has a record of; None without any."""
         return None if self._logdir is None else _last_step(_jsonl_path(self._logdir))
+
+    def first_scalars(self) -> dict[str, float]:
+        """The first finite value of each tag in the run folder; none without a folder."""
+        if self._logdir is None or not _jsonl_path(self._logdir).exists():
+            return {}
+        first: dict[str, float] = {}
+        for record in read_jsonl(_jsonl_path(self._logdir)):
+            for tag, value in record.scalars.items():
+                if isfinite(value):
+                    first.setdefault(tag, value)
+        return first
 
     def start(self, step: int) -> None:
         """A new attempt begins: records of `step` and later steps are superseded."""

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from rankmon._scalars import UserScalars
 from rankmon._state import decode, encode
 from rankmon._trouble import Trouble
+from rankmon.alerts import Alert, StopTraining, Watch
 from rankmon.budget import Budget
 from rankmon.flat import FlatProblem
 from rankmon.measurement import Measurement, PreparedProbe, Probe, Snapshot, State
@@ -35,6 +37,7 @@ class Recorder:
       budget: is told what each probe takes.
       logdir: as for `Outbox`.
       writers: as for `Outbox`.
+      alerts: conditions on the records.
       params: to `prepare` at once.
       state: to `restore` at once.
 
@@ -54,6 +57,7 @@ class Recorder:
         budget: Budget,
         logdir: str | Path | None,
         writers: Sequence[Writer],
+        alerts: Sequence[Alert] = (),
         params: Any = None,
         state: Mapping[str, Any] | None = None,
     ) -> None:
@@ -68,6 +72,7 @@ class Recorder:
         self._prepared: dict[str, PreparedProbe] = {}
         self._states = {probe.name: probe.placeholder_state(problem) for probe in probes}
         self._resumes_at: int | None = None
+        self._watch = Watch(alerts)
         self._begun = self._shows_card = False
         self._lock = threading.Lock()
         if params is not None:
@@ -163,9 +168,7 @@ class Recorder:
                 if self.last is None:  # a state from before the first probe knows of no report
                     self._resumes_at = None
                 self._begin(step)
-            self._outbox.write(
-                Record(step, self._outbox.attempt, time.time(), dict(scalars), arrays={})
-            )
+            self._write(step, dict(scalars))
 
     def _record(
         self,
@@ -184,17 +187,35 @@ class Recorder:
         is_shown, self._shows_card = self._shows_card, True
         texts = {} if is_shown else {"rankmon/card": self._card()}
         scalars = {**measurement.scalars, **counts, **self._times(time.monotonic() - began)}
-        record = Record(
-            step=step,
-            attempt=self._outbox.attempt,
-            wall_time=time.time(),
-            scalars=scalars | self.scalars.beside([*scalars, *measurement.arrays], numbers),
-            arrays=dict(measurement.arrays),
-            texts=texts,
-        )
+        scalars |= self.scalars.beside([*scalars, *measurement.arrays], numbers)
         # Not before: a measurement that is interrupted never happened.
         self.last, self._states = step, states
+        return self._write(step, scalars, dict(measurement.arrays), texts)
+
+    def _write(
+        self,
+        step: int,
+        scalars: dict[str, float],
+        arrays: Mapping[str, np.ndarray] = MappingProxyType({}),
+        texts: Mapping[str, str] = MappingProxyType({}),
+    ) -> Record:
+        """Writes a record, and does what the alerts ask for."""
+        found = self._trouble.guard(f"the alerts at step {step}", self._watch.look, step, scalars)
+        messages = [alarm.message for _, alarm in found or []]
+        if messages:
+            texts = {**texts, "rankmon/alerts": "\n".join(f"* {each}" for each in messages)}
+        record = Record(step, self._outbox.attempt, time.time(), scalars, arrays, texts)
         self._outbox.write(record)
+        stop: StopTraining | None = None
+        for action, alarm in found or []:
+            if action == "stop":
+                stop = stop or StopTraining(alarm)
+            elif callable(action):
+                self._trouble.guard(f"the callback of an alert at step {step}", action, alarm)
+            else:
+                self._trouble.warn(f"step {step}: {alarm.message}", key=f"alert {alarm}")
+        if stop is not None:
+            raise stop
         return record
 
     def _begin(self, step: int) -> None:
@@ -213,6 +234,9 @@ class Recorder:
                     "on supersedes, with residuals of its own for H_f_fixed; to continue the old "
                     "run pass its state=, to keep its records use another logdir"
                 )
+        if self._watch and self._resumes_at is not None:
+            first = self._trouble.guard("the run's first values", self._outbox.first_scalars)
+            self._watch.resume(first or {})
         self._outbox.start(step if self._resumes_at is None else min(step, self._resumes_at))
         self._begun, self._shows_card, self._resumes_at = True, False, None
 

@@ -43,6 +43,7 @@ ORDER = [
     "hessian",
     "features",
     "probes",
+    "alerts",
     "schedule",
     "_files",
     "_events",

@@ -280,6 +280,14 @@ def test_stable_and_effective_rank_by_hand(values, stable, effective):
     assert got.effective_rank == pytest.approx(effective, rel=1e-11)
 
 
+def test_condition_numbers_by_hand():
+    assert weight_rank(with_singular_values(4, 5, [8, 4, 2, 1])).condition_number == pytest.approx(
+        8
+    )
+    assert weight_rank(np.diag([3.0, 0.0])).condition_number == np.inf
+    assert np.isnan(weight_rank(np.zeros((2, 3))).condition_number)
+
+
 def test_a_zero_matrix_has_rank_zero_and_nothing_soft():
     got = weight_rank(np.zeros((4, 4)))
     assert (got.rank, got.low, got.high, got.tolerance) == (0, 0, 0, 0.0)

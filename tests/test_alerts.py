@@ -1,0 +1,169 @@
+"""Alerts: what they find, once each, what they do about it, and that nothing else changes."""
+
+import jax
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util import tensor_util
+
+from rankmon import MemoryWriter, Problem, RankMonitor, RankmonWarning, read_jsonl
+from rankmon.alerts import Alarm, DeadUnits, NonFinite, RankBelow, StopTraining
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.standard_normal((12, 5)), RNG.standard_normal((12, 3))
+
+
+def relu(params, x):
+    return jax.nn.relu(x @ params["W1"]) @ params["W2"]
+
+
+PROBLEM = Problem(relu, loss="mse", inputs=X, targets=Y)
+
+
+def of_rank(rank):
+    """Weights whose first matrix has this rank."""
+    rng = np.random.default_rng(1)
+    return {
+        "W1": rng.standard_normal((5, rank)) @ rng.standard_normal((rank, 4)),
+        "W2": rng.standard_normal((4, 3)),
+    }
+
+
+def watched(alerts, ranks, **options):
+    """The monitor after a run in which the first weight has these ranks."""
+    memory = MemoryWriter()
+    options = {"probes": ["weights"], "writers": [memory]} | options
+    with RankMonitor(PROBLEM, every=1, alerts=alerts, **options) as monitor:
+        for step, rank in enumerate(ranks):
+            monitor(step, of_rank(rank))
+    return memory.records
+
+
+def test_a_rank_that_falls_is_told_once_until_it_has_recovered():
+    alarms = []
+    watched([RankBelow(0.75, action=alarms.append)], [4, 3, 2, 1, 4, 2])
+    message = "rank_weights/W1 is 2, below 0.75 of its first value, 4"
+    assert alarms == [
+        Alarm(2, "rank_weights/W1", message),
+        Alarm(5, "rank_weights/W1", message),
+    ]
+
+
+def test_it_warns_at_the_users_line_and_is_written_as_a_text(tmp_path):
+    with pytest.warns(RankmonWarning, match="step 1: rank_weights/W1 is 1, below 0.5") as caught:
+        watched([RankBelow(0.5)], [4, 1, 1], logdir=tmp_path)
+    assert [warning.filename for warning in caught] == [__file__]
+    records = read_jsonl(tmp_path / "rankmon.jsonl")
+    assert ["rankmon/alerts" in record.texts for record in records] == [False, True, False]
+    events = EventAccumulator(str(tmp_path)).Reload()
+    (event,) = events.Tensors("rankmon/alerts")
+    assert event.step == 1
+    (text,) = tensor_util.make_ndarray(event.tensor_proto).ravel()
+    assert text.decode() == "* rank_weights/W1 is 1, below 0.5 of its first value, 4"
+
+
+@pytest.mark.parametrize("background", [False, True], ids=["here", "background"])
+def test_it_stops_the_loop_with_its_record_written(background):
+    memory = MemoryWriter()
+    steps = []
+    with pytest.raises(StopTraining, match="step 2: rank_weights/W1 is 1, below") as stopped:  # noqa: SIM117
+        with RankMonitor(
+            PROBLEM,
+            every=1,
+            probes=["weights"],
+            writers=[memory],
+            alerts=[RankBelow(0.5, action="stop")],
+            background=background,
+        ) as monitor:
+            for step, rank in enumerate([4, 4, 1, 1, 1]):
+                steps.append(step)
+                monitor(step, of_rank(rank))
+                monitor.flush()
+    assert stopped.value.alarm.step == 2
+    assert steps == [0, 1, 2]
+    assert [record.step for record in memory.records] == [0, 1, 2]
+
+
+def test_what_is_not_finite_and_dead_units():
+    alarms = []
+    alerts = [NonFinite(action=alarms.append), DeadUnits(0.5, action=alarms.append)]
+    memory = MemoryWriter()
+    params = of_rank(4)
+    dead = {"W1": params["W1"] * [0, 0, 0, 1], "W2": params["W2"]}
+    with RankMonitor(
+        PROBLEM, every=1, probes=["features"], writers=[memory], alerts=alerts
+    ) as monitor:
+        monitor(0, params)
+        monitor(1, dead)
+        with pytest.warns(RankmonWarning, match="NaN or infinite"):
+            monitor(2, {"W1": params["W1"], "W2": params["W2"] * np.nan})
+    assert [(alarm.step, alarm.tag) for alarm in alarms] == [
+        (1, "dead_share/W1"),
+        (2, "monitor/nonfinite"),
+    ]
+    assert alarms[0].message.startswith("75% of the units after W1 are dead")
+    assert alarms[1].message == "12 parameters are NaN or infinite"
+
+
+def test_a_loss_that_is_not_finite():
+    alert = NonFinite()
+    assert alert.found({"loss": 1.0}, {}) == {}
+    assert alert.found({"loss": float("inf")}, {}) == {"loss": "the loss on the probe batch is inf"}
+
+
+def test_the_users_own_scalars_and_reports_are_looked_at_too():
+    alarms = []
+    alerts = [RankBelow(0.5, tags="mine", action=alarms.append)]
+    with RankMonitor(PROBLEM, every=1, probes=["weights"], alerts=alerts) as monitor:
+        monitor(0, of_rank(4), scalars={"mine": 10})
+        monitor.report(1, {"mine": 4.0})
+        monitor.flush()
+        monitor.report(2, {"other": 4.0})  # says nothing of mine
+        monitor.report(3, {"mine": 3.0})
+    assert [alarm.step for alarm in alarms] == [1]
+
+
+def test_first_values_outlive_a_restart(tmp_path):
+    alarms = []
+    alerts = [RankBelow(0.75, action=alarms.append)]
+    with RankMonitor(PROBLEM, logdir=tmp_path, every=1, probes=["weights"]) as monitor:
+        monitor(0, of_rank(4))
+        state = monitor.state
+    with RankMonitor(
+        PROBLEM, logdir=tmp_path, every=1, probes=["weights"], alerts=alerts, state=state
+    ) as monitor:
+        monitor(1, of_rank(2))
+    assert [alarm.step for alarm in alarms] == [1]
+
+
+def test_a_callback_that_fails_ends_nothing():
+    def fails(alarm):
+        raise OSError("no mail today")
+
+    with pytest.warns(RankmonWarning, match=r"the callback of an alert.*OSError: no mail today"):
+        records = watched([RankBelow(0.5, action=fails)], [4, 1, 1])
+    assert len(records) == 3
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: RankBelow(0), ValueError, r"expected share to be in \(0, 1\], got 0"),
+        (lambda: DeadUnits("half"), TypeError, "expected share to be a number, got str"),
+        (lambda: NonFinite(action="mail"), ValueError, "expected action to be"),
+        (
+            lambda: RankMonitor(PROBLEM, every=1, alerts=RankBelow(0.5)),
+            TypeError,
+            r"expected alerts to be a sequence of alerts, got RankBelow; write alerts=\[alert\]",
+        ),
+        (
+            lambda: RankMonitor(PROBLEM, every=1, alerts=[RankBelow]),
+            TypeError,
+            "got the class RankBelow",
+        ),
+    ],
+    ids=["share", "text", "action", "alone", "class"],
+)
+def test_wrong_input_is_refused(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
