@@ -82,19 +82,13 @@ def leaf_specs(
       TypeError: for leaves that are not arrays of numbers, and for complex ones to differentiate.
       ValueError: where a pattern matches no leaf.
     """
-    include, exclude = as_patterns(include), as_patterns(exclude)
     names = leaf_names(params)
     own = leaf_names(params.params) if isinstance(params, Bundle) else names
-    for pattern in (*include, *exclude):
-        if own and not any(fnmatchcase(name, pattern) for name in own):
-            raise ValueError(
-                f"expected the path filter {pattern!r} to match a parameter, "
-                f"got none among {list(own)}; mend the pattern (globs over these names)"
-            )
+    passing = passing_names(own, include, exclude)
 
     def spec(place: int, name: str, leaf: Any) -> LeafSpec:
         dtype = _dtype_of(name, leaf)
-        chosen = place < len(own) and matches(name, include) and not matches(name, exclude)
+        chosen = place < len(own) and name in passing
         if chosen and jnp.issubdtype(dtype, jnp.complexfloating):
             raise TypeError(
                 f"expected real parameters, got {dtype} at {name!r}; complex weights have no "
@@ -106,6 +100,24 @@ def leaf_specs(
 
     leaves = jax.tree_util.tree_leaves(params)
     return tuple(spec(i, *pair) for i, pair in enumerate(zip(names, leaves, strict=True)))
+
+
+def passing_names(
+    names: Sequence[str], include: Sequence[str], exclude: Sequence[str]
+) -> frozenset[str]:
+    """The names that match a pattern of `include` and none of `exclude`.
+
+    Raises:
+      ValueError: where a pattern matches none of the names.
+    """
+    include, exclude = as_patterns(include), as_patterns(exclude)
+    for pattern in (*include, *exclude):
+        if names and not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(
+                f"expected the path filter {pattern!r} to match a parameter, "
+                f"got none among {list(names)}; mend the pattern (globs over these names)"
+            )
+    return frozenset(n for n in names if matches(n, include) and not matches(n, exclude))
 
 
 def as_patterns(patterns: Sequence[str]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ fixed; what the user states is in `problem`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from rankmon._checks import check_outputs, check_targets
 from rankmon._precision import NATIVE, Precision, choose_precision
-from rankmon._tree import LeafSpec, leaf_specs
+from rankmon._tree import LeafSpec, leaf_specs, passing_names
 from rankmon._warnings import warn_user
 from rankmon.losses import Loss
 
@@ -60,6 +60,21 @@ class FlatProblem:
     position_axes: tuple[int, ...]
     k: int
     memo: dict[Any, Any] = field(default_factory=dict)
+
+    def narrowed(self, include: Sequence[str], exclude: Sequence[str]) -> "FlatProblem":
+        """The same with fewer leaves differentiated: those that pass these filters as well.
+
+        Raises:
+          ValueError: where a pattern matches none of them, or none is left.
+        """
+        moving = [spec.name for spec in self.specs if spec.differentiated]
+        passing = passing_names(moving, include, exclude)
+        specs = tuple(
+            replace(spec, differentiated=spec.differentiated and spec.name in passing)
+            for spec in self.specs
+        )
+        _check_moving(specs)
+        return self if specs == self.specs else replace(self, specs=specs, memo={})
 
     @property
     def positions(self) -> int:
@@ -240,11 +255,7 @@ def flat_problem(problem: Statement, params: Any, specs: tuple[LeafSpec, ...]) -
     Raises:
       TypeError, ValueError: with what was expected, what came and what to do.
     """
-    if not any(spec.differentiated and spec.size for spec in specs):
-        raise ValueError(
-            f"expected parameters with at least one floating leaf to differentiate, got "
-            f"{_describe(specs)}; pass the weights, or widen include="
-        )
+    _check_moving(specs)
     structure = jax.tree.structure(params)
     shape = _output_shape(problem, structure, specs)
     check_targets(problem.loss, problem.targets, problem.weights, shape)
@@ -285,6 +296,14 @@ def _output_shape(
         )
     check_outputs(outputs, problem.n)
     return tuple(outputs.shape)
+
+
+def _check_moving(specs: Sequence[LeafSpec]) -> None:
+    if not any(spec.differentiated and spec.size for spec in specs):
+        raise ValueError(
+            f"expected parameters with at least one floating leaf to differentiate, got "
+            f"{_describe(specs)}; pass the weights, or widen include="
+        )
 
 
 def _describe(specs: Sequence[LeafSpec]) -> str:

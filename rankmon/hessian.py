@@ -4,8 +4,8 @@ H_L = H_o + H_f, H_f^fixed; assembly is in `engines` and below, counting in `ran
 `expectation`.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,11 +37,16 @@ class HessianProbe:
       tolerance: another cut than p * eps * max(||H_L||_2, ||X||_2) for part X.
       memory_limit: bytes for the matrices and their assembly together.
       engine: as for `hessian_ranks`.
+      include: globs over parameter names, beside those of the problem: only matching leaves are
+        differentiated, for instance a large network's last layer.
+      exclude: globs over parameter names; matching leaves are held fixed.
     """
 
     tolerance: Tolerance = DEFAULT_TOLERANCE
     memory_limit: int = DEFAULT_MEMORY_LIMIT
     engine: str = "auto"
+    include: str | Sequence[str] = ("*",)
+    exclude: str | Sequence[str] = ()
     name: str = "hessian"
 
     def __post_init__(self) -> None:
@@ -61,9 +66,10 @@ class HessianProbe:
         """Checks the memory and finds what theory says of this network.
 
         Raises:
-          ValueError: where JAX cannot differentiate the network twice.
+          ValueError: where JAX cannot differentiate the network twice, or a filter matches nothing.
           MemoryError: where p is past what dense matrices allow in `memory_limit`.
         """
+        flat = flat.narrowed(self.include, self.exclude)
         engine = engine_of(flat, name=self.engine, memory_limit=self.memory_limit)
         try:
             engine.compile(cotangents=2)
@@ -101,6 +107,7 @@ class PreparedHessian:
 
     def measure(self, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:
         """The ranks at the snapshot; NaN throughout where anything in it is not finite."""
+        snapshot = replace(snapshot, flat=self.flat)
         if snapshot.nonfinite:
             return self._undefined(float("nan")), state
         loss, delta = self.flat.loss_and_residuals(snapshot.theta, snapshot.fixed)

@@ -17,6 +17,7 @@ from rankmon import (
     RankMonitor,
     RankmonWarning,
     WeightsProbe,
+    hessian_ranks,
     lemma8,
     theory,
     weight_ranks,
@@ -328,3 +329,35 @@ def _double_counts(module, inputs, targets, rest, eps):
 
 def _in_float64(module):
     return module.clone(dtype=jnp.float64) if hasattr(module, "dtype") else module
+
+
+def test_the_hessian_of_some_layers_beside_the_weights_of_all():
+    rng = np.random.default_rng(0)
+    params = {"W1": rng.standard_normal((5, 4)), "W2": rng.standard_normal((4, 3))}
+    problem = Problem(
+        lambda p, x: jnp.tanh(x @ p["W1"]) @ p["W2"],
+        loss="cosh",
+        inputs=rng.standard_normal((9, 5)),
+        targets=rng.standard_normal((9, 3)),
+    )
+    head = Problem(
+        problem.apply,
+        loss="cosh",
+        inputs=problem.inputs,
+        targets=problem.targets,
+        include="W2",
+    )
+    want = {part: rank.rank for part, rank in hessian_ranks(head, params).items()}
+    assert want == {"H_L": 12, "H_o": 12, "H_f": 0}
+    for probe in (HessianProbe(include="W2"), HessianProbe(exclude=["W1"])):
+        with RankMonitor(problem, every=1, probes=[probe, "weights"]) as monitor:
+            scalars = monitor(0, params).scalars
+            moved = monitor(1, params | {"W1": 2 * params["W1"]}).scalars
+        assert {part: scalars[f"rank/{part}"] for part in want} == want
+        assert {tag for tag in scalars if tag.startswith("rank_weights/")} == {
+            "rank_weights/W1",
+            "rank_weights/W2",
+        }
+        assert moved["loss"] != scalars["loss"]  # what is held fixed still moves
+    with pytest.raises(ValueError, match="'W3' to match a parameter"):
+        RankMonitor(problem, every=1, probes=[HessianProbe(include="W3")])(0, params)
