@@ -5,7 +5,7 @@ one after the other, only the leaves that are differentiated.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -150,6 +150,61 @@ def is_matrix(spec: LeafSpec) -> bool:
     return spec.differentiated and len(spec.shape) >= 2 and spec.size > 0 and not is_bias
 
 
+@dataclass(frozen=True)
+class MatrixView:
+    """One matrix in a leaf: its name, where it lies, rows and columns."""
+
+    name: str
+    place: tuple[int | slice, ...]
+    shape: tuple[int, int]
+
+    def of(self, leaf: np.ndarray) -> np.ndarray:
+        """The matrix, taken from the leaf."""
+        return leaf[self.place].reshape(self.shape)
+
+
+def matrix_views(spec: LeafSpec, *, by_layer: bool, by_head: bool) -> list[MatrixView]:
+    """The matrices that a leaf stands for.
+
+    Args:
+      spec: of a leaf that `is_matrix`.
+      by_layer: whether the first axis counts layers, each with a matrix of its own.
+      by_head: whether the heads of attention's projections are matrices as well.
+    """
+    layers: list[tuple[str, tuple[int | slice, ...]]] = [(spec.name, ())]
+    inner = spec
+    if by_layer:
+        inner = replace(spec, shape=spec.shape[1:])
+        layers = [(f"{spec.name}/{i}", (i,)) for i in range(spec.shape[0])]
+    views = []
+    for name, place in layers:
+        if len(inner.shape) >= 2:
+            views.append(MatrixView(name, place, matrix_shape(inner)))
+        if by_head:
+            views += [
+                MatrixView(f"{name}/head_{h}", (*place, *head), shape)
+                for h, (head, shape) in enumerate(_heads(inner))
+            ]
+    return views
+
+
+def _heads(spec: LeafSpec) -> list[tuple[tuple[int | slice, ...], tuple[int, int]]]:
+    """Place and shape of each head in a projection of flax's attention; none in other kernels."""
+    if len(spec.shape) != 3:
+        return []
+    first, second, third = spec.shape
+    if _layer(spec) in _SPLIT_OUTPUT_LAYERS:
+        return [((slice(None), h), (first, third)) for h in range(second)]
+    if _layer(spec) == "out":
+        return [((h,), (second, third)) for h in range(first)]
+    return []
+
+
+def _layer(spec: LeafSpec) -> str:
+    """The name of the layer that the leaf belongs to."""
+    return spec.name.split("/")[-2] if "/" in spec.name else ""
+
+
 def matrix_shape(spec: LeafSpec) -> tuple[int, int]:
     """Rows and columns of the matrix that a kernel stands for.
 
@@ -157,7 +212,6 @@ def matrix_shape(spec: LeafSpec) -> tuple[int, int]:
     and value projections of attention, (in, heads, head_dim), are in x (heads head_dim), and the
     output projection (heads, head_dim, out) is (heads head_dim) x out.
     """
-    layer = spec.name.split("/")[-2] if "/" in spec.name else ""
-    if len(spec.shape) == 3 and layer in _SPLIT_OUTPUT_LAYERS:
+    if len(spec.shape) == 3 and _layer(spec) in _SPLIT_OUTPUT_LAYERS:
         return spec.shape[0], spec.shape[1] * spec.shape[2]
     return spec.size // spec.shape[-1], spec.shape[-1]

@@ -10,7 +10,8 @@ import numpy as np
 
 from rankmon import lemma8
 from rankmon._precision import eps_of
-from rankmon._tree import is_matrix, matrix_shape
+from rankmon._stacked import stacked_leaves
+from rankmon._tree import MatrixView, is_matrix, matrix_views
 from rankmon.features import FeaturesProbe
 from rankmon.flat import FlatProblem
 from rankmon.hessian import HESSIAN_PARTS, HessianProbe
@@ -27,11 +28,16 @@ RESERVED_NAMES = frozenset({*HESSIAN_PARTS, "Omega"})
 class WeightsProbe:
     """Rank, stable and effective rank and condition number of each weight matrix; determinants.
 
+    Layers that the network scans, stacked along the first axis of one leaf, are matrices of their
+    own: "<leaf>/0" and so on.
+
     Args:
       tolerance: another cut than the default of `rank.weight_rank`.
+      by_head: also each head of attention's projections by itself, "<layer>/head_0" and so on.
     """
 
     tolerance: Tolerance = DEFAULT_TOLERANCE
+    by_head: bool = False
     name: str = "weights"
 
     def __post_init__(self) -> None:
@@ -47,14 +53,20 @@ class WeightsProbe:
         Raises:
           ValueError: where no differentiated leaf is a matrix.
         """
-        indices = [index for index, spec in enumerate(flat.specs) if is_matrix(spec)]
-        if not indices:
+        stacked = stacked_leaves(flat)
+        matrices = [
+            (index, view)
+            for index, spec in enumerate(flat.specs)
+            if is_matrix(spec)
+            for view in matrix_views(spec, by_layer=index in stacked, by_head=self.by_head)
+        ]
+        if not matrices:
             raise ValueError(
                 "expected parameters with at least one matrix, got shapes "
                 f"{ {spec.name: spec.shape for spec in flat.specs} }; watch the Hessian alone: "
                 "probes=['hessian']"
             )
-        return PreparedWeights(flat, tuple(indices), self.tolerance)
+        return PreparedWeights(flat, tuple(matrices), self.tolerance)
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,7 @@ class PreparedWeights:
     """`WeightsProbe` for one problem."""
 
     flat: FlatProblem
-    indices: tuple[int, ...]
+    matrices: tuple[tuple[int, MatrixView], ...]  # each with the index of its leaf
     tolerance: Tolerance
 
     def initial_state(self) -> State:
@@ -72,12 +84,12 @@ class PreparedWeights:
     def measure(self, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:
         """The ranks of the snapshot's matrices; NaN for those that are not finite."""
         scalars: dict[str, float] = {}
-        for index in self.indices:
-            spec = self.flat.specs[index]
-            matrix = snapshot.leaves[index].astype(np.float64).reshape(matrix_shape(spec))
-            rank = weight_rank(matrix, eps=eps_of(spec.dtype), tolerance=self.tolerance)
+        for index, view in self.matrices:
+            matrix = view.of(snapshot.leaves[index]).astype(np.float64)
+            eps = eps_of(self.flat.specs[index].dtype)
+            rank = weight_rank(matrix, eps=eps, tolerance=self.tolerance)
             # rank_low, rank_high and gap are shared with the Hessian's parts and Omega.
-            name = f"params/{spec.name}" if spec.name in RESERVED_NAMES else spec.name
+            name = f"params/{view.name}" if view.name in RESERVED_NAMES else view.name
             scalars |= rank_scalars("rank_weights", name, rank)
             scalars[f"stable_rank/{name}"] = rank.stable_rank
             scalars[f"effective_rank/{name}"] = rank.effective_rank
@@ -89,11 +101,7 @@ class PreparedWeights:
 
     def describe(self) -> str:
         """The matrices and their shapes."""
-        shapes = [
-            f"{spec.name} {rows}x{columns}"
-            for spec in (self.flat.specs[index] for index in self.indices)
-            for rows, columns in [matrix_shape(spec)]
-        ]
+        shapes = [f"{view.name} {view.shape[0]}x{view.shape[1]}" for _, view in self.matrices]
         return f"* weights: {', '.join(shapes)}"
 
 

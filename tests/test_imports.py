@@ -20,6 +20,7 @@ ORDER = [
     "flat",
     "problem",
     "_jaxprs",
+    "_stacked",
     "_dataflow",
     "stack",
     "activations",
