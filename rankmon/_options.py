@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from rankmon._processes import count
 from rankmon.alerts import Alert
 from rankmon.schedule import EveryN, Schedule
 from rankmon.writers import ScalarsWriter, Writer
@@ -169,6 +170,16 @@ def as_overhead(overhead: float | None) -> float | None:
             "for instance 0.05"
         )
     return float(overhead)
+
+
+def check_processes(*, overhead: float | None, when_full: str) -> None:
+    """Refuses what would let processes that train together measure at different steps."""
+    if count() > 1 and (overhead is not None or when_full == "skip"):
+        raise ValueError(
+            f"expected overhead=None and when_full='block' where {count()} processes train "
+            f"together, got {overhead} and {when_full!r}, by which each would choose its own "
+            "steps; choose them by every= or schedule="
+        )
 
 
 def check_flag(name: str, value: bool) -> None:

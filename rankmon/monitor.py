@@ -25,7 +25,9 @@ from rankmon._options import (
     as_writers,
     check_choice,
     check_flag,
+    check_processes,
 )
+from rankmon._processes import gathered, is_first
 from rankmon._trouble import Trouble
 from rankmon._warnings import RankmonWarning
 from rankmon.adapters import is_nnx_module
@@ -68,6 +70,9 @@ class RankMonitor:
     With background=True a due step only dispatches copies of the parameters, which outlive donation
     of the originals; a worker thread measures and writes them, in order. Call one monitor from one
     thread at a time. Who forgets `close` loses no snapshot: the interpreter's exit waits for them.
+
+    Parameters may be sharded. Where several processes train together (`jax.distributed`), each has
+    a monitor and makes the same calls; all measure, and the first process writes.
 
     Example:
       >>> import jax.numpy as jnp, rankmon
@@ -151,6 +156,9 @@ class RankMonitor:
         check_flag("background", background)
         writers, memory_limit = as_writers(writers), as_memory_limit(memory_limit)
         waiting, share = as_count("queue", queue), as_overhead(overhead)
+        check_processes(overhead=overhead, when_full=when_full)
+        if not is_first():
+            logdir, writers = None, []
         self._problem = problem
         self._schedule = as_schedule(every, schedule)
         self._trouble = Trouble(on_error)
@@ -424,13 +432,17 @@ class RankMonitor:
         self._budget.probe_begins()
 
         def take() -> Snapshot:
-            return Snapshot.take(flat, call.step, self._problem.unpack(call.params, call.extra))
+            return Snapshot.take(flat, call.step, self._tree(call))
 
         try:
             return self._recorder.record(call.step, take, call.scalars, counts)
         finally:
             if self._recorder.last == call.step:  # an interrupted measurement never happened
                 self._counts_from(call.step)
+
+    def _tree(self, call: _Call) -> Any:
+        """The pytree that is measured, with all of it in this process."""
+        return gathered(self._problem.unpack(call.params, call.extra))
 
     def _counts_from(self, step: int) -> None:
         self._last, self._submitted, self._seen = step, step, None
@@ -439,8 +451,7 @@ class RankMonitor:
         """Hands copies to the worker, or remembers the parameters of a step that it skips."""
 
         def copied() -> DeviceCopy:
-            tree = self._problem.unpack(call.params, call.extra)
-            return DeviceCopy.take(flat, call.step, tree)
+            return DeviceCopy.take(flat, call.step, self._tree(call))
 
         def job() -> Callable[[], Record]:
             with self._budget.spending():

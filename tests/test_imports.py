@@ -54,6 +54,7 @@ ORDER = [
     "_trouble",
     "outbox",
     "_state",
+    "_processes",
     "_options",
     "_copies",
     "_scalars",

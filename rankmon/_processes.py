@@ -1,0 +1,28 @@
+"""Several processes that train one network (`jax.distributed`): all measure, the first writes."""
+
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+
+def count() -> int:
+    """How many processes train together."""
+    return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes."""
+    return count() == 1 or jax.process_index() == 0
+
+
+def gathered(tree: Any) -> Any:
+    """The tree with arrays whole that are spread over processes; all of these must ask for it."""
+
+    def whole(leaf: Any) -> Any:
+        spread = isinstance(leaf, jax.Array) and not (
+            leaf.is_fully_addressable or leaf.is_fully_replicated
+        )
+        return multihost_utils.process_allgather(leaf, tiled=True) if spread else leaf
+
+    return tree if count() == 1 else jax.tree.map(whole, tree)

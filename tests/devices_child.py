@@ -1,0 +1,79 @@
+"""Trains sharded parameters on several host devices, or in several processes, under a monitor.
+
+Arguments: run folder, number of devices of this process, process, number of processes, port. Prints
+the ranks that the monitor returned as JSON, and whether training was what it is without.
+"""
+
+import json
+import os
+import sys
+
+folder, devices, process, processes, port = sys.argv[1], *map(int, sys.argv[2:])
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
+
+import rankmon  # noqa: E402
+
+if processes > 1:
+    jax.distributed.initialize(f"localhost:{port}", processes, process)
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((16, 8)).astype(np.float32)
+Y = RNG.standard_normal((16, 4)).astype(np.float32)
+START = {
+    "W1": RNG.standard_normal((8, 8)).astype(np.float32),
+    "W2": RNG.standard_normal((8, 4)).astype(np.float32),
+}
+MESH = Mesh(np.array(jax.devices()), ("model",))
+
+
+def placed(array, *spec):
+    sharding = NamedSharding(MESH, PartitionSpec(*spec))
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def apply(params, x):
+    return jnp.tanh(x @ params["W1"]) @ params["W2"]
+
+
+@jax.jit
+def train_step(params, x, y):
+    grads = jax.grad(lambda p: jnp.mean((apply(p, x) - y) ** 2))(params)
+    return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
+
+
+def train(monitor=None):
+    params = {"W1": placed(START["W1"], None, "model"), "W2": placed(START["W2"], "model", None)}
+    x, y = placed(X, "model"), placed(Y, "model")
+    for step in range(5):
+        if monitor is not None:
+            found.append(monitor(step, params))
+        params = train_step(params, x, y)
+    if monitor is not None:
+        monitor.close(5, params)
+    return params
+
+
+found = []
+inputs, targets = (X, Y) if processes > 1 else (placed(X, "model"), placed(Y, "model"))
+problem = rankmon.Problem(apply, loss="mse", inputs=inputs, targets=targets)
+monitor = rankmon.RankMonitor(problem, logdir=folder, every=2, background=processes == 1)
+watched, bare = train(monitor), train()
+shards = zip(jax.tree.leaves(watched), jax.tree.leaves(bare), strict=True)
+same = all(
+    np.array_equal(a.addressable_data(i), b.addressable_data(i))
+    for a, b in shards
+    for i in range(jax.local_device_count())
+)
+refused = ""
+if processes > 1:
+    try:
+        rankmon.RankMonitor(problem, every=2, overhead=0.05)
+    except ValueError as error:
+        refused = str(error)
+ranks = [None if record is None else record.scalars["rank/H_L"] for record in found]
+print(json.dumps({"same": same, "ranks": ranks, "refused": refused}))

@@ -1,0 +1,67 @@
+"""Sharded parameters: on eight devices of the host, and over two processes on the loopback."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from rankmon import Problem, hessian_ranks, read_jsonl
+
+CHILD = Path(__file__).with_name("devices_child.py")
+
+
+def start(folder, *numbers):
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, str(CHILD), str(folder), *map(str, numbers)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def result(process):
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, out + errors
+    return json.loads(out.splitlines()[-1])
+
+
+def expected():
+    """The ranks along the same training, on one device."""
+    rng = np.random.default_rng(0)
+    x, y = (rng.standard_normal(shape).astype(np.float32) for shape in ((16, 8), (16, 4)))
+    params = {
+        n: rng.standard_normal(s).astype(np.float32) for n, s in (("W1", (8, 8)), ("W2", (8, 4)))
+    }
+    problem = Problem(lambda p, x: jnp.tanh(x @ p["W1"]) @ p["W2"], loss="mse", inputs=x, targets=y)
+    return hessian_ranks(problem, params)["H_L"].rank
+
+
+def test_eight_devices(tmp_path):
+    found = result(start(tmp_path, 8, 0, 1, 0))
+    assert found["same"]
+    records = read_jsonl(tmp_path / "rankmon.jsonl")
+    assert [record.step for record in records] == [0, 2, 4, 5]
+    assert records[0].scalars["rank/H_L"] == expected()
+    assert records[0].scalars["monitor/errors"] == 0
+
+
+def test_two_processes_measure_and_one_writes(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    running = [start(tmp_path, 2, i, 2, port) for i in range(2)]
+    first, second = [result(process) for process in running]
+    assert first["same"]
+    assert second["same"]
+    assert first["ranks"] == second["ranks"]
+    assert first["ranks"][0] == expected()
+    assert [rank is None for rank in first["ranks"]] == [False, True, False, True, False]
+    for found in (first, second):
+        assert "2 processes train together, got 0.05 and 'block'" in found["refused"]
+    records = read_jsonl(tmp_path / "rankmon.jsonl")
+    assert [record.step for record in records] == [0, 2, 4, 5]
+    assert len(list(tmp_path.glob("*tfevents*"))) == 1
