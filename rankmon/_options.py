@@ -86,8 +86,9 @@ def as_writers(writers: Sequence[Writer]) -> list[Writer]:
     for writer in given:
         if not _has(writer, "start", "write", "flush", "close"):
             raise TypeError(
-                f"expected writers with start, write, flush and close, or with write_scalars, got "
-                f"{_kind(writer)}; use one of rankmon.writers, or logdir= for a run folder"
+                f"expected writers with start, write, flush and close, got {_kind(writer)}; use "
+                "one of rankmon.writers, an object with write_scalars(step, scalars), or logdir= "
+                "for a run folder"
             )
     return given
 

@@ -72,7 +72,7 @@ class Problem:
             raise TypeError(
                 f"expected apply to be a function apply(params, inputs) -> outputs [n, k], got "
                 f"{type(apply).__name__}; for a flax module use Problem.from_linen or "
-                "Problem.from_nnx"
+                "Problem.from_nnx, for anything else write a lambda"
             )
         self.apply = apply
         self.loss = as_loss(loss)
