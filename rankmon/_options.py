@@ -45,7 +45,8 @@ def as_step_and_params(step: Any, params: Any) -> tuple[int, Any]:
             f"expected monitor(step, params) or monitor(state) with a flax TrainState, got "
             f"{type(step).__name__} alone; pass the training step and the parameters"
         )
-    return int(step.step), step
+    with jax.transfer_guard("allow"):
+        return int(step.step), step
 
 
 def as_schedule(every: int | None, schedule: Schedule | None) -> Schedule:
@@ -173,8 +174,15 @@ def as_overhead(overhead: float | None) -> float | None:
     return float(overhead)
 
 
-def check_processes(*, overhead: float | None, when_full: str) -> None:
-    """Refuses what would let processes that train together measure at different steps."""
+def check_processes(
+    *, overhead: float | None, when_full: str, alerts: Sequence[Alert] = ()
+) -> None:
+    """Refuses what would let processes that train together do different things."""
+    if count() > 1 and any(alert.action == "stop" for alert in alerts):
+        raise ValueError(
+            f"expected alerts that warn or call where {count()} processes train together, got "
+            "'stop', which only some of them may see reason for; tell the others by a callback"
+        )
     if count() > 1 and (overhead is not None or when_full == "skip"):
         raise ValueError(
             f"expected overhead=None and when_full='block' where {count()} processes train "

@@ -7,7 +7,6 @@ side by side under `vmap`, each with inputs of its own, show it in the network's
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from rankmon._jaxprs import CALLS, CUSTOM_CALLS, nested
@@ -18,18 +17,12 @@ _SAME = frozenset({"convert_element_type", "copy", "copy_p"})
 
 def stacked_leaves(flat: FlatProblem) -> frozenset[int]:
     """The indices of the leaves that are only ever taken apart along their first axis."""
-    leaves = [
-        jax.ShapeDtypeStruct(spec.shape, flat.precision.lifted_dtype(spec.dtype))
-        for spec in flat.specs
-    ]
-    with flat.precision.scope():
-        program = jax.make_jaxpr(flat.apply_leaves)(leaves, flat.inputs)
     several = {index for index, spec in enumerate(flat.specs) if len(spec.shape) >= 3}
     apart: set[int] = set()
     whole: set[int] = set()
-    numbers: list[int | None] = [i if i in several else None for i in range(len(leaves))]
-    rest = len(program.jaxpr.invars) - len(leaves)
-    _look(program.jaxpr, [*numbers, *[None] * rest], apart, whole)
+    jaxpr = flat.program.jaxpr
+    numbers = [index if index in several else None for index in range(len(jaxpr.invars))]
+    _look(jaxpr, numbers, apart, whole)
     return frozenset(apart - whole)
 
 

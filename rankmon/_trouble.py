@@ -61,7 +61,7 @@ class Trouble:
 
     def attempt(self, action: Callable[[], Any]) -> Any:
         """The action's result, on a worker: its warnings, and what it raises, wait for `tell`."""
-        self._thread.keeps = True
+        outer, self._thread.keeps = getattr(self._thread, "keeps", False), True
         try:
             return action()
         except BaseException as error:  # noqa: BLE001  the user's thread raises it
@@ -71,7 +71,7 @@ class Trouble:
             self.kept.append(error)
             return None
         finally:
-            self._thread.keeps = False
+            self._thread.keeps = outer
 
     def tell(self) -> None:
         """Gives the warnings that were kept at the user's line, then raises the first exception."""

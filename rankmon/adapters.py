@@ -44,23 +44,28 @@ def linen_apply(module: Any, method: Any, arguments: Mapping[str, Any]) -> Apply
     given = {**switches, **arguments}
 
     def apply(params: Any, inputs: Any, extra: Any = None) -> Any:
+        if "params" in (extra or {}):
+            raise ValueError(
+                f"expected extra to hold collections beside the parameters, got {sorted(extra)}; "
+                "leave 'params' out of it"
+            )
         return module.apply({"params": params, **(extra or {})}, inputs, method=method, **given)
 
     return apply
 
 
-def linen_unpack(params: Any) -> Any:
+def linen_unpack(params: Any) -> Bundle:
     """The parameters, with the collections beside them, of a TrainState or a dict of variables."""
     if _is_train_state(params):
+        inner = linen_unpack(params.params)
         statistics = getattr(params, "batch_stats", None)
-        inner = params.params
-        if isinstance(inner, Mapping) and "params" in inner:
-            return linen_unpack(inner)
-        return inner if statistics is None else Bundle(inner, {"batch_stats": statistics})
+        if statistics is None:
+            return inner
+        return Bundle(inner.params, {**(inner.extra or {}), "batch_stats": statistics})
     if isinstance(params, Mapping) and "params" in params:
         extra = {name: value for name, value in params.items() if name != "params"}
-        return Bundle(params["params"], extra) if extra else params["params"]
-    return params
+        return Bundle(params["params"], extra or None)
+    return Bundle(params, None)
 
 
 def nnx_network(model: Any, arguments: Mapping[str, Any]) -> tuple[Apply, Unpack]:
@@ -78,16 +83,18 @@ def nnx_network(model: Any, arguments: Mapping[str, Any]) -> tuple[Apply, Unpack
         )
     inference = nnx.clone(model)
     inference.eval()
-    graph, _, random, _ = nnx.split(inference, nnx.Param, nnx.RngState, ...)
+    nnx.pop(inference, nnx.Intermediate)  # what was sown; a forward pass sows it anew
+    graph, _, random, at_first = nnx.split(inference, nnx.Param, nnx.RngState, ...)
 
     def apply(params: Any, inputs: Any, extra: Any = None) -> Any:
-        rest = () if extra is None else (extra,)
-        return nnx.merge(graph, params, random, *rest)(inputs, **arguments)
+        rest = at_first if extra is None else extra
+        return nnx.merge(graph, params, random, rest)(inputs, **arguments)
 
     def unpack(params: Any) -> Any:
         if not isinstance(params, nnx.Module):
             return params
-        _, weights, _, rest = nnx.split(params, nnx.Param, nnx.RngState, ...)
+        not_measured = (nnx.RngState, nnx.Intermediate)
+        _, weights, _, rest = nnx.split(params, nnx.Param, not_measured, ...)
         return Bundle(weights, rest) if jax.tree.leaves(rest) else weights
 
     return apply, unpack
@@ -95,12 +102,20 @@ def nnx_network(model: Any, arguments: Mapping[str, Any]) -> tuple[Apply, Unpack
 
 def is_module(value: Any) -> bool:
     """Whether this is a module of Linen or NNX; flax is not imported to find out."""
-    return is_nnx_module(value) or _is_of("flax.linen", value)
+    return _is_of("flax.nnx", value) or _is_of("flax.linen", value)
 
 
-def is_nnx_module(value: Any) -> bool:
-    """Whether this is an NNX module, whose variables change in place."""
-    return _is_of("flax.nnx", value)
+def is_nnx_live(params: Any) -> bool:
+    """Whether training changes these in place: an NNX module, or a state with its variables."""
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is None:
+        return False
+
+    def is_variable(leaf: Any) -> bool:
+        return isinstance(leaf, nnx.Variable)
+
+    leaves = jax.tree.leaves(params, is_leaf=is_variable)
+    return isinstance(params, nnx.Module) or any(map(is_variable, leaves))
 
 
 def _is_of(library: str, value: Any) -> bool:

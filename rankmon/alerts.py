@@ -29,11 +29,15 @@ class StopTraining(Exception):  # noqa: N818  not an error: it was asked for
 
     Attributes:
       alarm: what was found.
+      carry: of a loop under `monitor.scan`, after the steps before that one; else None.
+      ys: its outputs, zeros from that step on; else None.
     """
 
     def __init__(self, alarm: Alarm) -> None:
         super().__init__(f"step {alarm.step}: {alarm.message}")
         self.alarm = alarm
+        self.carry: Any = None
+        self.ys: Any = None
 
 
 Action = Literal["warn", "stop"] | Callable[[Alarm], Any]
@@ -62,7 +66,8 @@ class RankBelow:
     Args:
       share: of the first value, in (0, 1].
       tags: globs over tags; the ranks of weights and features if not given. (The rank of H_f falls
-        with the loss in every network that learns.)
+        with the loss in every network that learns.) After a restart the first values are those in
+        the run folder.
       action: "warn", "stop" (raises `StopTraining` in the loop) or a function of the `Alarm`.
     """
 
@@ -150,7 +155,7 @@ class Watch:
 
     def resume(self, first: Mapping[str, float]) -> None:
         """Takes the first values of a run that goes on."""
-        self._first = dict(first)
+        self._first |= first
 
     def look(self, step: int, scalars: Mapping[str, float]) -> list[tuple[Action, Alarm]]:
         """What begins to hold at this record, and what is to be done about it."""

@@ -52,7 +52,7 @@ def weight_scalars(
 
 def _scalars_of(spec: LeafSpec, matrix: Float[Array, "m n"]) -> Scalars:
     name, (m, n) = spec.name, matrix.shape
-    stored = jnp.finfo(matrix.dtype).eps
+    stored = float(jnp.finfo(matrix.dtype).eps)
     matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
     finite = jnp.all(jnp.isfinite(matrix))
     # LAPACK's answer to NaN differs from release to release.
@@ -63,7 +63,7 @@ def _scalars_of(spec: LeafSpec, matrix: Float[Array, "m n"]) -> Scalars:
     stable = jnp.where(norm > 0, jnp.sum(scaled**2), jnp.nan)
     entropy = -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1)), 0))
     # max(m, n) eps ||W||_2 of the arithmetic, and eps / 2 ||W||_F of what storing rounds.
-    arithmetic = jnp.finfo(matrix.dtype).eps
+    arithmetic = float(jnp.finfo(matrix.dtype).eps)
     cut = max(m, n) * arithmetic + stored / 2 * jnp.sqrt(jnp.sum(scaled**2))
 
     def count(factor: float) -> Array:

@@ -2,17 +2,18 @@
 
 The network's own jaxpr is walked: where a product or a convolution meets a parameter, its other
 operand is that layer's features; where max(z, 0) stands, its result tells which units are dead.
-Layers inside `lax.scan`, `while` and `cond` are not seen.
+Not seen are layers inside `lax.scan`, `while` and `cond`, and those whose kernel is computed or a
+part of a parameter.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jaxtyping import Array, Bool, Float
 
 from rankmon import theory
@@ -43,7 +44,8 @@ class FeaturesProbe:
 
     A dense layer's features are a matrix with a row for every example (and position), a
     convolution's one with a row for every example. A unit, along the last axis, is dead where the
-    ReLU gives zero on all of the probe batch.
+    ReLU after the layer gives zero on all of the probe batch. The axis of the examples has to come
+    first throughout.
 
     Args:
       tolerance: another cut than max(m, n) * eps * ||X||_2 for an m x n matrix of features.
@@ -65,7 +67,7 @@ class FeaturesProbe:
         Raises:
           ValueError: where no layer and no ReLU is seen.
         """
-        walk = _Walk([spec.name for spec in flat.specs])
+        walk = _Walk([spec.name for spec in flat.specs], flat.problem.n)
         compiled = walk.compiled(flat)
         if not (walk.layers or walk.relus):
             raise ValueError(
@@ -102,24 +104,27 @@ class PreparedFeatures:
         """The features' ranks and the dead units at the snapshot; NaN where it is not finite."""
         with self.flat.precision.scope():
             features, positive = self.walk(snapshot.leaves, self.flat.inputs)
+            features = [self._counted(np.asarray(rows, np.float64)) for rows in features]
+            positive = [self._counted(np.asarray(rows)) for rows in positive]
         scalars: dict[str, float] = {}
-        for name, rows in zip(self.layers, features, strict=True):
-            rank = self._rank(self._counted(np.asarray(rows, np.float64)))
+        for name, matrix in zip(self.layers, features, strict=True):
+            rank = self._rank(matrix)
             scalars[f"rank_features/{name}"] = _number(rank.rank)
             scalars[f"rank_low/features/{name}"] = _number(rank.low)
             scalars[f"rank_high/features/{name}"] = _number(rank.high)
-        for name, rows in zip(self.relus, positive, strict=True):
-            dead = ~np.any(self._counted(np.asarray(rows)), axis=0)
+        for name, units in zip(self.relus, positive, strict=True):
+            dead = ~np.any(units, axis=0)
             scalars[f"dead_units/{name}"] = float(np.sum(dead))
             scalars[f"dead_share/{name}"] = float(np.mean(dead))
         if snapshot.nonfinite:  # comparisons with NaN would pass for dead units
             return Measurement(dict.fromkeys(scalars, float("nan"))), state
-        return Measurement(scalars | self._bound(scalars)), state
+        return Measurement(scalars | self._bound(features, positive, scalars)), state
 
     def _counted(self, rows: np.ndarray) -> np.ndarray:
         """The rows without those of weight zero."""
-        weights = self.flat.weights
-        return rows[weights > 0] if len(rows) == len(weights) else rows
+        kept = self.flat.weights > 0
+        pixels, rest = divmod(len(rows), len(kept))
+        return rows if rest else rows[np.repeat(kept, pixels)]
 
     def _rank(self, matrix: Float[np.ndarray, "rows m"]) -> NumericalRank:
         if not np.all(np.isfinite(matrix)):
@@ -131,22 +136,23 @@ class PreparedFeatures:
         cut = self.tolerance.cut(float(values[0]) if values.size else 0.0, default=default)
         return numerical_rank(values, cut)
 
-    def _bound(self, scalars: dict[str, float]) -> dict[str, float]:
+    def _bound(
+        self,
+        features: Sequence[Float[np.ndarray, "rows m"]],
+        positive: Sequence[Bool[np.ndarray, "rows m"]],
+        scalars: Mapping[str, float],
+    ) -> dict[str, float]:
         """Theorem 9's bound on rank H_o, for ReLU networks of one hidden layer without biases."""
-        stack = recognized_stack(self.flat)
-        loss = self.flat.problem.loss.name
-        if (
-            stack is None
-            or len(stack.layers) != 2
-            or stack.bias is not False
-            or not (len(self.relus) == 1 and len(self.layers) == 2)
-            or loss not in ("mse", "cosh", "cross_entropy")
-        ):
+        stack, loss = recognized_stack(self.flat), self.flat.problem.loss.name
+        if stack is None or len(stack.layers) != 2 or stack.bias is not False:
             return {}
-        r, dead = scalars[f"rank_features/{self.layers[0]}"], scalars[f"dead_units/{self.relus[0]}"]
-        if not np.isfinite(r):
+        if not (len(features) == 2 and len(positive) == 1):
             return {}
-        active = stack.dims[1] - int(dead)
+        is_relu = np.all(features[1] >= 0) and np.array_equal(features[1] > 0, positive[0])
+        r = scalars[f"rank_features/{self.layers[0]}"]
+        if not (is_relu and np.isfinite(r) and loss in ("mse", "cosh", "cross_entropy")):
+            return {}
+        active = int(np.sum(np.any(positive[0], axis=0)))
         bound = theory.rank_outer_bound(stack.dims, r=int(r), active=active, loss=loss)
         return {"rank_bound/H_o": bound}
 
@@ -168,30 +174,27 @@ class _Walk:
       relus: for each ReLU the name of the last parameter before it.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], n: int) -> None:
         self.layers: list[str] = []
         self.relus: list[str] = []
-        self._names = names
+        self._names, self._n = names, n
+        self._width: int | None = None  # of the last layer's product
         self._features: list[Float[Array, "rows m"]] = []
         self._positive: list[Bool[Array, "rows m"]] = []
 
     def compiled(self, flat: FlatProblem) -> Callable[..., Any]:
         """A function from leaves and inputs to the features, and where ReLUs are positive."""
+        program = flat.program
 
-        def walk(leaves: Sequence[Any], inputs: Any) -> Any:
-            program = jax.make_jaxpr(flat.apply_leaves)(list(leaves), inputs)
-            arguments = [*leaves, *jax.tree.leaves(inputs)]
-            parameters = [*range(len(leaves)), *[None] * (len(arguments) - len(leaves))]
+        def walk(arguments: Sequence[Any]) -> Any:
+            parameters = [i if i < len(flat.specs) else None for i in range(len(arguments))]
             self._through(program, arguments, parameters)
             return self._features, self._positive
 
-        leaves = [
-            jax.ShapeDtypeStruct(spec.shape, flat.precision.lifted_dtype(spec.dtype))
-            for spec in flat.specs
-        ]
-        inputs = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), flat.inputs)
+        shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in program.in_avals]
         with flat.precision.scope():
-            return jax.jit(walk).lower(leaves, inputs).compile()
+            compiled = jax.jit(walk).lower(shapes).compile()
+        return lambda leaves, inputs: compiled([*leaves, *jax.tree.leaves(inputs)])
 
     def _through(
         self, program: ClosedJaxpr, values: Sequence[Any], parameters: Sequence[int | None]
@@ -214,19 +217,20 @@ class _Walk:
             else:
                 results = evaluated(jaxpr, eqn, operands)
                 found = which[:1] if name in _REARRANGEMENTS else [None] * len(results)
-                self._note(eqn, operands, which, results)
+                self._note(jaxpr, eqn, operands, which, results)
             known |= dict(zip(eqn.outvars, zip(results, found, strict=True), strict=True))
         pairs = [read(atom) for atom in jaxpr.outvars]
         return [value for value, _ in pairs], [at for _, at in pairs]
 
     def _note(
         self,
+        jaxpr: Jaxpr,
         eqn: JaxprEqn,
         operands: Sequence[Any],
         which: Sequence[int | None],
         results: Sequence[Any],
     ) -> None:
-        name = eqn.primitive.name
+        name, result = eqn.primitive.name, results[0] if results else None
         if name in ("dot_general", "conv_general_dilated"):
             at = which.index(None) if None in which else 0
             parameter = which[1 - at]
@@ -235,10 +239,17 @@ class _Walk:
             self.layers.append(_unique(self._names[parameter], self.layers))
             rows = _dense_rows if name == "dot_general" else _convolution_rows
             self._features.append(rows(eqn, operands[at], at))
-        elif name == "max" and any(_is_zero(atom) for atom in eqn.invars):
-            before = self.layers[-1] if self.layers else "inputs"
-            self.relus.append(_unique(before, self.relus))
-            self._positive.append((results[0] > 0).reshape(-1, results[0].shape[-1]))
+            self._width = result.shape[-1]
+        elif _is_relu(jaxpr, eqn) and self._is_of_layer(result):
+            self.relus.append(_unique(self.layers[-1], self.relus))
+            self._positive.append((result > 0).reshape(-1, self._width))
+
+    def _is_of_layer(self, result: Any) -> bool:
+        """Whether the examples come first and the last layer's units last: no variance or index."""
+        floating = jnp.issubdtype(result.dtype, jnp.floating)
+        if self._width is None or not floating or result.ndim < 2:
+            return False
+        return result.shape[0] % self._n == 0 and result.shape[-1] == self._width
 
 
 def _dense_rows(eqn: JaxprEqn, features: Any, at: int) -> Float[Array, "rows m"]:
@@ -253,6 +264,15 @@ def _convolution_rows(eqn: JaxprEqn, features: Any, at: int) -> Float[Array, "ro
     """One row an example."""
     examples = eqn.params["dimension_numbers"].lhs_spec[0] if at == 0 else 0
     return jnp.moveaxis(features, examples, 0).reshape(features.shape[examples], -1)
+
+
+def _is_relu(jaxpr: Jaxpr, eqn: JaxprEqn) -> bool:
+    """Whether it is max(z, 0) of a z that goes nowhere else: CELU and leaky ReLU take it twice."""
+    if eqn.primitive.name != "max" or not any(map(_is_zero, eqn.invars)):
+        return False
+    (z,) = [atom for atom in eqn.invars if not _is_zero(atom)] or [None]
+    uses = sum(atom is z for other in jaxpr.eqns for atom in other.invars)
+    return z is not None and uses == 1
 
 
 def _is_zero(atom: Any) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, Float
 
 from rankmon._checks import check_outputs, check_targets
@@ -140,6 +141,17 @@ class FlatProblem:
             else:
                 leaves.append(next(held))
         return self.apply_leaves(leaves, inputs)
+
+    @cached_property
+    def program(self) -> ClosedJaxpr:
+        """The jaxpr of `apply_leaves` at all leaves, one argument each, and the probe batch."""
+        leaves = [
+            jax.ShapeDtypeStruct(spec.shape, self.precision.lifted_dtype(spec.dtype))
+            for spec in self.specs
+        ]
+        inputs = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), self.inputs)
+        with self.precision.scope():
+            return jax.make_jaxpr(self.apply_leaves)(leaves, inputs)
 
     def apply_leaves(self, leaves: Sequence[Any], inputs: Any) -> Float[Array, "n k"]:
         """The network's outputs at a list of leaves, every position of a batch a row; traceable."""

@@ -32,7 +32,7 @@ class WatchState(NamedTuple):
     Attributes:
       updates: how many were made.
       step: the step of the last measurement, -1 before the first.
-      scalars: its numbers by tag, those of the "weights" probe; NaN before the first.
+      scalars: its numbers by tag, those of the "weights" probe; zeros before the first.
     """
 
     updates: Int[Array, ""]
@@ -50,7 +50,9 @@ def watch_weights(
     """Passes updates on as they are, and measures the weights' ranks every so many steps.
 
     Goes anywhere into `optax.chain`. It sees the parameters before the update, in the compiled
-    step and at their own precision; it cannot see the batch: no Hessian, no loss, no features.
+    step and at their own precision; it cannot see the batch: no Hessian, no loss, no features, and
+    not which leaves hold the matrices of several layers. What is undefined is NaN, which
+    `jax_debug_nans` raises. Under `jax.vmap` it works without a reporter.
 
     Args:
       every: measures where step is a multiple of it. The step is the number of updates so far, or
@@ -79,7 +81,7 @@ def watch_weights(
 
     def init(params: Any) -> WatchState:
         blank = {
-            tag: jnp.full(shape.shape, jnp.nan, shape.dtype)
+            tag: jnp.zeros(shape.shape, shape.dtype)
             for tag, shape in jax.eval_shape(measure, params).items()
         }
         return WatchState(jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32), blank)
@@ -118,6 +120,8 @@ def report_weights(
     exclude: Sequence[str] = (),
 ) -> None:
     """Measures the weights' ranks inside traced code, a user's own `lax.scan`, where step is due.
+
+    Outside of what is differentiated or vmapped: a callback is neither.
 
     Args:
       reporter: what gets the numbers while the program runs, for instance a `RankMonitor`.

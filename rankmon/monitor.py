@@ -5,6 +5,7 @@ in a scope of their own, and no error of the monitor's ends a training run unles
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -30,10 +31,10 @@ from rankmon._options import (
 from rankmon._processes import gathered, is_first
 from rankmon._trouble import Trouble
 from rankmon._warnings import RankmonWarning
-from rankmon.adapters import is_nnx_module
-from rankmon.alerts import Alert
+from rankmon.adapters import is_nnx_live
+from rankmon.alerts import Alert, StopTraining
 from rankmon.budget import Budget
-from rankmon.compiled_loop import CompiledLoop, StepFunction
+from rankmon.compiled_loop import CompiledLoop, CompiledSteps, StepFunction
 from rankmon.flat import FlatProblem
 from rankmon.measurement import Probe, Snapshot
 from rankmon.parts import DEFAULT_MEMORY_LIMIT
@@ -156,7 +157,8 @@ class RankMonitor:
         check_flag("background", background)
         writers, memory_limit = as_writers(writers), as_memory_limit(memory_limit)
         waiting, share = as_count("queue", queue), as_overhead(overhead)
-        check_processes(overhead=overhead, when_full=when_full)
+        alerts = as_alerts(alerts)
+        check_processes(overhead=overhead, when_full=when_full, alerts=alerts)
         if not is_first():
             logdir, writers = None, []
         self._problem = problem
@@ -174,7 +176,7 @@ class RankMonitor:
             budget=self._budget,
             logdir=logdir,
             writers=writers,
-            alerts=as_alerts(alerts),
+            alerts=alerts,
             params=params,
             state=state,
         )
@@ -182,6 +184,7 @@ class RankMonitor:
         # they differ after a step that was skipped.
         self._last = self._submitted = self._recorder.last
         self._seen: _Call | None = None
+        self._program: CompiledSteps | None = None  # of the last scan
         self._closed = False
 
     # The loop's side
@@ -237,8 +240,8 @@ class RankMonitor:
         donated to it; what the caller passed stays as it is. `close` measures the last parameters.
 
         Args:
-          step_fn: step_fn(carry, x) -> (carry, y), traceable. The same function object a second
-            time (the next epoch) is not compiled again.
+          step_fn: step_fn(carry, x) -> (carry, y), traceable. The same function object in the
+            next scan (the next epoch) is not compiled again.
           carry: pytree of arrays.
           steps: how many.
           params_of: params_of(carry) gives what `monitor(step, params)` takes.
@@ -250,13 +253,20 @@ class RankMonitor:
 
         Raises:
           TypeError, ValueError, MemoryError: for input that does not fit, as for a call.
+          StopTraining: where an alert asks for it; it has the `carry` and the `ys` so far.
         """
         start, steps = as_step(start), as_count("steps", steps)
-        loop = CompiledLoop(step_fn, carry, steps, xs)
+        if self._program is None or self._program.step_fn is not step_fn:
+            self._program = CompiledSteps(step_fn)
+        loop = CompiledLoop(self._program, carry, steps, xs)
         end, step, ahead = start + steps, start, 1
         while step < end:
-            self(step, params_of(loop.carry))
-            # Still due: the budget puts it off, and the program must not be left at every step.
+            try:
+                self(step, params_of(loop.carry))
+            except StopTraining as stop:
+                stop.carry, stop.ys = loop.carry, loop.ys
+                raise
+            # Still due where the budget puts it off: not at every step is the program left for it.
             ahead = 2 * ahead if self._scheduled(step) else 1
             step = next(filter(self._scheduled, range(step + ahead, end)), end)
             loop.advance(step - start)
@@ -336,6 +346,9 @@ class RankMonitor:
         """
         if self._closed:
             return None
+        for worker in (self._reporter, self._worker):
+            if worker is not None:
+                worker.refuse_here()
         try:
             record = self._wait()
             if step is not None:
@@ -346,13 +359,17 @@ class RankMonitor:
                 record = self._measure_last_seen() or record
         finally:
             self._closed, self._seen = True, None
-            self._reporter.close(lambda: None)
-            if self._worker is None:
-                self._recorder.close()
-            else:
-                self._worker.close(self._recorder.close)
-                self._trouble.tell()
+            with ExitStack() as last_things:  # each of them, from the last to the first
+                last_things.callback(self._trouble.tell)
+                last_things.callback(self._close_recorder)
+                last_things.callback(self._reporter.close, _nothing)
         return record
+
+    def _close_recorder(self) -> None:
+        if self._worker is None:
+            self._recorder.close()
+        else:
+            self._worker.close(self._recorder.close)
 
     def __enter__(self) -> Self:
         """The monitor itself."""
@@ -403,6 +420,8 @@ class RankMonitor:
 
     def _wait(self) -> Record | None:
         """Until reports are written and the worker is done; its last record."""
+        if self._recorder.is_here:
+            return None  # a writer that asks for the state cannot wait for its own record
         # Programs under way may still report.
         self._trouble.guard("the wait for reports", jax.effects_barrier)
         self._reporter.wait()
@@ -479,6 +498,10 @@ class RankMonitor:
         return self._measure_here(call)
 
 
+def _nothing() -> None:
+    pass
+
+
 def _record(
     recorder: Recorder,
     step: int,
@@ -495,7 +518,7 @@ def _record(
 
 def _perhaps_changed(params: Any) -> str | None:
     """Why the parameters may no longer be those of the call that showed them; None if they are."""
-    if is_nnx_module(params):
+    if is_nnx_live(params):
         return "are an NNX model's, which training changes in place"
     leaves = jax.tree.leaves(params)
     if any(getattr(leaf, "is_deleted", bool)() for leaf in leaves):

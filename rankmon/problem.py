@@ -131,7 +131,8 @@ class Problem:
 
         The parameters are then the model itself, or its `nnx.state(model, nnx.Param)`. Only
         `nnx.Param` is measured; other variables (batch statistics) are taken from the model at each
-        measurement and held fixed, random streams from this model, once.
+        measurement and held fixed. Random streams, and all other variables where only a state is
+        given, are those of this model as it is now.
 
         Args:
           model: the flax.nnx.Module; it is left as it is.

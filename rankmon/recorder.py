@@ -1,11 +1,13 @@
 """What measures a snapshot and writes its record: probes and their states, times, card, attempts.
 
-Knows no schedule and starts no thread. One call at a time, from whichever thread.
+Knows no schedule and starts no thread. One measurement at a time, from whichever thread; reports
+may come beside it from others.
 """
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +17,7 @@ import numpy as np
 from rankmon._scalars import UserScalars
 from rankmon._state import decode, encode
 from rankmon._trouble import Trouble
-from rankmon.alerts import Alert, StopTraining, Watch
+from rankmon.alerts import Action, Alarm, Alert, StopTraining, Watch
 from rankmon.budget import Budget
 from rankmon.flat import FlatProblem
 from rankmon.measurement import Measurement, PreparedProbe, Probe, Snapshot, State
@@ -23,6 +25,7 @@ from rankmon.outbox import Outbox
 from rankmon.problem import Problem
 from rankmon.writers import Record, Writer
 
+_Found = list[tuple[Action, Alarm]]
 _TIMES = ("monitor/seconds", "monitor/overhead", "monitor/errors")
 
 
@@ -42,7 +45,7 @@ class Recorder:
       state: to `restore` at once.
 
     Attributes:
-      last: the step of the last record, None before the first.
+      last: the step of the last measurement, None before the first.
       flat: the problem at the parameters' structure, None before `prepare`.
       scalars: converts those of the user.
     """
@@ -73,8 +76,10 @@ class Recorder:
         self._states = {probe.name: probe.placeholder_state(problem) for probe in probes}
         self._resumes_at: int | None = None
         self._watch = Watch(alerts)
+        self._reported: int | None = None  # the last step of a report
         self._begun = self._shows_card = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._writing: int | None = None
         if params is not None:
             self.prepare(params)
         if state is not None:
@@ -110,9 +115,11 @@ class Recorder:
     # Restart
 
     def state(self) -> dict[str, dict[str, np.ndarray]]:
-        """The last step and the probes' states, as any checkpointer can save them."""
-        last = np.asarray(-1.0 if self.last is None else float(self.last))
-        return encode({"monitor": {"last_step": last}, **self._states})
+        """The last steps and the probes' states, as any checkpointer can save them."""
+        with self._exclusively():
+            steps = {"last_step": self.last, "last_report": self._reported}
+            own = {key: np.asarray(-1.0 if s is None else float(s)) for key, s in steps.items()}
+            return encode({"monitor": own, **self._states})
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved `state`.
@@ -122,20 +129,25 @@ class Recorder:
         """
         expected = {name: set(values) for name, values in self.state().items()}
         got = {name: set(values) for name, values in state.items()}
+        if "last_step" in got.get("monitor", ()):
+            got["monitor"].add("last_report")  # states of former versions are without
         if expected != got:
             raise ValueError(
                 f"expected the state of a monitor with {expected}, got {got}; restore into a "
                 "monitor with the probes of the one that was saved"
             )
         values = decode(state)
-        saved = int(values.pop("monitor")["last_step"])
+        own = {key: int(step) for key, step in values.pop("monitor").items()}
+        saved, reported = own["last_step"], own.get("last_report", -1)
         last = None if saved < 0 else saved
         states: dict[str, State] = {name: values[name] for name in self._states}
         if self.flat is not None:
             states = _fitted(states, self._prepared, last)
-        self.last, self._states = last, states
-        self._resumes_at = 0 if last is None else last + 1
-        self._begun = False
+        with self._exclusively():
+            self.last, self._states = last, states
+            self._reported = None if reported < 0 else reported
+            self._resumes_at = max(saved, reported) + 1
+            self._begun = False
 
     # Records
 
@@ -156,32 +168,49 @@ class Recorder:
         """
         began = time.monotonic()
         try:
-            with self._lock:
-                return self._record(step, take, extra, counts, began)
+            what = f"the measurement at step {step}"
+            measured = take and self._trouble.guard(what, self._probe, step, take)
+            numbers = self.scalars.numbers(extra, step)
+            with self._exclusively():
+                record, found = self._record(step, measured, numbers, counts, began)
         finally:
             self._budget.probe_ends(time.monotonic() - began)
+        self._act(found)
+        return record
 
     def report(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes numbers that were measured elsewhere, in whatever order they come."""
-        with self._lock:
+        with self._exclusively():
             if not self._begun:
-                if self.last is None:  # a state from before the first probe knows of no report
-                    self._resumes_at = None
                 self._begin(step)
-            self._write(step, dict(scalars))
+            self._reported = max(step, -1 if self._reported is None else self._reported)
+            _, found = self._write(step, dict(scalars))
+        self._act(found)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this thread is writing a record just now: who asks is one of the writers."""
+        return self._writing == threading.get_ident()
+
+    @contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        """One thread at a time; measuring and the alerts' actions, which may wait, stay outside."""
+        with self._lock:
+            outer, self._writing = self._writing, threading.get_ident()
+            try:
+                yield
+            finally:
+                self._writing = outer
 
     def _record(
         self,
         step: int,
-        take: Callable[[], Snapshot] | None,
-        extra: Mapping[str, Any] | None,
+        measured: tuple[Measurement, dict[str, State]] | None,
+        numbers: Mapping[str, float],
         counts: Mapping[str, float],
         began: float,
-    ) -> Record:
-        what = f"the measurement at step {step}"
-        measured = take and self._trouble.guard(what, self._probe, step, take)
+    ) -> tuple[Record, _Found]:
         measurement, states = measured or (Measurement({}), self._states)
-        numbers = self.scalars.numbers(extra, step)
         if not self._begun or (self.last is not None and step < self.last):
             self._begin(step)
         is_shown, self._shows_card = self._shows_card, True
@@ -198,25 +227,29 @@ class Recorder:
         scalars: dict[str, float],
         arrays: Mapping[str, np.ndarray] = MappingProxyType({}),
         texts: Mapping[str, str] = MappingProxyType({}),
-    ) -> Record:
-        """Writes a record, and does what the alerts ask for."""
-        found = self._trouble.guard(f"the alerts at step {step}", self._watch.look, step, scalars)
-        messages = [alarm.message for _, alarm in found or []]
-        if messages:
-            texts = {**texts, "rankmon/alerts": "\n".join(f"* {each}" for each in messages)}
+    ) -> tuple[Record, _Found]:
+        """Writes a record, and what the alerts find in it."""
+        what = f"the alerts at step {step}"
+        found: _Found = self._trouble.guard(what, self._watch.look, step, scalars) or []
+        if found:
+            messages = "\n".join(f"* {alarm.message}" for _, alarm in found)
+            texts = {**texts, "rankmon/alerts": messages}
         record = Record(step, self._outbox.attempt, time.time(), scalars, arrays, texts)
         self._outbox.write(record)
+        return record, found
+
+    def _act(self, found: _Found) -> None:
+        """Warns, calls back, and last stops, as the alerts ask for."""
         stop: StopTraining | None = None
-        for action, alarm in found or []:
+        for action, alarm in found:
             if action == "stop":
                 stop = stop or StopTraining(alarm)
             elif callable(action):
-                self._trouble.guard(f"the callback of an alert at step {step}", action, alarm)
+                self._trouble.guard(f"an alert's callback at step {alarm.step}", action, alarm)
             else:
-                self._trouble.warn(f"step {step}: {alarm.message}", key=f"alert {alarm}")
+                self._trouble.warn(f"step {alarm.step}: {alarm.message}", key=f"alert {alarm}")
         if stop is not None:
             raise stop
-        return record
 
     def _begin(self, step: int) -> None:
         """A new attempt, which supersedes records of this step and later ones."""
@@ -278,11 +311,13 @@ class Recorder:
 
     def flush(self) -> None:
         """Hands what was recorded to the operating system."""
-        self._outbox.flush()
+        with self._exclusively():
+            self._outbox.flush()
 
     def close(self) -> None:
         """Closes the writers."""
-        self._outbox.close()
+        with self._exclusively():
+            self._outbox.close()
 
 
 def _measured(probe: PreparedProbe, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:

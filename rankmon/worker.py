@@ -55,6 +55,7 @@ class Worker:
         self._when_full = when_full
         self._trouble = trouble
         self._free = threading.Semaphore(waiting + 1)
+        self._order = threading.Lock()  # of submitting, for `wait` to wait for the last job
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rankmon")
         self._latest: Future[Any] | None = None
         self._ident: int | None = None
@@ -70,10 +71,17 @@ class Worker:
         if not self._admit(must):
             return False
         try:
-            self._latest = self._pool.submit(self._run, prepare(), ThreadSettings.here())
+            job = partial(self._run, prepare(), ThreadSettings.here())
         except BaseException:
             self._free.release()
             raise
+        with self._order:
+            try:
+                self._latest = self._pool.submit(job)
+                return True
+            except RuntimeError:  # the interpreter is exiting, and has waited for the thread
+                pass
+        job()
         return True
 
     def _admit(self, must: bool) -> bool:
@@ -108,17 +116,26 @@ class Worker:
     def _is_here(self) -> bool:
         return threading.get_ident() == self._ident
 
+    def refuse_here(self) -> None:
+        """Refuses to be closed by one of its own jobs.
+
+        Raises:
+          RuntimeError: on its own thread.
+        """
+        if self._is_here():
+            raise RuntimeError(
+                "expected close to be called from the training thread, got a call from a probe, "
+                "writer or alert on rankmon's worker, which would wait for itself; close it in the "
+                "loop"
+            )
+
     def close(self, job: Callable[[], Any]) -> None:
         """Has one more job done, after all others even where this wait is interrupted.
 
         Raises:
           RuntimeError: where one of its own jobs asks for it.
         """
-        if self._is_here():
-            raise RuntimeError(
-                "expected close to be called from the training thread, got a call from a probe or "
-                "writer on rankmon's worker, which would wait for itself; close it in the loop"
-            )
+        self.refuse_here()
         try:
             last = self._pool.submit(self._trouble.attempt, job)
         except RuntimeError:  # the interpreter is exiting, and has waited for the thread

@@ -188,6 +188,41 @@ def test_a_state_alone_has_to_be_one():
         monitor(3)
 
 
+def test_extra_collections_must_not_hold_the_parameters():
+    params, extra = regularized()
+    problem = Problem.from_linen(Regularized(), **STATED)
+    with (
+        pytest.raises(ValueError, match="leave 'params' out of it"),
+        RankMonitor(problem, every=1) as monitor,
+    ):
+        monitor(0, params, extra={"params": params, **extra})
+
+
+def test_a_state_whose_parameters_are_variables_keeps_its_statistics():
+    params, extra = regularized()
+    problem = Problem.from_linen(Regularized(), **STATED)
+    state = StatisticsState.create(
+        apply_fn=None,
+        params={"params": params},
+        tx=optax.sgd(0.1),
+        batch_stats=extra["batch_stats"],
+    )
+    want = hessian_spectra(problem, {"params": params, **extra})
+    assert_same_spectra(hessian_spectra(problem, state), want)
+
+
+def test_a_layer_may_be_called_params():
+    class Odd(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3, name="last")(nn.tanh(nn.Dense(4, name="params")(x)))
+
+    variables = Odd().init(jax.random.key(0), X)
+    problem = Problem.from_linen(Odd(), **STATED)
+    plain = Problem(lambda v, x: Odd().apply(v, x), **STATED)
+    assert counts(hessian_ranks(problem, variables)) == counts(hessian_ranks(plain, variables))
+
+
 # NNX
 
 
@@ -223,6 +258,39 @@ def test_only_parameters_are_measured_under_stable_names():
     assert weights == {"rank_weights/first/kernel", "rank_weights/last/kernel"}
     ranks = weight_ranks(nnx.state(model, nnx.Param))
     assert record.scalars["rank_weights/first/kernel"] == ranks["first/kernel"].rank
+
+
+def test_a_state_alone_is_measured_and_known_to_change_in_place():
+    model = NnxRegularized(nnx.Rngs(0))
+    problem = Problem.from_nnx(model, **STATED)
+    state = nnx.state(model, nnx.Param)
+    assert_same_spectra(hessian_spectra(problem, state), hessian_spectra(problem, model))
+    monitor = RankMonitor(problem, every=10, probes=["weights"])
+    monitor(0, state)
+    monitor(1, state)
+    with pytest.warns(RankmonWarning, match="an NNX model's, which training changes in place"):
+        monitor.close()
+
+
+def test_what_a_model_sows_is_left_out():
+    class Sows(nnx.Module):
+        def __init__(self, rngs):
+            self.first = nnx.Linear(5, 3, rngs=rngs)
+
+        def __call__(self, x):
+            x = self.first(x)
+            self.sow(nnx.Intermediate, "hidden", x)
+            return x
+
+    model = Sows(nnx.Rngs(0))
+    problem = Problem.from_nnx(model, **STATED)
+    with RankMonitor(problem, every=1) as monitor:
+        ranks = []
+        for step in range(3):
+            ranks.append(monitor(step, model).scalars["rank/H_L"])
+            model(X)
+        monitor.close(3, model)
+    assert ranks == [18, 18, 18]
 
 
 def trained_nnx(monitor=None):

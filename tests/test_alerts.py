@@ -136,11 +136,74 @@ def test_first_values_outlive_a_restart(tmp_path):
     assert [alarm.step for alarm in alarms] == [1]
 
 
+@pytest.mark.parametrize("background", [False, True], ids=["here", "background"])
+def test_a_callback_may_checkpoint_flush_and_measure(background):
+    seen = []
+
+    def saves(alarm):
+        seen.append((alarm.step, "monitor" in monitor.state))
+        monitor.flush()
+        monitor.report(alarm.step, {"mine": 1.0})
+
+    memory = MemoryWriter()
+    monitor = RankMonitor(
+        PROBLEM,
+        every=1,
+        probes=["weights"],
+        writers=[memory],
+        alerts=[RankBelow(0.5, ("rank_weights/*", "low"), action=saves)],
+        background=background,
+    )
+    monitor(0, of_rank(4), scalars={"low": 9})
+    monitor.report(0, {"low": 1.0})
+    monitor(1, of_rank(1))
+    monitor.close(2, of_rank(1))
+    assert sorted(seen) == [(0, True), (1, True)]
+    assert sum("mine" in record.scalars for record in memory.records) == 2
+
+
+def test_a_stop_from_a_report_is_raised_at_close():
+    monitor = RankMonitor(
+        PROBLEM, every=1, probes=["weights"], alerts=[RankBelow(0.5, "mine", action="stop")]
+    )
+    monitor(0, of_rank(4), scalars={"mine": 4.0})
+    monitor.report(1, {"mine": 1.0})
+    with pytest.raises(StopTraining, match="step 1: mine is 1"):
+        monitor.close()
+
+
+def test_a_callback_on_a_report_cannot_close_the_monitor_and_leaves_it_whole(tmp_path):
+    monitor = RankMonitor(
+        PROBLEM,
+        logdir=tmp_path,
+        every=1,
+        probes=["weights"],
+        alerts=[RankBelow(0.5, "mine", action=lambda alarm: monitor.close())],
+    )
+    monitor(0, of_rank(4), scalars={"mine": 4.0})
+    monitor.report(1, {"mine": 1.0})
+    with pytest.warns(RankmonWarning, match="expected close to be called from the training thread"):
+        monitor.close()
+    RankMonitor(PROBLEM, logdir=tmp_path, every=1, probes=["weights"]).close()  # it is unlocked
+
+
+def test_first_values_outlive_a_restore_without_a_folder():
+    alarms = []
+    monitor = RankMonitor(
+        PROBLEM, every=1, probes=["weights"], alerts=[RankBelow(0.75, action=alarms.append)]
+    )
+    monitor(0, of_rank(4))
+    monitor.restore(monitor.state)
+    monitor(1, of_rank(2))
+    monitor.close()
+    assert [alarm.step for alarm in alarms] == [1]
+
+
 def test_a_callback_that_fails_ends_nothing():
     def fails(alarm):
         raise OSError("no mail today")
 
-    with pytest.warns(RankmonWarning, match=r"the callback of an alert.*OSError: no mail today"):
+    with pytest.warns(RankmonWarning, match=r"an alert's callback.*OSError: no mail today"):
         records = watched([RankBelow(0.5, action=fails)], [4, 1, 1])
     assert len(records) == 3
 

@@ -1,5 +1,8 @@
 """Loops in compiled chunks: what lax.scan and a plain loop compute, measured where it is due."""
 
+import gc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,8 @@ import optax
 import pytest
 
 from rankmon import MemoryWriter, Problem, RankMonitor, RankmonWarning, hessian_ranks, schedule
-from rankmon.compiled_loop import CompiledLoop
+from rankmon.alerts import RankBelow, StopTraining
+from rankmon.compiled_loop import CompiledLoop, CompiledSteps
 
 X = np.random.default_rng(0).standard_normal((12, 5)).astype(np.float32)
 Y = np.random.default_rng(1).standard_normal((12, 3)).astype(np.float32)
@@ -104,7 +108,7 @@ def test_epochs_go_on_counting_and_compile_once():
 def test_what_the_caller_passed_is_neither_donated_nor_changed():
     carry = started()
     before = jax.tree.map(np.array, carry)
-    loop = CompiledLoop(step_fn, carry, 6, batches(6))
+    loop = CompiledLoop(CompiledSteps(step_fn), carry, 6, batches(6))
     loop.advance(2)
     held = loop.carry
     loop.advance(6)
@@ -164,6 +168,82 @@ def test_wrong_input_is_refused_before_anything_runs(change, error, message):
     with pytest.raises(error, match=message):
         monitor.scan(**arguments, params_of=lambda c: c[0])
     assert memory.records == []
+
+
+def test_a_carry_that_changes_its_kind_is_refused_before_anything_runs():
+    memory = MemoryWriter()
+    monitor = RankMonitor(PROBLEM, every=2, writers=[memory])
+
+    def widens(carry, _):
+        return jax.tree.map(lambda a: a.astype(jnp.bfloat16), carry), None
+
+    with pytest.raises(TypeError, match="expected step_fn to give a carry like the one it takes"):
+        monitor.scan(widens, started()[0], 6, params_of=lambda c: c)
+    assert memory.records == []
+
+
+def test_a_python_number_in_the_carry_may_be_promoted():
+    def step(carry, _):
+        params, total = carry
+        return (params, total + jnp.sum(params["W1"])), None
+
+    carry = started()[0], 0.0
+    with RankMonitor(PROBLEM, every=2, probes=["weights"]) as monitor:
+        got, _ = monitor.scan(step, carry, 5, params_of=lambda c: c[0])
+    want, _ = jax.lax.scan(step, carry, length=5)
+    np.testing.assert_array_equal(got[1], want[1], strict=True)
+
+
+def test_a_stop_hands_out_what_was_trained():
+    def shrinks(params, _):
+        return params | {"W1": params["W1"].at[:, -1].set(0.0)}, jnp.float32(1.0)
+
+    params, _ = started()
+    alerts = [RankBelow(0.9, action="stop")]
+    with (
+        pytest.raises(StopTraining) as stopped,
+        RankMonitor(PROBLEM, every=2, probes=["weights"], alerts=alerts) as monitor,
+    ):
+        monitor.scan(shrinks, params, 6, params_of=lambda c: c)
+    assert stopped.value.alarm.step == 2
+    np.testing.assert_array_equal(stopped.value.carry["W1"][:, -1], 0.0)
+    np.testing.assert_array_equal(stopped.value.ys, [1, 1, 0, 0, 0, 0])
+
+
+def test_it_runs_under_a_transfer_guard():
+    carry, xs = started(), batches(6)
+    monitor = RankMonitor(PROBLEM, every=2, probes=["weights"])
+    data = jnp.asarray(X), jnp.asarray(Y)
+
+    def step(carry, batch):
+        x, y = data[0][batch], data[1][batch]
+        grads = jax.grad(lambda p: jnp.mean((apply(p, x) - y) ** 2))(carry)
+        return jax.tree.map(lambda p, g: p - g / 8, carry, grads), None
+
+    with jax.transfer_guard("disallow"):
+        last, _ = monitor.scan(step, carry[0], 6, params_of=lambda c: c, xs=xs)
+    monitor.close()
+    assert_same_bits(last, jax.lax.scan(step, carry[0], xs)[0])
+
+
+def test_what_the_step_function_holds_is_let_go():
+    class Large:
+        pass
+
+    def scan_once():
+        held = Large()
+
+        def step(carry, _):
+            assert held
+            return carry, None
+
+        with RankMonitor(PROBLEM, every=2, probes=["weights"]) as monitor:
+            monitor.scan(step, started()[0], 4, params_of=lambda c: c)
+        return weakref.ref(held)
+
+    seen = scan_once()
+    gc.collect()
+    assert seen() is None
 
 
 def test_after_close_the_loop_still_runs():

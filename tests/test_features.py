@@ -159,6 +159,64 @@ def test_a_parameter_used_twice_is_numbered():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "activation",
+    [jax.nn.celu, lambda z: jnp.maximum(z, 0) + 0.1 * jnp.minimum(z, 0), jnp.tanh],
+    ids=["celu", "leaky", "tanh"],
+)
+def test_other_activations_have_no_dead_units_and_no_bound(activation):
+    params = [RNG.standard_normal((6, 8)), RNG.standard_normal((8, 4))]
+    problem = Problem(
+        lambda p, x: activation(x @ p[0]) @ p[1],
+        loss="mse",
+        inputs=RNG.standard_normal((20, 6)),
+        targets=np.zeros((20, 4)),
+    )
+    scalars = measured(problem, params)
+    assert not any(tag.startswith(("dead_units", "rank_bound")) for tag in scalars)
+
+
+def test_maxima_that_are_no_relus_are_left_out():
+    def apply(params, x):
+        x = nn.LayerNorm(use_bias=False, use_scale=False).apply({}, x @ params["W"])
+        return jnp.maximum(params["t"], 0) * x + params["E"][jnp.maximum(jnp.arange(5), 0)][:1]
+
+    problem = Problem(
+        apply, loss="mse", inputs=RNG.standard_normal((9, 4)), targets=np.zeros((9, 3))
+    )
+    params = {"W": RNG.standard_normal((4, 3)), "t": np.ones(()), "E": RNG.standard_normal((5, 3))}
+    scalars = measured(problem, params)
+    assert not any(tag.startswith("dead_units") for tag in scalars)
+
+
+def test_units_before_examples_are_no_units():
+    def apply(params, x):
+        return (params[1] @ jnp.maximum(params[0] @ x.T, 0)).T
+
+    x = RNG.standard_normal((9, 6))
+    x[:4] = 0
+    problem = Problem(apply, loss="mse", inputs=x, targets=np.zeros((9, 4)))
+    scalars = measured(problem, [RNG.standard_normal((8, 6)), RNG.standard_normal((4, 8))])
+    assert not any(tag.startswith(("dead_units", "rank_bound")) for tag in scalars)
+    assert scalars["rank_features/0"] == 5
+
+
+def test_a_channel_alive_on_an_example_of_weight_zero_is_dead():
+    x = np.ones((4, 3, 3, 1))
+    x[3] = -1
+    module = nn.Conv(2, (1, 1), use_bias=False)
+    params = {"kernel": np.array([[[[1.0, -1.0]]]])}
+
+    def apply(params, x):
+        return nn.relu(module.apply({"params": params}, x)).mean((1, 2))
+
+    def dead(weights):
+        problem = Problem(apply, loss="mse", inputs=x, targets=np.ones((4, 2)), weights=weights)
+        return measured(problem, params)["dead_units/kernel"]
+
+    assert (dead(None), dead(np.array([1, 1, 1, 0]))) == (0, 1)
+
+
 def test_what_is_not_finite_is_nan():
     params = mlp_params((6, 5, 2), RNG)
     params[1]["W"][0, 0] = np.nan
