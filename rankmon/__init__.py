@@ -12,6 +12,7 @@ from rankmon.spectrum import reconstruction_error
 
 # During training
 from rankmon.monitor import RankMonitor, RankmonWarning
+from rankmon.seeds import SeedsMonitor
 from rankmon.probes import FeaturesProbe, Lemma8Probe, WeightsProbe
 from rankmon.writers import JsonlWriter, MemoryWriter, Record, TensorBoardWriter, read_jsonl
 
@@ -30,6 +31,7 @@ __all__ = [
     "RankMonitor",
     "RankmonWarning",
     "Record",
+    "SeedsMonitor",
     "TensorBoardWriter",
     "Tolerance",
     "WeightRank",

@@ -5,6 +5,9 @@ charts name layers by regular expressions, so that the layout is the same in eve
 TensorBoard, which merges the layouts of the runs it shows, shows each chart once.
 """
 
+import re
+from collections.abc import Iterable
+
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 HESSIAN_PARTS = ("H_L", "H_o", "H_f", "H_f_fixed")
@@ -29,6 +32,27 @@ def custom_scalars_layout() -> layout_pb2.Layout:
             _category("Monitor", _monitor_charts()),
         ]
     )
+
+
+def seeds_layout(tags: Iterable[str]) -> layout_pb2.Layout:
+    """Charts of median and range over several seeds, for each of these tags that is charted.
+
+    Args:
+      tags: <tag>/median, with <tag>/low and <tag>/high beside it; others are left out.
+    """
+    shown = re.compile(
+        "(rank|rank_weights|rank_features|stable_rank|effective_rank|dead_units)/|loss$"
+    )
+    bases = [tag.removesuffix("/median") for tag in tags if tag.endswith("/median")]
+    charts = [
+        layout_pb2.Chart(
+            title=f"{base}: median and range over the seeds",
+            margin=_shaded(f"{base}/median", f"{base}/low", f"{base}/high"),
+        )
+        for base in bases
+        if shown.match(base)
+    ]
+    return layout_pb2.Layout(category=[_category("Seeds", charts)])
 
 
 def _hessian_charts() -> list[layout_pb2.Chart]:
@@ -127,10 +151,12 @@ def _lines(title: str, *patterns: str) -> layout_pb2.Chart:
 
 def _margin(part: str) -> layout_pb2.Chart:
     """The rank of one part, shaded from its count at 10 x the cut to that at a tenth of it."""
-    series = layout_pb2.MarginChartContent.Series(
-        value=f"rank/{part}", lower=f"rank_low/{part}", upper=f"rank_high/{part}"
-    )
     return layout_pb2.Chart(
         title=f"Rank of {part}, with its counts at 10 x the cut and at a tenth of it",
-        margin=layout_pb2.MarginChartContent(series=[series]),
+        margin=_shaded(f"rank/{part}", f"rank_low/{part}", f"rank_high/{part}"),
     )
+
+
+def _shaded(value: str, lower: str, upper: str) -> layout_pb2.MarginChartContent:
+    series = layout_pb2.MarginChartContent.Series(value=value, lower=lower, upper=upper)
+    return layout_pb2.MarginChartContent(series=[series])

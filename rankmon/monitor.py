@@ -218,11 +218,15 @@ class RankMonitor:
             step, params = as_step_and_params(step, params)
         if self._trouble.kept:
             self._trouble.tell()
-        if self._trouble.guard("the schedule", self._due, step):
+        if self.is_due(step):
             return self._measure(_Call(step, params, extra, scalars))
         if not self._closed:
             self._seen = _Call(step, params, extra, scalars)
         return None
+
+    def is_due(self, step: int) -> bool:
+        """Whether a call at this step would measure: for scalars that are worth computing then."""
+        return bool(self._trouble.guard("the schedule", self._due, step))
 
     def scan(
         self,
@@ -488,12 +492,9 @@ class RankMonitor:
         call = self._seen
         if call is None or call.step == self._submitted:
             return None
-        changed = self._trouble.guard("the last parameters", _perhaps_changed, call.params)
+        changed = self._trouble.guard("the last parameters", why_perhaps_changed, call.params)
         if changed:
-            self._trouble.warn(
-                f"the parameters of the last step, {call.step}, {changed}, so the last probe is "
-                "missing; call monitor.close(step, params) with the final ones"
-            )
+            self._trouble.warn(missing_last_probe(call.step, changed))
             return None
         return self._measure_here(call)
 
@@ -516,7 +517,15 @@ def _record(
     return recorder.record(step, copy.snapshot, scalars, counts)
 
 
-def _perhaps_changed(params: Any) -> str | None:
+def missing_last_probe(step: int, changed: str) -> str:
+    """What is told where the last parameters have changed since they were seen."""
+    return (
+        f"the parameters of the last step, {step}, {changed}, so the last probe is missing; call "
+        "monitor.close(step, params) with the final ones"
+    )
+
+
+def why_perhaps_changed(params: Any) -> str | None:
     """Why the parameters may no longer be those of the call that showed them; None if they are."""
     if is_nnx_live(params):
         return "are an NNX model's, which training changes in place"

@@ -12,6 +12,8 @@ from contextlib import ExitStack, suppress
 from math import isfinite
 from pathlib import Path
 
+from tensorboard.plugins.custom_scalar import layout_pb2
+
 from rankmon import _jsonl
 from rankmon._trouble import Trouble
 from rankmon.layout import custom_scalars_layout
@@ -29,6 +31,7 @@ class Outbox:
       logdir: run folder for TensorBoard events and rankmon.jsonl, locked while open; None for none.
       writers: more writers.
       trouble: decides what an error of a writer does.
+      layout: charts for the run folder; those of `custom_scalars_layout` if not given.
 
     Raises:
       OSError: where logdir cannot be written or has another live writer.
@@ -36,14 +39,19 @@ class Outbox:
     """
 
     def __init__(
-        self, logdir: str | Path | None, writers: Sequence[Writer], *, trouble: Trouble
+        self,
+        logdir: str | Path | None,
+        writers: Sequence[Writer],
+        *,
+        trouble: Trouble,
+        layout: layout_pb2.Layout | None = None,
     ) -> None:
         self.attempt = 0
         self._trouble = trouble
         self._logdir = logdir
         lock = None if logdir is None else RunLock(logdir)
         try:
-            own = _folder_writers(logdir)
+            own = _folder_writers(logdir, layout or custom_scalars_layout())
         except BaseException:
             _give_back([], lock)
             raise
@@ -142,13 +150,13 @@ def _last_step(path: Path) -> int | None:
     return max(steps, default=None)
 
 
-def _folder_writers(logdir: str | Path | None) -> list[Writer]:
+def _folder_writers(logdir: str | Path | None, layout: layout_pb2.Layout) -> list[Writer]:
     if logdir is None:
         return []
     # First what may refuse the folder: the other leaves a new file behind.
     jsonl = JsonlWriter(_jsonl_path(logdir))
     try:
-        return [TensorBoardWriter(logdir, layout=custom_scalars_layout()), jsonl]
+        return [TensorBoardWriter(logdir, layout=layout), jsonl]
     except BaseException:
         jsonl.close()
         raise

@@ -63,6 +63,7 @@ ORDER = [
     "worker",
     "compiled_loop",
     "monitor",
+    "seeds",
     "hooks",
 ]
 

@@ -1,0 +1,274 @@
+"""Several seeds that train side by side (`jax.vmap`): a run each, and their median with its range.
+
+The seeds share the probes' compiled programs and are measured one after the other, from one copy of
+the parameters on the host; everything else is `monitor`'s.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+from rankmon._options import as_count, as_step_and_params
+from rankmon._trouble import Trouble
+from rankmon.flat import FlatProblem
+from rankmon.layout import seeds_layout
+from rankmon.measurement import PreparedProbe, Probe, State
+from rankmon.monitor import RankMonitor, missing_last_probe, why_perhaps_changed
+from rankmon.outbox import Outbox
+from rankmon.parts import DEFAULT_MEMORY_LIMIT
+from rankmon.probes import as_probes
+from rankmon.problem import Problem
+from rankmon.rank import DEFAULT_TOLERANCE, Tolerance
+from rankmon.writers import Record
+
+
+class SeedsMonitor:
+    """Watches ranks of several seeds: `monitor(step, params)`, every leaf with a leading seed axis.
+
+    The run folders are logdir/seed_0, ..., each like that of a `RankMonitor`, and logdir/median with
+    the median, lowest and highest value over the seeds under <tag>/median, <tag>/low, <tag>/high.
+
+    Example:
+      >>> import jax.numpy as jnp, rankmon
+      >>> problem = rankmon.Problem(
+      ...     lambda W, x: x @ W, loss="mse", inputs=jnp.eye(3), targets=jnp.ones((3, 2))
+      ... )
+      >>> with rankmon.SeedsMonitor(problem, seeds=4, every=10) as monitor:
+      ...     records = monitor(0, jnp.ones((4, 3, 2)))
+      >>> [record.scalars["rank_weights/params"] for record in records]
+      [1, 1, 1, 1]
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        seeds: int,
+        logdir: str | Path | None = None,
+        probes: Sequence[str | Probe] = ("hessian", "weights"),
+        tolerance: Tolerance = DEFAULT_TOLERANCE,
+        memory_limit: int = DEFAULT_MEMORY_LIMIT,
+        state: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        """Opens the run folders; nothing is measured yet.
+
+        Args:
+          problem: network, loss and probe batch, the same for all seeds.
+          seeds: how many, at least 1.
+          logdir: the folder of the run folders; None for none.
+          probes: as for `RankMonitor`.
+          tolerance: as for `RankMonitor`.
+          memory_limit: as for `RankMonitor`; one seed is measured at a time.
+          state: a saved `monitor.state` to go on from.
+          options: every, schedule, oversize, on_error and alerts, as for `RankMonitor`.
+
+        Raises:
+          TypeError, ValueError, OSError: as for `RankMonitor`.
+        """
+        self._seeds = as_count("seeds", seeds)
+        if self._seeds < 1:
+            raise ValueError("expected at least 1 seed, got 0; give the length of the leading axis")
+        unknown = options.keys() - {"every", "schedule", "oversize", "on_error", "alerts"}
+        if unknown:
+            raise TypeError(
+                f"expected options every, schedule, oversize, on_error or alerts, got "
+                f"{sorted(unknown)}; the others are not for several seeds"
+            )
+        own = as_probes(probes, tolerance=tolerance, memory_limit=memory_limit)
+        shared = [_Shared(probe) for probe in own]
+        self._folder = None if logdir is None else Path(logdir).expanduser()
+        self._monitors = [
+            RankMonitor(
+                problem,
+                logdir=None if self._folder is None else self._folder / f"seed_{i}",
+                probes=shared,
+                state=None if state is None else state[f"seed_{i}"],
+                **options,
+            )
+            for i in range(self._seeds)
+        ]
+        self._trouble = Trouble(options.get("on_error", "warn"))
+        self._median: Outbox | None = None
+        self._last: int | None = None  # the step of the last median
+        self._seen: tuple[Any, Any, Any] | None = None
+
+    def __call__(
+        self,
+        step: Any,
+        params: Any = None,
+        *,
+        extra: Any = None,
+        scalars: Mapping[str, Any] | None = None,
+    ) -> list[Record] | None:
+        """Measures all seeds if the step is due.
+
+        Args:
+          step: the training step, or a vmapped TrainState alone.
+          params: as for `RankMonitor`, every leaf with a leading axis of the seeds.
+          extra: other collections, likewise.
+          scalars: tag -> one number a seed, or one for all.
+
+        Returns:
+          A record for each seed, or None where the step is not due.
+
+        Raises:
+          TypeError, ValueError, MemoryError: for input that does not fit.
+        """
+        step, params = _step_and_params(step, params)
+        if not self._monitors[0].is_due(step):
+            self._seen = step, params, extra
+            return None
+        self._seen = None
+        shares = self._split(params, extra)
+        given = {tag: np.broadcast_to(value, self._seeds) for tag, value in (scalars or {}).items()}
+        records = []
+        for i, (monitor, (own, other)) in enumerate(zip(self._monitors, shares, strict=True)):
+            mine = {tag: values[i] for tag, values in given.items()}
+            record = monitor(step, own, extra=other, scalars=mine)
+            records += [] if record is None else [record]
+        self._write_median(records)
+        return records
+
+    def _split(self, params: Any, extra: Any) -> list[tuple[Any, Any]]:
+        """The parameters and collections of each seed, copied to the host once."""
+        with jax.transfer_guard("allow"):
+            leaves, structure = jax.tree.flatten((params, extra))
+            arrays = [np.asarray(leaf) for leaf in leaves]
+        for array in arrays:
+            if array.shape[:1] != (self._seeds,):
+                raise ValueError(
+                    f"expected parameters with a leading axis of {self._seeds} seeds, got shape "
+                    f"{array.shape}; stack them, as jax.vmap does"
+                )
+        return [
+            jax.tree.unflatten(structure, [array[i] for array in arrays])
+            for i in range(self._seeds)
+        ]
+
+    def _write_median(self, records: Sequence[Record]) -> None:
+        if self._folder is None or not records:
+            return
+        step, scalars = records[0].step, _over_seeds(records)
+        if self._median is None:
+            self._median = Outbox(
+                self._folder / "median", [], trouble=self._trouble, layout=seeds_layout(scalars)
+            )
+            self._median.start(step)
+        elif self._last is not None and step <= self._last:
+            self._median.start(step)  # training went back
+        self._last = step
+        self._median.write(
+            Record(step, self._median.attempt, records[0].wall_time, scalars, arrays={})
+        )
+
+    def flush(self) -> None:
+        """Hands everything that was measured to the operating system."""
+        for monitor in self._monitors:
+            monitor.flush()
+        if self._median is not None:
+            self._median.flush()
+
+    def close(self, step: Any = None, params: Any = None, *, extra: Any = None) -> list[Record]:
+        """Measures the last parameters, unless they were measured, and closes all writers.
+
+        Args:
+          step: as for `RankMonitor.close`.
+          params: the last parameters, every leaf with a leading axis of the seeds.
+          extra: as for a call.
+
+        Returns:
+          A record for each seed where something was left to measure.
+        """
+        if step is not None:
+            self._seen = (*_step_and_params(step, params), extra)
+        records: list[Record] = []
+        with ExitStack() as stack:
+            stack.callback(self._close_all)
+            for monitor, (last, own, other) in zip(self._monitors, self._left(), strict=False):
+                record = monitor.close(last, own, extra=other)
+                records += [] if record is None else [record]
+            self._write_median(records)
+        return records
+
+    def _left(self) -> list[tuple[int, Any, Any]]:
+        """Step, parameters and collections of each seed that are still to be measured."""
+        seen, self._seen = self._seen, None
+        if seen is None:
+            return []
+        step, params, extra = seen
+        changed = self._trouble.guard("the last parameters", why_perhaps_changed, params)
+        if changed:
+            self._trouble.warn(missing_last_probe(step, changed))
+            return []
+        return [(step, *share) for share in self._split(params, extra)]
+
+    def _close_all(self) -> None:
+        with ExitStack() as stack:
+            if self._median is not None:
+                stack.callback(self._median.close)
+            for monitor in self._monitors:
+                stack.callback(monitor.close)
+
+    def __enter__(self) -> Self:
+        """The monitor itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes; after an exception in the loop without measuring once more."""
+        if error is not None:
+            self._seen = None
+        self.close()
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What must survive a restart, of each seed."""
+        return {f"seed_{i}": monitor.state for i, monitor in enumerate(self._monitors)}
+
+
+class _Shared:
+    """A probe that prepares once for all seeds."""
+
+    def __init__(self, probe: Probe) -> None:
+        self._probe = probe
+        self._prepared: PreparedProbe | None = None
+
+    @property
+    def name(self) -> str:
+        return self._probe.name
+
+    def placeholder_state(self, problem: Problem) -> State:
+        return self._probe.placeholder_state(problem)
+
+    def prepare(self, flat: FlatProblem) -> PreparedProbe:
+        if self._prepared is None:
+            self._prepared = self._probe.prepare(flat)
+        return self._prepared
+
+
+def _over_seeds(records: Sequence[Record]) -> dict[str, float]:
+    """Median, lowest and highest value of each scalar that all seeds have."""
+    tags = [tag for tag in records[0].scalars if not tag.startswith("monitor/")]
+    scalars = {}
+    for tag in tags:
+        values = np.array([record.scalars.get(tag, np.nan) for record in records])
+        scalars[f"{tag}/median"] = float(np.median(values))
+        scalars[f"{tag}/low"], scalars[f"{tag}/high"] = float(values.min()), float(values.max())
+    return scalars
+
+
+def _step_and_params(step: Any, params: Any) -> tuple[int, Any]:
+    """The step, of a vmapped TrainState that of its first seed."""
+    if params is None and hasattr(step, "step") and np.ndim(step.step) == 1:
+        return int(step.step[0]), step
+    return as_step_and_params(step, params)
