@@ -30,8 +30,8 @@ from rankmon.writers import Record
 class SeedsMonitor:
     """Watches ranks of several seeds: `monitor(step, params)`, every leaf with a leading seed axis.
 
-    The run folders are logdir/seed_0, ..., each like that of a `RankMonitor`, and logdir/median with
-    the median, lowest and highest value over the seeds under <tag>/median, <tag>/low, <tag>/high.
+    The run folders are logdir/seed_0, ..., each like that of a `RankMonitor`, and logdir/median
+    with median, lowest and highest value over the seeds: <tag>/median, <tag>/low, <tag>/high.
 
     Example:
       >>> import jax.numpy as jnp, rankmon
