@@ -103,11 +103,10 @@ class CompiledLoop:
 
 def _alike(taken: Any, given: Any) -> bool:
     """Whether structure, shapes and dtypes are the same; Python numbers may be promoted."""
-    if jax.tree.structure(taken) != jax.tree.structure(given):
-        return False
-    return all(
+    (old, before), (new, after) = jax.tree.flatten(taken), jax.tree.flatten(given)
+    return bool(before == after) and all(
         a.shape == b.shape and (a.dtype == b.dtype or a.weak_type)
-        for a, b in zip(jax.tree.leaves(taken), jax.tree.leaves(given), strict=True)
+        for a, b in zip(old, new, strict=True)
     )
 
 

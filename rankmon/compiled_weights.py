@@ -45,8 +45,9 @@ def weight_scalars(
             f"{ {spec.name: spec.shape for spec in specs} }; pass the weights, not only biases"
         )
     scalars: Scalars = {}
-    for spec, leaf in matrices:
-        scalars |= _scalars_of(spec, leaf.reshape(matrix_shape(spec)))
+    with jax.numpy_dtype_promotion("standard"):
+        for spec, leaf in matrices:
+            scalars |= _scalars_of(spec, leaf.reshape(matrix_shape(spec)))
     return scalars
 
 

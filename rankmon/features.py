@@ -230,7 +230,7 @@ class _Walk:
         which: Sequence[int | None],
         results: Sequence[Any],
     ) -> None:
-        name, result = eqn.primitive.name, results[0] if results else None
+        name = eqn.primitive.name
         if name in ("dot_general", "conv_general_dilated"):
             at = which.index(None) if None in which else 0
             parameter = which[1 - at]
@@ -239,17 +239,17 @@ class _Walk:
             self.layers.append(_unique(self._names[parameter], self.layers))
             rows = _dense_rows if name == "dot_general" else _convolution_rows
             self._features.append(rows(eqn, operands[at], at))
-            self._width = result.shape[-1]
-        elif _is_relu(jaxpr, eqn) and self._is_of_layer(result):
+            self._width = results[0].shape[-1]
+        elif _is_relu(jaxpr, eqn) and self._is_of_layer(results[0]):
             self.relus.append(_unique(self.layers[-1], self.relus))
-            self._positive.append((result > 0).reshape(-1, self._width))
+            self._positive.append((results[0] > 0).reshape(-1, results[0].shape[-1]))
 
     def _is_of_layer(self, result: Any) -> bool:
         """Whether the examples come first and the last layer's units last: no variance or index."""
         floating = jnp.issubdtype(result.dtype, jnp.floating)
-        if self._width is None or not floating or result.ndim < 2:
+        if not floating or result.ndim < 2:
             return False
-        return result.shape[0] % self._n == 0 and result.shape[-1] == self._width
+        return bool(result.shape[0] % self._n == 0 and result.shape[-1] == self._width)
 
 
 def _dense_rows(eqn: JaxprEqn, features: Any, at: int) -> Float[Array, "rows m"]:
@@ -268,11 +268,11 @@ def _convolution_rows(eqn: JaxprEqn, features: Any, at: int) -> Float[Array, "ro
 
 def _is_relu(jaxpr: Jaxpr, eqn: JaxprEqn) -> bool:
     """Whether it is max(z, 0) of a z that goes nowhere else: CELU and leaky ReLU take it twice."""
-    if eqn.primitive.name != "max" or not any(map(_is_zero, eqn.invars)):
+    operands = [atom for atom in eqn.invars if not _is_zero(atom)]
+    if eqn.primitive.name != "max" or len(operands) != 1:
         return False
-    (z,) = [atom for atom in eqn.invars if not _is_zero(atom)] or [None]
-    uses = sum(atom is z for other in jaxpr.eqns for atom in other.invars)
-    return z is not None and uses == 1
+    uses = sum(atom is operands[0] for other in jaxpr.eqns for atom in other.invars)
+    return uses == 1
 
 
 def _is_zero(atom: Any) -> bool:

@@ -5,7 +5,6 @@ in a scope of their own, and no error of the monitor's ends a training run unles
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -52,7 +51,7 @@ __all__ = ["RankMonitor", "RankmonWarning"]
 _NEVER_FULL = 2**31
 
 
-class _Call(NamedTuple):
+class Call(NamedTuple):
     """What one call of the monitor was given."""
 
     step: int
@@ -183,7 +182,7 @@ class RankMonitor:
         # The step that the schedule counts from, and the last one that was handed to the recorder:
         # they differ after a step that was skipped.
         self._last = self._submitted = self._recorder.last
-        self._seen: _Call | None = None
+        self._seen: Call | None = None
         self._program: CompiledSteps | None = None  # of the last scan
         self._closed = False
 
@@ -219,9 +218,9 @@ class RankMonitor:
         if self._trouble.kept:
             self._trouble.tell()
         if self.is_due(step):
-            return self._measure(_Call(step, params, extra, scalars))
+            return self._measure(Call(step, params, extra, scalars))
         if not self._closed:
-            self._seen = _Call(step, params, extra, scalars)
+            self._seen = Call(step, params, extra, scalars)
         return None
 
     def is_due(self, step: int) -> bool:
@@ -275,7 +274,7 @@ class RankMonitor:
             step = next(filter(self._scheduled, range(step + ahead, end)), end)
             loop.advance(step - start)
         if not self._closed:
-            self._seen = _Call(end, params_of(loop.carry), None, None)
+            self._seen = Call(end, params_of(loop.carry), None, None)
         return loop.carry, loop.ys
 
     def report(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -327,7 +326,14 @@ class RankMonitor:
         self._recorder.flush()
         self._trouble.tell()
 
-    def close(self, step: Any = None, params: Any = None, *, extra: Any = None) -> Record | None:
+    def close(
+        self,
+        step: Any = None,
+        params: Any = None,
+        *,
+        extra: Any = None,
+        scalars: Mapping[str, Any] | None = None,
+    ) -> Record | None:
         """Measures the last parameters, unless they were measured, and closes all writers.
 
         With background=True it waits for the worker first, and measures on this thread.
@@ -340,6 +346,7 @@ class RankMonitor:
             updated since, those are the new values under the old step; NumPy arrays, NNX models and
             donated ones are left out with a warning.
           extra: as for a call.
+          scalars: as for a call.
 
         Returns:
           The last `Record`, or None where nothing was left to measure (with background=True: where
@@ -350,6 +357,11 @@ class RankMonitor:
         """
         if self._closed:
             return None
+        if self._recorder.is_here:
+            raise RuntimeError(
+                "expected close to be called from the training thread, got a call from a writer "
+                "that is writing a record; close it in the loop"
+            )
         for worker in (self._reporter, self._worker):
             if worker is not None:
                 worker.refuse_here()
@@ -358,15 +370,16 @@ class RankMonitor:
             if step is not None:
                 step, params = as_step_and_params(step, params)
                 if step != self._submitted:
-                    record = self._measure_here(_Call(step, params, extra, None))
+                    record = self._measure_here(Call(step, params, extra, scalars))
             else:
                 record = self._measure_last_seen() or record
         finally:
             self._closed, self._seen = True, None
-            with ExitStack() as last_things:  # each of them, from the last to the first
-                last_things.callback(self._trouble.tell)
-                last_things.callback(self._close_recorder)
-                last_things.callback(self._reporter.close, _nothing)
+            try:
+                self._reporter.close(_nothing)
+            finally:
+                self._close_recorder()
+                self._trouble.tell()
         return record
 
     def _close_recorder(self) -> None:
@@ -431,7 +444,7 @@ class RankMonitor:
         self._reporter.wait()
         return None if self._worker is None else self._worker.wait()
 
-    def _measure(self, call: _Call) -> Record | None:
+    def _measure(self, call: Call) -> Record | None:
         if self._closed:
             self._trouble.warn("the monitor was called after close; nothing is measured any more")
             return None
@@ -442,14 +455,14 @@ class RankMonitor:
         self._trouble.guard(what, self._submit, self._worker, flat, call)
         return None
 
-    def _ready(self, call: _Call) -> FlatProblem:
+    def _ready(self, call: Call) -> FlatProblem:
         self._budget.start()
         if self._recorder.flat is not None:
             return self._recorder.flat
         with self._budget.spending():
             return self._recorder.prepare(self._problem.unpack(call.params, call.extra))
 
-    def _measure_here(self, call: _Call) -> Record:
+    def _measure_here(self, call: Call) -> Record:
         flat = self._ready(call)
         counts = {} if self._worker is None else self._worker.counts()
         self._budget.probe_begins()
@@ -463,14 +476,14 @@ class RankMonitor:
             if self._recorder.last == call.step:  # an interrupted measurement never happened
                 self._counts_from(call.step)
 
-    def _tree(self, call: _Call) -> Any:
+    def _tree(self, call: Call) -> Any:
         """The pytree that is measured, with all of it in this process."""
         return gathered(self._problem.unpack(call.params, call.extra))
 
     def _counts_from(self, step: int) -> None:
         self._last, self._submitted, self._seen = step, step, None
 
-    def _submit(self, worker: Worker, flat: FlatProblem, call: _Call) -> None:
+    def _submit(self, worker: Worker, flat: FlatProblem, call: Call) -> None:
         """Hands copies to the worker, or remembers the parameters of a step that it skips."""
 
         def copied() -> DeviceCopy:

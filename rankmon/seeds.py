@@ -18,7 +18,7 @@ from rankmon._trouble import Trouble
 from rankmon.flat import FlatProblem
 from rankmon.layout import seeds_layout
 from rankmon.measurement import PreparedProbe, Probe, State
-from rankmon.monitor import RankMonitor, missing_last_probe, why_perhaps_changed
+from rankmon.monitor import Call, RankMonitor, missing_last_probe, why_perhaps_changed
 from rankmon.outbox import Outbox
 from rankmon.parts import DEFAULT_MEMORY_LIMIT
 from rankmon.probes import as_probes
@@ -96,7 +96,7 @@ class SeedsMonitor:
         self._trouble = Trouble(options.get("on_error", "warn"))
         self._median: Outbox | None = None
         self._last: int | None = None  # the step of the last median
-        self._seen: tuple[Any, Any, Any] | None = None
+        self._seen: Call | None = None
 
     def __call__(
         self,
@@ -120,25 +120,23 @@ class SeedsMonitor:
         Raises:
           TypeError, ValueError, MemoryError: for input that does not fit.
         """
-        step, params = _step_and_params(step, params)
-        if not self._monitors[0].is_due(step):
-            self._seen = step, params, extra
+        call = Call(*_step_and_params(step, params), extra, scalars)
+        if not self._monitors[0].is_due(call.step):
+            self._seen = call
             return None
         self._seen = None
-        shares = self._split(params, extra)
-        given = {tag: np.broadcast_to(value, self._seeds) for tag, value in (scalars or {}).items()}
         records = []
-        for i, (monitor, (own, other)) in enumerate(zip(self._monitors, shares, strict=True)):
-            mine = {tag: values[i] for tag, values in given.items()}
-            record = monitor(step, own, extra=other, scalars=mine)
+        for monitor, own in zip(self._monitors, self._calls(call), strict=True):
+            record = monitor(own.step, own.params, extra=own.extra, scalars=own.scalars)
             records += [] if record is None else [record]
         self._write_median(records)
         return records
 
-    def _split(self, params: Any, extra: Any) -> list[tuple[Any, Any]]:
-        """The parameters and collections of each seed, copied to the host once."""
+    def _calls(self, call: Call) -> list[Call]:
+        """The call of each seed, with its share of what was given, copied to the host once."""
+        scalars = self._trouble.guard("scalars", self._broadcast, call.scalars or {}) or {}
         with jax.transfer_guard("allow"):
-            leaves, structure = jax.tree.flatten((params, extra))
+            leaves, structure = jax.tree.flatten((call.params, call.extra))
             arrays = [np.asarray(leaf) for leaf in leaves]
         for array in arrays:
             if array.shape[:1] != (self._seeds,):
@@ -146,10 +144,17 @@ class SeedsMonitor:
                     f"expected parameters with a leading axis of {self._seeds} seeds, got shape "
                     f"{array.shape}; stack them, as jax.vmap does"
                 )
-        return [
-            jax.tree.unflatten(structure, [array[i] for array in arrays])
-            for i in range(self._seeds)
-        ]
+        calls = []
+        for i in range(self._seeds):
+            params, extra = jax.tree.unflatten(structure, [array[i] for array in arrays])
+            mine = {tag: values[i] for tag, values in scalars.items()}
+            calls.append(Call(call.step, params, extra, mine))
+        return calls
+
+    def _broadcast(self, scalars: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """One number a seed."""
+        with jax.transfer_guard("allow"):
+            return {tag: np.broadcast_to(value, self._seeds) for tag, value in scalars.items()}
 
     def _write_median(self, records: Sequence[Record]) -> None:
         if self._folder is None or not records:
@@ -186,27 +191,26 @@ class SeedsMonitor:
           A record for each seed where something was left to measure.
         """
         if step is not None:
-            self._seen = (*_step_and_params(step, params), extra)
+            self._seen = Call(*_step_and_params(step, params), extra, None)
         records: list[Record] = []
         with ExitStack() as stack:
             stack.callback(self._close_all)
-            for monitor, (last, own, other) in zip(self._monitors, self._left(), strict=False):
-                record = monitor.close(last, own, extra=other)
+            for monitor, own in zip(self._monitors, self._left(), strict=False):
+                record = monitor.close(own.step, own.params, extra=own.extra, scalars=own.scalars)
                 records += [] if record is None else [record]
             self._write_median(records)
         return records
 
-    def _left(self) -> list[tuple[int, Any, Any]]:
-        """Step, parameters and collections of each seed that are still to be measured."""
+    def _left(self) -> list[Call]:
+        """The call of each seed that is still to be measured; none where there is no such."""
         seen, self._seen = self._seen, None
         if seen is None:
             return []
-        step, params, extra = seen
-        changed = self._trouble.guard("the last parameters", why_perhaps_changed, params)
+        changed = self._trouble.guard("the last parameters", why_perhaps_changed, seen.params)
         if changed:
-            self._trouble.warn(missing_last_probe(step, changed))
+            self._trouble.warn(missing_last_probe(seen.step, changed))
             return []
-        return [(step, *share) for share in self._split(params, extra)]
+        return self._calls(seen)
 
     def _close_all(self) -> None:
         with ExitStack() as stack:

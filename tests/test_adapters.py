@@ -211,18 +211,6 @@ def test_a_state_whose_parameters_are_variables_keeps_its_statistics():
     assert_same_spectra(hessian_spectra(problem, state), want)
 
 
-def test_a_layer_may_be_called_params():
-    class Odd(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            return nn.Dense(3, name="last")(nn.tanh(nn.Dense(4, name="params")(x)))
-
-    variables = Odd().init(jax.random.key(0), X)
-    problem = Problem.from_linen(Odd(), **STATED)
-    plain = Problem(lambda v, x: Odd().apply(v, x), **STATED)
-    assert counts(hessian_ranks(problem, variables)) == counts(hessian_ranks(plain, variables))
-
-
 # NNX
 
 
@@ -272,6 +260,7 @@ def test_a_state_alone_is_measured_and_known_to_change_in_place():
         monitor.close()
 
 
+@pytest.mark.filterwarnings("ignore:Using 'Module.sow")
 def test_what_a_model_sows_is_left_out():
     class Sows(nnx.Module):
         def __init__(self, rngs):

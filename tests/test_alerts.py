@@ -155,6 +155,7 @@ def test_a_callback_may_checkpoint_flush_and_measure(background):
         background=background,
     )
     monitor(0, of_rank(4), scalars={"low": 9})
+    monitor.flush()
     monitor.report(0, {"low": 1.0})
     monitor(1, of_rank(1))
     monitor.close(2, of_rank(1))
