@@ -103,10 +103,10 @@ class CompiledLoop:
 
 def _alike(taken: Any, given: Any) -> bool:
     """Whether structure, shapes and dtypes are the same; Python numbers may be promoted."""
-    (old, before), (new, after) = jax.tree.flatten(taken), jax.tree.flatten(given)
-    return bool(before == after) and all(
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (taken, given)]
+    return bool(structures[0] == structures[1]) and all(
         a.shape == b.shape and (a.dtype == b.dtype or a.weak_type)
-        for a, b in zip(old, new, strict=True)
+        for a, b in zip(jax.tree.leaves(taken), jax.tree.leaves(given), strict=True)
     )
 
 
