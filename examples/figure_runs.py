@@ -22,7 +22,6 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
-from datasets import load, standardize_pixels
 from rankmon import JsonlWriter, NumericalRank, Record, TensorBoardWriter, read_jsonl
 from rankmon.layout import custom_scalars_layout
 from rankmon.writers import RunLock
@@ -56,6 +55,9 @@ def images(
     name: str, side: int, n: int, options: argparse.Namespace
 ) -> tuple[Float[np.ndarray, "n d"], Int[np.ndarray, "n"]]:
     """The first n standardized images of a data set at side x side pixels, and their labels."""
+    # Here, since it takes two seconds, as long as the figures that need no data.
+    from datasets import load, standardize_pixels
+
     npz = options.cifar_npz if name == "cifar10" else None
     if options.quick and npz is None:
         name = "digits"

@@ -18,8 +18,9 @@ last bias E[delta] = 0), the ranks can only be lower.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
-from rankmon._symbols import integer, symbols_of, widths_of, within
+from rankmon._symbols import Symbols, integer, symbols_of, widths_of, within
 
 
 def rank_outer(
@@ -94,7 +95,11 @@ def rank_functional_columns(
 
     Source: without biases arXiv 2106.16225, Theorem 5; with biases not in the paper.
     """
-    t = symbols_of(dims, r, s, bias, loss)
+    return _functional_columns(symbols_of(dims, r, s, bias, loss))
+
+
+@lru_cache(maxsize=1)  # H_f and H_L of one network are asked for one after the other
+def _functional_columns(t: Symbols) -> tuple[int, ...]:
     return tuple(t.left(i) + t.right(i) - t.overlap(i) for i in range(1, t.L + 1))
 
 
