@@ -91,10 +91,10 @@ def nnx_network(model: Any, arguments: Mapping[str, Any]) -> tuple[Apply, Unpack
         return nnx.merge(graph, params, random, rest)(inputs, **arguments)
 
     def unpack(params: Any) -> Any:
-        if not isinstance(params, nnx.Module):
-            return params
-        not_measured = (nnx.RngState, nnx.Intermediate)
-        _, weights, _, rest = nnx.split(params, nnx.Param, not_measured, ...)
+        weights, rest = params, at_first
+        if isinstance(params, nnx.Module):
+            not_measured = (nnx.RngState, nnx.Intermediate)
+            _, weights, _, rest = nnx.split(params, nnx.Param, not_measured, ...)
         return Bundle(weights, rest) if jax.tree.leaves(rest) else weights
 
     return apply, unpack

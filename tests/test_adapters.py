@@ -219,6 +219,11 @@ def nnx_twin(model):
     twin = nnx.clone(model)
     twin.eval()
     graph, params, rest = nnx.split(twin, nnx.Param, ...)
+
+    def double(leaf):  # some releases compute in the statistics' dtype
+        return np.asarray(leaf, np.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    rest = jax.tree.map(double, rest)
     return (lambda p, x: nnx.merge(graph, p, rest)(x)), params
 
 
