@@ -4,6 +4,7 @@ The only module with loop state. It never changes what it watches: parameters ar
 in a scope of their own, and no error of the monitor's ends a training run unless asked for.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -60,7 +61,37 @@ class Call(NamedTuple):
     scalars: Mapping[str, Any] | None
 
 
-class RankMonitor:
+class ClosesOnExit(ABC):
+    """A monitor as a context manager: it closes on the way out of the loop."""
+
+    _seen: Call | None
+
+    @abstractmethod
+    def close(self) -> Any:
+        """Measures the last parameters seen, and closes."""
+
+    def __enter__(self) -> Self:
+        """The monitor itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes; after an exception in the loop without measuring once more."""
+        if error is None:
+            self.close()
+            return
+        self._seen = None
+        try:
+            self.close()
+        except Exception as trouble:  # noqa: BLE001  the loop's own exception is what counts
+            error.add_note(f"rankmon: and then {type(trouble).__name__}: {trouble}")
+
+
+class RankMonitor(ClosesOnExit):
     """Watches ranks during training: `monitor(step, params)` measures when the step is due.
 
     The first call is always due; `close` measures the last parameters seen. A call that is not due
@@ -387,26 +418,6 @@ class RankMonitor:
             self._recorder.close()
         else:
             self._worker.close(self._recorder.close)
-
-    def __enter__(self) -> Self:
-        """The monitor itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes; after an exception in the loop without measuring once more."""
-        if error is None:
-            self.close()
-            return
-        self._seen = None
-        try:
-            self.close()
-        except Exception as trouble:  # noqa: BLE001  the loop's own exception is what counts
-            error.add_note(f"rankmon: and then {type(trouble).__name__}: {trouble}")
 
     # Restart
 

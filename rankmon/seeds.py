@@ -7,8 +7,7 @@ the parameters on the host; everything else is `monitor`'s.
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +17,7 @@ from rankmon._trouble import Trouble
 from rankmon.flat import FlatProblem
 from rankmon.layout import seeds_layout
 from rankmon.measurement import PreparedProbe, Probe, State
-from rankmon.monitor import Call, RankMonitor, missing_last_probe, why_perhaps_changed
+from rankmon.monitor import Call, ClosesOnExit, RankMonitor, missing_last_probe, why_perhaps_changed
 from rankmon.outbox import Outbox
 from rankmon.parts import DEFAULT_MEMORY_LIMIT
 from rankmon.probes import as_probes
@@ -27,7 +26,7 @@ from rankmon.rank import DEFAULT_TOLERANCE, Tolerance
 from rankmon.writers import Record
 
 
-class SeedsMonitor:
+class SeedsMonitor(ClosesOnExit):
     """Watches ranks of several seeds: `monitor(step, params)`, every leaf with a leading seed axis.
 
     The run folders are logdir/seed_0, ..., each like that of a `RankMonitor`, and logdir/median
@@ -218,21 +217,6 @@ class SeedsMonitor:
                 stack.callback(self._median.close)
             for monitor in self._monitors:
                 stack.callback(monitor.close)
-
-    def __enter__(self) -> Self:
-        """The monitor itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes; after an exception in the loop without measuring once more."""
-        if error is not None:
-            self._seen = None
-        self.close()
 
     @property
     def state(self) -> dict[str, Any]:

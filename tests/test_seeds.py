@@ -179,3 +179,19 @@ def test_the_last_parameters_are_measured_or_missed_aloud():
 def test_wrong_input_is_refused(use, error, message):
     with pytest.raises(error, match=message):
         use()
+
+
+def test_the_loops_own_exception_is_the_one_that_is_raised():
+    class Fails:
+        action = "warn"
+
+        def found(self, scalars, first):
+            raise OSError("no alert today")
+
+    monitor = SeedsMonitor(
+        PROBLEM, seeds=SEEDS, every=9, probes=["weights"], alerts=[Fails()], on_error="raise"
+    )
+    with pytest.raises(KeyError, match="mine"):  # noqa: SIM117
+        with monitor:
+            monitor._monitors[0].report(0, {"mine": 1.0})  # what goes wrong is told at close
+            raise KeyError("mine")
