@@ -77,13 +77,7 @@ def as_writers(writers: Sequence[Writer]) -> list[Writer]:
     Raises:
       TypeError: for what is no sequence of writers.
     """
-    try:
-        given = [_with_every_method(writer) for writer in writers]
-    except TypeError:
-        raise TypeError(
-            f"expected writers to be a sequence of writers, got {_kind(writers)}; write "
-            "writers=[writer]"
-        ) from None
+    given = [_with_every_method(writer) for writer in _listed("writer", writers)]
     for writer in given:
         if not _has(writer, "start", "write", "flush", "close"):
             raise TypeError(
@@ -100,12 +94,7 @@ def as_alerts(alerts: Sequence[Alert]) -> list[Alert]:
     Raises:
       TypeError: for what is no sequence of alerts.
     """
-    try:
-        given = list(alerts)
-    except TypeError:
-        raise TypeError(
-            f"expected alerts to be a sequence of alerts, got {_kind(alerts)}; write alerts=[alert]"
-        ) from None
+    given = _listed("alert", alerts)
     for alert in given:
         if not (_has(alert, "found") and hasattr(alert, "action")):
             raise TypeError(
@@ -201,6 +190,16 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuses what is not among the choices."""
     if value not in choices:
         raise ValueError(f"expected {name} to be one of {choices}, got {value!r}; choose one")
+
+
+def _listed(name: str, things: Any) -> list[Any]:
+    try:
+        return list(things)
+    except TypeError:
+        raise TypeError(
+            f"expected {name}s to be a sequence of {name}s, got {_kind(things)}; write "
+            f"{name}s=[{name}]"
+        ) from None
 
 
 def _with_every_method(writer: Any) -> Any:

@@ -150,6 +150,27 @@ def is_matrix(spec: LeafSpec) -> bool:
     return spec.differentiated and len(spec.shape) >= 2 and spec.size > 0 and not is_bias
 
 
+def matrix_leaves(
+    params: Any, *, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
+) -> list[tuple[LeafSpec, Any]]:
+    """The leaves that are matrices, each with its spec.
+
+    Raises:
+      TypeError: for complex leaves and leaves that are not arrays.
+      ValueError: where no leaf is a matrix.
+    """
+    specs = leaf_specs(params, include=include, exclude=exclude)
+    leaves = zip(specs, jax.tree.leaves(params), strict=True)
+    matrices = [(spec, leaf) for spec, leaf in leaves if is_matrix(spec)]
+    if not matrices:
+        raise ValueError(
+            "expected parameters with at least one matrix, got shapes "
+            f"{ {spec.name: spec.shape for spec in specs} }; "
+            "pass the weights, not only biases or scalars"
+        )
+    return matrices
+
+
 @dataclass(frozen=True)
 class MatrixView:
     """One matrix in a leaf: its name, where it lies, rows and columns."""

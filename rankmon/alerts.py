@@ -159,6 +159,8 @@ class Watch:
 
     def look(self, step: int, scalars: Mapping[str, float]) -> list[tuple[Action, Alarm]]:
         """What begins to hold at this record, and what is to be done about it."""
+        if not self._alerts:
+            return []
         for tag, value in scalars.items():
             if math.isfinite(value):
                 self._first.setdefault(tag, value)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rankmon._tree import LeafSpec, is_matrix, leaf_specs, matrix_shape
+from rankmon._tree import LeafSpec, matrix_leaves, matrix_shape
 
 Scalars = dict[str, Float[Array, ""]]
 
@@ -33,20 +33,9 @@ def weight_scalars(
       TypeError: for complex leaves and leaves that are not arrays.
       ValueError: where no leaf is a matrix.
     """
-    specs = leaf_specs(params, include=include, exclude=exclude)
-    matrices = [
-        (spec, leaf)
-        for spec, leaf in zip(specs, jax.tree.leaves(params), strict=True)
-        if is_matrix(spec)
-    ]
-    if not matrices:
-        raise ValueError(
-            "expected parameters with at least one matrix, got shapes "
-            f"{ {spec.name: spec.shape for spec in specs} }; pass the weights, not only biases"
-        )
     scalars: Scalars = {}
     with jax.numpy_dtype_promotion("standard"):
-        for spec, leaf in matrices:
+        for spec, leaf in matrix_leaves(params, include=include, exclude=exclude):
             scalars |= _scalars_of(spec, leaf.reshape(matrix_shape(spec)))
     return scalars
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float
 from rankmon import theory
 from rankmon._jaxprs import CALLS, CUSTOM_CALLS, evaluated, nested
 from rankmon.flat import FlatProblem
-from rankmon.measurement import Measurement, Snapshot, State
+from rankmon.measurement import Measurement, Snapshot, State, count_scalar
 from rankmon.problem import Problem
 from rankmon.rank import (
     DEFAULT_TOLERANCE,
@@ -109,9 +109,9 @@ class PreparedFeatures:
         scalars: dict[str, float] = {}
         for name, matrix in zip(self.layers, features, strict=True):
             rank = self._rank(matrix)
-            scalars[f"rank_features/{name}"] = _number(rank.rank)
-            scalars[f"rank_low/features/{name}"] = _number(rank.low)
-            scalars[f"rank_high/features/{name}"] = _number(rank.high)
+            scalars[f"rank_features/{name}"] = count_scalar(rank.rank)
+            scalars[f"rank_low/features/{name}"] = count_scalar(rank.low)
+            scalars[f"rank_high/features/{name}"] = count_scalar(rank.high)
         for name, units in zip(self.relus, positive, strict=True):
             dead = ~np.any(units, axis=0)
             scalars[f"dead_units/{name}"] = float(np.sum(dead))
@@ -131,7 +131,7 @@ class PreparedFeatures:
             return undefined_rank(min(matrix.shape))
         # Of many rows the triangular factor has the same singular values.
         is_tall = len(matrix) > matrix.shape[1]
-        values = singular_values(np.linalg.qr(matrix)[1] if is_tall else matrix)
+        values = singular_values(np.asarray(np.linalg.qr(matrix, "r")) if is_tall else matrix)
         default = max(matrix.shape) * self.flat.precision.eps
         cut = self.tolerance.cut(float(values[0]) if values.size else 0.0, default=default)
         return numerical_rank(values, cut)
@@ -160,10 +160,6 @@ class PreparedFeatures:
         """The layers whose features are seen, and the ReLUs."""
         relus = f"; ReLUs after {', '.join(self.relus)}" if self.relus else ""
         return f"* features received by {', '.join(self.layers)}{relus}"
-
-
-def _number(count: int | None) -> float:
-    return float("nan") if count is None else count
 
 
 class _Walk:

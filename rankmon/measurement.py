@@ -101,15 +101,16 @@ class Probe(Protocol):
         """The probe for this problem; raises where it cannot be measured."""
 
 
+def count_scalar(count: int | None) -> float:
+    """A count as a scalar; NaN where there is none."""
+    return float("nan") if count is None else count
+
+
 def rank_scalars(prefix: str, name: str, rank: NumericalRank) -> dict[str, float]:
     """The scalars of one rank: the count under prefix/name, and its low, high and gap."""
-
-    def number(count: int | None) -> float:
-        return float("nan") if count is None else count
-
     return {
-        f"{prefix}/{name}": number(rank.rank),
-        f"rank_low/{name}": number(rank.low),
-        f"rank_high/{name}": number(rank.high),
+        f"{prefix}/{name}": count_scalar(rank.rank),
+        f"rank_low/{name}": count_scalar(rank.low),
+        f"rank_high/{name}": count_scalar(rank.high),
         f"gap/{name}": rank.gap,
     }

@@ -4,17 +4,15 @@ Nothing here knows a network. A rank is a count of singular values above a cut; 
 is from crossing that cut travels with it.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from numbers import Real
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
 from rankmon._precision import DOUBLE, eps_of
-from rankmon._tree import is_matrix, leaf_specs, matrix_shape
+from rankmon._tree import matrix_leaves, matrix_shape
 from rankmon.spectrum import singular_values
 
 
@@ -239,23 +237,11 @@ def weight_ranks(params: Any, *, tolerance: Tolerance | None = None) -> dict[str
       >>> rankmon.weight_ranks({"W": np.ones((3, 4))})["W"].rank
       1
     """
-    specs = leaf_specs(params)
-    matrices = [
-        (spec, leaf)
-        for spec, leaf in zip(specs, jax.tree.leaves(params), strict=True)
-        if is_matrix(spec)
-    ]
-    if not matrices:
-        found: Mapping[str, Any] = {spec.name: spec.shape for spec in specs}
-        raise ValueError(
-            f"expected parameters with at least one matrix, got shapes {dict(found)}; "
-            "pass the weights, not only biases or scalars"
-        )
     return {
         spec.name: weight_rank(
             np.asarray(leaf).reshape(matrix_shape(spec)),
             eps=eps_of(spec.dtype),
             tolerance=tolerance,
         )
-        for spec, leaf in matrices
+        for spec, leaf in matrix_leaves(params)
     }
