@@ -65,6 +65,7 @@ def _scalars_of(spec: LeafSpec, matrix: Float[Array, "m n"]) -> Scalars:
     gap = jnp.where(rank == 0, jnp.nan, last / below)
     scalars = {
         f"rank_weights/{name}": count(1.0),
+        f"tolerance/{name}": cut * norm,
         f"rank_low/{name}": count(10.0),
         f"rank_high/{name}": count(0.1),
         f"gap/{name}": gap,

@@ -107,9 +107,10 @@ def count_scalar(count: int | None) -> float:
 
 
 def rank_scalars(prefix: str, name: str, rank: NumericalRank) -> dict[str, float]:
-    """The scalars of one rank: the count under prefix/name, and its low, high and gap."""
+    """The scalars of one rank: the count under prefix/name, and its cut, low, high and gap."""
     return {
         f"{prefix}/{name}": count_scalar(rank.rank),
+        f"tolerance/{name}": rank.tolerance,
         f"rank_low/{name}": count_scalar(rank.low),
         f"rank_high/{name}": count_scalar(rank.high),
         f"gap/{name}": rank.gap,

@@ -86,6 +86,7 @@ def test_prescribed_ranks_are_counted_in_the_stored_precision(dtype):
             below = np.linalg.svd(np.asarray(params[name], np.float64), compute_uv=False)
             gap = below[rank.rank - 1] / below[rank.rank]
             assert 1 < scalars[f"gap/{name}"] < np.inf
+            assert below[rank.rank] < scalars[f"tolerance/{name}"] < below[rank.rank - 1]
             if dtype != "float32":  # there the smaller value is the arithmetic's own rounding
                 np.testing.assert_allclose(scalars[f"gap/{name}"], gap, rtol=1e-2)
 
