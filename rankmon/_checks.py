@@ -9,6 +9,12 @@ import numpy as np
 from rankmon.losses import Loss
 
 
+def check_flag(name: str, value: bool) -> None:
+    """Refuses what is neither True nor False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"expected {name} to be True or False, got {value!r}; choose one")
+
+
 def leading_axis(name: str, tree: Any) -> int:
     """The common leading axis n of all leaves."""
     leaves = jax.tree.leaves(tree)

@@ -180,12 +180,6 @@ def check_processes(
         )
 
 
-def check_flag(name: str, value: bool) -> None:
-    """Refuses what is neither True nor False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"expected {name} to be True or False, got {value!r}; choose one")
-
-
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuses what is not among the choices."""
     if value not in choices:

@@ -95,8 +95,8 @@ def choose_precision(function: Callable[..., Any], *args: Any) -> Precision:
         DOUBLE.dtype,
         eps_of(dtype),
         f"the network computes in {dtype} inside (first at '{primitive}'), so ranks are counted "
-        f"at the eps of {dtype}, {eps_of(dtype):.1e}; for ranks at float64's eps let the module "
-        "follow its inputs' dtype (in flax: dtype=None)",
+        f"at the eps of {dtype}, {eps_of(dtype):.1e}; for ranks at float64's eps pass "
+        "lift_dtype=True to the Problem, which lifts what exists in float64 too",
     )
 
 
@@ -111,7 +111,8 @@ def _native_precision(function: Callable[..., Any], args: Any, error: Exception)
         None,
         eps,
         f"the network cannot be traced in float64 ({type(error).__name__}: {reason[:200]}), so it "
-        f"is measured in its own dtype and ranks are counted at eps {eps:.1e}",
+        f"is measured in its own dtype and ranks are counted at eps {eps:.1e}; pass "
+        "lift_dtype=True to the Problem to lift its operations one by one",
     )
 
 

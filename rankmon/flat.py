@@ -16,6 +16,7 @@ from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, Float
 
 from rankmon._checks import check_outputs, check_targets
+from rankmon._lifting import lifted_at
 from rankmon._precision import NATIVE, Precision, choose_precision
 from rankmon._tree import LeafSpec, leaf_specs, passing_names
 from rankmon._warnings import warn_user
@@ -32,6 +33,7 @@ class Statement(Protocol):
     weights: np.ndarray | None
     include: tuple[str, ...]
     exclude: tuple[str, ...]
+    lift_dtype: bool
 
     def unpack(self, params: Any, extra: Any = None) -> Any:
         """The pytree that is measured."""
@@ -46,6 +48,7 @@ class FlatProblem:
 
     Attributes:
       problem: what the user stated.
+      network: (leaves, inputs) -> outputs [n, ..., k].
       structure: the parameters' tree structure.
       specs: one `LeafSpec` for each leaf.
       precision: the arithmetic of the measurement.
@@ -55,6 +58,7 @@ class FlatProblem:
     """
 
     problem: Statement
+    network: Callable[[Any, Any], Any]
     structure: Any
     specs: tuple[LeafSpec, ...]
     precision: Precision
@@ -155,8 +159,7 @@ class FlatProblem:
 
     def apply_leaves(self, leaves: Sequence[Any], inputs: Any) -> Float[Array, "n k"]:
         """The network's outputs at a list of leaves, every position of a batch a row; traceable."""
-        outputs = self.problem.outputs(jax.tree.unflatten(self.structure, list(leaves)), inputs)
-        return outputs.reshape(-1, self.k)
+        return self.network(list(leaves), inputs).reshape(-1, self.k)
 
     def _leaf_dtype(self, spec: LeafSpec) -> np.dtype:
         # Host arrays may be float64 where JAX has x64 off.
@@ -269,12 +272,19 @@ def flat_problem(problem: Statement, params: Any, specs: tuple[LeafSpec, ...]) -
     """
     _check_moving(specs)
     structure = jax.tree.structure(params)
-    shape = _output_shape(problem, structure, specs)
+    leaves = [jax.ShapeDtypeStruct(spec.shape, spec.dtype) for spec in specs]
+    network = _network(problem, structure)
+    with NATIVE.scope():
+        outputs = jax.eval_shape(network, leaves, problem.inputs)
+        check_outputs(outputs, problem.n)
+        if problem.lift_dtype:
+            network = lifted_at(network, leaves, problem.inputs)
+    shape = tuple(outputs.shape)
     check_targets(problem.loss, problem.targets, problem.weights, shape)
     k = shape[-1]
 
     def measured(leaves: Any, inputs: Any, targets: Any) -> Any:
-        z = problem.outputs(jax.tree.unflatten(structure, leaves), inputs).reshape(-1, k)
+        z = network(leaves, inputs).reshape(-1, k)
         targets = jax.tree.map(lambda t: t.reshape(-1, *t.shape[len(shape) - 1 :]), targets)
         value = jax.vmap(problem.loss.value)(z, targets)
         shapes = [f"{leaf.dtype}{list(leaf.shape[1:])}" for leaf in jax.tree.leaves(value)]
@@ -285,10 +295,10 @@ def flat_problem(problem: Statement, params: Any, specs: tuple[LeafSpec, ...]) -
             )
         return value, jax.vmap(problem.loss.residual)(z, targets)
 
-    leaves = [jax.ShapeDtypeStruct(spec.shape, spec.dtype) for spec in specs]
     precision = choose_precision(measured, leaves, problem.inputs, problem.targets)
     return FlatProblem(
         problem=problem,
+        network=network,
         structure=structure,
         specs=specs,
         precision=precision,
@@ -297,17 +307,13 @@ def flat_problem(problem: Statement, params: Any, specs: tuple[LeafSpec, ...]) -
     )
 
 
-def _output_shape(
-    problem: Statement, structure: Any, specs: tuple[LeafSpec, ...]
-) -> tuple[int, ...]:
-    """The shape [n, ..., k] of apply's outputs, with an error that shows what to write instead."""
-    leaves = [jax.ShapeDtypeStruct(spec.shape, spec.dtype) for spec in specs]
-    with NATIVE.scope():
-        outputs = jax.eval_shape(
-            problem.outputs, jax.tree.unflatten(structure, leaves), problem.inputs
-        )
-    check_outputs(outputs, problem.n)
-    return tuple(outputs.shape)
+def _network(problem: Statement, structure: Any) -> Callable[[Any, Any], Any]:
+    """(leaves, inputs) -> outputs [n, ..., k]."""
+
+    def network(leaves: Any, inputs: Any) -> Any:
+        return problem.outputs(jax.tree.unflatten(structure, leaves), inputs)
+
+    return network
 
 
 def _check_moving(specs: Sequence[LeafSpec]) -> None:

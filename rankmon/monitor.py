@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, Self
 import jax
 import numpy as np
 
+from rankmon._checks import check_flag
 from rankmon._copies import DeviceCopy
 from rankmon._options import (
     as_alerts,
@@ -25,7 +26,6 @@ from rankmon._options import (
     as_step_and_params,
     as_writers,
     check_choice,
-    check_flag,
     check_processes,
 )
 from rankmon._processes import gathered, is_first

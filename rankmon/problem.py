@@ -14,9 +14,11 @@ from jaxtyping import Float
 
 from rankmon._checks import (
     check_finite,
+    check_flag,
     check_weights,
     leading_axis,
 )
+from rankmon._lifting import lifted
 from rankmon._tree import Bundle, as_patterns, leaf_specs
 from rankmon.adapters import is_module, linen_apply, linen_unpack, nnx_network, plain
 from rankmon.flat import FlatProblem, flat_problem
@@ -49,6 +51,7 @@ class Problem:
         weights: Any = None,
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
+        lift_dtype: bool = False,
     ) -> None:
         """States the problem and checks what can be checked without parameters.
 
@@ -64,6 +67,9 @@ class Problem:
             the mean but still evaluated: keep its inputs such that the outputs are finite.
           include: globs over parameter names; only matching leaves are differentiated.
           exclude: globs over parameter names; matching leaves are held fixed.
+          lift_dtype: evaluate in float64 also what apply or a callable loss casts to a coarser
+            dtype inside (mixed precision), instead of counting ranks at that dtype's eps. The
+            network is then that of training but for its rounding.
 
         Raises:
           TypeError, ValueError: with what was expected, what came and what to do.
@@ -75,7 +81,9 @@ class Problem:
                 "Problem.from_nnx, for anything else write a lambda"
             )
         self.apply = apply
-        self.loss = as_loss(loss)
+        check_flag("lift_dtype", lift_dtype)
+        self.lift_dtype = lift_dtype
+        self.loss = as_loss(lifted(loss) if lift_dtype and callable(loss) else loss)
         # Copies: a data loader may use its buffers again.
         with jax.transfer_guard("allow"):
             self.inputs = jax.tree.map(np.array, inputs)
@@ -114,7 +122,7 @@ class Problem:
           method: what to evaluate instead of its `__call__`, as `module.apply` takes it.
           arguments: keywords for it. Where it takes one of train, training, is_training or
             deterministic, that is set to inference by itself.
-          options: as for `Problem`: loss, inputs, targets, weights, include, exclude.
+          options: as for `Problem`: loss, inputs, targets and the rest.
 
         Raises:
           TypeError, ValueError: with what was expected, what came and what to do.
@@ -137,7 +145,7 @@ class Problem:
         Args:
           model: the flax.nnx.Module; it is left as it is.
           arguments: keywords for its `__call__`.
-          options: as for `Problem`: loss, inputs, targets, weights, include, exclude.
+          options: as for `Problem`: loss, inputs, targets and the rest.
 
         Raises:
           TypeError, ValueError: with what was expected, what came and what to do.

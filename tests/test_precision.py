@@ -234,7 +234,7 @@ def test_rounding_below_float64_is_found_wherever_it_hides(network):
     assert got.dtype == np.float64
     assert got.eps == EPS["float32" if dtype == "complex64" else dtype]
     assert f"computes in {dtype} inside (first at '{operation}')" in got.warning
-    assert "dtype=None" in got.warning
+    assert "lift_dtype=True" in got.warning
 
 
 @pytest.mark.parametrize("network", FINE, ids=name_of)

@@ -1,0 +1,241 @@
+"""Functions that cast to float32 or bfloat16 inside, evaluated in float64 throughout; no ranks.
+
+The operations are those that the function has on its own dtypes, as in training: their results are
+no longer rounded to them. Derivatives that a function brings along (`jax.custom_jvp`, `custom_vjp`)
+stay its own.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+from rankmon._jaxprs import CALLS, evaluated, nested
+from rankmon._precision import DOUBLE
+
+Function = Callable[..., Any]
+_Values = Sequence[Any]
+
+
+def lifted(function: Function) -> Function:
+    """The function with every floating operation in float64; call it in a float64 scope.
+
+    Operations that exist in one dtype only (the bits of a float32) stay as they are.
+    """
+
+    @wraps(function)
+    def on_float64(*args: Any) -> Any:
+        return lifted_at(function, *args)(*args)
+
+    return on_float64
+
+
+def lifted_at(function: Function, *shapes: Any) -> Function:
+    """The same of a function that is traced here, at arguments of these shapes and dtypes."""
+    program, shape = jax.make_jaxpr(function, return_shape=True)(*shapes)
+
+    def on_float64(*args: Any) -> Any:
+        results = _run(program.jaxpr, program.consts, jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(shape), results)
+
+    return on_float64
+
+
+def _run(jaxpr: Jaxpr, consts: _Values, args: _Values) -> list[Any]:
+    values: dict[Any, Any] = {}
+
+    def value(atom: Any) -> Any:
+        return _as_lifted(atom, atom.val) if isinstance(atom, Literal) else values[atom]
+
+    def put(variables: Sequence[Any], new: _Values) -> None:
+        values.update((v, _as_lifted(v, x)) for v, x in zip(variables, new, strict=True))
+
+    put(jaxpr.constvars, consts)
+    put(jaxpr.invars, args)
+    for eqn in jaxpr.eqns:
+        rule = _RULES.get(eqn.primitive.name, _operation)
+        put(eqn.outvars, rule(jaxpr, eqn, [value(atom) for atom in eqn.invars]))
+    return [value(atom) for atom in jaxpr.outvars]
+
+
+def _as_lifted(variable: Any, value: Any) -> Any:
+    """The value in the dtype that the variable has once it is lifted."""
+    dtype = getattr(variable.aval, "dtype", None)
+    return value if dtype is None else _cast(value, _wide(dtype))
+
+
+def _as_stored(variable: Any, value: Any) -> Any:
+    """The value in the variable's own dtype."""
+    dtype = getattr(variable.aval, "dtype", None)
+    return value if dtype is None else _cast(value, dtype)
+
+
+def _wide(dtype: Any) -> Any:
+    """float64 or complex128 for a dtype below it, float32 again where JAX has nothing else."""
+    lifts = jnp.issubdtype(dtype, jnp.inexact)
+    return jax.dtypes.canonicalize_dtype(DOUBLE.lifted_dtype(dtype)) if lifts else dtype
+
+
+def _cast(value: Any, dtype: Any) -> Any:
+    if jnp.issubdtype(dtype, jax.dtypes.extended) or getattr(value, "dtype", None) == dtype:
+        return value  # keys of random streams have a dtype that nothing is cast to
+    return jnp.asarray(value, dtype)
+
+
+def _operation(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
+    """Any operation without a rule of its own: in float64, unless it does not take that."""
+    if any(_holds_program(value) for value in eqn.params.values()):
+        return _as_it_is(jaxpr, eqn, values)
+    params = {name: _lifted_param(value) for name, value in eqn.params.items()}
+    if "precision" in params:
+        params["precision"] = jax.lax.Precision.HIGHEST
+    try:
+        results = eqn.primitive.bind(*values, **params)
+    except (TypeError, ValueError, NotImplementedError):
+        return _as_it_is(jaxpr, eqn, values)
+    return results if eqn.primitive.multiple_results else [results]
+
+
+def _lifted_param(value: Any) -> Any:
+    """float64 for a dtype below it, as `new_dtype` or `preferred_element_type`."""
+    return _wide(value) if isinstance(value, np.dtype) else value
+
+
+def _holds_program(value: Any) -> bool:
+    items = value if isinstance(value, (tuple, list)) else (value,)
+    return any(isinstance(item, (Jaxpr, ClosedJaxpr)) or callable(item) for item in items)
+
+
+def _as_it_is(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
+    return _original(jaxpr, eqn)(*map(_as_stored, eqn.invars, values))
+
+
+def _original(jaxpr: Jaxpr, eqn: JaxprEqn) -> Callable[..., list[Any]]:
+    """The operation alone, in its own dtypes."""
+
+    def run(*values: Any) -> list[Any]:
+        return evaluated(jaxpr, eqn, values)
+
+    return run
+
+
+def _convert(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
+    return values  # `_run` gives each result its variable's dtype, and here that is all
+
+
+def _call(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
+    program = nested(eqn)
+    return _run(program.jaxpr, program.consts, values)
+
+
+def _scan(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
+    params, body = eqn.params, eqn.params["jaxpr"]
+    at = (params["num_consts"], params["num_consts"] + params["num_carry"])
+    consts, carry, xs = values[: at[0]], values[at[0] : at[1]], values[at[1] :]
+
+    def step(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
+        results = _run(body.jaxpr, body.consts, [*consts, *carry, *x])
+        return results[: len(carry)], results[len(carry) :]
+
+    carry, ys = jax.lax.scan(
+        step, list(carry), list(xs), params["length"], params["reverse"], params["unroll"]
+    )
+    return [*carry, *ys]
+
+
+def _while(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
+    params = eqn.params
+    at = (params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"])
+    condition, body = params["cond_jaxpr"], params["body_jaxpr"]
+    return jax.lax.while_loop(
+        lambda carry: _run(condition.jaxpr, condition.consts, [*values[: at[0]], *carry])[0],
+        lambda carry: _run(body.jaxpr, body.consts, [*values[at[0] : at[1]], *carry]),
+        list(values[at[1] :]),
+    )
+
+
+def _cond(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
+    index, *operands = values
+    branches = [partial(_run, b.jaxpr, b.consts) for b in eqn.params["branches"]]
+    return jax.lax.switch(index, branches, operands)
+
+
+def _custom_jvp(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
+    """A function with a derivative of its own, lifted as well: traced in its dtypes first."""
+    floats = [_is_float(var) for var in eqn.invars]
+    moved = _shapes([var for var in eqn.invars if _is_float(var)])
+
+    def pushed(primals: _Values, directions: _Values) -> tuple[_Values, _Values]:
+        rest = iter(directions)
+        tangents = [
+            next(rest) if moves else np.zeros(np.shape(x), jax.dtypes.float0)
+            for x, moves in zip(primals, floats, strict=True)
+        ]
+        outputs, changes = jax.jvp(_original(jaxpr, eqn), tuple(primals), tuple(tangents))
+        return outputs, [d for d in changes if d.dtype != jax.dtypes.float0]
+
+    @jax.custom_jvp
+    def function(*args: Any) -> list[Any]:
+        return list(_call(jaxpr, eqn, args))
+
+    @function.defjvp
+    def derivative(primals: _Values, tangents: _Values) -> tuple[list[Any], list[Any]]:
+        moving = [t for t, moves in zip(tangents, floats, strict=True) if moves]
+        outputs, changes = lifted_at(pushed, _shapes(eqn.invars), moved)(primals, moving)
+        rest = iter(changes)
+        return outputs, [
+            next(rest) if _is_float(v) else np.zeros(np.shape(x), jax.dtypes.float0)
+            for v, x in zip(eqn.outvars, outputs, strict=True)
+        ]
+
+    return function(*values)
+
+
+def _custom_vjp(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
+    floats = [_is_float(var) for var in eqn.invars]
+    arguments, outputs = _shapes(eqn.invars), _shapes(eqn.outvars)
+
+    def pulled(primals: _Values, cotangents: _Values) -> list[Any]:
+        changes = jax.vjp(_original(jaxpr, eqn), *primals)[1](list(cotangents))
+        return [c for c, moves in zip(changes, floats, strict=True) if moves]
+
+    def first(primals: _Values) -> list[Any]:
+        return jax.vjp(_original(jaxpr, eqn), *primals)[0]
+
+    @jax.custom_vjp
+    def function(*args: Any) -> list[Any]:
+        return list(_call(jaxpr, eqn, args))
+
+    def forward(*args: Any) -> tuple[list[Any], _Values]:
+        return lifted_at(first, arguments)(args), args
+
+    def backward(args: _Values, cotangents: _Values) -> tuple[Any, ...]:
+        rest = iter(lifted_at(pulled, arguments, outputs)(args, cotangents))
+        return tuple(next(rest) if moves else None for moves in floats)
+
+    function.defvjp(forward, backward)
+    return function(*values)
+
+
+def _shapes(variables: Sequence[Any]) -> list[Any]:
+    return [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in variables]
+
+
+def _is_float(variable: Any) -> bool:
+    return bool(jnp.issubdtype(variable.aval.dtype, jnp.inexact))
+
+
+_RULES: dict[str, Callable[[Jaxpr, JaxprEqn, _Values], _Values]] = {
+    **dict.fromkeys(CALLS, _call),
+    **dict.fromkeys(("convert_element_type", "reduce_precision"), _convert),
+    "bitcast_convert_type": _as_it_is,
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+    "custom_jvp_call": _custom_jvp,
+    **dict.fromkeys(("custom_vjp_call", "custom_vjp_call_jaxpr"), _custom_vjp),
+}
