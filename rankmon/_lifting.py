@@ -137,7 +137,7 @@ def _scan(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
     at = (params["num_consts"], params["num_consts"] + params["num_carry"])
     consts, carry, xs = values[: at[0]], values[at[0] : at[1]], values[at[1] :]
 
-    def step(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
+    def step(carry: Any, x: Any) -> Any:
         results = _run(body.jaxpr, body.consts, [*consts, *carry, *x])
         return results[: len(carry)], results[len(carry) :]
 

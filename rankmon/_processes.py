@@ -1,4 +1,7 @@
-"""Several processes that train one network (`jax.distributed`): all measure, the first writes."""
+"""Several processes that train one network (`jax.distributed`): what is spread over them, whole.
+
+All measure, the first one writes.
+"""
 
 from typing import Any
 

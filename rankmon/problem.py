@@ -19,6 +19,7 @@ from rankmon._checks import (
     leading_axis,
 )
 from rankmon._lifting import lifted
+from rankmon._processes import gathered
 from rankmon._tree import Bundle, as_patterns, leaf_specs
 from rankmon.adapters import is_module, linen_apply, linen_unpack, nnx_network, plain
 from rankmon.flat import FlatProblem, flat_problem
@@ -60,7 +61,8 @@ class Problem:
             what a monitor is called with as `extra`.
           loss: "mse" (1/2 ||z - y||^2), "cross_entropy", "cosh", or a callable
             loss(output [k], target) -> scalar that JAX can differentiate twice.
-          inputs: pytree of arrays with leading axis n.
+          inputs: pytree of arrays with leading axis n. Arrays that are spread over processes
+            (`jax.distributed`) are gathered: all of these must state the problem.
           targets: integers [n, ...] or arrays [n, ..., k]; for a callable loss any pytree of
             arrays whose leading axes are those of the outputs without k.
           weights: None, or non-negative example weights [n, ...]. What has weight 0 is left out of
@@ -86,6 +88,7 @@ class Problem:
         self.loss = as_loss(lifted(loss) if lift_dtype and callable(loss) else loss)
         # Copies: a data loader may use its buffers again.
         with jax.transfer_guard("allow"):
+            inputs, targets, weights = gathered((inputs, targets, weights))
             self.inputs = jax.tree.map(np.array, inputs)
             self.targets = jax.tree.map(np.array, targets)
             self.weights = None if weights is None else np.array(weights)

@@ -1,7 +1,8 @@
 """Several seeds that train side by side (`jax.vmap`): a run each, and their median with its range.
 
 The seeds share the probes' compiled programs and are measured one after the other, from one copy of
-the parameters on the host; everything else is `monitor`'s.
+the parameters on the host; everything else is `monitor`'s. One batch of all would bring nothing:
+eigenvalues take the time, and LAPACK has all cores for those of one seed already.
 """
 
 from collections.abc import Mapping, Sequence

@@ -59,8 +59,7 @@ def train(monitor=None):
 
 
 found = []
-inputs, targets = (X, Y) if processes > 1 else (placed(X, "model"), placed(Y, "model"))
-problem = rankmon.Problem(apply, loss="mse", inputs=inputs, targets=targets)
+problem = rankmon.Problem(apply, loss="mse", inputs=placed(X, "model"), targets=placed(Y, "model"))
 monitor = rankmon.RankMonitor(problem, logdir=folder, every=2, background=processes == 1)
 watched, bare = train(monitor), train()
 shards = zip(jax.tree.leaves(watched), jax.tree.leaves(bare), strict=True)
