@@ -13,9 +13,9 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 
-from rankmon._jaxprs import CALLS, CUSTOM_CALLS, nested
+from rankmon._jaxprs import CALLS, CUSTOM_CALLS, interpreted, nested
 
 
 @dataclass(frozen=True)
@@ -109,18 +109,14 @@ def constant_value(value: Any) -> Value:
     return Constant() if np.size(value) == 1 else None
 
 
-def interpret(jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
-    """The kinds of a jaxpr's results, given the kinds of its arguments."""
-    kinds: dict[Any, Value] = dict(zip(jaxpr.invars, arguments, strict=True))
-    kinds |= dict(zip(jaxpr.constvars, map(constant_value, consts), strict=True))
-
-    def kind(atom: Any) -> Value:
-        return constant_value(atom.val) if isinstance(atom, Literal) else kinds[atom]
-
-    for eqn in jaxpr.eqns:
-        results = results_of(eqn, [kind(atom) for atom in eqn.invars])
-        kinds |= dict(zip(eqn.outvars, results, strict=True))
-    return [kind(atom) for atom in jaxpr.outvars]
+def kinds_of(program: ClosedJaxpr, arguments: Sequence[Value]) -> list[Value]:
+    """The kinds of a program's results, given the kinds of its arguments."""
+    return interpreted(
+        program,
+        arguments,
+        constant=lambda _, value: constant_value(value),
+        operation=lambda _, eqn, values: results_of(eqn, values),
+    )
 
 
 def results_of(eqn: JaxprEqn, values: list[Value]) -> list[Value]:
@@ -130,8 +126,7 @@ def results_of(eqn: JaxprEqn, values: list[Value]) -> list[Value]:
         return [_RULES[name](eqn, values)]
     if name not in CALLS | CUSTOM_CALLS:
         return [None] * len(eqn.outvars)
-    closed = nested(eqn)
-    results = interpret(closed.jaxpr, closed.consts, values)
+    results = kinds_of(nested(eqn), values)
     return results if name in CALLS else [_with_own_derivative(r, values) for r in results]
 
 

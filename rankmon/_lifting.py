@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from rankmon._jaxprs import CALLS, evaluated, nested
+from rankmon._jaxprs import CALLS, evaluated, interpreted, nested
 from rankmon._precision import DOUBLE
 
 Function = Callable[..., Any]
@@ -39,32 +39,26 @@ def lifted_at(function: Function, *shapes: Any) -> Function:
     program, shape = jax.make_jaxpr(function, return_shape=True)(*shapes)
 
     def on_float64(*args: Any) -> Any:
-        results = _run(program.jaxpr, program.consts, jax.tree.leaves(args))
+        results = _run(program, jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(shape), results)
 
     return on_float64
 
 
-def _run(jaxpr: Jaxpr, consts: _Values, args: _Values) -> list[Any]:
-    values: dict[Any, Any] = {}
-
-    def value(atom: Any) -> Any:
-        return _as_lifted(atom, atom.val) if isinstance(atom, Literal) else values[atom]
-
-    def put(variables: Sequence[Any], new: _Values) -> None:
-        values.update((v, _as_lifted(v, x)) for v, x in zip(variables, new, strict=True))
-
-    put(jaxpr.constvars, consts)
-    put(jaxpr.invars, args)
-    for eqn in jaxpr.eqns:
-        rule = _RULES.get(eqn.primitive.name, _operation)
-        put(eqn.outvars, rule(jaxpr, eqn, [value(atom) for atom in eqn.invars]))
-    return [value(atom) for atom in jaxpr.outvars]
+def _run(program: ClosedJaxpr, args: _Values) -> list[Any]:
+    """The program's results, every floating value on the way in float64."""
+    arguments = [_as_lifted(aval, x) for aval, x in zip(program.in_avals, args, strict=True)]
+    return interpreted(program, arguments, constant=_as_lifted, operation=_any_operation)
 
 
-def _as_lifted(variable: Any, value: Any) -> Any:
-    """The value in the dtype that the variable has once it is lifted."""
-    dtype = getattr(variable.aval, "dtype", None)
+def _any_operation(jaxpr: Jaxpr, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
+    results = _RULES.get(eqn.primitive.name, _operation)(jaxpr, eqn, values)
+    return [_as_lifted(v.aval, x) for v, x in zip(eqn.outvars, results, strict=True)]
+
+
+def _as_lifted(aval: Any, value: Any) -> Any:
+    """The value in the dtype that the abstract value has once it is lifted."""
+    dtype = getattr(aval, "dtype", None)
     return value if dtype is None else _cast(value, _wide(dtype))
 
 
@@ -128,8 +122,7 @@ def _convert(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
 
 
 def _call(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
-    program = nested(eqn)
-    return _run(program.jaxpr, program.consts, values)
+    return _run(nested(eqn), values)
 
 
 def _scan(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
@@ -138,7 +131,7 @@ def _scan(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
     consts, carry, xs = values[: at[0]], values[at[0] : at[1]], values[at[1] :]
 
     def step(carry: Any, x: Any) -> Any:
-        results = _run(body.jaxpr, body.consts, [*consts, *carry, *x])
+        results = _run(body, [*consts, *carry, *x])
         return results[: len(carry)], results[len(carry) :]
 
     carry, ys = jax.lax.scan(
@@ -152,15 +145,15 @@ def _while(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
     at = (params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"])
     condition, body = params["cond_jaxpr"], params["body_jaxpr"]
     return jax.lax.while_loop(
-        lambda carry: _run(condition.jaxpr, condition.consts, [*values[: at[0]], *carry])[0],
-        lambda carry: _run(body.jaxpr, body.consts, [*values[at[0] : at[1]], *carry]),
+        lambda carry: _run(condition, [*values[: at[0]], *carry])[0],
+        lambda carry: _run(body, [*values[at[0] : at[1]], *carry]),
         list(values[at[1] :]),
     )
 
 
 def _cond(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
     index, *operands = values
-    branches = [partial(_run, b.jaxpr, b.consts) for b in eqn.params["branches"]]
+    branches = [partial(_run, branch) for branch in eqn.params["branches"]]
     return jax.lax.switch(index, branches, operands)
 
 

@@ -7,9 +7,9 @@ side by side under `vmap`, each with inputs of its own, show it in the network's
 from collections.abc import Sequence
 from typing import Any
 
-from jax.extend.core import Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from rankmon._jaxprs import CALLS, CUSTOM_CALLS, nested
+from rankmon._jaxprs import CALLS, CUSTOM_CALLS, interpreted, nested
 from rankmon.flat import FlatProblem
 
 _SAME = frozenset({"convert_element_type", "copy", "copy_p"})
@@ -20,34 +20,27 @@ def stacked_leaves(flat: FlatProblem) -> frozenset[int]:
     several = {index for index, spec in enumerate(flat.specs) if len(spec.shape) >= 3}
     apart: set[int] = set()
     whole: set[int] = set()
-    jaxpr = flat.program.jaxpr
-    numbers = [index if index in several else None for index in range(len(jaxpr.invars))]
-    _look(jaxpr, numbers, apart, whole)
+    count = len(flat.program.in_avals)
+    _look(flat.program, [i if i in several else None for i in range(count)], apart, whole)
     return frozenset(apart - whole)
 
 
 def _look(
-    jaxpr: Jaxpr, arguments: Sequence[int | None], apart: set[int], whole: set[int]
+    program: ClosedJaxpr, arguments: Sequence[int | None], apart: set[int], whole: set[int]
 ) -> list[int | None]:
     """Sorts the leaves by how they are used; which leaf each result is."""
-    known: dict[Any, int | None] = dict(zip(jaxpr.invars, arguments, strict=True))
 
-    def leaf(atom: Any) -> int | None:
-        return None if isinstance(atom, Literal) else known.get(atom)
-
-    for eqn in jaxpr.eqns:
-        which = [leaf(atom) for atom in eqn.invars]
-        results: list[int | None] = [None] * len(eqn.outvars)
+    def use(_: Jaxpr, eqn: JaxprEqn, which: list[int | None]) -> list[int | None]:
         if eqn.primitive.name in CALLS | CUSTOM_CALLS:
-            results = _look(nested(eqn).jaxpr, which, apart, whole)
-        elif eqn.primitive.name in _SAME:
-            results = which
-        else:
-            for place, index in enumerate(which):
-                if index is not None:
-                    (apart if _takes_apart(eqn, place) else whole).add(index)
-        known |= dict(zip(eqn.outvars, results, strict=True))
-    return [leaf(atom) for atom in jaxpr.outvars]
+            return _look(nested(eqn), which, apart, whole)
+        if eqn.primitive.name in _SAME:
+            return which
+        for place, index in enumerate(which):
+            if index is not None:
+                (apart if _takes_apart(eqn, place) else whole).add(index)
+        return [None] * len(eqn.outvars)
+
+    return interpreted(program, arguments, constant=lambda *_: None, operation=use)
 
 
 def _takes_apart(eqn: JaxprEqn, place: int) -> bool:

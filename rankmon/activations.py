@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, Float
 
@@ -26,7 +26,7 @@ from rankmon._dataflow import (
     results_of,
     transparent_call,
 )
-from rankmon._jaxprs import evaluated
+from rankmon._jaxprs import evaluated, interpreted
 from rankmon.flat import FlatProblem
 from rankmon.stack import DenseStack
 
@@ -114,30 +114,19 @@ class _Walk:
         self, program: ClosedJaxpr, arguments: Sequence[tuple[Value, Any]]
     ) -> list[tuple[Value, Any]]:
         """The kinds and values of the program's results."""
-        jaxpr = program.jaxpr
-        constants = [(constant_value(value), value) for value in program.consts]
-        known = dict(zip(jaxpr.invars, arguments, strict=True))
-        known |= dict(zip(jaxpr.constvars, constants, strict=True))
-
-        def read(atom: Any) -> tuple[Value, Any]:
-            return (
-                (constant_value(atom.val), atom.val) if isinstance(atom, Literal) else known[atom]
-            )
-
-        for eqn in jaxpr.eqns:
-            operands = [read(atom) for atom in eqn.invars]
-            called = transparent_call(eqn)
-            results = (
-                self._operation(jaxpr, eqn, operands)
-                if called is None
-                else self.through(called, operands)
-            )
-            known |= dict(zip(eqn.outvars, results, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
+        return interpreted(
+            program,
+            arguments,
+            constant=lambda _, value: (constant_value(value), value),
+            operation=self._operation,
+        )
 
     def _operation(
         self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[tuple[Value, Any]]
     ) -> list[tuple[Value, Any]]:
+        called = transparent_call(eqn)
+        if called is not None:
+            return self.through(called, operands)
         if eqn.primitive.name.startswith("custom_vjp"):
             raise ValueError(
                 f"expected activations without a backward rule of their own, got {eqn}"

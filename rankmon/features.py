@@ -17,7 +17,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jaxtyping import Array, Bool, Float
 
 from rankmon import theory
-from rankmon._jaxprs import CALLS, CUSTOM_CALLS, evaluated, nested
+from rankmon._jaxprs import CALLS, CUSTOM_CALLS, evaluated, interpreted, nested
 from rankmon.flat import FlatProblem
 from rankmon.measurement import Measurement, Snapshot, State, count_scalar
 from rankmon.problem import Problem
@@ -162,6 +162,9 @@ class PreparedFeatures:
         return f"* features received by {', '.join(self.layers)}{relus}"
 
 
+_Seen = tuple[Any, int | None]  # a value, and the parameter that it is
+
+
 class _Walk:
     """Evaluates a network's jaxpr and writes down what meets parameters, and its ReLUs.
 
@@ -184,7 +187,7 @@ class _Walk:
 
         def walk(arguments: Sequence[Any]) -> Any:
             parameters = [i if i < len(flat.specs) else None for i in range(len(arguments))]
-            self._through(program, arguments, parameters)
+            self._through(program, list(zip(arguments, parameters, strict=True)))
             return self._features, self._positive
 
         shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in program.in_avals]
@@ -192,31 +195,21 @@ class _Walk:
             compiled = jax.jit(walk).lower(shapes).compile()
         return lambda leaves, inputs: compiled([*leaves, *jax.tree.leaves(inputs)])
 
-    def _through(
-        self, program: ClosedJaxpr, values: Sequence[Any], parameters: Sequence[int | None]
-    ) -> tuple[list[Any], list[int | None]]:
+    def _through(self, program: ClosedJaxpr, arguments: Sequence[_Seen]) -> list[_Seen]:
         """The program's results, and which parameter each is, in whatever arrangement."""
-        jaxpr = program.jaxpr
-        known = dict(zip(jaxpr.invars, zip(values, parameters, strict=True), strict=True))
-        constants = [(value, None) for value in program.consts]
-        known |= dict(zip(jaxpr.constvars, constants, strict=True))
+        return interpreted(
+            program, arguments, constant=lambda _, value: (value, None), operation=self._operation
+        )
 
-        def read(atom: Any) -> tuple[Any, int | None]:
-            return (atom.val, None) if isinstance(atom, Literal) else known[atom]
-
-        for eqn in jaxpr.eqns:
-            pairs = [read(atom) for atom in eqn.invars]
-            operands, which = [value for value, _ in pairs], [at for _, at in pairs]
-            name = eqn.primitive.name
-            if name in CALLS | CUSTOM_CALLS:
-                results, found = self._through(nested(eqn), operands, which)
-            else:
-                results = evaluated(jaxpr, eqn, operands)
-                found = which[:1] if name in _REARRANGEMENTS else [None] * len(results)
-                self._note(jaxpr, eqn, operands, which, results)
-            known |= dict(zip(eqn.outvars, zip(results, found, strict=True), strict=True))
-        pairs = [read(atom) for atom in jaxpr.outvars]
-        return [value for value, _ in pairs], [at for _, at in pairs]
+    def _operation(self, jaxpr: Jaxpr, eqn: JaxprEqn, seen: list[_Seen]) -> list[_Seen]:
+        name = eqn.primitive.name
+        if name in CALLS | CUSTOM_CALLS:
+            return self._through(nested(eqn), seen)
+        operands, which = [value for value, _ in seen], [at for _, at in seen]
+        results = evaluated(jaxpr, eqn, operands)
+        self._note(jaxpr, eqn, operands, which, results)
+        found = which[:1] if name in _REARRANGEMENTS else [None] * len(results)
+        return list(zip(results, found, strict=True))
 
     def _note(
         self,

@@ -23,8 +23,8 @@ from rankmon._dataflow import (
     Value,
     argument_values,
     closed_layers,
-    interpret,
     is_float,
+    kinds_of,
 )
 from rankmon.flat import FlatProblem
 
@@ -90,7 +90,7 @@ def dense_stack(
     jaxpr, output = jax.make_jaxpr(apply, return_shape=True)(list(leaves), inputs)
     if not isinstance(output, jax.ShapeDtypeStruct) or len(output.shape) != 2:
         return None
-    (result,) = interpret(jaxpr.jaxpr, jaxpr.consts, argument_values(leaves, batch[0]))
+    (result,) = kinds_of(jaxpr, argument_values(leaves, batch[0]))
     stack = _stack(result, leaves, batch[0].shape)
     if stack is None or (stack.linear and not _equals_chain(apply, stack, leaves, inputs)):
         return None
