@@ -1,0 +1,203 @@
+"""The "Ranks" tab as a TensorBoard plugin: its routes, and the samples it needs; draws nothing."""
+
+import functools
+import json
+import re
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from types import MappingProxyType
+from typing import Any
+
+from tensorboard import errors, plugin_util
+from tensorboard.backend import http_util
+from tensorboard.plugins import base_plugin
+from werkzeug.wrappers import Request, Response
+
+from rankmon_tensorboard import payload
+from rankmon_tensorboard.stored import ARRAYS, MOST_STEPS, Stored
+
+_STATIC = files("rankmon_tensorboard") / "static"
+_TYPES = MappingProxyType(
+    {".js": "text/javascript", ".css": "text/css", ".txt": "text/plain", ".md": "text/plain"}
+)
+_Answer = Callable[[Stored, Request], payload.Json]
+
+
+class RanksLoader(base_plugin.TBLoader):
+    """Loads the tab."""
+
+    def fix_flags(self, flags: Any) -> None:
+        """Has TensorBoard keep as many spectra as scalars; by itself it keeps ten a tag.
+
+        What the user says in --samples_per_plugin=rankmon=... holds.
+        """
+        flags.samples_per_plugin = {ARRAYS: MOST_STEPS, **(flags.samples_per_plugin or {})}
+
+    def load(self, context: base_plugin.TBContext) -> "RanksPlugin":
+        """The tab."""
+        return RanksPlugin(context)
+
+
+class RanksPlugin(base_plugin.TBPlugin):
+    """The "Ranks" tab."""
+
+    plugin_name = "ranks"
+
+    def __init__(self, context: base_plugin.TBContext) -> None:
+        self._provider = context.data_provider
+
+    def get_plugin_apps(self) -> dict[str, Callable[..., Any]]:
+        """The routes: the data, and each of the files that were installed with the package."""
+        answers: dict[str, _Answer] = {
+            "/runs": _runs,
+            "/scalars": _scalars,
+            "/counts": _counts,
+            "/spectrum": _spectrum,
+            "/heatmap": _heatmap,
+            "/texts": _texts,
+        }
+        data = {route: functools.partial(self._serve, answer) for route, answer in answers.items()}
+        static = {
+            f"/static/{name}": functools.partial(_serve_file, name) for name in static_files()
+        }
+        return {route: _get_only(serve) for route, serve in {**data, **static}.items()}
+
+    def is_active(self) -> bool:
+        """True: whether there are runs is asked by the tab, which says what to do without."""
+        return True
+
+    def frontend_metadata(self) -> base_plugin.FrontendMetadata:
+        """The tab's name and module."""
+        return base_plugin.FrontendMetadata(
+            es_module_path="/static/index.js", tab_name="Ranks", disable_reload=True
+        )
+
+    def _serve(self, answer: _Answer, request: Request) -> Response:
+        environ = request.environ
+        stored = Stored(
+            self._provider, plugin_util.context(environ), plugin_util.experiment_id(environ)
+        )
+        body = json.dumps(answer(stored, request), allow_nan=False)
+        return http_util.Respond(request, body, "application/json")
+
+
+def static_files() -> Mapping[str, str]:
+    """The names below static/ of the files that are served, and their types."""
+    found = {}
+    folders = [("", _STATIC)]
+    while folders:
+        prefix, folder = folders.pop()
+        for entry in folder.iterdir() if folder.is_dir() else ():
+            name = prefix + entry.name
+            kind = _TYPES.get(entry.name[entry.name.rfind(".") :])
+            if entry.is_dir():
+                folders.append((f"{name}/", entry))
+            elif kind is not None:
+                found[name] = kind
+    return found
+
+
+def static_text(name: str) -> str:
+    """The contents of one of these files."""
+    return _STATIC.joinpath(*name.split("/")).read_text(encoding="utf-8")
+
+
+def _serve_file(name: str, request: Request) -> Response:
+    return http_util.Respond(request, static_text(name), static_files()[name])
+
+
+def _get_only(serve: Callable[[Request], Response]) -> Callable[..., Any]:
+    @Request.application
+    def application(request: Request) -> Response:
+        if request.method not in ("GET", "HEAD"):
+            text = f"expected GET, got {request.method}; this tab reads only"
+            return http_util.Respond(
+                request, text, "text/plain", code=405, headers=[("Allow", "GET, HEAD")]
+            )
+        return serve(request)
+
+    return application
+
+
+def _argument(request: Request, name: str) -> str:
+    value = request.args.get(name)
+    if value is None:
+        raise errors.InvalidArgumentError(f"expected {name}=... in the address, got none; name one")
+    return value
+
+
+def _run(stored: Stored, request: Request) -> tuple[str, tuple[list[str], list[str], list[str]]]:
+    """The run that is asked for, and its tags."""
+    name = _argument(request, "run")
+    tags = stored.tags().get(name)
+    if tags is None:
+        raise errors.NotFoundError(f"expected the name of a run, got {name!r}; see the route runs")
+    return name, tags
+
+
+def _runs(stored: Stored, _: Request) -> payload.Json:
+    own = {run: tags for run, tags in stored.tags().items() if payload.is_own(tags[0])}
+    return {"runs": [payload.overview(run, *own[run]) for run in sorted(own, key=_natural)]}
+
+
+def _scalars(stored: Stored, request: Request) -> payload.Json:
+    runs, prefixes = request.args.getlist("run"), request.args.getlist("prefix")
+    if not runs or not prefixes:
+        raise errors.InvalidArgumentError(
+            "expected run=... and prefix=..., got none of one; name one or more"
+        )
+    known = stored.tags()
+    tags = {
+        tag
+        for run in runs
+        for tag in known.get(run, ([], [], []))[0]
+        if tag.startswith(tuple(prefixes))
+    }
+    read = stored.scalars(runs, tags)
+    return {"runs": {run: payload.scalars(series, prefixes) for run, series in read.items()}}
+
+
+def _counts(stored: Stored, request: Request) -> payload.Json:
+    run, (scalars, arrays, _) = _run(stored, request)
+    parts = [tag.removeprefix("spectrum/") for tag in arrays if f"tolerance/{tag[9:]}" in scalars]
+    cuts = stored.scalars([run], [f"tolerance/{part}" for part in parts]).get(run, {})
+    spectra = {part: stored.spectrum(run, part) for part in parts}
+    return payload.counts_of_run(
+        {part: series for part, series in spectra.items() if series is not None},
+        {tag.removeprefix("tolerance/"): series for tag, series in cuts.items()},
+    )
+
+
+def _spectrum(stored: Stored, request: Request) -> payload.Json:
+    step = _argument(request, "step")
+    if not step.lstrip("-").isdecimal():
+        raise errors.InvalidArgumentError(
+            f"expected step to be an integer, got {step!r}; give a step of training"
+        )
+    run, part = _run(stored, request)[0], _argument(request, "part")
+    series = stored.spectrum(run, part)
+    if series is None or not len(series.steps):
+        raise errors.NotFoundError(f"expected a part with a spectrum, got {part!r}; see runs")
+    cut, zeros = f"tolerance/{part}", f"spectrum_zeros/{part}"
+    scalars = stored.scalars([run], [cut, zeros]).get(run, {})
+    return payload.spectrum(series, scalars.get(cut), scalars.get(zeros), int(step))
+
+
+def _heatmap(stored: Stored, request: Request) -> payload.Json:
+    run, part = _run(stored, request)[0], _argument(request, "part")
+    series = stored.spectrum(run, part)
+    if series is None:
+        raise errors.NotFoundError(f"expected a part with a spectrum, got {part!r}; see runs")
+    cuts = stored.scalars([run], [f"tolerance/{part}"]).get(run, {})
+    return payload.heatmap(series, cuts.get(f"tolerance/{part}"))
+
+
+def _texts(stored: Stored, request: Request) -> payload.Json:
+    run, (_, _, tags) = _run(stored, request)
+    return payload.texts(stored.texts(run, tags) if tags else {})
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """seed_2 before seed_10."""
+    pieces = re.split(r"(\d+)", name)
+    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in pieces]

@@ -1,0 +1,327 @@
+// One chart of lines over steps: drawn by uPlot, read by hovering, saved as PNG, SVG or CSV.
+
+import uPlot from "./vendor/uPlot.esm.js";
+import { button, element, save } from "./dom.js";
+import { recorded } from "./svg.js";
+import { ink } from "./theme.js";
+
+/**
+ * @typedef {Object} Line
+ * @property {string} label
+ * @property {string} color
+ * @property {number[]} steps
+ * @property {ArrayLike<number>} values
+ * @property {number[]} [dash]
+ * @property {number} [width]
+ * @property {"line"|"markers"|"edge"} [kind] an edge of a band is neither drawn nor in the legend
+ * @property {boolean} [right] on the second axis
+ *
+ * @typedef {Object} Spec
+ * @property {string} title
+ * @property {string} left what the axis shows
+ * @property {string} [right]
+ * @property {string} [x] "step" if not given
+ * @property {boolean} [logX]
+ * @property {boolean} [fromZero] whether the left axis begins at zero
+ * @property {boolean} [rightLog]
+ * @property {number} [height]
+ * @property {Line[]} lines
+ * @property {[number, number, string][]} [bands] upper and lower line by index, and the color
+ * @property {{draw: Object<string, Function[]>, range?: Function}} [plugin]
+ */
+
+const FONT = "12px system-ui, sans-serif";
+
+/** A number as people read it: counts whole, others with six digits. */
+export function shown(value) {
+  if (value === null || value === undefined || Number.isNaN(value)) return "–";
+  if (!Number.isFinite(value)) return value > 0 ? "∞" : "-∞";
+  return Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(6)));
+}
+
+export class Chart {
+  /**
+   * @param {string} id a name for tests and files
+   * @param {Spec} spec
+   */
+  constructor(id, spec) {
+    this.id = id;
+    this.title = element("h3");
+    this.plot = element("div", { class: "plot" });
+    const saving = [
+      button("PNG", () => this.png().then((blob) => save(`${id}.png`, blob))),
+      button("SVG", () => this.svg().then((text) => save(`${id}.svg`, svgBlob(text)))),
+      button("CSV", () => save(`${id}.csv`, new Blob([this.csv()], { type: "text/csv" }))),
+    ];
+    for (const one of saving) one.title = `Save this chart as ${one.textContent}`;
+    const head = element("header", {}, this.title, element("span", { class: "saving" }, ...saving));
+    this.host = element("figure", { class: "chart", "data-testid": `chart-${id}` }, head, this.plot);
+    this.resizing = new ResizeObserver(() => this.resize());
+    this.resizing.observe(this.plot);
+    this.spec = spec;
+    Chart.all.set(id, this);
+  }
+
+  /** Draws other data; keeps the zoom, and what is hidden, where the lines are the same. */
+  update(spec) {
+    const same = this.uplot && shape(spec) === shape(this.spec);
+    this.spec = spec;
+    this.title.textContent = spec.title;
+    if (!this.plot.clientWidth) return; // drawn once it is seen
+    if (same) this.redraw();
+    else this.rebuild();
+  }
+
+  redraw() {
+    const { min, max } = this.uplot.scales.x;
+    const zoomed = this.isZoomed();
+    this.data = aligned(this.spec.lines);
+    this.uplot.batch(() => {
+      this.uplot.setData(this.data, true);
+      if (zoomed) this.uplot.setScale("x", { min, max });
+    });
+  }
+
+  isZoomed() {
+    const { min, max } = this.uplot.scales.x;
+    const xs = this.data[0];
+    return xs.length > 1 && (min > xs[0] || max < xs.at(-1));
+  }
+
+  /** Draws everything anew, with the colors of the page's present theme. */
+  rebuild() {
+    const hidden = new Set(
+      this.uplot ? this.uplot.series.filter((one) => !one.show).map((one) => one.label) : [],
+    );
+    this.uplot?.destroy();
+    this.data = aligned(this.spec.lines);
+    this.uplot = new uPlot(options(this.spec, this.width(), hidden), this.data, this.plot);
+  }
+
+  width() {
+    return Math.max(this.plot.clientWidth, 200);
+  }
+
+  resize() {
+    if (!this.plot.clientWidth) return;
+    if (!this.uplot) this.update(this.spec);
+    else this.uplot.setSize({ width: this.width(), height: this.spec.height ?? 300 });
+  }
+
+  destroy() {
+    this.resizing.disconnect();
+    this.uplot?.destroy();
+    Chart.all.delete(this.id);
+  }
+
+  /** The lines that are shown, without the edges of bands. */
+  visible() {
+    return this.spec.lines.filter((line, i) => line.kind !== "edge" && this.uplot.series[i + 1].show);
+  }
+
+  csv() {
+    const lines = this.visible();
+    const [steps, ...columns] = aligned(lines);
+    const quoted = (text) => `"${String(text).replaceAll('"', '""')}"`;
+    const cell = (value) => (value === null || Number.isNaN(value) ? "" : String(value));
+    const rows = steps.map((step, at) => [step, ...columns.map((c) => cell(c[at]))].join(","));
+    const names = [this.spec.x ?? "step", ...lines.map((line) => line.label)];
+    return `${names.map(quoted).join(",")}\n${rows.join("\n")}\n`;
+  }
+
+  async png() {
+    const plot = this.uplot.ctx.canvas;
+    const ratio = plot.width / this.uplot.width;
+    const canvas = document.createElement("canvas");
+    const head = this.headHeight() * ratio;
+    Object.assign(canvas, { width: plot.width, height: plot.height + head });
+    const ctx = canvas.getContext("2d");
+    ctx.fillStyle = ink().page;
+    ctx.fillRect(0, 0, canvas.width, canvas.height);
+    ctx.drawImage(plot, 0, head);
+    ctx.scale(ratio, ratio);
+    this.drawHead(ctx);
+    return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+  }
+
+  async svg() {
+    const host = element("div");
+    const hidden = new Set(this.uplot.series.filter((one) => !one.show).map((one) => one.label));
+    const given = options(this.spec, this.uplot.width, hidden);
+    const { min, max } = this.uplot.scales.x;
+    given.pxAlign = 0;
+    let copy;
+    const [context] = await recorded(() => {
+      copy = new uPlot(given, this.data, host);
+      copy.setScale("x", { min, max });
+    });
+    const ratio = context.canvas.width / this.uplot.width;
+    const head = this.headHeight();
+    const plot = context.text(context.canvas.width, context.canvas.height, "transparent");
+    context.marks = [];
+    context.clips = [];
+    this.drawHead(context);
+    const [width, height] = [this.uplot.width, this.uplot.height + head];
+    const placed = plot.replace(
+      /^<svg [^>]*>/,
+      `<svg y="${head}" width="${width}" height="${this.uplot.height}"` +
+        ` viewBox="0 0 ${width * ratio} ${this.uplot.height * ratio}">`,
+    );
+    context.marks.push(placed);
+    copy.destroy();
+    return context.text(width, height, ink().page);
+  }
+
+  headHeight() {
+    return 30 + 18 * this.headRows().length;
+  }
+
+  /** The legend in rows that fit the width. */
+  headRows() {
+    const rows = [[]];
+    let left = this.uplot.width - 20;
+    for (const line of this.visible()) {
+      const need = 7 * line.label.length + 36;
+      if (need > left && rows.at(-1).length) {
+        rows.push([]);
+        left = this.uplot.width - 20;
+      }
+      rows.at(-1).push({ line, x: this.uplot.width - 10 - left });
+      left -= need;
+    }
+    return rows;
+  }
+
+  /** Title and legend, which the page has as text, for pictures. */
+  drawHead(ctx) {
+    ctx.fillStyle = ink().text;
+    Object.assign(ctx, { font: `bold ${FONT}`, textAlign: "left", textBaseline: "alphabetic" });
+    ctx.fillText(this.spec.title, 10, 20);
+    ctx.font = FONT;
+    this.headRows().forEach((row, at) => {
+      for (const { line, x } of row) {
+        const y = 40 + 18 * at;
+        ctx.beginPath();
+        ctx.setLineDash(line.dash ?? []);
+        Object.assign(ctx, { strokeStyle: line.color, lineWidth: 2 });
+        ctx.moveTo(x, y - 4);
+        ctx.lineTo(x + 18, y - 4);
+        ctx.stroke();
+        ctx.fillText(line.label, x + 23, y);
+      }
+    });
+    ctx.setLineDash([]);
+  }
+}
+
+/** Every chart on the page by its id. @type {Map<string, Chart>} */
+Chart.all = new Map();
+
+const svgBlob = (text) => new Blob([text], { type: "image/svg+xml" });
+
+/** What makes it another chart than before, rather than the same with other data. */
+function shape(spec) {
+  const { title, left, right, logX, rightLog, height, lines, bands } = spec;
+  const looks = lines.map(({ label, color, dash, kind, width }) => [label, color, dash, kind, width]);
+  return JSON.stringify([title, left, right, logX, rightLog, height, looks, bands]);
+}
+
+/** The lines as uPlot takes them: the steps of all, and a column a line. */
+export function aligned(lines) {
+  if (!lines.length) return [[]];
+  const first = lines[0].steps;
+  const sameSteps = ({ steps }) =>
+    steps === first || (steps.length === first.length && steps.every((s, i) => s === first[i]));
+  if (lines.every(sameSteps)) return [first, ...lines.map((line) => drawn(line.values))];
+  const tables = lines.map((line) => [line.steps, drawn(line.values)]);
+  return uPlot.join(tables);
+}
+
+/** Gaps where there is no number. */
+function drawn(values) {
+  return Array.from(values, (value) => (Number.isFinite(value) ? value : null));
+}
+
+function options(spec, width, hidden) {
+  const color = ink();
+  const axis = (given) => ({
+    stroke: color.text,
+    grid: { stroke: color.grid, width: 1 },
+    ticks: { stroke: color.grid, width: 1 },
+    font: FONT,
+    labelFont: FONT,
+    labelSize: 18,
+    ...given,
+  });
+  const axes = [
+    axis({ label: spec.x ?? "step", size: 36 }),
+    axis({ label: spec.left, size: 62, values: (_, ticks) => ticks.map(tick) }),
+  ];
+  if (spec.right) {
+    const given = { scale: "right", side: 1, label: spec.right, size: 62, grid: { show: false } };
+    axes.push(axis({ ...given, values: (_, ticks) => ticks.map(tick) }));
+  }
+  return {
+    width,
+    height: spec.height ?? 300,
+    padding: [10, spec.right ? 0 : 14, 0, 0],
+    scales: {
+      x: { time: false, distr: spec.logX ? 4 : 1, asinh: 1, range: spec.plugin?.rangeX },
+      y: { range: spec.plugin?.rangeY ?? (spec.fromZero ? rangeFromZero : rangeAround) },
+      right: { distr: spec.rightLog ? 3 : 1 },
+    },
+    axes,
+    series: [{ label: spec.x ?? "step", value: (_, v) => shown(v) }, ...spec.lines.map((line) => seriesOf(line, hidden))],
+    bands: (spec.bands ?? []).map(([high, low, fill]) => ({ series: [high + 1, low + 1], fill })),
+    hooks: spec.plugin?.hooks ?? {},
+    legend: { live: true },
+    cursor: { drag: { x: true, y: false }, points: { size: 6 } },
+    focus: { alpha: 1 },
+  };
+}
+
+function seriesOf(line, hidden) {
+  const base = {
+    label: line.label,
+    scale: line.right ? "right" : "y",
+    value: (_, value) => shown(value),
+    spanGaps: false,
+    show: !hidden.has(line.label),
+  };
+  if (line.kind === "edge") return { ...base, class: "edge", width: 0, points: { show: false } };
+  if (line.kind === "markers") {
+    const points = { show: true, size: 7, stroke: line.color, width: 1.2, fill: "transparent", space: 12 };
+    return { ...base, stroke: line.color, width: 0, paths: () => null, points: { ...points, filter: spaced } };
+  }
+  const points = { show: line.steps.length < 40, size: 4, fill: line.color, stroke: line.color };
+  return { ...base, stroke: line.color, width: line.width ?? 2, dash: line.dash, points };
+}
+
+/** Markers that do not touch: at most about thirty across the chart, the first and last included. */
+function spaced(u, index, show) {
+  if (!show) return null;
+  const values = u.data[index];
+  const [from, to] = u.series[0].idxs ?? [0, values.length - 1];
+  const every = Math.max(1, Math.ceil((to - from) / 30));
+  const chosen = [];
+  for (let at = from; at <= to; at++) {
+    if (values[at] !== null && ((at - from) % every === 0 || at === to)) chosen.push(at);
+  }
+  return chosen;
+}
+
+function tick(value) {
+  if (value === null) return "";
+  const size = Math.abs(value);
+  return size !== 0 && (size < 1e-3 || size >= 1e6) ? value.toExponential(0) : shown(value);
+}
+
+function rangeFromZero(_, low, high) {
+  return [Math.min(0, low ?? 0), (high || 1) * 1.05];
+}
+
+function rangeAround(_, low, high) {
+  if (low === null) return [0, 1];
+  const room = (high - low || Math.abs(high) || 1) * 0.05;
+  return [low - room, high + room];
+}

@@ -1,0 +1,52 @@
+// Elements from data, as text always: names of runs and tags never become HTML.
+
+/**
+ * @param {string} tag
+ * @param {Object<string, any>} [attributes] `on...` are listeners, null and false leave one out
+ * @param {...(Node|string|null)} children
+ * @returns {HTMLElement}
+ */
+export function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === null || value === false) continue;
+    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+    else made.setAttribute(name, value === true ? "" : value);
+  }
+  made.append(...children.filter((child) => child !== null));
+  return made;
+}
+
+/** A labeled checkbox that reports its state. */
+export function checkbox(label, checked, onChange, attributes = {}) {
+  const input = element("input", {
+    type: "checkbox",
+    ...attributes,
+    onchange: () => onChange(input.checked),
+  });
+  input.checked = checked;
+  return element("label", { class: "check" }, input, label);
+}
+
+/** A labeled choice among options. */
+export function choice(label, options, chosen, onChange, attributes = {}) {
+  const select = element("select", { ...attributes, onchange: () => onChange(select.value) });
+  for (const option of options) select.append(element("option", { value: option }, option));
+  select.value = chosen;
+  return element("label", { class: "choice" }, `${label} `, select);
+}
+
+/** A button. */
+export function button(label, onClick, attributes = {}) {
+  return element("button", { type: "button", ...attributes, onclick: onClick }, label);
+}
+
+/** Gives the browser a file to save. */
+export function save(name, blob) {
+  const url = URL.createObjectURL(blob);
+  const link = element("a", { href: url, download: name });
+  document.body.append(link);
+  link.click();
+  link.remove();
+  setTimeout(() => URL.revokeObjectURL(url), 1000);
+}

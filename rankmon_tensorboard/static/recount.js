@@ -1,0 +1,34 @@
+// Ranks at another cut, counted in the browser: the logged spectra's counts at each factor.
+
+/** The slider's place at which the cut is the one that training used. */
+export const LOGGED = 80;
+const POSITIONS = 161;
+const DECADE = 10;
+
+/** The factor that this place of the slider stands for. */
+export const factor = (position) => 10 ** ((position - LOGGED) / DECADE);
+
+/** @returns {{steps: number[], values: number[]}} the counts of a part at a place of the slider */
+export function column({ steps, table }, position) {
+  const at = Math.min(Math.max(position, 0), POSITIONS - 1);
+  const values = new Array(steps.length);
+  for (let row = 0; row < steps.length; row++) values[row] = table[row * POSITIONS + at];
+  return { steps, values };
+}
+
+/**
+ * The rank of a part and its margin: as logged where the slider was not moved, else recounted.
+ *
+ * @returns {{rank: Series, low: Series, high: Series} | null} null where nothing was logged
+ */
+export function ranks(scalars, counts, part, position) {
+  const [rank, low, high] = ["rank", "rank_low", "rank_high"].map((tag) => scalars[`${tag}/${part}`]);
+  if (position === LOGGED) return rank ? { rank, low, high } : null;
+  const counted = counts?.parts[part];
+  if (!counted) return null;
+  return {
+    rank: column(counted, position),
+    low: column(counted, position + DECADE),
+    high: column(counted, position - DECADE),
+  };
+}

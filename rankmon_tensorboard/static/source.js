@@ -1,0 +1,93 @@
+// Where data come from: TensorBoard's server, or the page itself. Both give the same objects.
+
+/**
+ * @typedef {{steps: number[], values: number[]}} Series
+ * @typedef {{name: string, scalars: string[], spectra: string[], texts: string[]}} Run
+ * @typedef {{steps: number[], positions: number, table: Uint16Array|Uint32Array}} Counts
+ */
+
+const NAMES = { NaN: NaN, Infinity: Infinity, "-Infinity": -Infinity };
+
+/** Numbers as they are; those that JSON does not have come as strings. */
+function numbers(values) {
+  return values.map((value) => (typeof value === "string" ? NAMES[value] : value));
+}
+
+function bytes(base64) {
+  return Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0)).buffer;
+}
+
+function series(byTag) {
+  const entries = Object.entries(byTag);
+  return Object.fromEntries(
+    entries.map(([tag, one]) => [tag, { steps: one.steps, values: numbers(one.values) }]),
+  );
+}
+
+function counts(payload) {
+  const parts = Object.entries(payload.parts).map(([part, one]) => {
+    const kind = one.bits === 16 ? Uint16Array : Uint32Array;
+    return [part, { steps: one.steps, table: new kind(bytes(one.counts)) }];
+  });
+  return { ...payload, parts: Object.fromEntries(parts) };
+}
+
+function spectrum(payload) {
+  return { ...payload, values: Array.from(new Float32Array(bytes(payload.values))) };
+}
+
+function heatmap(payload) {
+  return {
+    ...payload,
+    values: new Float32Array(bytes(payload.values)),
+    cut: numbers(payload.cut),
+  };
+}
+
+/** The server's routes below `base`. */
+export function fetched(base) {
+  async function get(route, query = []) {
+    const address = new URL(route, base);
+    for (const [name, value] of query) address.searchParams.append(name, value);
+    const response = await fetch(address);
+    if (!response.ok) throw new Error(`${route}: ${await response.text()}`);
+    return response.json();
+  }
+  return {
+    isLive: true,
+    runs: async () => (await get("runs")).runs,
+    async scalars(runs, prefixes) {
+      const query = [...runs.map((r) => ["run", r]), ...prefixes.map((p) => ["prefix", p])];
+      const found = (await get("scalars", query)).runs;
+      return Object.fromEntries(Object.entries(found).map(([run, tags]) => [run, series(tags)]));
+    },
+    counts: async (run) => counts(await get("counts", [["run", run]])),
+    spectrum: async (run, part, step) =>
+      spectrum(await get("spectrum", Object.entries({ run, part, step }))),
+    heatmap: async (run, part) => heatmap(await get("heatmap", Object.entries({ run, part }))),
+    texts: async (run) => get("texts", [["run", run]]),
+  };
+}
+
+/** The objects of `payload.whole` for each run, as a page holds them. */
+export function embedded(runs) {
+  const byName = new Map(runs.map((run) => [run.overview.name, run]));
+  const nearest = (all, step) =>
+    all.reduce((a, b) => (Math.abs(b.step - step) < Math.abs(a.step - step) ? b : a));
+  return {
+    isLive: false,
+    runs: async () => runs.map((run) => run.overview),
+    async scalars(names, prefixes) {
+      const wanted = ([tag]) => prefixes.some((prefix) => tag.startsWith(prefix));
+      const found = names.map((name) => {
+        const tags = Object.entries(byName.get(name).scalars).filter(wanted);
+        return [name, series(Object.fromEntries(tags))];
+      });
+      return Object.fromEntries(found);
+    },
+    counts: async (run) => counts(byName.get(run).counts),
+    spectrum: async (run, part, step) => spectrum(nearest(byName.get(run).spectra[part], step)),
+    heatmap: async (run, part) => heatmap(byName.get(run).heatmaps[part]),
+    texts: async (run) => byName.get(run).texts,
+  };
+}
