@@ -5,8 +5,10 @@ the event files, all steps of them. What a restart superseded is left out either
 last record that is only half there: its writer is at work, or was killed.
 """
 
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,24 @@ def read_runs(logdir: PathLike) -> list[RunSeries]:
             "RankMonitor(..., logdir=...) first, or give another folder"
         )
     return runs
+
+
+def read_several(folders: Sequence[PathLike]) -> list[RunSeries]:
+    """The runs in several folders, each once, named by their paths less what all of them share.
+
+    Args:
+      folders: of runs, or above some.
+
+    Raises:
+      OSError, ValueError: as `read_runs` does.
+    """
+    runs = {
+        (Path(folder).expanduser() / run.name).resolve(): run
+        for folder in folders
+        for run in read_runs(folder)
+    }
+    shared = os.path.commonpath([path.parent for path in runs])
+    return [replace(run, name=path.relative_to(shared).as_posix()) for path, run in runs.items()]
 
 
 def _folders(top: Path) -> Iterator[tuple[Path, str, bool]]:
