@@ -34,6 +34,7 @@ STYLE: Any = {
     "legend.frameon": False,
 }
 MARKERS = 9
+LABEL = 20  # characters of a weight's name
 
 
 def png_of(runs: Sequence[RunSeries]) -> bytes:
@@ -108,6 +109,7 @@ def _has(run: RunSeries, group: str) -> bool:
 def _draw_hessian(axes: "Axes", run: RunSeries) -> None:
     """The ranks, the band from low to high, theory as open circles, the loss in gray."""
     _draw_loss(axes, run)
+    tags = [f"rank/{part}" for part in PARTS if f"rank/{part}" in run.scalars]
     for part, (label, color, style, width) in PARTS.items():
         if f"rank/{part}" not in run.scalars:
             continue
@@ -125,8 +127,7 @@ def _draw_hessian(axes: "Axes", run: RunSeries) -> None:
             )
     if _has(run, "rank_theory"):
         axes.plot([], [], "o", color="#666666", mfc="white", ms=6, label="theory, linear networks")
-    axes.set(xlabel="step")
-    axes.set_ylim(bottom=0)
+    _finish(axes, [step for tag in tags for step in run.scalars[tag].steps.tolist()])
 
 
 def _draw_loss(axes: "Axes", run: RunSeries) -> None:
@@ -146,14 +147,56 @@ def _draw_loss(axes: "Axes", run: RunSeries) -> None:
 def _draw_weights(axes: "Axes", run: RunSeries) -> None:
     tags = [tag for tag in run.scalars if tag.startswith("rank_weights/")]
     for i, tag in enumerate(tags):
-        series, color = run.scalars[tag], LAYERS[i % len(LAYERS)]
-        axes.plot(series.steps, series.values, marker="" if len(series.steps) > 1 else ".",
-                  color=color, lw=2.2)  # fmt: skip
-        axes.annotate(tag.partition("/")[2], (series.steps[-1], series.values[-1]), xytext=(0, 3),
-                      textcoords="offset points", color=color, ha="right", fontsize=9,
-                      parse_math=False)  # fmt: skip
-    axes.set(title="weights", xlabel="step")
+        series, dot = run.scalars[tag], "." if len(run.scalars[tag].steps) == 1 else ""
+        color = LAYERS[i % len(LAYERS)]
+        axes.plot(series.steps, series.values, marker=dot, color=color, lw=2.2)
+    for rank, name, color in _labels(run, tags):
+        axes.annotate(
+            name,
+            (1, rank),
+            xycoords=("axes fraction", "data"),
+            xytext=(-4, 3),
+            textcoords="offset points",
+            color=color,
+            ha="right",
+            fontsize=9,
+            parse_math=False,
+        )
+    axes.set(title="weights")
+    _finish(axes, [step for tag in tags for step in run.scalars[tag].steps.tolist()])
+
+
+def _labels(run: RunSeries, tags: Sequence[str]) -> list[tuple[float, str, str]]:
+    """The rank that weights end at, their name and color; one for all that end at the same rank.
+
+    Where two labels would lie on one another the lower one is left out.
+    """
+    ends: dict[float, list[int]] = {}
+    for i, tag in enumerate(tags):
+        last = float(run.scalars[tag].values[-1])
+        if np.isfinite(last):
+            ends.setdefault(last, []).append(i)
+    labels: list[tuple[float, str, str]] = []
+    for rank in sorted(ends, reverse=True):
+        last_drawn, name = ends[rank][-1], tags[ends[rank][-1]].partition("/")[2]
+        name = name if len(name) <= LABEL else "\u2026" + name[-LABEL:]
+        more = f" and {len(ends[rank]) - 1} more" if len(ends[rank]) > 1 else ""
+        if not labels or labels[-1][0] - rank > 0.06 * labels[0][0]:
+            labels.append((rank, name + more, LAYERS[last_drawn % len(LAYERS)]))
+    return labels
+
+
+def _finish(axes: "Axes", steps: Sequence[int]) -> None:
+    """Ranks from 0; steps on a logarithmic axis where most of them come early."""
+    axes.set(xlabel="step")
     axes.set_ylim(bottom=0)
+    different = sorted(set(steps))
+    if len(different) == 1:
+        axes.set_xticks(different)
+    elif different and np.median(different) < different[0] + 0.1 * (different[-1] - different[0]):
+        positive = [step for step in different if step > 0]
+        axes.set_xscale("symlog", linthresh=positive[0], linscale=0.5)
+        axes.set_xlim(different[0], 1.2 * different[-1])
 
 
 def _add_legend(figure: "Figure", panels: Sequence["Axes"]) -> None:

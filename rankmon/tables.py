@@ -65,14 +65,13 @@ def _ranks(summary: RunSummary) -> Table:
 
 def _rank_cells(curve: RankCurve) -> list[Text]:
     agrees = f"{curve.agreed_steps}/{curve.predicted_steps}" if curve.predicted_steps else ""
-    has_margin = not (isnan(curve.low) and isnan(curve.high))
     return [
         Text(_count(curve.first)),
         Text(_count(curve.last)),
         Text(_count(curve.lowest)),
         Text(_count(curve.theory) if curve.predicted_steps else ""),
         Text(agrees),
-        Text(f"{_count(curve.low)}..{_count(curve.high)}" if has_margin else ""),
+        Text(_range(curve.low, curve.high)),
         Text("" if curve.changed is None else f"at {curve.changed}"),
     ]
 
@@ -135,7 +134,7 @@ def _final_ranks(ranks: Sequence[ComparedTag], runs: range, *, with_spread: bool
         if with_spread:
             shared = sum(value is not None for value in rank.last) > 1
             differs = f"at {rank.differ}" if rank.differ is not None else "never" if shared else ""
-            reach = f"{_count(rank.lowest)}..{_count(rank.highest)}"
+            reach = _range(rank.lowest, rank.highest)
             cells += [_count(rank.median), reach, differs]
         table.add_row(_name(rank.tag), *cells)
     return table
@@ -215,6 +214,10 @@ def _indented(name: str) -> Padding:
 def _count(value: float) -> str:
     """A rank; a median of ranks may have a fraction."""
     return "NaN" if isnan(value) else f"{value:.10g}"
+
+
+def _range(low: float, high: float) -> str:
+    return "" if isnan(low) and isnan(high) else f"{_count(low)}..{_count(high)}"
 
 
 def _first_to_last(curve: Curve) -> str:
