@@ -173,8 +173,10 @@ def _named(run: _Named, logdir: str) -> _Named:
 
 
 def _console() -> Console:
-    """Colors and the width of the terminal; neither in a pipe, which gets 80 columns."""
-    return Console(file=sys.stdout, markup=False, highlight=False, emoji=False)
+    """Colors and the width of the terminal, at least 80 columns; 80 and no colors in a pipe."""
+    console = Console(file=sys.stdout, markup=False, highlight=False, emoji=False)
+    console.width = max(console.width, 80)
+    return console
 
 
 def _expect(module: str, *, extra: str) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rankmon.summary import as_single_run
+from rankmon.tables import printable
 from rankmon_tensorboard.series import RunSeries
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _one_run(run: RunSeries) -> "Figure":
         _draw(left, run)
     left.set_ylabel("rank")
     _add_legend(figure, [left])
-    figure.suptitle(run.name, parse_math=False)
+    figure.suptitle(printable(run.name), parse_math=False)
     return figure
 
 
@@ -88,7 +89,7 @@ def _panels(runs: Sequence[RunSeries]) -> "Figure":
     panels = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for axes, run in zip(panels, runs, strict=False):
         _draw(axes, run)
-        axes.set_title(run.name, parse_math=False, fontsize=10)
+        axes.set_title(printable(run.name), parse_math=False, fontsize=10)
     for axes in panels[len(runs) :]:
         axes.set_visible(False)
     for axes in panels[::columns]:
@@ -178,7 +179,7 @@ def _labels(run: RunSeries, tags: Sequence[str]) -> list[tuple[float, str, str]]
             ends.setdefault(last, []).append(i)
     labels: list[tuple[float, str, str]] = []
     for rank in sorted(ends, reverse=True):
-        last_drawn, name = ends[rank][-1], tags[ends[rank][-1]].partition("/")[2]
+        last_drawn, name = ends[rank][-1], printable(tags[ends[rank][-1]].partition("/")[2])
         name = name if len(name) <= LABEL else "\u2026" + name[-LABEL:]
         more = f" and {len(ends[rank]) - 1} more" if len(ends[rank]) > 1 else ""
         if not labels or labels[-1][0] - rank > 0.06 * labels[0][0]:

@@ -86,10 +86,12 @@ def read_several(folders: Sequence[PathLike]) -> list[RunSeries]:
 
 def _folders(top: Path) -> Iterator[tuple[Path, str, bool]]:
     """Each folder that holds a run, its name, and whether it has a rankmon.jsonl."""
-    for folder, paths in io_wrapper.ListRecursivelyViaWalking(str(top)):
-        names = [Path(path).name for path in paths]
+    for folder, below, names in os.walk(top, followlinks=True):
+        here = Path(folder)
         if _jsonl.NAME in names or any(map(io_wrapper.IsSummaryEventsFile, names)):
-            yield Path(folder), Path(folder).relative_to(top).as_posix(), _jsonl.NAME in names
+            yield here, here.relative_to(top).as_posix(), _jsonl.NAME in names
+        # A link to a folder above would lead round in circles.
+        below[:] = [n for n in below if not here.resolve().is_relative_to((here / n).resolve())]
 
 
 def _run(folder: Path, name: str, has_jsonl: bool) -> RunSeries:

@@ -18,7 +18,7 @@ from rankmon.doctor import Finding
 from rankmon.summary import Curve, Determinant, RankCurve, RunSummary, WeightCurves
 
 COLORS = {"ok": "green", "missing": "yellow", "broken": "bold red"}
-RUNS_A_TABLE = 5  # beside the tag, median, range and the step where they differ
+RUNS_A_TABLE = 4  # beside the tag, median, range and the step where they differ
 STEPS_SHOWN = 6
 
 
