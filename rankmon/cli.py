@@ -43,17 +43,24 @@ def main(argv: Sequence[str] | None = None) -> int:
       SystemExit: for --help, --version and arguments that do not fit.
     """
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of a terminal that lacks letters
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack a name's letters
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of each restart it read
-    args = arguments(argv)
     try:
-        code = COMMANDS[args.command](args)
-        sys.stdout.flush()
-        return code
+        try:
+            return _run(arguments(argv))
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:
         # What is still buffered would break it once more when Python flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    try:
+        return COMMANDS[args.command](args)
+    except BrokenPipeError:
+        raise
     except KeyboardInterrupt:
         return 130
     except (OSError, ValueError, ImportError, MemoryError) as error:
