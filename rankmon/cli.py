@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from importlib.util import find_spec
 from io import TextIOWrapper
 from pathlib import Path
@@ -97,8 +96,10 @@ def _report(args: argparse.Namespace) -> int:
 
 def _compare(args: argparse.Namespace) -> int:
     compared = only_ranks(comparison_of(read_several(args.runs)), args.tags or ["*"])
-    as_json = partial(exports.comparison_json, compared)
-    _hand_out([tables.comparison(compared)], [(args.json, lambda: as_json().encode())])
+    _hand_out(
+        [tables.comparison(compared)],
+        [(args.json, lambda: exports.comparison_json(compared).encode())],
+    )
     return 0
 
 
@@ -111,8 +112,9 @@ def _predict(args: argparse.Namespace) -> int:
         loss=args.loss,
         n=args.examples,
     )
-    as_json = partial(exports.prediction_json, forms)
-    _hand_out([tables.prediction(forms)], [(args.json, lambda: as_json().encode())])
+    _hand_out(
+        [tables.prediction(forms)], [(args.json, lambda: exports.prediction_json(forms).encode())]
+    )
     return 0
 
 

@@ -132,8 +132,8 @@ def _final_ranks(ranks: Sequence[ComparedTag], runs: range, *, with_spread: bool
         last = [rank.last[run] for run in runs]
         cells = ["" if value is None else _count(value) for value in last]
         if with_spread:
-            shared = sum(value is not None for value in rank.last) > 1
-            differs = f"at {rank.differ}" if rank.differ is not None else "never" if shared else ""
+            never = "never" if _is_shared(rank) else ""
+            differs = never if rank.differ is None else f"at {rank.differ}"
             reach = _range(rank.lowest, rank.highest)
             cells += [_count(rank.median), reach, differs]
         table.add_row(_name(rank.tag), *cells)
@@ -141,18 +141,26 @@ def _final_ranks(ranks: Sequence[ComparedTag], runs: range, *, with_spread: bool
 
 
 def _sentences(compared: Comparison) -> list[str]:
-    first, loss = compared.first_differing, compared.loss
-    tags = ", ".join(printable(rank.tag) for rank in first)
-    lines = [
-        f"The ranks differ first at step {first[0].differ}: {tags}."
-        if first
-        else "The ranks agree at every step that the runs share."
-    ]
+    lines, loss = [_first_difference(compared)], compared.loss
     if loss is not None:
         lines.append(
             f"Loss at the end: median {loss.median:.4g}, {loss.lowest:.4g}..{loss.highest:.4g}."
         )
     return lines
+
+
+def _first_difference(compared: Comparison) -> str:
+    if not any(_is_shared(rank) for rank in compared.ranks):
+        return "No rank was logged by more than one of the runs."
+    first = compared.first_differing
+    if not first:
+        return "The ranks agree at every step that the runs share."
+    tags = ", ".join(printable(rank.tag) for rank in first)
+    return f"The ranks differ first at step {first[0].differ}: {tags}."
+
+
+def _is_shared(rank: ComparedTag) -> bool:
+    return sum(value is not None for value in rank.last) > 1
 
 
 def prediction(forms: ClosedForms) -> RenderableType:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -87,10 +88,11 @@ def test_report_writes_its_files(logs, tmp_path, capsys):
 
 
 def test_report_writes_the_page_that_the_charts_make(logs, tmp_path, monkeypatch):
-    page = pytest.importorskip("rankmon_tensorboard.page")
-    monkeypatch.setattr(page, "standalone_page", lambda runs: f"<p>{[r.name for r in runs]}é")
+    page = ModuleType("rankmon_tensorboard.page")
+    page.standalone_page = lambda runs: f"<p>{[run.name for run in runs]}\xe9"  # type: ignore
+    monkeypatch.setitem(sys.modules, "rankmon_tensorboard.page", page)
     assert main(["report", str(logs), "--html", str(tmp_path / "page.html")]) == 0
-    assert (tmp_path / "page.html").read_text("utf-8") == "<p>['a', 'b']é"
+    assert (tmp_path / "page.html").read_text("utf-8") == "<p>['a', 'b']\xe9"
 
 
 def test_report_to_stdout(logs):

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rankmon import Problem, SeedsMonitor, read_jsonl
+from rankmon import Problem, RankMonitor, SeedsMonitor, read_jsonl
+from rankmon.alerts import RankBelow
 from rankmon.runs import read_runs
 from rankmon.summary import AlertText, only_tags, summary_of
 from rankmon_tensorboard.series import ArraySeries, RunSeries, ScalarSeries
@@ -122,6 +123,21 @@ def test_the_run_itself():
     assert summary.alerts == (AlertText(5, "* fell"), AlertText(11, "* rose"))
     assert summary.errors == 2
     assert summary.ranks == summary.weights == summary.determinants == ()
+
+
+def test_the_alerts_of_a_monitor(tmp_path):
+    problem = Problem(
+        lambda w, x: x @ w["W"], loss="mse", inputs=np.eye(3), targets=np.ones((3, 3))
+    )
+    alerts = [RankBelow(0.9, action=lambda alarm: None)]
+    with RankMonitor(problem, logdir=tmp_path, every=1, alerts=alerts) as monitor:
+        for step, rank in enumerate((3, 3, 2, 1)):
+            monitor(step, {"W": jnp.diag(jnp.arange(3) < rank).astype(float)})
+    (run,) = read_runs(tmp_path)
+    (alert,) = summary_of(run).alerts
+    assert alert == AlertText(2, "* rank_weights/W is 2, below 0.9 of its first value, 3")
+    (weight,) = [rank for rank in summary_of(run).ranks if rank.tag == "rank_weights/W"]
+    assert (weight.first, weight.last, weight.changed) == (3, 1, 2)
 
 
 def test_only_some_tags():

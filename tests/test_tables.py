@@ -136,8 +136,27 @@ def test_a_comparison_of_many_runs():
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
 
 
+def test_a_comparison_of_long_names_and_large_ranks():
+    many = [
+        RunSeries(
+            f"sweep/learning_rate=0.001,width=4096,depth=12,seed={i}",
+            {
+                f"rank_weights/params/Transformer_{i}/kernel": series([123456, 123450 + i]),
+                "loss": series([1, 0.1]),
+            },
+        )
+        for i in range(4)
+    ]
+    text = shown(tables.comparison(comparison_of(many)))
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    letters = "".join("".join(line[5:56].split()) for line in text.splitlines())
+    assert all(run.name in letters for run in many)
+    assert "123453..123453" in text
+    assert "No rank was logged by more than one of the runs." in text
+
+
 def test_a_comparison_of_equal_runs_and_of_missing_ranks():
-    alone = RunSeries("alone", {"rank_weights/W": series([2])})
+    alone = RunSeries("alone", {"rank_weights/W": series([2]), "rank/H_o": series([3])})
     text = shown(tables.comparison(comparison_of([runs(1)[0], alone])))
     assert ["rank_weights/W", "2", "2", "2..2"] in rows(text)
     assert "The ranks agree at every step that the runs share." in text
