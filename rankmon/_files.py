@@ -1,4 +1,4 @@
-"""Run folders and files on disk: made, locked, appended to whole or not at all; no record's format.
+"""Folders and files on disk: made, locked, written whole or not at all; no record's format.
 
 Errors of the operating system keep their class and number, and say what to do.
 """
@@ -89,6 +89,25 @@ class WholeFile:
     def closed(self) -> bool:
         """Whether it was closed."""
         return self._file.closed
+
+
+def replace_file(path: PathLike, data: bytes) -> None:
+    """Makes the file hold just this data; where that fails, what was there before stays.
+
+    Raises:
+      OSError: where it cannot be written.
+    """
+    target = Path(os.path.realpath(Path(path).expanduser()))
+    with _explained("a file that can be written", target, choose="another file"):
+        if target.exists() and not target.is_file():  # a device or a pipe: nothing to keep whole
+            target.write_bytes(data)
+            return
+        beside = target.with_name(f".{target.name[:80]}.{os.getpid()}")
+        try:
+            beside.write_bytes(data)
+            beside.replace(target)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 class RunLock:
@@ -190,13 +209,15 @@ else:
 
 
 @contextmanager
-def _explained(expected: str, path: Path) -> Iterator[None]:
+def _explained(
+    expected: str, path: Path, *, choose: str = "a logdir where you may write"
+) -> Iterator[None]:
     """Adds to an OSError what was expected and what to do; its class and errno stay."""
     try:
         yield
     except OSError as error:
         raise OSError(
             error.errno,
-            f"expected {expected}, got '{error.strerror}'; choose a logdir where you may write",
+            f"expected {expected}, got '{error.strerror}'; choose {choose}",
             str(path),
         ) from error

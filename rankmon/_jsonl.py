@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+NAME = "rankmon.jsonl"  # in every run folder
 KEYS = frozenset({"step", "attempt", "wall_time", "scalars", "arrays", "texts"})
 
 

@@ -136,7 +136,7 @@ def _name(writer: Writer) -> str:
 
 
 def _jsonl_path(logdir: str | Path) -> Path:
-    return Path(logdir).expanduser() / "rankmon.jsonl"
+    return Path(logdir).expanduser() / _jsonl.NAME
 
 
 def _last_step(path: Path) -> int | None:

@@ -292,10 +292,17 @@ def read_jsonl(path: PathLike, *, superseded: bool = False) -> list[Record]:
     """
     records: list[Record] = []
     for entry in _jsonl.entries(Path(path).expanduser()):
-        if "start" not in entry:
-            records.append(_record(entry))
-        elif not superseded:
-            records = [record for record in records if record.step < entry["start"]]
+        try:
+            if "start" not in entry:
+                records.append(_record(entry))
+            elif not superseded:
+                start = int(entry["start"])
+                records = [record for record in records if record.step < start]
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"expected numbers in each record of {path}, got something else ({error}); restore "
+                "the file from a copy, or move it away"
+            ) from error
     return sorted(records, key=lambda record: record.step)
 
 
@@ -364,10 +371,10 @@ def _nothing() -> None:
 
 def _record(entry: Mapping[str, Any]) -> Record:
     return Record(
-        step=entry["step"],
-        attempt=entry["attempt"],
-        wall_time=entry["wall_time"],
+        step=int(entry["step"]),
+        attempt=int(entry["attempt"]),
+        wall_time=float(entry["wall_time"]),
         scalars={tag: float(value) for tag, value in entry["scalars"].items()},
         arrays={tag: np.asarray(value, np.float64) for tag, value in entry["arrays"].items()},
-        texts=entry["texts"],
+        texts=dict(entry["texts"]),
     )

@@ -45,6 +45,46 @@ def test_a_url_is_refused(opening):
             opening(url)
 
 
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    _files.replace_file(path, b"first")
+    _files.replace_file(str(path), b"second")
+    assert path.read_bytes() == b"second"
+    assert path.stat().st_mode & 0o777 == 0o666 & ~current_umask()
+
+    def full(self: Path, data: bytes) -> None:
+        with self.open("wb") as file:
+            file.write(data[:2])
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"expected a file that .* got 'no space left'; choose anot"):
+        _files.replace_file(path, b"third")
+    assert path.read_bytes() == b"second"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no named pipes there")
+def test_a_pipe_is_written_into(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE)
+    _files.replace_file(tmp_path / "pipe", b"data")
+    assert reader.communicate(timeout=30)[0] == b"data"
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_file_that_cannot_be_replaced(tmp_path):
+    for path in (tmp_path, tmp_path / "missing" / "file"):
+        with pytest.raises(OSError, match="expected a file that can be written, got .*; choose an"):
+            _files.replace_file(path, b"")
+
+
 def test_a_second_writer_in_this_process_is_refused(tmp_path):
     with RunLock(tmp_path / "run") as lock:
         with pytest.raises(BlockingIOError, match=rf"process {os.getpid()} on .*; close that"):

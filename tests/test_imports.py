@@ -66,6 +66,17 @@ ORDER = [
     "monitor",
     "seeds",
     "hooks",
+    "runs",
+    "summary",
+    "comparison",
+    "closed_forms",
+    "exports",
+    "doctor",
+    "tables",
+    "pictures",
+    "_arguments",
+    "cli",
+    "__main__",
 ]
 
 

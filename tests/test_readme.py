@@ -1,14 +1,17 @@
 """The README's snippets run as they stand, and what it says of the package is so."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 import rankmon
+from rankmon.cli import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+OUTPUTS = re.findall(r"<!-- output: rankmon (.+) -->\n```text\n(.*?)```", README, re.DOTALL)
 SNIPPETS = dict(re.findall(r"<!-- test: (\w+) -->\n```python\n(.*?)```", README, re.DOTALL))
 
 
@@ -32,6 +35,14 @@ def test_the_single_measurement_prints_what_it_says(capsys):
     assert len(said) == len(printed) == 3
     for claim, line in zip(said, printed, strict=True):
         assert line.startswith(claim.strip())
+
+
+def test_the_commands_print_what_it_says(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert len(OUTPUTS) == README.count("```text") == 1
+    for command, said in OUTPUTS:
+        assert main(shlex.split(command)) == 0
+        assert said in capsys.readouterr().out
 
 
 def test_pictures_and_files_that_it_names_exist():
