@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from tensorboard.plugin_util import markdown_to_safe_html
 
 from rankmon_tensorboard.series import ArraySeries, RunSeries, ScalarSeries
 
@@ -93,7 +94,10 @@ def spectrum(
 
 
 def heatmap(series: ArraySeries, cuts: ScalarSeries | None) -> Json:
-    """The spectra over steps, thinned evenly: rows of log10 |eigenvalue| at some indices."""
+    """The spectra over steps, thinned evenly: rows of log10 |eigenvalue| at some indices.
+
+    "logged" are all steps that have a spectrum.
+    """
     rows = thinned(len(series.steps), MOST_STEPS)
     longest = max((len(series.values[row]) for row in rows), default=0)
     columns = thinned(longest, MOST_INDICES)
@@ -105,6 +109,7 @@ def heatmap(series: ArraySeries, cuts: ScalarSeries | None) -> Json:
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.log10([value_at(cuts, step) for step in steps])
     return {
+        "logged": series.steps.tolist(),
         "steps": steps.tolist(),
         "indices": columns.tolist(),
         "values": packed(table),
@@ -113,9 +118,9 @@ def heatmap(series: ArraySeries, cuts: ScalarSeries | None) -> Json:
 
 
 def texts(series: Mapping[str, Mapping[int, str]]) -> Json:
-    """Markdown by tag and step."""
+    """Texts by tag and step, from Markdown to HTML without scripts, as TensorBoard renders it."""
     return {
-        tag: [{"step": int(step), "text": text} for step, text in sorted(by_step.items())]
+        tag: [{"step": int(step), "html": markdown_to_safe_html(text)} for step, text in sorted(by_step.items())]
         for tag, by_step in series.items()
     }
 

@@ -13,7 +13,10 @@ import { ink } from "./theme.js";
  * @property {ArrayLike<number>} values
  * @property {number[]} [dash]
  * @property {number} [width]
- * @property {"line"|"markers"|"edge"} [kind] an edge of a band is neither drawn nor in the legend
+ * @property {number} [size] of markers
+ * @property {"line"|"markers"|"edge"|"silent"} [kind] edges of bands are neither drawn nor in the
+ *   legend, silent lines are drawn only
+ * @property {number} [theory] the index of the silent line whose value the legend shows beside its own
  * @property {boolean} [right] on the second axis
  *
  * @typedef {Object} Spec
@@ -23,11 +26,16 @@ import { ink } from "./theme.js";
  * @property {string} [x] "step" if not given
  * @property {boolean} [logX]
  * @property {boolean} [fromZero] whether the left axis begins at zero
+ * @property {boolean} [leftLog]
  * @property {boolean} [rightLog]
  * @property {number} [height]
+ * @property {boolean} [many] whether its lines are runs, which the page has a list of
  * @property {Line[]} lines
  * @property {[number, number, string][]} [bands] upper and lower line by index, and the color
- * @property {{draw: Object<string, Function[]>, range?: Function}} [plugin]
+ * @property {(u: uPlot) => string} [reading] what the pointer is at, in words, where lines do not say
+ * @property {(u: uPlot) => void} [under] draws before the lines
+ * @property {(u: uPlot) => void} [over] draws after them
+ * @property {Function} [rangeY] as uPlot's ranges of scales
  */
 
 const FONT = "12px system-ui, sans-serif";
@@ -49,13 +57,15 @@ export class Chart {
     this.title = element("h3");
     this.plot = element("div", { class: "plot" });
     const saving = [
-      button("PNG", () => this.png().then((blob) => save(`${id}.png`, blob))),
-      button("SVG", () => this.svg().then((text) => save(`${id}.svg`, svgBlob(text)))),
-      button("CSV", () => save(`${id}.csv`, new Blob([this.csv()], { type: "text/csv" }))),
+      button("PNG", () => this.png().then((blob) => save(`${fileName(id)}.png`, blob))),
+      button("SVG", () => this.svg().then((text) => save(`${fileName(id)}.svg`, svgBlob(text)))),
+      button("CSV", () => save(`${fileName(id)}.csv`, new Blob([this.csv()], { type: "text/csv" }))),
     ];
     for (const one of saving) one.title = `Save this chart as ${one.textContent}`;
     const head = element("header", {}, this.title, element("span", { class: "saving" }, ...saving));
-    this.host = element("figure", { class: "chart", "data-testid": `chart-${id}` }, head, this.plot);
+    this.reading = element("figcaption");
+    const attributes = { class: "chart", "data-testid": `chart-${id}` };
+    this.host = element("figure", attributes, head, this.plot, this.reading);
     this.resizing = new ResizeObserver(() => this.resize());
     this.resizing.observe(this.plot);
     this.spec = spec;
@@ -67,6 +77,7 @@ export class Chart {
     const same = this.uplot && shape(spec) === shape(this.spec);
     this.spec = spec;
     this.title.textContent = spec.title;
+    this.host.classList.toggle("many", Boolean(spec.many));
     if (!this.plot.clientWidth) return; // drawn once it is seen
     if (same) this.redraw();
     else this.rebuild();
@@ -77,7 +88,7 @@ export class Chart {
     const zoomed = this.isZoomed();
     this.data = aligned(this.spec.lines);
     this.uplot.batch(() => {
-      this.uplot.setData(this.data, true);
+      this.uplot.setData(drawn(this.data, this.spec), true);
       if (zoomed) this.uplot.setScale("x", { min, max });
     });
   }
@@ -95,7 +106,9 @@ export class Chart {
     );
     this.uplot?.destroy();
     this.data = aligned(this.spec.lines);
-    this.uplot = new uPlot(options(this.spec, this.width(), hidden), this.data, this.plot);
+    const given = options(this, this.width(), hidden);
+    given.hooks.setCursor = [(u) => (this.reading.textContent = this.spec.reading?.(u) ?? "")];
+    this.uplot = new uPlot(given, drawn(this.data, this.spec), this.plot);
   }
 
   width() {
@@ -116,7 +129,7 @@ export class Chart {
 
   /** The lines that are shown, without the edges of bands. */
   visible() {
-    return this.spec.lines.filter((line, i) => line.kind !== "edge" && this.uplot.series[i + 1].show);
+    return this.spec.lines.filter((line, i) => !isQuiet(line) && this.uplot.series[i + 1].show);
   }
 
   csv() {
@@ -147,12 +160,12 @@ export class Chart {
   async svg() {
     const host = element("div");
     const hidden = new Set(this.uplot.series.filter((one) => !one.show).map((one) => one.label));
-    const given = options(this.spec, this.uplot.width, hidden);
+    const given = options(this, this.uplot.width, hidden);
     const { min, max } = this.uplot.scales.x;
     given.pxAlign = 0;
     let copy;
     const [context] = await recorded(() => {
-      copy = new uPlot(given, this.data, host);
+      copy = new uPlot(given, drawn(this.data, this.spec), host);
       copy.setScale("x", { min, max });
     });
     const ratio = context.canvas.width / this.uplot.width;
@@ -217,32 +230,42 @@ export class Chart {
 /** Every chart on the page by its id. @type {Map<string, Chart>} */
 Chart.all = new Map();
 
+const fileName = (id) => id.replaceAll(/[^\p{L}\p{N}.-]+/gu, "_");
 const svgBlob = (text) => new Blob([text], { type: "image/svg+xml" });
 
 /** What makes it another chart than before, rather than the same with other data. */
 function shape(spec) {
-  const { title, left, right, logX, rightLog, height, lines, bands } = spec;
+  const { left, right, x, logX, leftLog, rightLog, height, lines, bands } = spec;
   const looks = lines.map(({ label, color, dash, kind, width }) => [label, color, dash, kind, width]);
-  return JSON.stringify([title, left, right, logX, rightLog, height, looks, bands]);
+  return JSON.stringify([left, right, x, logX, leftLog, rightLog, height, looks, bands]);
 }
 
-/** The lines as uPlot takes them: the steps of all, and a column a line. */
+/** The lines as uPlot takes them: the steps of all, and a column a line; gaps where no number is. */
 export function aligned(lines) {
   if (!lines.length) return [[]];
   const first = lines[0].steps;
   const sameSteps = ({ steps }) =>
     steps === first || (steps.length === first.length && steps.every((s, i) => s === first[i]));
-  if (lines.every(sameSteps)) return [first, ...lines.map((line) => drawn(line.values))];
-  const tables = lines.map((line) => [line.steps, drawn(line.values)]);
-  return uPlot.join(tables);
+  const columns = lines.map(({ values }) => Array.from(values, (v) => (Number.isFinite(v) ? v : null)));
+  if (lines.every(sameSteps)) return [first, ...columns];
+  return uPlot.join(lines.map((line, at) => [line.steps, columns[at]]));
 }
 
-/** Gaps where there is no number. */
-function drawn(values) {
-  return Array.from(values, (value) => (Number.isFinite(value) ? value : null));
+/**
+ * What is drawn of aligned lines: logarithms where an axis asks for them. uPlot's own axes of
+ * logarithms end at 1e-24, and losses do not.
+ */
+function drawn([steps, ...columns], { lines, leftLog, rightLog }) {
+  const log10 = (value) => (value > 0 ? Math.log10(value) : value === undefined ? value : null);
+  const isLog = ({ right }) => (right ? rightLog : leftLog);
+  return [steps, ...columns.map((column, at) => (isLog(lines[at]) ? column.map(log10) : column))];
 }
 
-function options(spec, width, hidden) {
+const isQuiet = ({ kind }) => kind === "edge" || kind === "silent";
+
+/** What uPlot is told of a chart; what may change while its shape stays is asked of the chart. */
+function options(chart, width, hidden) {
+  const { spec } = chart;
   const color = ink();
   const axis = (given) => ({
     stroke: color.text,
@@ -253,47 +276,61 @@ function options(spec, width, hidden) {
     labelSize: 18,
     ...given,
   });
+  const ticks = (isLog) => (_, all) => all.map(isLog ? powerTick : tick);
+  const whole = (isLog) => (isLog ? { incrs: DECADES } : {});
   const axes = [
-    axis({ label: spec.x ?? "step", size: 36 }),
-    axis({ label: spec.left, size: 62, values: (_, ticks) => ticks.map(tick) }),
+    axis({ label: spec.x ?? "step", size: 36, space: 80, values: ticks(false) }),
+    axis({ label: spec.left, size: 62, values: ticks(spec.leftLog), ...whole(spec.leftLog) }),
   ];
   if (spec.right) {
     const given = { scale: "right", side: 1, label: spec.right, size: 62, grid: { show: false } };
-    axes.push(axis({ ...given, values: (_, ticks) => ticks.map(tick) }));
+    axes.push(axis({ ...given, values: ticks(spec.rightLog), ...whole(spec.rightLog) }));
   }
+  const series = spec.lines.map((line, at) => seriesOf(chart, line, at, hidden));
   return {
     width,
     height: spec.height ?? 300,
-    padding: [10, spec.right ? 0 : 14, 0, 0],
+    padding: [10, spec.right ? 0 : 28, 0, 0],
     scales: {
-      x: { time: false, distr: spec.logX ? 4 : 1, asinh: 1, range: spec.plugin?.rangeX },
-      y: { range: spec.plugin?.rangeY ?? (spec.fromZero ? rangeFromZero : rangeAround) },
-      right: { distr: spec.rightLog ? 3 : 1 },
+      x: { time: false, distr: spec.logX ? 4 : 1, asinh: 1, range: rangeExactly },
+      y: { range: (...at) => (chart.spec.rangeY ?? (spec.fromZero ? rangeFromZero : rangeAround))(...at) },
+      right: { range: rangeAround },
     },
     axes,
-    series: [{ label: spec.x ?? "step", value: (_, v) => shown(v) }, ...spec.lines.map((line) => seriesOf(line, hidden))],
+    series: [{ label: spec.x ?? "step", value: (_, v) => shown(v) }, ...series],
     bands: (spec.bands ?? []).map(([high, low, fill]) => ({ series: [high + 1, low + 1], fill })),
-    hooks: spec.plugin?.hooks ?? {},
+    hooks: {
+      drawAxes: [(u) => chart.spec.under?.(u)],
+      draw: [(u) => chart.spec.over?.(u)],
+    },
     legend: { live: true },
     cursor: { drag: { x: true, y: false }, points: { size: 6 } },
     focus: { alpha: 1 },
   };
 }
 
-function seriesOf(line, hidden) {
+function seriesOf(chart, line, at, hidden) {
+  const valueOf = (index, where) => (where === null ? null : chart.data[index + 1]?.[where]);
+  const words = (where) => {
+    const own = shown(valueOf(at, where));
+    return line.theory === undefined || where === null ? own : `${own} (theory ${shown(valueOf(line.theory, where))})`;
+  };
   const base = {
     label: line.label,
     scale: line.right ? "right" : "y",
-    value: (_, value) => shown(value),
+    value: (_, __, ___, where) => words(where),
     spanGaps: false,
     show: !hidden.has(line.label),
+    class: isQuiet(line) ? "quiet" : undefined,
   };
-  if (line.kind === "edge") return { ...base, class: "edge", width: 0, points: { show: false } };
+  if (line.kind === "edge") return { ...base, width: 0, points: { show: false } };
   if (line.kind === "markers") {
-    const points = { show: true, size: 7, stroke: line.color, width: 1.2, fill: "transparent", space: 12 };
+    const size = line.size ?? 7;
+    const points = { show: true, size, stroke: line.color, width: 1.2, fill: "transparent", space: 12 };
     return { ...base, stroke: line.color, width: 0, paths: () => null, points: { ...points, filter: spaced } };
   }
-  const points = { show: line.steps.length < 40, size: 4, fill: line.color, stroke: line.color };
+  const isShort = line.steps.length < 40 && line.kind !== "silent";
+  const points = { show: isShort, size: Math.max(4, line.width ?? 0), fill: line.color, stroke: line.color };
   return { ...base, stroke: line.color, width: line.width ?? 2, dash: line.dash, points };
 }
 
@@ -310,10 +347,24 @@ function spaced(u, index, show) {
   return chosen;
 }
 
+// Between labels on an axis of logarithms: whole decades, and parts where there is only one.
+const DECADES = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100];
+
 function tick(value) {
   if (value === null) return "";
   const size = Math.abs(value);
   return size !== 0 && (size < 1e-3 || size >= 1e6) ? value.toExponential(0) : shown(value);
+}
+
+function powerTick(exponent) {
+  if (exponent === null) return "";
+  const value = 10 ** exponent;
+  if (!Number.isInteger(exponent)) return tick(Number(value.toPrecision(2)));
+  return Math.abs(exponent) <= 3 ? String(Number(value.toPrecision(1))) : `1e${exponent}`;
+}
+
+function rangeExactly(_, low, high) {
+  return low === high ? [low - 0.5, high + 0.5] : [low, high];
 }
 
 function rangeFromZero(_, low, high) {
@@ -321,7 +372,7 @@ function rangeFromZero(_, low, high) {
 }
 
 function rangeAround(_, low, high) {
-  if (low === null) return [0, 1];
+  if (low === null || low === undefined) return [0, 1];
   const room = (high - low || Math.abs(high) || 1) * 0.05;
   return [low - room, high + room];
 }

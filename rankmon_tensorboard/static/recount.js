@@ -16,14 +16,8 @@ export function column({ steps, table }, position) {
   return { steps, values };
 }
 
-/**
- * The rank of a part and its margin: as logged where the slider was not moved, else recounted.
- *
- * @returns {{rank: Series, low: Series, high: Series} | null} null where nothing was logged
- */
-export function ranks(scalars, counts, part, position) {
-  const [rank, low, high] = ["rank", "rank_low", "rank_high"].map((tag) => scalars[`${tag}/${part}`]);
-  if (position === LOGGED) return rank ? { rank, low, high } : null;
+/** The rank of a part and its margin at a place of the slider; null where nothing was counted. */
+export function recounted(counts, part, position) {
   const counted = counts?.parts[part];
   if (!counted) return null;
   return {

@@ -87,7 +87,10 @@ export function embedded(runs) {
     },
     counts: async (run) => counts(byName.get(run).counts),
     spectrum: async (run, part, step) => spectrum(nearest(byName.get(run).spectra[part], step)),
-    heatmap: async (run, part) => heatmap(byName.get(run).heatmaps[part]),
+    async heatmap(run, part) {
+      const own = byName.get(run);
+      return { ...heatmap(own.heatmaps[part]), logged: own.spectra[part].map(({ step }) => step) };
+    },
     texts: async (run) => byName.get(run).texts,
   };
 }

@@ -28,7 +28,7 @@ export function veil(color) {
 export function ink() {
   const style = getComputedStyle(document.documentElement);
   const read = (name) => style.getPropertyValue(name).trim();
-  return { text: read("--text"), grid: read("--grid"), page: read("--page") };
+  return { text: read("--text"), muted: read("--muted"), grid: read("--grid"), page: read("--page") };
 }
 
 function hostIsDark() {
@@ -43,6 +43,18 @@ function hostIsDark() {
 export function isDark(chosen) {
   if (chosen !== "auto") return chosen === "dark";
   return hostIsDark() || window.matchMedia("(prefers-color-scheme: dark)").matches;
+}
+
+/** Calls back when TensorBoard or the system turns dark or light. */
+export function onHostTheme(changed) {
+  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", changed);
+  try {
+    if (window.parent === window) return;
+    const watched = { attributes: true, attributeFilter: ["class"] };
+    new MutationObserver(changed).observe(window.parent.document.body, watched);
+  } catch {
+    // A frame of another origin cannot be watched.
+  }
 }
 
 // Viridis at eight points.

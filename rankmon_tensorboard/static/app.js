@@ -1,0 +1,274 @@
+// The tab: which runs are shown and how, what is fetched and when, and the sections below each other.
+
+import { Chart } from "./chart.js";
+import { button, checkbox, choice, element } from "./dom.js";
+import { HessianSection } from "./hessian.js";
+import { Lemma8Section } from "./lemma8.js";
+import { NotesSection } from "./notes.js";
+import { LOGGED, recounted } from "./recount.js";
+import { RunList } from "./runlist.js";
+import { SpectrumSection } from "./spectrum.js";
+import { isSummary } from "./seeds.js";
+import { remember, remembered } from "./state.js";
+import { isDark, onHostTheme } from "./theme.js";
+import { DeterminantsSection, FeaturesSection, WeightsSection } from "./weights.js";
+
+const SECTIONS = [
+  HessianSection,
+  WeightsSection,
+  DeterminantsSection,
+  SpectrumSection,
+  Lemma8Section,
+  FeaturesSection,
+  NotesSection,
+];
+const POLL_SECONDS = 10;
+const NO_RUNS = `monitor = rankmon.RankMonitor(problem, "logs/run_1", every=50)
+for step in range(steps):
+    params = train_step(params)
+    monitor(step, params)`;
+
+export class App {
+  /**
+   * @param {HTMLElement} host
+   * @param {ReturnType<typeof import("./source.js").fetched>} source
+   */
+  constructor(host, source) {
+    this.source = source;
+    this.state = remembered();
+    this.position = LOGGED;
+    this.all = [];
+    this.runs = [];
+    this.scalars = new Map();
+    this.texts = new Map();
+    this.counts = new Map();
+    this.countedTo = new Map();
+    this.runList = new RunList((hidden) => this.choose({ hidden }));
+    this.status = element("span", { class: "status", role: "status", "data-testid": "status" });
+    this.toolbar = element("div", { class: "toolbar" });
+    this.empty = element("div", { class: "empty", hidden: true });
+    this.sections = SECTIONS.map((Section) => this.mounted(new Section(this)));
+    this.main = element("main", {}, this.toolbar, this.empty, ...this.sections.map(({ box }) => box));
+    host.append(element("div", { class: "rankmon", "data-testid": "rankmon" }, this.runList.host, this.main));
+    window.rankmonCharts = Chart.all;
+    window.rankmonApp = this;
+  }
+
+  async start() {
+    this.applyTheme();
+    onHostTheme(() => this.applyTheme());
+    this.drawToolbar();
+    await this.refresh();
+    if (!this.source.isLive) return;
+    setInterval(() => document.visibilityState === "visible" && this.refresh(), POLL_SECONDS * 1000);
+  }
+
+  mounted(section) {
+    const open = !this.state.closed.includes(section.id);
+    const summary = element("summary", {}, element("h2", {}, section.title));
+    const attributes = { class: "section", open, hidden: true, "data-testid": `section-${section.id}` };
+    const box = element("details", attributes, summary, section.host);
+    box.addEventListener("toggle", () => this.toggled(section, box.open));
+    return { section, box };
+  }
+
+  toggled(section, isOpen) {
+    const others = this.state.closed.filter((id) => id !== section.id);
+    this.state.closed = isOpen ? others : [...others, section.id];
+    remember(this.state);
+    if (isOpen) this.update();
+  }
+
+  /** What a section reads: a series of a run, if it was logged; for a summary of seeds the median. */
+  series(run, tag) {
+    const own = this.scalars.get(run);
+    return own?.[tag] ?? own?.[`${tag}/median`];
+  }
+
+  /** The range over the seeds, where a run is a summary of them. */
+  range(run, tag) {
+    const own = this.scalars.get(run);
+    return { low: own?.[`${tag}/low`], high: own?.[`${tag}/high`] };
+  }
+
+  /** The rank of a part and its margin: as logged, or recounted where the cut was moved. */
+  ranks(run, part) {
+    if (this.position !== LOGGED) return recounted(this.counts.get(run), part, this.position);
+    const rank = this.series(run, `rank/${part}`);
+    const margin = [this.series(run, `rank_low/${part}`), this.series(run, `rank_high/${part}`)];
+    const range = this.range(run, `rank/${part}`);
+    return rank ? { rank, low: range.low ?? margin[0], high: range.high ?? margin[1] } : null;
+  }
+
+  /** All tags of a run's scalars. */
+  tags(run) {
+    return this.all.find(({ name }) => name === run)?.scalars ?? [];
+  }
+
+  /** The last step of a run's ranks that was fetched. */
+  lastStep(run) {
+    const own = Object.entries(this.scalars.get(run) ?? {});
+    return Math.max(...own.filter(([tag]) => tag.startsWith("rank/")).map(([, { steps }]) => steps.at(-1) ?? -1));
+  }
+
+  /** Changes what is shown, and remembers it. */
+  choose(changes) {
+    Object.assign(this.state, changes);
+    remember(this.state);
+    this.drawToolbar();
+    return this.update();
+  }
+
+  /** Asks which runs there are and what is new in them. */
+  async refresh() {
+    try {
+      const runs = await this.source.runs();
+      this.all = runs;
+      this.drawToolbar();
+      this.isStale = true;
+      await this.update();
+      const now = new Date().toLocaleTimeString();
+      this.status.textContent = this.source.isLive ? `Read at ${now}` : "";
+      this.status.classList.remove("error");
+    } catch (error) {
+      this.status.textContent = `Not updated: ${error.message}`;
+      this.status.classList.add("error");
+    }
+  }
+
+  /** Fetches what the open sections of the chosen runs lack, and draws them. */
+  async update() {
+    this.runs = withoutSummaries(this.runList.show(this.all, this.state.hidden));
+    this.showEmptiness();
+    for (const { section, box } of this.sections) {
+      box.hidden = !this.runs.some((run) => section.isFor(run.scalars, run.texts, run.spectra));
+    }
+    await this.fetch();
+    if (this.position !== LOGGED) await this.fetchCounts();
+    this.draw();
+    this.isStale = false;
+    if (this.position === LOGGED) this.later ??= setTimeout(() => this.fetchCounts(), 200);
+  }
+
+  get open() {
+    return this.sections.filter(({ box }) => box.open && !box.hidden).map(({ section }) => section);
+  }
+
+  async fetch() {
+    const prefixes = [...new Set(this.open.flatMap((section) => section.prefixes))];
+    const key = JSON.stringify([this.runs.map(({ name }) => name), prefixes]);
+    if (!this.runs.length || (key === this.fetched && !this.isStale)) return;
+    const names = this.runs.map(({ name }) => name);
+    const [scalars] = await Promise.all([
+      prefixes.length ? this.source.scalars(names, prefixes) : {},
+      ...this.runs.filter(({ texts }) => texts.length).map(async ({ name }) => {
+        this.texts.set(name, await this.source.texts(name));
+      }),
+    ]);
+    this.scalars = new Map(Object.entries(scalars));
+    this.fetched = key;
+    this.runList.showAlerts(this.texts);
+  }
+
+  /** The counts that the slider reads, of runs whose counts are older than their ranks. */
+  async fetchCounts() {
+    this.later = null;
+    for (const { name, spectra } of this.runs) {
+      const last = this.lastStep(name);
+      if (!spectra.length || this.countedTo.get(name) === last) continue;
+      this.counts.set(name, await this.source.counts(name));
+      this.countedTo.set(name, last);
+    }
+  }
+
+  draw() {
+    if (!this.runs.length) return;
+    for (const section of this.open) section.draw();
+  }
+
+  /** Moves the cut; what was logged is recounted at once. */
+  async moveCut(position) {
+    this.position = position;
+    this.describeCut();
+    if (this.runs.some(({ name, spectra }) => spectra.length && !this.counts.has(name))) {
+      await this.fetchCounts();
+    }
+    for (const section of this.open) if (section.readsCut) section.draw();
+  }
+
+  describeCut() {
+    const exponent = (this.position - LOGGED) / 10;
+    const moved = this.position !== LOGGED;
+    this.cutLabel.textContent = moved ? `× 10^${exponent.toFixed(1)}` : "as logged";
+    this.cutReset.disabled = !moved;
+  }
+
+  drawToolbar() {
+    const { logX, median, theme } = this.state;
+    if (!this.cut) this.makeCut();
+    const spread = choice(
+      "Several runs",
+      ["lines", "median and range"],
+      median ? "median and range" : "lines",
+      (value) => this.choose({ median: value !== "lines" }),
+      { "data-testid": "spread" },
+    );
+    const themes = choice("Theme", ["auto", "light", "dark"], theme, (value) => {
+      this.choose({ theme: value });
+      this.applyTheme();
+    }, { "data-testid": "theme" });
+    this.toolbar.replaceChildren(
+      this.cut,
+      checkbox("log steps", logX, (value) => this.choose({ logX: value }), { "data-testid": "log-steps" }),
+      this.all.length > 1 ? spread : "",
+      themes,
+      this.source.isLive ? button("Reload", () => this.refresh(), { "data-testid": "reload" }) : "",
+      this.status,
+    );
+  }
+
+  makeCut() {
+    const move = (position) => {
+      slider.value = position;
+      return this.moveCut(position);
+    };
+    const slider = element("input", {
+      type: "range",
+      min: 0,
+      max: 2 * LOGGED,
+      value: LOGGED,
+      "data-testid": "cut",
+      "aria-label": "cut below which eigenvalues count as zero",
+      oninput: () => move(Number(slider.value)),
+    });
+    this.cutLabel = element("output", { "data-testid": "cut-label" });
+    this.cutReset = button("Reset", () => move(LOGGED), { "data-testid": "cut-reset" });
+    const help = "Moves the cut below which eigenvalues count as zero; all ranks are recounted from the logged spectra";
+    this.cut = element("label", { class: "cut", title: help }, "Cut ", slider, this.cutLabel, this.cutReset);
+    this.describeCut();
+  }
+
+  showEmptiness() {
+    this.empty.hidden = this.runs.length > 0;
+    if (this.runs.length) return;
+    const words = this.all.length
+      ? [element("p", {}, "No run is selected: select one or more on the left.")]
+      : [
+          element("p", {}, "No run in this log folder has ranks yet. Three lines add them to a training loop:"),
+          element("pre", {}, NO_RUNS),
+        ];
+    this.empty.replaceChildren(...words);
+  }
+
+  applyTheme() {
+    document.documentElement.dataset.theme = isDark(this.state.theme) ? "dark" : "light";
+    this.draw();
+    for (const chart of Chart.all.values()) if (chart.uplot) chart.rebuild();
+  }
+}
+
+/** A run that holds the median of others is shown by itself, not as one more beside them. */
+function withoutSummaries(runs) {
+  const members = runs.filter(({ scalars }) => !isSummary(scalars));
+  return members.length ? members : runs;
+}

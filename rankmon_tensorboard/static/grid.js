@@ -1,0 +1,30 @@
+// Charts side by side, made and removed as what there is to show changes.
+
+import { Chart } from "./chart.js";
+import { element } from "./dom.js";
+
+export class ChartGrid {
+  constructor(kind) {
+    this.host = element("div", { class: `grid ${kind}` });
+    this.charts = new Map();
+  }
+
+  /** @param {[string, import("./chart.js").Spec][]} specs by id, in their order */
+  show(specs) {
+    const wanted = new Set(specs.map(([id]) => id));
+    for (const [id, chart] of this.charts) {
+      if (wanted.has(id)) continue;
+      chart.destroy();
+      chart.host.remove();
+      this.charts.delete(id);
+    }
+    specs.forEach(([id, spec], at) => {
+      const chart = this.charts.get(id) ?? new Chart(id, spec);
+      this.charts.set(id, chart);
+      if (this.host.children[at] !== chart.host) {
+        this.host.insertBefore(chart.host, this.host.children[at] ?? null);
+      }
+      chart.update(spec);
+    });
+  }
+}

@@ -1,0 +1,63 @@
+// A table of log10 |eigenvalue| by step and index, painted under a chart of lines over steps.
+
+import { heat } from "./theme.js";
+
+/** Paints the columns of steps, each from half way to the one before to half way to the next. */
+export function drawHeatMap(u, { steps, indices, values }, [low, high]) {
+  if (!steps.length || !indices.length) return;
+  const image = painted(steps.length, indices.length, values, low, high);
+  const { ctx, bbox } = u;
+  const edges = edgesOf(steps.map((step) => u.valToPos(step, "x", true)), bbox);
+  const top = u.valToPos(indices.at(-1) + 1.5, "y", true);
+  const bottom = u.valToPos(0.5, "y", true);
+  ctx.save();
+  ctx.beginPath();
+  ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
+  ctx.clip();
+  ctx.imageSmoothingEnabled = false;
+  for (let at = 0; at < steps.length; at++) {
+    const width = edges[at + 1] - edges[at];
+    if (width > 0) ctx.drawImage(image, at, 0, 1, indices.length, edges[at], top, width, bottom - top);
+  }
+  ctx.restore();
+}
+
+/** What lies under the pointer, in words. */
+export function readingAt(u, { steps, indices, values }, shown) {
+  const { left, top } = u.cursor;
+  if (left === null || left < 0 || !steps.length || !indices.length) return "";
+  const step = nearest(steps, u.posToVal(left, "x"));
+  const index = nearest(indices, u.posToVal(top, "y") - 1);
+  const value = values[step * indices.length + index];
+  const what = Number.isNaN(value) ? "exactly zero, or none" : shown(Number(value.toFixed(3)));
+  return `step ${steps[step]}, index ${indices[index] + 1}: log10 |eigenvalue| ${what}`;
+}
+
+function painted(width, height, values, low, high) {
+  const canvas = new OffscreenCanvas(width, height);
+  const ctx = canvas.getContext("2d");
+  const pixels = ctx.createImageData(width, height);
+  for (let step = 0; step < width; step++) {
+    for (let index = 0; index < height; index++) {
+      const value = values[step * height + index];
+      if (Number.isNaN(value)) continue; // the ground shows
+      const pixel = 4 * ((height - 1 - index) * width + step);
+      pixels.data.set([...heat((value - low) / (high - low)), 255], pixel);
+    }
+  }
+  ctx.putImageData(pixels, 0, 0);
+  return canvas;
+}
+
+function edgesOf(centers, { left, width }) {
+  const inner = centers.slice(1).map((center, at) => (center + centers[at]) / 2);
+  return [Math.min(left, centers[0]), ...inner, Math.max(left + width, centers.at(-1))];
+}
+
+function nearest(sorted, value) {
+  let best = 0;
+  for (let at = 1; at < sorted.length; at++) {
+    if (Math.abs(sorted[at] - value) < Math.abs(sorted[best] - value)) best = at;
+  }
+  return best;
+}

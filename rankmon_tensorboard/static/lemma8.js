@@ -1,0 +1,109 @@
+// The section of Lemma 8: its assumptions, met or not, and predicted against measured log|det|.
+
+import { element } from "./dom.js";
+import { evolution } from "./evolution.js";
+import { ChartGrid } from "./grid.js";
+import { shown } from "./chart.js";
+import { isSummary } from "./seeds.js";
+import { lineColor } from "./theme.js";
+import { layersOf } from "./weights.js";
+
+const PREDICTED = "lemma8/predicted_log_abs_det/";
+const ASSUMPTIONS = [
+  ["square", "weights are square", () => ""],
+  ["centered", "classes are centered", (section, run) => section.size(run, ["lemma8/target_input"])],
+  ["balanced", "weights are balanced", (section, run) => section.size(run, section.balances(run))],
+];
+
+export class Lemma8Section {
+  id = "lemma8";
+  title = "Lemma 8: determinants as gradient flow would have them";
+  prefixes = ["lemma8/", "log_abs_det/"];
+
+  constructor(app) {
+    this.app = app;
+    this.table = element("table", { class: "facts" });
+    this.grid = new ChartGrid("medium");
+    this.host = element("div", {}, this.table, this.grid.host);
+  }
+
+  isFor(tags) {
+    return tags.some((tag) => tag.startsWith("lemma8/"));
+  }
+
+  draw() {
+    const { runs, state } = this.app;
+    this.drawTable(runs.filter(({ scalars }) => this.isFor(scalars) && !isSummary(scalars)));
+    const layers = layersOf(this.app, PREDICTED);
+    const look = { logX: state.logX, height: 240 };
+    const paths = layers.flatMap((layer) => {
+      const title = `Layer ${layer}: measured, and predicted by Lemma 8`;
+      return evolution(
+        `lemma8-${layer}`,
+        { ...look, title, left: "log|det W|" },
+        [
+          this.quantity("measured", "measured", "#0072b2", `log_abs_det/${layer}`, { width: 4 }),
+          this.quantity("predicted", "predicted", "#d55e00", PREDICTED + layer, { dash: [6, 4] }),
+        ],
+        runs,
+        state.median,
+      );
+    });
+    const errors = layers.flatMap((layer, at) => [
+      this.quantity(`${layer}-off`, `${layer}: off by`, lineColor(at), `lemma8/prediction_error/${layer}`),
+      this.quantity(`${layer}-by`, `${layer}: quadrature`, lineColor(at), `lemma8/quadrature_error/${layer}`, {
+        dash: [2, 4],
+      }),
+    ]);
+    const title = "How far off, and the share of it that is the quadrature's";
+    const off = { ...look, title, left: "|error of log|det||", leftLog: true };
+    this.grid.show([...paths, ...evolution("lemma8-errors", off, errors, runs, state.median)]);
+  }
+
+  quantity(id, label, color, tag, look = {}) {
+    const absolute = (series) => ({ steps: series.steps, values: series.values.map(Math.abs) });
+    const isError = tag.includes("_error/");
+    const of = (run) => {
+      const series = this.app.series(run, tag);
+      return series && isError ? absolute(series) : series;
+    };
+    return { id, label, color, ...look, of };
+  }
+
+  drawTable(runs) {
+    const heads = ["run", ...ASSUMPTIONS.map(([, meaning]) => meaning)];
+    const row = ({ name }) =>
+      element(
+        "tr",
+        { "data-testid": `lemma8-run-${name}` },
+        element("th", { scope: "row" }, name),
+        ...ASSUMPTIONS.map(([tag, , size]) => this.verdict(name, tag, size(this, name))),
+      );
+    this.table.replaceChildren(
+      element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", { scope: "col" }, head)))),
+      element("tbody", {}, ...runs.map(row)),
+    );
+  }
+
+  /** "met", "not met", or since when no longer. */
+  verdict(run, tag, size) {
+    const series = this.app.series(run, `lemma8/${tag}`);
+    if (!series?.steps.length) return element("td", {}, "–");
+    const failed = series.values.findIndex((value) => value !== 1);
+    const words =
+      failed < 0 ? "✓ met" : failed === 0 ? "✗ not met" : `✗ met before step ${series.steps[failed]}`;
+    const kind = failed < 0 ? "met" : "unmet";
+    return element("td", { class: kind }, words, size ? element("small", {}, ` ${size}`) : null);
+  }
+
+  balances(run) {
+    return this.app.tags(run).filter((tag) => tag.startsWith("lemma8/balancedness/"));
+  }
+
+  /** The largest of these measures at any step. */
+  size(run, tags) {
+    const values = tags.flatMap((tag) => this.app.series(run, tag)?.values ?? []);
+    const largest = values.reduce((a, b) => (b > a ? b : a), -Infinity);
+    return Number.isFinite(largest) ? `off by at most ${shown(Number(largest.toPrecision(2)))}` : "";
+  }
+}

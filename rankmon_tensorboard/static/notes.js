@@ -1,0 +1,51 @@
+// The section of what runs say of themselves: their cards, and what alerted.
+
+import { element } from "./dom.js";
+
+export class NotesSection {
+  id = "notes";
+  title = "Cards and alerts";
+  prefixes = [];
+
+  constructor(app) {
+    this.app = app;
+    this.host = element("div", { class: "notes" });
+    this.drawn = "";
+  }
+
+  isFor(_, texts) {
+    return texts.length > 0;
+  }
+
+  draw() {
+    const { runs, texts } = this.app;
+    const notes = runs.flatMap(({ name }) =>
+      Object.entries(texts.get(name) ?? {}).map(([tag, events]) => ({ name, tag, events })),
+    );
+    const drawn = JSON.stringify(notes);
+    if (drawn === this.drawn) return; // keeps what the reader has opened
+    this.drawn = drawn;
+    this.host.replaceChildren(...notes.map((note) => this.note(note)));
+  }
+
+  note({ name, tag, events }) {
+    const isAlert = tag === "rankmon/alerts";
+    const summary = isAlert ? `${name}: ${events.length} alerts` : `${name}: card`;
+    return element(
+      "details",
+      { class: isAlert ? "alerts" : "card", open: isAlert || this.app.runs.length === 1 },
+      element("summary", {}, summary),
+      ...events.map(({ step, html }) => {
+        return element("article", {}, element("h4", {}, `step ${step}`), markdown(html));
+      }),
+    );
+  }
+}
+
+/** HTML that TensorBoard's own renderer has made safe; pictures, which it lets through, stay out. */
+function markdown(html) {
+  const template = document.createElement("template");
+  template.innerHTML = html;
+  for (const picture of template.content.querySelectorAll("img")) picture.remove();
+  return element("div", { class: "markdown" }, template.content);
+}

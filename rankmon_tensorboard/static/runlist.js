@@ -1,0 +1,83 @@
+// The list of runs at the side: searched, selected, and known by their colors.
+
+import { button, element } from "./dom.js";
+import { runColor } from "./theme.js";
+
+export class RunList {
+  /** @param {(hidden: string[]) => void} onChange gets the names of the runs that are not shown */
+  constructor(onChange) {
+    this.onChange = onChange;
+    this.search = element("input", {
+      type: "search",
+      placeholder: "Filter runs",
+      "aria-label": "filter runs",
+      "data-testid": "run-search",
+      oninput: () => this.filter(),
+    });
+    this.list = element("ul");
+    this.rows = new Map();
+    const buttons = element(
+      "div",
+      { class: "buttons" },
+      button("All", () => this.setListed(true), { "data-testid": "runs-all" }),
+      button("None", () => this.setListed(false), { "data-testid": "runs-none" }),
+    );
+    this.host = element("aside", {}, element("h2", {}, "Runs"), this.search, buttons, this.list);
+  }
+
+  /** Lists all runs and gives those that are selected, with their colors. */
+  show(all, hidden) {
+    this.hidden = new Set(hidden);
+    const names = JSON.stringify(all.map(({ name }) => name));
+    if (names !== this.listed) {
+      this.listed = names;
+      this.rows = new Map(all.map(({ name }, at) => [name, this.row(name, runColor(at))]));
+      this.list.replaceChildren(...this.rows.values());
+      this.filter();
+    }
+    for (const [name, row] of this.rows) row.querySelector("input").checked = !this.hidden.has(name);
+    return all
+      .map((run, at) => ({ ...run, color: runColor(at) }))
+      .filter(({ name }) => !this.hidden.has(name));
+  }
+
+  row(name, color) {
+    const input = element("input", { type: "checkbox", onchange: () => this.set([name], input.checked) });
+    input.style.accentColor = color;
+    const only = button("only", () => this.selectOnly(name), { title: "Show this run only" });
+    const label = element("label", { title: name }, input, element("span", { class: "name" }, name));
+    const mark = element("span", { class: "mark" });
+    return element("li", { "data-run": name }, label, mark, only);
+  }
+
+  /** Marks the runs that alerted. */
+  showAlerts(texts) {
+    for (const [name, row] of this.rows) {
+      const count = texts.get(name)?.["rankmon/alerts"]?.length ?? 0;
+      const mark = row.querySelector(".mark");
+      mark.textContent = count ? `⚠ ${count}` : "";
+      mark.title = count ? `${count} alerts: see the end of the page` : "";
+    }
+  }
+
+  filter() {
+    const wanted = this.search.value.toLowerCase();
+    for (const [name, row] of this.rows) row.hidden = !name.toLowerCase().includes(wanted);
+  }
+
+  setListed(isShown) {
+    this.set([...this.rows].filter(([, row]) => !row.hidden).map(([name]) => name), isShown);
+  }
+
+  set(names, isShown) {
+    for (const name of names) {
+      if (isShown) this.hidden.delete(name);
+      else this.hidden.add(name);
+    }
+    this.onChange([...this.hidden]);
+  }
+
+  selectOnly(name) {
+    this.onChange([...this.rows.keys()].filter((other) => other !== name));
+  }
+}

@@ -1,0 +1,187 @@
+// The section of one part's spectrum: at the chosen step, and over all steps, with the cut drawn in.
+
+import { ChartGrid } from "./grid.js";
+import { shown } from "./chart.js";
+import { choice, element } from "./dom.js";
+import { drawHeatMap, readingAt } from "./heatmap.js";
+import { factor } from "./recount.js";
+import { heatGradient, ink, partColor, partName } from "./theme.js";
+
+// How far below the cut rounding is shown.
+const NOISE_DECADES = 5;
+
+export class SpectrumSection {
+  id = "spectrum";
+  title = "Spectrum";
+  readsCut = true;
+  prefixes = ["rank/H_", "rank_low/H_", "rank_high/H_", "rank_theory/", "tolerance/H_"];
+
+  constructor(app) {
+    this.app = app;
+    this.controls = element("div", { class: "controls" });
+    this.steps = element("input", {
+      type: "range",
+      min: 0,
+      "data-testid": "spectrum-step",
+      "aria-label": "step of the spectrum",
+      oninput: () => this.chooseStep(Number(this.steps.value)),
+    });
+    this.stepLabel = element("output");
+    this.grid = new ChartGrid("medium");
+    this.scale = element("p", { class: "scale" });
+    this.host = element("div", {}, this.controls, this.grid.host, this.scale);
+    this.loaded = "";
+  }
+
+  isFor(_, __, spectra) {
+    return spectra.length > 0;
+  }
+
+  /** Fetches what is chosen where that has changed, and draws. */
+  async draw() {
+    const runs = this.app.runs.filter(({ spectra }) => spectra.length);
+    const run = runs.find(({ name }) => name === this.app.state.run) ?? runs[0];
+    if (!run) return;
+    const part = run.spectra.includes(this.app.state.part) ? this.app.state.part : run.spectra[0];
+    const last = this.app.lastStep(run.name);
+    const wanted = JSON.stringify([run.name, part, last]);
+    if (wanted !== this.loaded) {
+      this.loaded = wanted;
+      this.drawControls(runs, run, part);
+      await this.load(run.name, part);
+    }
+    this.drawCharts();
+  }
+
+  drawControls(runs, run, part) {
+    const choose = (name) => (value) => this.app.choose({ [name]: value });
+    this.controls.replaceChildren(
+      choice("Run", runs.map(({ name }) => name), run.name, choose("run"), { "data-testid": "spectrum-run" }),
+      choice("Part", run.spectra, part, choose("part"), { "data-testid": "spectrum-part" }),
+      element("label", { class: "step" }, "Step ", this.steps, this.stepLabel),
+    );
+  }
+
+  async load(run, part) {
+    const follows = !this.map || this.at === this.map.logged.length - 1 || this.map.run !== run;
+    const map = await this.app.source.heatmap(run, part);
+    this.map = { ...map, run, part };
+    this.at = follows ? map.logged.length - 1 : Math.min(this.at, map.logged.length - 1);
+    this.steps.max = map.logged.length - 1;
+    this.steps.value = this.at;
+    this.spectrum = await this.app.source.spectrum(run, part, map.logged[this.at]);
+  }
+
+  async chooseStep(at) {
+    this.at = at;
+    const { run, part, logged } = this.map;
+    const found = await this.app.source.spectrum(run, part, logged[at]);
+    if (this.at !== at || this.map.run !== run || this.map.part !== part) return; // moved on since
+    this.spectrum = found;
+    this.drawCharts();
+  }
+
+  drawCharts() {
+    if (!this.spectrum) return;
+    this.stepLabel.textContent = String(this.spectrum.step);
+    this.grid.show([
+      ["spectrum", this.spectrumChart()],
+      ["heatmap", this.heatMapChart()],
+    ]);
+    const [low, high] = this.range();
+    const bar = element("span", { class: "bar" });
+    bar.style.background = heatGradient();
+    this.scale.replaceChildren(`log10 |eigenvalue|: ${low.toFixed(1)} `, bar, ` ${high.toFixed(1)}`);
+  }
+
+  /**
+   * From the least to the largest log10 of all steps, so that the axis stays while steps change; but
+   * not far below the cuts, where there is only rounding.
+   */
+  range() {
+    let [low, high] = [Infinity, -Infinity];
+    for (const value of this.map.values) {
+      if (value < low) low = value;
+      if (value > high) high = value;
+    }
+    const cuts = this.map.cut.filter(Number.isFinite);
+    if (cuts.length) low = Math.max(low, Math.min(...cuts) - NOISE_DECADES);
+    return low < high ? [low, high] : [-16, 0];
+  }
+
+  spectrumChart() {
+    const { values, step, cut, zeros } = this.spectrum;
+    const { run, part } = this.map;
+    const indices = values.map((_, at) => at + 1);
+    const lines = [
+      { label: "log10 |eigenvalue|", color: partColor(part) ?? "#0072b2", steps: indices, values, width: 2 },
+    ];
+    if (cut !== null && indices.length) {
+      const moved = cut + Math.log10(factor(this.app.position));
+      const level = indices.map(() => moved);
+      lines.push({ label: "cut", color: ink().text, steps: indices, values: level, dash: [6, 4], width: 1.5 });
+    }
+    const theory = at(this.app.series(run, `rank_theory/${part}`), step);
+    const [low, high] = this.range();
+    const room = (high - low) * 0.05;
+    const none = zeros ? ` (and ${zeros} exact zeros)` : "";
+    return {
+      title: `${run}: ${partName(part)} at step ${step}${none}`,
+      left: "log10 |eigenvalue|",
+      x: "index",
+      height: 320,
+      lines,
+      rangeY: () => [low - room, high + room],
+      over: (u) => theory !== undefined && drawTheory(u, theory),
+    };
+  }
+
+  heatMapChart() {
+    const { run, part, steps, indices } = this.map;
+    const rank = this.app.ranks(run, part)?.rank;
+    const color = "#ffffff";
+    const lines = [{ label: "rank at the cut", color, width: 2, steps, values: steps.map((s) => at(rank, s) ?? NaN) }];
+    const theory = this.app.series(run, `rank_theory/${part}`);
+    if (theory) {
+      const values = steps.map((s) => at(theory, s) ?? NaN);
+      lines.push({ label: "theory", color: "#ff5c5c", kind: "markers", steps, values });
+    }
+    const range = this.range();
+    return {
+      title: `${run}: ${partName(part)} over steps`,
+      left: "index",
+      logX: this.app.state.logX,
+      height: 320,
+      lines,
+      reading: (u) => readingAt(u, this.map, shown),
+      rangeY: () => [0.5, (indices.at(-1) ?? 0) + 1.5],
+      under: (u) => drawHeatMap(u, this.map, range),
+    };
+  }
+}
+
+/** The value at this step, if there is one. */
+function at(series, step) {
+  const where = series?.steps.indexOf(step) ?? -1;
+  return where < 0 ? undefined : series.values[where];
+}
+
+/** A line between the last eigenvalue that theory has above zero and the next. */
+function drawTheory(u, rank) {
+  const x = u.valToPos(rank + 0.5, "x", true);
+  const { left, top, width, height } = u.bbox;
+  if (!(x >= left && x <= left + width)) return;
+  const { ctx } = u;
+  ctx.save();
+  ctx.beginPath();
+  ctx.setLineDash([2 * devicePixelRatio, 4 * devicePixelRatio]);
+  Object.assign(ctx, { strokeStyle: ink().text, lineWidth: devicePixelRatio });
+  ctx.moveTo(x, top);
+  ctx.lineTo(x, top + height);
+  ctx.stroke();
+  const isRight = x > left + 0.7 * width;
+  const font = `${12 * devicePixelRatio}px system-ui, sans-serif`;
+  Object.assign(ctx, { fillStyle: ink().text, font, textBaseline: "top", textAlign: isRight ? "right" : "left" });
+  ctx.fillText(`theory: ${rank}`, x + (isRight ? -6 : 6) * devicePixelRatio, top + 4 * devicePixelRatio);
+  ctx.restore();
+}

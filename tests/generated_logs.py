@@ -1,0 +1,47 @@
+"""Log folders with any number of runs and probes, written by rankmon's own writer; measures nothing."""
+
+from pathlib import Path
+
+import numpy as np
+
+from rankmon.writers import Record, TensorBoardWriter
+
+PARTS = ("H_L", "H_o", "H_f", "H_f_fixed")
+
+
+def spectrum(rank: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """log10 of absolute eigenvalues, descending: `rank` of them above 1e-10, the others below."""
+    above = rng.uniform(-6, 1, rank)
+    below = rng.uniform(-18, -12, size - rank)
+    return np.sort(np.concatenate([above, below]))[::-1].astype(np.float32)
+
+
+def record(step: int, share: float, size: int, rng: np.random.Generator) -> Record:
+    """A probe after this share of training: ranks fall from `size` to half of it."""
+    scalars, arrays = {"loss": float(10 ** (-20 * share))}, {}
+    for at, part in enumerate(PARTS):
+        rank = int(size * (1 - 0.5 * share * (at != 3)) * (1 - 0.05 * rng.random()))
+        arrays[f"spectrum/{part}"] = spectrum(rank, size, rng)
+        scalars |= {
+            f"rank/{part}": rank,
+            f"rank_low/{part}": rank,
+            f"rank_high/{part}": rank,
+            f"rank_theory/{part}": size // 2,
+            f"tolerance/{part}": 1e-10,
+        }
+    for layer in range(4):
+        scalars |= {
+            f"rank_weights/layers/{layer}": 30 - 5 * layer,
+            f"stable_rank/layers/{layer}": 8 - layer + rng.random(),
+            f"effective_rank/layers/{layer}": 20 - 4 * layer + rng.random(),
+        }
+    return Record(step, 1, 1.8e9 + step, scalars=scalars, arrays=arrays)
+
+
+def write_run(folder: Path, probes: int, size: int, seed: int) -> None:
+    """One run of this many probes, every 10 steps, with spectra of `size` eigenvalues."""
+    rng = np.random.default_rng(seed)
+    writer = TensorBoardWriter(folder)
+    for at in range(probes):
+        writer.write(record(10 * at, at / max(probes - 1, 1), size, rng))
+    writer.close()
