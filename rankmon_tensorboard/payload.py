@@ -56,7 +56,7 @@ def scalars(series: Mapping[str, ScalarSeries], prefixes: Sequence[str]) -> Json
 def counts(spectrum: ArraySeries, cuts: ScalarSeries) -> Json:
     """How many eigenvalues lie above the cut times 10^((LOWEST + j) / PER_DECADE), by step and j.
 
-    For the steps that have both. Beside a cut that is not positive and finite no count is made:
+    A row for each j, a column for each step that has both. Beside a cut that is not positive and finite no count is made:
     the row is zero, as are those of spectra with values that are not finite.
     """
     steps, at, where = np.intersect1d(spectrum.steps, cuts.steps, return_indices=True)
@@ -69,7 +69,7 @@ def counts(spectrum: ArraySeries, cuts: ScalarSeries) -> Json:
         if np.isfinite(log) and not np.isnan(values).any():
             row[:] = len(values) - np.searchsorted(values, log + factors, side="right")
     bits = 16 if table.max(initial=0) < 2**16 else 32
-    return {"steps": steps.tolist(), "bits": bits, "counts": packed(table.astype(f"<u{bits // 8}"))}
+    return {"steps": steps.tolist(), "bits": bits, "counts": packed(table.T.astype(f"<u{bits // 8}"))}
 
 
 def counts_of_run(spectra: Mapping[str, ArraySeries], cuts: Mapping[str, ScalarSeries]) -> Json:

@@ -23,6 +23,8 @@ const SECTIONS = [
   NotesSection,
 ];
 const POLL_SECONDS = 10;
+const NEAR_PIXELS = 300;
+const NEAR = { rootMargin: `${NEAR_PIXELS}px` };
 const NO_RUNS = `monitor = rankmon.RankMonitor(problem, "logs/run_1", every=50)
 for step in range(steps):
     params = train_step(params)
@@ -40,6 +42,8 @@ export class App {
     this.all = [];
     this.runs = [];
     this.scalars = new Map();
+    this.reading = 0;
+    this.have = new Map();
     this.texts = new Map();
     this.counts = new Map();
     this.countedTo = new Map();
@@ -47,6 +51,7 @@ export class App {
     this.status = element("span", { class: "status", role: "status", "data-testid": "status" });
     this.toolbar = element("div", { class: "toolbar" });
     this.empty = element("div", { class: "empty", hidden: true });
+    this.approaching = new IntersectionObserver(() => this.all.length && this.update(), NEAR);
     this.sections = SECTIONS.map((Section) => this.mounted(new Section(this)));
     this.main = element("main", {}, this.toolbar, this.empty, ...this.sections.map(({ box }) => box));
     host.append(element("div", { class: "rankmon", "data-testid": "rankmon" }, this.runList.host, this.main));
@@ -69,6 +74,7 @@ export class App {
     const attributes = { class: "section", open, hidden: true, "data-testid": `section-${section.id}` };
     const box = element("details", attributes, summary, section.host);
     box.addEventListener("toggle", () => this.toggled(section, box.open));
+    this.approaching.observe(box);
     return { section, box };
   }
 
@@ -124,8 +130,8 @@ export class App {
     try {
       const runs = await this.source.runs();
       this.all = runs;
+      this.reading += 1;
       this.drawToolbar();
-      this.isStale = true;
       await this.update();
       const now = new Date().toLocaleTimeString();
       this.status.textContent = this.source.isLive ? `Read at ${now}` : "";
@@ -136,43 +142,46 @@ export class App {
     }
   }
 
-  /** Fetches what the open sections of the chosen runs lack, and draws them. */
+  /** Fetches what the sections in sight lack of the chosen runs, and draws them, one by one. */
   async update() {
     this.runs = withoutSummaries(this.runList.show(this.all, this.state.hidden));
     this.showEmptiness();
     for (const { section, box } of this.sections) {
       box.hidden = !this.runs.some((run) => section.isFor(run.scalars, run.texts, run.spectra));
     }
-    await this.fetch();
-    if (this.position !== LOGGED) await this.fetchCounts();
-    this.draw();
-    this.isStale = false;
-    if (this.position === LOGGED) this.later ??= setTimeout(() => this.fetchCounts(), 200);
+    for (const { section, box } of this.sections) {
+      if (!isNear(box)) continue;
+      await this.fetch(section);
+      section.draw();
+    }
+    if (this.position !== LOGGED) await this.recount();
+    else this.later ??= setTimeout(() => this.fetchTheRest(), 200);
   }
 
-  get open() {
-    return this.sections.filter(({ box }) => box.open && !box.hidden).map(({ section }) => section);
-  }
-
-  async fetch() {
-    const prefixes = [...new Set(this.open.flatMap((section) => section.prefixes))];
-    const key = JSON.stringify([this.runs.map(({ name }) => name), prefixes]);
-    if (!this.runs.length || (key === this.fetched && !this.isStale)) return;
+  /** What a section reads of the chosen runs, where it was not read since the last look at the log. */
+  async fetch({ id, prefixes }) {
     const names = this.runs.map(({ name }) => name);
-    const [scalars] = await Promise.all([
-      prefixes.length ? this.source.scalars(names, prefixes) : {},
-      ...this.runs.filter(({ texts }) => texts.length).map(async ({ name }) => {
-        this.texts.set(name, await this.source.texts(name));
-      }),
-    ]);
-    this.scalars = new Map(Object.entries(scalars));
-    this.fetched = key;
+    const key = JSON.stringify([this.reading, names, prefixes]);
+    if (!names.length || !prefixes.length || this.have.get(id) === key) return;
+    this.have.set(id, key);
+    for (const [name, own] of Object.entries(await this.source.scalars(names, prefixes))) {
+      this.scalars.set(name, { ...this.scalars.get(name), ...own });
+    }
+  }
+
+  /** What nobody waits for: texts, and the counts that the slider will ask for. */
+  async fetchTheRest() {
+    this.later = null;
+    for (const { name, texts } of this.runs) {
+      if (texts.length) this.texts.set(name, await this.source.texts(name));
+    }
     this.runList.showAlerts(this.texts);
+    this.draw("notes");
+    await this.fetchCounts();
   }
 
   /** The counts that the slider reads, of runs whose counts are older than their ranks. */
   async fetchCounts() {
-    this.later = null;
     for (const { name, spectra } of this.runs) {
       const last = this.lastStep(name);
       if (!spectra.length || this.countedTo.get(name) === last) continue;
@@ -181,9 +190,12 @@ export class App {
     }
   }
 
-  draw() {
+  /** Draws those of these sections that are open. */
+  draw(...ids) {
     if (!this.runs.length) return;
-    for (const section of this.open) section.draw();
+    for (const { section, box } of this.sections) {
+      if (ids.includes(section.id) && box.open && !box.hidden) section.draw();
+    }
   }
 
   /** Moves the cut; what was logged is recounted at once. */
@@ -191,9 +203,17 @@ export class App {
     this.position = position;
     this.describeCut();
     if (this.runs.some(({ name, spectra }) => spectra.length && !this.counts.has(name))) {
+      this.cutLabel.append(" (counting)");
       await this.fetchCounts();
+      this.describeCut();
     }
-    for (const section of this.open) if (section.readsCut) section.draw();
+    this.draw("ranks", "spectrum");
+  }
+
+  /** Counts what is new since, and draws it at the moved cut. */
+  async recount() {
+    await this.fetchCounts();
+    this.draw("ranks", "spectrum");
   }
 
   describeCut() {
@@ -262,7 +282,7 @@ export class App {
 
   applyTheme() {
     document.documentElement.dataset.theme = isDark(this.state.theme) ? "dark" : "light";
-    this.draw();
+    this.draw(...this.sections.map(({ section }) => section.id));
     for (const chart of Chart.all.values()) if (chart.uplot) chart.rebuild();
   }
 }
@@ -271,4 +291,11 @@ export class App {
 function withoutSummaries(runs) {
   const members = runs.filter(({ scalars }) => !isSummary(scalars));
   return members.length ? members : runs;
+}
+
+/** Whether an open section is in sight, or nearly. */
+function isNear(box) {
+  if (!box.open || box.hidden) return false;
+  const { top, bottom } = box.getBoundingClientRect();
+  return top < window.innerHeight + NEAR_PIXELS && bottom > -NEAR_PIXELS;
 }

@@ -68,19 +68,33 @@ export class Chart {
     this.host = element("figure", attributes, head, this.plot, this.reading);
     this.resizing = new ResizeObserver(() => this.resize());
     this.resizing.observe(this.plot);
+    this.seeing = new IntersectionObserver(([{ isIntersecting }]) => this.seen(isIntersecting), NEAR);
+    this.seeing.observe(this.host);
     this.spec = spec;
     Chart.all.set(id, this);
   }
 
-  /** Draws other data; keeps the zoom, and what is hidden, where the lines are the same. */
+  /** Takes other data, and draws them once the chart is in sight. */
   update(spec) {
-    const same = this.uplot && shape(spec) === shape(this.spec);
     this.spec = spec;
     this.title.textContent = spec.title;
+    this.plot.style.minHeight = `${spec.height ?? 300}px`;
     this.host.classList.toggle("many", Boolean(spec.many));
-    if (!this.plot.clientWidth) return; // drawn once it is seen
-    if (same) this.redraw();
-    else this.rebuild();
+    this.draw();
+  }
+
+  seen(isSeen) {
+    this.isSeen = isSeen;
+    this.draw();
+  }
+
+  /** Draws what changed; keeps the zoom, and what is hidden, where the lines are the same. */
+  draw() {
+    if (!this.isSeen || this.spec === this.drawn || !this.plot.clientWidth) return;
+    const same = this.uplot && shape(this.spec) === shape(this.drawn);
+    if (!same) this.rebuild();
+    else if (this.spec.over || this.spec.under || !haveSameData(this.spec, this.drawn)) this.redraw();
+    this.drawn = this.spec;
   }
 
   redraw() {
@@ -88,7 +102,7 @@ export class Chart {
     const zoomed = this.isZoomed();
     this.data = aligned(this.spec.lines);
     this.uplot.batch(() => {
-      this.uplot.setData(drawn(this.data, this.spec), true);
+      this.uplot.setData(placed(this.data, this.spec), true);
       if (zoomed) this.uplot.setScale("x", { min, max });
     });
   }
@@ -108,7 +122,7 @@ export class Chart {
     this.data = aligned(this.spec.lines);
     const given = options(this, this.width(), hidden);
     given.hooks.setCursor = [(u) => (this.reading.textContent = this.spec.reading?.(u) ?? "")];
-    this.uplot = new uPlot(given, drawn(this.data, this.spec), this.plot);
+    this.uplot = new uPlot(given, placed(this.data, this.spec), this.plot);
   }
 
   width() {
@@ -117,12 +131,13 @@ export class Chart {
 
   resize() {
     if (!this.plot.clientWidth) return;
-    if (!this.uplot) this.update(this.spec);
+    if (!this.uplot) this.draw();
     else this.uplot.setSize({ width: this.width(), height: this.spec.height ?? 300 });
   }
 
   destroy() {
     this.resizing.disconnect();
+    this.seeing.disconnect();
     this.uplot?.destroy();
     Chart.all.delete(this.id);
   }
@@ -165,7 +180,7 @@ export class Chart {
     given.pxAlign = 0;
     let copy;
     const [context] = await recorded(() => {
-      copy = new uPlot(given, drawn(this.data, this.spec), host);
+      copy = new uPlot(given, placed(this.data, this.spec), host);
       copy.setScale("x", { min, max });
     });
     const ratio = context.canvas.width / this.uplot.width;
@@ -175,12 +190,12 @@ export class Chart {
     context.clips = [];
     this.drawHead(context);
     const [width, height] = [this.uplot.width, this.uplot.height + head];
-    const placed = plot.replace(
+    const inside = plot.replace(
       /^<svg [^>]*>/,
       `<svg y="${head}" width="${width}" height="${this.uplot.height}"` +
         ` viewBox="0 0 ${width * ratio} ${this.uplot.height * ratio}">`,
     );
-    context.marks.push(placed);
+    context.marks.push(inside);
     copy.destroy();
     return context.text(width, height, ink().page);
   }
@@ -233,6 +248,12 @@ Chart.all = new Map();
 const fileName = (id) => id.replaceAll(/[^\p{L}\p{N}.-]+/gu, "_");
 const svgBlob = (text) => new Blob([text], { type: "image/svg+xml" });
 
+/** Charts are drawn when they come this close to what is in sight. */
+const NEAR = { rootMargin: "200px" };
+
+const haveSameData = (one, other) =>
+  one.lines.every((line, at) => line.values === other.lines[at].values && line.steps === other.lines[at].steps);
+
 /** What makes it another chart than before, rather than the same with other data. */
 function shape(spec) {
   const { left, right, x, logX, leftLog, rightLog, height, lines, bands } = spec;
@@ -255,7 +276,7 @@ export function aligned(lines) {
  * What is drawn of aligned lines: logarithms where an axis asks for them. uPlot's own axes of
  * logarithms end at 1e-24, and losses do not.
  */
-function drawn([steps, ...columns], { lines, leftLog, rightLog }) {
+function placed([steps, ...columns], { lines, leftLog, rightLog }) {
   const log10 = (value) => (value > 0 ? Math.log10(value) : value === undefined ? value : null);
   const isLog = ({ right }) => (right ? rightLog : leftLog);
   return [steps, ...columns.map((column, at) => (isLog(lines[at]) ? column.map(log10) : column))];

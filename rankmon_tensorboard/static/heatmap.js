@@ -2,10 +2,9 @@
 
 import { heat } from "./theme.js";
 
-/** Paints the columns of steps, each from half way to the one before to half way to the next. */
-export function drawHeatMap(u, { steps, indices, values }, [low, high]) {
-  if (!steps.length || !indices.length) return;
-  const image = painted(steps.length, indices.length, values, low, high);
+/** Draws the columns of steps, each from half way to the one before to half way to the next. */
+export function drawHeatMap(u, { steps, indices }, image) {
+  if (!image) return;
   const { ctx, bbox } = u;
   const edges = edgesOf(steps.map((step) => u.valToPos(step, "x", true)), bbox);
   const top = u.valToPos(indices.at(-1) + 1.5, "y", true);
@@ -33,7 +32,10 @@ export function readingAt(u, { steps, indices, values }, shown) {
   return `step ${steps[step]}, index ${indices[index] + 1}: log10 |eigenvalue| ${what}`;
 }
 
-function painted(width, height, values, low, high) {
+/** A picture of the table, a pixel a value, the first index at the bottom; null of an empty one. */
+export function painted({ steps, indices, values }, [low, high]) {
+  const [width, height] = [steps.length, indices.length];
+  if (!width || !height) return null;
   const canvas = new OffscreenCanvas(width, height);
   const ctx = canvas.getContext("2d");
   const pixels = ctx.createImageData(width, height);

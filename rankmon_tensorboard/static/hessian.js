@@ -17,14 +17,18 @@ const LOOKS = {
 export class HessianSection {
   id = "ranks";
   title = "Ranks of the loss Hessian";
-  readsCut = true;
-  prefixes = ["rank/H_", "rank_theory/", "rank_low/H_", "rank_high/H_", "loss"];
 
   constructor(app) {
     this.app = app;
     this.note = element("p", { class: "note", role: "status" });
     this.wide = new ChartGrid("wide");
     this.host = element("div", {}, this.note, this.wide.host);
+  }
+
+  /** Margins are drawn of one run only. */
+  get prefixes() {
+    const margins = this.app.runs.length === 1 ? ["rank_low/H_", "rank_high/H_"] : [];
+    return ["rank/H_", "rank_theory/", "loss", ...margins];
   }
 
   isFor(tags) {

@@ -8,12 +8,10 @@ const DECADE = 10;
 /** The factor that this place of the slider stands for. */
 export const factor = (position) => 10 ** ((position - LOGGED) / DECADE);
 
-/** @returns {{steps: number[], values: number[]}} the counts of a part at a place of the slider */
-export function column({ steps, table }, position) {
-  const at = Math.min(Math.max(position, 0), POSITIONS - 1);
-  const values = new Array(steps.length);
-  for (let row = 0; row < steps.length; row++) values[row] = table[row * POSITIONS + at];
-  return { steps, values };
+/** @returns {import("./source.js").Series} the counts of a part at a place of the slider */
+export function countsAt({ steps, table }, position) {
+  const row = Math.min(Math.max(position, 0), POSITIONS - 1);
+  return { steps, values: table.subarray(row * steps.length, (row + 1) * steps.length) };
 }
 
 /** The rank of a part and its margin at a place of the slider; null where nothing was counted. */
@@ -21,8 +19,8 @@ export function recounted(counts, part, position) {
   const counted = counts?.parts[part];
   if (!counted) return null;
   return {
-    rank: column(counted, position),
-    low: column(counted, position + DECADE),
-    high: column(counted, position - DECADE),
+    rank: countsAt(counted, position),
+    low: countsAt(counted, position + DECADE),
+    high: countsAt(counted, position - DECADE),
   };
 }

@@ -3,7 +3,7 @@
 import { ChartGrid } from "./grid.js";
 import { shown } from "./chart.js";
 import { choice, element } from "./dom.js";
-import { drawHeatMap, readingAt } from "./heatmap.js";
+import { drawHeatMap, painted, readingAt } from "./heatmap.js";
 import { factor } from "./recount.js";
 import { heatGradient, ink, partColor, partName } from "./theme.js";
 
@@ -13,8 +13,7 @@ const NOISE_DECADES = 5;
 export class SpectrumSection {
   id = "spectrum";
   title = "Spectrum";
-  readsCut = true;
-  prefixes = ["rank/H_", "rank_low/H_", "rank_high/H_", "rank_theory/", "tolerance/H_"];
+  prefixes = ["rank/H_", "rank_theory/"];
 
   constructor(app) {
     this.app = app;
@@ -66,6 +65,7 @@ export class SpectrumSection {
     const follows = !this.map || this.at === this.map.logged.length - 1 || this.map.run !== run;
     const map = await this.app.source.heatmap(run, part);
     this.map = { ...map, run, part };
+    this.painted = painted(this.map, this.range());
     this.at = follows ? map.logged.length - 1 : Math.min(this.at, map.logged.length - 1);
     this.steps.max = map.logged.length - 1;
     this.steps.value = this.at;
@@ -146,7 +146,6 @@ export class SpectrumSection {
       const values = steps.map((s) => at(theory, s) ?? NaN);
       lines.push({ label: "theory", color: "#ff5c5c", kind: "markers", steps, values });
     }
-    const range = this.range();
     return {
       title: `${run}: ${partName(part)} over steps`,
       left: "index",
@@ -155,7 +154,7 @@ export class SpectrumSection {
       lines,
       reading: (u) => readingAt(u, this.map, shown),
       rangeY: () => [0.5, (indices.at(-1) ?? 0) + 1.5],
-      under: (u) => drawHeatMap(u, this.map, range),
+      under: (u) => drawHeatMap(u, this.map, this.painted),
     };
   }
 }
