@@ -133,12 +133,11 @@ def _argument(request: Request, name: str) -> str:
 
 
 def _tags(stored: Stored, runs: Sequence[str]) -> dict[str, Tags]:
+    """Those of the runs that are there: others may have been removed since they were listed."""
     found = stored.tags(runs)
-    for run in runs:
-        if run not in found:
-            raise errors.NotFoundError(
-                f"expected the name of a run, got {run!r}; see the route runs"
-            )
+    if not found:
+        named = " or ".join(map(repr, runs))
+        raise errors.NotFoundError(f"expected the name of a run, got {named}; see the route runs")
     return found
 
 
@@ -166,10 +165,10 @@ def _scalars(stored: Stored, request: Request) -> payload.Json:
         raise errors.InvalidArgumentError(
             "expected run=... and prefix=..., got none of one; name one or more"
         )
-    known = _tags(stored, runs).values()
-    wanted = {t for tags in known for t in tags.scalars if t.startswith(tuple(prefixes))}
-    read = stored.scalars(runs, wanted)
-    return {"runs": {run: payload.scalars(read.get(run, {}), prefixes) for run in runs}}
+    known = _tags(stored, runs)
+    all_tags = {tag for tags in known.values() for tag in tags.scalars}
+    read = stored.scalars(runs, [tag for tag in all_tags if tag.startswith(tuple(prefixes))])
+    return {"runs": {run: payload.scalars(read.get(run, {}), prefixes) for run in known}}
 
 
 def _counts(stored: Stored, request: Request) -> payload.Json:
