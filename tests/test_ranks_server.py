@@ -2,15 +2,28 @@
 
 import base64
 import json
+import os
 import urllib.request
 
 import numpy as np
 import pytest
+from tensorboard.data.server_ingester import NoDataServerError, get_server_binary
 
 from rankmon import Record, TensorBoardWriter
 from test_writers import fetch, fetch_until, png_of, tensorboard_server
 
-LOADERS = pytest.mark.parametrize("load_fast", ["true", "false"])
+
+def has_data_server() -> bool:
+    try:
+        return bool(get_server_binary())
+    except NoDataServerError:
+        return False
+
+
+FAST = pytest.param(
+    "true",
+    marks=pytest.mark.skipif(not has_data_server(), reason="TensorBoard has no data server here"),
+)
 ODD = '<img src=x onerror=alert(1)>/läuft & "so" it\'s 100%25'
 SPECTRUM = np.array([1.5, 0.5, -6.0])
 
@@ -38,17 +51,22 @@ def counted(answer, position: int) -> list[int]:
     return table.reshape(len(part["steps"]), -1)[:, position].tolist()
 
 
-@LOADERS
+@pytest.mark.parametrize("load_fast", [FAST, "false"])
 def test_the_tab_shows_runs_as_they_grow(tmp_path, load_fast):
     logs = tmp_path / "logs"
+    with TensorBoardWriter(logs / "torn") as writer:
+        for step in range(5):
+            writer.write(probed(step))
+    (file,) = (logs / "torn").glob("*tfevents*")
+    os.truncate(file, file.stat().st_size - 30)
     with TensorBoardWriter(logs / "long") as writer, TensorBoardWriter(logs / ODD) as odd:
         for step in range(40):
             writer.write(probed(step))
         odd.write(probed(0))
         flags = (f"--load_fast={load_fast}", "--reload_interval=1")
         with tensorboard_server(logs, *flags) as address:
-            asked = {"run": ["long", ODD], "prefix": ["rank"]}
-            fetch_until(address, "ranks/runs", lambda answer: len(answer["runs"]) == 2)
+            asked = {"run": ["long", ODD, "torn"], "prefix": ["rank"]}
+            fetch_until(address, "ranks/runs", lambda answer: len(answer["runs"]) == 3)
             ready = fetch_until(
                 address, "ranks/scalars", lambda answer: len(steps_of(answer)) == 40, **asked
             )
@@ -58,10 +76,11 @@ def test_the_tab_shows_runs_as_they_grow(tmp_path, load_fast):
             assert tab["loading_mechanism"]["type"] == "IFRAME"
 
             runs = fetch(address, "ranks/runs")["runs"]
-            assert sorted(run["name"] for run in runs) == sorted(["long", ODD])
+            assert sorted(run["name"] for run in runs) == sorted(["long", ODD, "torn"])
             assert all(f"rank_weights/{ODD}" in run["scalars"] for run in runs)
             assert steps_of(ready, ODD, f"rank_weights/{ODD}") == [0]
             assert steps_of(ready) == list(range(40))
+            assert steps_of(ready, "torn") == [0, 1, 2, 3]
 
             heatmap = fetch(address, "ranks/heatmap", run="long", part="H_L")
             assert heatmap["logged"] == list(range(40))  # of ten by default
@@ -81,12 +100,13 @@ def test_the_tab_shows_runs_as_they_grow(tmp_path, load_fast):
             assert fetch(address, "ranks/spectrum", step=1000, **one)["step"] == 50
 
 
-def test_what_the_user_says_of_samples_holds(tmp_path):
+@pytest.mark.parametrize("load_fast", [FAST])  # the other loader: tests/test_ranks_plugin.py
+def test_what_the_user_says_of_samples_holds(tmp_path, load_fast):
     with TensorBoardWriter(tmp_path / "logs" / "run") as writer:
         for step in range(12):
             writer.write(probed(step))
             writer.write_image(step, "figure", png_of(2, 1))
-    flags = ("--load_fast=true", "--samples_per_plugin=rankmon=5,images=3")
+    flags = (f"--load_fast={load_fast}", "--samples_per_plugin=rankmon=5,images=3")
     with tensorboard_server(tmp_path / "logs", *flags) as address:
         asked = {"run": "run", "prefix": "rank/"}
         fetch_until(address, "ranks/runs", lambda answer: answer["runs"])
