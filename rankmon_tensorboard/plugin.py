@@ -21,8 +21,8 @@ _STATIC = files("rankmon_tensorboard") / "static"
 _TYPES = MappingProxyType(
     {".js": "text/javascript", ".css": "text/css", ".txt": "text/plain", ".md": "text/plain"}
 )
-# Of a tag, TensorBoard keeps ten by itself. These are as many spectra as it keeps scalars, and as
-# many texts as its data server keeps.
+# By themselves TensorBoard's readers keep ten of a tag, or a hundred. These are as many spectra as
+# they keep scalars, and as many texts as the Text tab shows.
 _SAMPLES = MappingProxyType({ARRAYS: 1000, TEXTS: 100})
 _STEP = re.compile(r"-?[0-9]{1,18}")
 _Answer = Callable[[Stored, Request], payload.Json]
