@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 
 from rankmon_tensorboard import payload
+from rankmon_tensorboard.assets import static_files, static_text
 from rankmon_tensorboard.series import RunSeries
-from rankmon_tensorboard.static import static_files, static_text
 
 # Modules that import each other by these names, since a module inside a page has no address.
 _NAME = "rankmon/"

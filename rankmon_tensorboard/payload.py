@@ -6,6 +6,7 @@ little-endian arrays.
 """
 
 import base64
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -20,26 +21,32 @@ from rankmon_tensorboard.series import ArraySeries, RunSeries, ScalarSeries
 PER_DECADE, LOWEST, POSITIONS = 10, -80, 161
 MOST_STEPS, MOST_INDICES = 400, 300
 
-_OWN = re.compile(r"(rank|rank_weights|rank_features|stable_rank|lemma8|monitor)/")
+_OWN = re.compile(
+    r"(rank|rank_weights|rank_features|stable_rank|det_sign|lemma8|spectrum|rankmon)/."
+)
 _SPECTRUM = "spectrum/"
 
 Json = dict[str, Any]
 
 
 def is_own(tags: Iterable[str]) -> bool:
-    """Whether a run with these tags of scalars is one of rankmon's."""
+    """Whether a run with these tags, of whatever kind, is one of rankmon's."""
     return any(_OWN.match(tag) for tag in tags)
+
+
+def parts(arrays: Iterable[str]) -> list[str]:
+    """Those (H_L, ...) whose spectra are among the tags of arrays."""
+    return [tag.removeprefix(_SPECTRUM) for tag in arrays if tag.startswith(_SPECTRUM)]
 
 
 def overview(
     name: str, scalars: Collection[str], arrays: Collection[str], texts: Collection[str]
 ) -> Json:
     """What a run has: its tags, and the parts whose spectra it has."""
-    spectra = [tag.removeprefix(_SPECTRUM) for tag in arrays if tag.startswith(_SPECTRUM)]
     return {
         "name": name,
         "scalars": sorted(scalars),
-        "spectra": sorted(spectra),
+        "spectra": sorted(parts(arrays)),
         "texts": sorted(texts),
     }
 
@@ -56,26 +63,29 @@ def scalars(series: Mapping[str, ScalarSeries], prefixes: Sequence[str]) -> Json
 def counts(spectrum: ArraySeries, cuts: ScalarSeries) -> Json:
     """How many eigenvalues lie above the cut times 10^((LOWEST + j) / PER_DECADE), by step and j.
 
-    A row for each j, a column for each step that has both. Beside a cut that is not positive and finite no count is made:
-    the row is zero, as are those of spectra with values that are not finite.
+    A row for each j, a column for each step that has both. Beside a cut that is not positive and
+    finite no count is made: the column is zero, as are those of spectra with NaN in them.
     """
     steps, at, where = np.intersect1d(spectrum.steps, cuts.steps, return_indices=True)
     table = np.zeros((len(steps), POSITIONS), np.uint32)
     factors = (LOWEST + np.arange(POSITIONS)) / PER_DECADE
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.log10(cuts.values[where])
+    logs = [_log10(cut) for cut in cuts.values[where]]
     for row, index, log in zip(table, at, logs, strict=True):
         values = np.sort(spectrum.values[index])
-        if np.isfinite(log) and not np.isnan(values).any():
+        if not np.isnan(log) and not np.isnan(values).any():
             row[:] = len(values) - np.searchsorted(values, log + factors, side="right")
     bits = 16 if table.max(initial=0) < 2**16 else 32
-    return {"steps": steps.tolist(), "bits": bits, "counts": packed(table.T.astype(f"<u{bits // 8}"))}
+    return {
+        "steps": steps.tolist(),
+        "bits": bits,
+        "counts": packed(table.T.astype(f"<u{bits // 8}")),
+    }
 
 
 def counts_of_run(spectra: Mapping[str, ArraySeries], cuts: Mapping[str, ScalarSeries]) -> Json:
     """`counts` of each part (H_L, ...) whose cuts were logged; older runs have none."""
-    parts = {part: counts(spectra[part], cuts[part]) for part in spectra if part in cuts}
-    return {"per_decade": PER_DECADE, "lowest": LOWEST, "parts": parts}
+    counted = {part: counts(spectra[part], cuts[part]) for part in spectra if part in cuts}
+    return {"per_decade": PER_DECADE, "lowest": LOWEST, "parts": counted}
 
 
 def spectrum(
@@ -84,12 +94,12 @@ def spectrum(
     """One spectrum, that of the nearest logged step: log10 of absolute eigenvalues, descending."""
     at = int(np.argmin(np.abs(series.steps - step)))
     logged = int(series.steps[at])
-    none = value_at(zeros, logged)
+    exact, cut = value_at(zeros, logged), _log10(value_at(cuts, logged))
     return {
         "step": logged,
         "values": packed(series.values[at].astype("<f4")),
-        "zeros": int(none) if np.isfinite(none) else None,
-        "cut": _log10_or_none(value_at(cuts, logged)),
+        "zeros": int(exact) if np.isfinite(exact) else None,
+        "cut": None if np.isnan(cut) else cut,
     }
 
 
@@ -106,46 +116,43 @@ def heatmap(series: ArraySeries, cuts: ScalarSeries | None) -> Json:
         there = columns < len(series.values[row])
         line[there] = series.values[row][columns[there]]
     steps = series.steps[rows]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.log10([value_at(cuts, step) for step in steps])
     return {
         "logged": series.steps.tolist(),
         "steps": steps.tolist(),
         "indices": columns.tolist(),
         "values": packed(table),
-        "cut": numbers(logs),
+        "cut": numbers([_log10(value_at(cuts, step)) for step in steps]),
     }
 
 
 def texts(series: Mapping[str, Mapping[int, str]]) -> Json:
     """Texts by tag and step, from Markdown to HTML without scripts, as TensorBoard renders it."""
     return {
-        tag: [{"step": int(step), "html": markdown_to_safe_html(text)} for step, text in sorted(by_step.items())]
+        tag: [
+            {"step": int(step), "html": markdown_to_safe_html(text)}
+            for step, text in sorted(by_step.items())
+        ]
         for tag, by_step in series.items()
     }
 
 
 def whole(run: RunSeries) -> Json:
     """All of a run's payloads in one object, for a page that has no server to ask."""
-    parts = {
-        tag.removeprefix(_SPECTRUM): series
-        for tag, series in run.arrays.items()
-        if tag.startswith(_SPECTRUM)
-    }
-    cuts = {part: run.scalars[tag] for part in parts if (tag := f"tolerance/{part}") in run.scalars}
-    zeros = {part: run.scalars.get(f"spectrum_zeros/{part}") for part in parts}
+    spectra = {part: run.arrays[_SPECTRUM + part] for part in parts(run.arrays)}
+    cuts = {p: run.scalars[tag] for p in spectra if (tag := f"tolerance/{p}") in run.scalars}
+    zeros = {part: run.scalars.get(f"spectrum_zeros/{part}") for part in spectra}
     return {
         "overview": overview(run.name, run.scalars, run.arrays, run.texts),
         "scalars": scalars(run.scalars, [""]),
-        "counts": counts_of_run(parts, cuts),
+        "counts": counts_of_run(spectra, cuts),
         "spectra": {
             part: [
                 spectrum(series, cuts.get(part), zeros[part], step)
                 for step in series.steps[thinned(len(series.steps), MOST_STEPS)]
             ]
-            for part, series in parts.items()
+            for part, series in spectra.items()
         },
-        "heatmaps": {part: heatmap(series, cuts.get(part)) for part, series in parts.items()},
+        "heatmaps": {part: heatmap(series, cuts.get(part)) for part, series in spectra.items()},
         "texts": texts(run.texts),
     }
 
@@ -179,5 +186,6 @@ def packed(table: NDArray[Any]) -> str:
     return base64.b64encode(table.tobytes()).decode("ascii")
 
 
-def _log10_or_none(value: float) -> float | None:
-    return float(np.log10(value)) if np.isfinite(value) and value > 0 else None
+def _log10(cut: float) -> float:
+    """NaN for a cut that is none."""
+    return math.log10(cut) if 0 < cut < math.inf else math.nan

@@ -3,8 +3,7 @@
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping
-from importlib.resources import files
+from collections.abc import Callable, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -14,12 +13,14 @@ from tensorboard.plugins import base_plugin
 from werkzeug.wrappers import Request, Response
 
 from rankmon_tensorboard import payload
-from rankmon_tensorboard.stored import ARRAYS, MOST_STEPS, Stored
+from rankmon_tensorboard.assets import static_files, static_text
+from rankmon_tensorboard.series import ArraySeries
+from rankmon_tensorboard.stored import ARRAYS, TEXTS, Stored, Tags
 
-_STATIC = files("rankmon_tensorboard") / "static"
-_TYPES = MappingProxyType(
-    {".js": "text/javascript", ".css": "text/css", ".txt": "text/plain", ".md": "text/plain"}
-)
+# By themselves TensorBoard's readers keep ten of a tag, or a hundred. These are as many spectra as
+# they keep scalars, and as many texts as the Text tab shows.
+_SAMPLES = MappingProxyType({ARRAYS: 1000, TEXTS: 100})
+_STEP = re.compile(r"-?[0-9]{1,18}")
 _Answer = Callable[[Stored, Request], payload.Json]
 
 
@@ -27,11 +28,11 @@ class RanksLoader(base_plugin.TBLoader):
     """Loads the tab."""
 
     def fix_flags(self, flags: Any) -> None:
-        """Has TensorBoard keep as many spectra as scalars; by itself it keeps ten a tag.
+        """Has TensorBoard keep enough spectra and alerts.
 
-        What the user says in --samples_per_plugin=rankmon=... holds.
+        What the user says in --samples_per_plugin=rankmon=...,text=... holds.
         """
-        flags.samples_per_plugin = {ARRAYS: MOST_STEPS, **(flags.samples_per_plugin or {})}
+        flags.samples_per_plugin = {**_SAMPLES, **(flags.samples_per_plugin or {})}
 
     def load(self, context: base_plugin.TBContext) -> "RanksPlugin":
         """The tab."""
@@ -58,7 +59,8 @@ class RanksPlugin(base_plugin.TBPlugin):
         }
         data = {route: functools.partial(self._serve, answer) for route, answer in answers.items()}
         static = {
-            f"/static/{name}": functools.partial(_serve_file, name) for name in static_files()
+            f"/static/{name}": functools.partial(_serve_file, name, kind)
+            for name, kind in static_files().items()
         }
         return {route: _get_only(serve) for route, serve in {**data, **static}.items()}
 
@@ -81,29 +83,8 @@ class RanksPlugin(base_plugin.TBPlugin):
         return http_util.Respond(request, body, "application/json")
 
 
-def static_files() -> Mapping[str, str]:
-    """The names below static/ of the files that are served, and their types."""
-    found = {}
-    folders = [("", _STATIC)]
-    while folders:
-        prefix, folder = folders.pop()
-        for entry in folder.iterdir() if folder.is_dir() else ():
-            name = prefix + entry.name
-            kind = _TYPES.get(entry.name[entry.name.rfind(".") :])
-            if entry.is_dir():
-                folders.append((f"{name}/", entry))
-            elif kind is not None:
-                found[name] = kind
-    return found
-
-
-def static_text(name: str) -> str:
-    """The contents of one of these files."""
-    return _STATIC.joinpath(*name.split("/")).read_text(encoding="utf-8")
-
-
-def _serve_file(name: str, request: Request) -> Response:
-    return http_util.Respond(request, static_text(name), static_files()[name])
+def _serve_file(name: str, kind: str, request: Request) -> Response:
+    return http_util.Respond(request, static_text(name), kind)
 
 
 def _get_only(serve: Callable[[Request], Response]) -> Callable[..., Any]:
@@ -126,18 +107,31 @@ def _argument(request: Request, name: str) -> str:
     return value
 
 
-def _run(stored: Stored, request: Request) -> tuple[str, tuple[list[str], list[str], list[str]]]:
-    """The run that is asked for, and its tags."""
-    name = _argument(request, "run")
-    tags = stored.tags().get(name)
-    if tags is None:
-        raise errors.NotFoundError(f"expected the name of a run, got {name!r}; see the route runs")
-    return name, tags
+def _tags(stored: Stored, runs: Sequence[str]) -> dict[str, Tags]:
+    """Those of the runs that are there: others may have been removed since they were listed."""
+    found = stored.tags(runs)
+    if not found:
+        named = " or ".join(map(repr, runs))
+        raise errors.NotFoundError(f"expected the name of a run, got {named}; see the route runs")
+    return found
+
+
+def _part(stored: Stored, run: str, part: str) -> ArraySeries:
+    series = stored.spectrum(run, part)
+    if series is None or not len(series.steps):
+        raise errors.NotFoundError(
+            f"expected a part with a spectrum, got {part!r}; see the route runs"
+        )
+    return series
 
 
 def _runs(stored: Stored, _: Request) -> payload.Json:
-    own = {run: tags for run, tags in stored.tags().items() if payload.is_own(tags[0])}
-    return {"runs": [payload.overview(run, *own[run]) for run in sorted(own, key=_natural)]}
+    overviews = [
+        payload.overview(run, tags.scalars, tags.arrays, tags.texts)
+        for run, tags in sorted(stored.tags().items(), key=lambda item: _natural(item[0]))
+        if payload.is_own([*tags.scalars, *tags.arrays, *tags.texts])
+    ]
+    return {"runs": overviews}
 
 
 def _scalars(stored: Stored, request: Request) -> payload.Json:
@@ -146,20 +140,16 @@ def _scalars(stored: Stored, request: Request) -> payload.Json:
         raise errors.InvalidArgumentError(
             "expected run=... and prefix=..., got none of one; name one or more"
         )
-    known = stored.tags()
-    tags = {
-        tag
-        for run in runs
-        for tag in known.get(run, ([], [], []))[0]
-        if tag.startswith(tuple(prefixes))
-    }
-    read = stored.scalars(runs, tags)
-    return {"runs": {run: payload.scalars(series, prefixes) for run, series in read.items()}}
+    known = _tags(stored, runs)
+    all_tags = {tag for tags in known.values() for tag in tags.scalars}
+    read = stored.scalars(runs, [tag for tag in all_tags if tag.startswith(tuple(prefixes))])
+    return {"runs": {run: payload.scalars(read.get(run, {}), prefixes) for run in known}}
 
 
 def _counts(stored: Stored, request: Request) -> payload.Json:
-    run, (scalars, arrays, _) = _run(stored, request)
-    parts = [tag.removeprefix("spectrum/") for tag in arrays if f"tolerance/{tag[9:]}" in scalars]
+    run = _argument(request, "run")
+    tags = _tags(stored, [run])[run]
+    parts = [part for part in payload.parts(tags.arrays) if f"tolerance/{part}" in tags.scalars]
     cuts = stored.scalars([run], [f"tolerance/{part}" for part in parts]).get(run, {})
     spectra = {part: stored.spectrum(run, part) for part in parts}
     return payload.counts_of_run(
@@ -169,32 +159,29 @@ def _counts(stored: Stored, request: Request) -> payload.Json:
 
 
 def _spectrum(stored: Stored, request: Request) -> payload.Json:
-    step = _argument(request, "step")
-    if not step.lstrip("-").isdecimal():
+    run, part, step = (_argument(request, name) for name in ("run", "part", "step"))
+    if not _STEP.fullmatch(step):
         raise errors.InvalidArgumentError(
             f"expected step to be an integer, got {step!r}; give a step of training"
         )
-    run, part = _run(stored, request)[0], _argument(request, "part")
-    series = stored.spectrum(run, part)
-    if series is None or not len(series.steps):
-        raise errors.NotFoundError(f"expected a part with a spectrum, got {part!r}; see runs")
+    _tags(stored, [run])
+    series = _part(stored, run, part)
     cut, zeros = f"tolerance/{part}", f"spectrum_zeros/{part}"
     scalars = stored.scalars([run], [cut, zeros]).get(run, {})
     return payload.spectrum(series, scalars.get(cut), scalars.get(zeros), int(step))
 
 
 def _heatmap(stored: Stored, request: Request) -> payload.Json:
-    run, part = _run(stored, request)[0], _argument(request, "part")
-    series = stored.spectrum(run, part)
-    if series is None:
-        raise errors.NotFoundError(f"expected a part with a spectrum, got {part!r}; see runs")
-    cuts = stored.scalars([run], [f"tolerance/{part}"]).get(run, {})
-    return payload.heatmap(series, cuts.get(f"tolerance/{part}"))
+    run, part = _argument(request, "run"), _argument(request, "part")
+    _tags(stored, [run])
+    series = _part(stored, run, part)
+    cut = f"tolerance/{part}"
+    return payload.heatmap(series, stored.scalars([run], [cut]).get(run, {}).get(cut))
 
 
 def _texts(stored: Stored, request: Request) -> payload.Json:
-    run, (_, _, tags) = _run(stored, request)
-    return payload.texts(stored.texts(run, tags) if tags else {})
+    run = _argument(request, "run")
+    return payload.texts(stored.texts(run, _tags(stored, [run])[run].texts))
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

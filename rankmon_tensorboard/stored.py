@@ -1,8 +1,8 @@
 """Series as TensorBoard's data provider has them, and nothing that is read past it."""
 
 import re
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,12 +14,21 @@ from rankmon_tensorboard.series import ArraySeries, ScalarSeries
 
 # The plugin name of the tensors that training writes.
 ARRAYS = "rankmon"
-# As many steps as TensorBoard keeps of scalars; more are thinned by it.
-MOST_STEPS = 1000
 
+# TensorBoard has thinned what it keeps already: by --samples_per_plugin, or as scalars by default.
+_ALL_KEPT = 2**31 - 1
 _VALUES = "/values"
 _TEXT_TAGS = re.compile(r"rankmon/(card|alerts)$")
 _Datum = TypeVar("_Datum")
+
+
+@dataclass(frozen=True)
+class Tags:
+    """The tags of one run."""
+
+    scalars: list[str]
+    arrays: list[str]
+    texts: list[str]
 
 
 class Stored:
@@ -35,21 +44,25 @@ class Stored:
         self._provider = provider
         self._where = {"ctx": context, "experiment_id": experiment}
 
-    def tags(self) -> dict[str, tuple[list[str], list[str], list[str]]]:
-        """For each run the tags of its scalars, arrays and texts."""
-        found: dict[str, tuple[list[str], list[str], list[str]]] = defaultdict(lambda: ([], [], []))
-        for run, tags in self._provider.list_scalars(**self._where, plugin_name=SCALARS).items():
-            found[run][0].extend(tags)
-        for run, tags in self._provider.list_tensors(**self._where, plugin_name=ARRAYS).items():
-            found[run][1].extend(t.removesuffix(_VALUES) for t in tags if t.endswith(_VALUES))
-        for run, tags in self._provider.list_tensors(**self._where, plugin_name=TEXTS).items():
-            found[run][2].extend(filter(_TEXT_TAGS.match, tags))
-        return dict(found)
+    def tags(self, runs: Collection[str] | None = None) -> dict[str, Tags]:
+        """Those of each of these runs that there is; of all for None."""
+        asked = {**self._where, "run_tag_filter": RunTagFilter(runs=runs)}
+        scalars = self._provider.list_scalars(**asked, plugin_name=SCALARS)
+        arrays = self._provider.list_tensors(**asked, plugin_name=ARRAYS)
+        texts = self._provider.list_tensors(**asked, plugin_name=TEXTS)
+        return {
+            run: Tags(
+                list(scalars.get(run, ())),
+                [t.removesuffix(_VALUES) for t in arrays.get(run, ()) if t.endswith(_VALUES)],
+                [t for t in texts.get(run, ()) if _TEXT_TAGS.match(t)],
+            )
+            for run in {**scalars, **arrays, **texts}
+        }
 
     def scalars(
-        self, runs: Collection[str], tags: Collection[str] | None
+        self, runs: Collection[str], tags: Collection[str]
     ) -> dict[str, dict[str, ScalarSeries]]:
-        """The scalars of these runs and tags, all tags for None."""
+        """The scalars of these runs and tags."""
         read = self._provider.read_scalars(**self._wanted(SCALARS, runs, tags))
         return {
             run: {tag: _scalar_series(data) for tag, data in by_tag.items()}
@@ -71,13 +84,11 @@ class Stored:
             tag: {datum.step: _text(datum.numpy) for datum in data} for tag, data in by_tag.items()
         }
 
-    def _wanted(
-        self, plugin: str, runs: Collection[str], tags: Collection[str] | None
-    ) -> dict[str, Any]:
+    def _wanted(self, plugin: str, runs: Collection[str], tags: Collection[str]) -> dict[str, Any]:
         return {
             **self._where,
             "plugin_name": plugin,
-            "downsample": MOST_STEPS,
+            "downsample": _ALL_KEPT,
             "run_tag_filter": RunTagFilter(runs=runs, tags=tags),
         }
 

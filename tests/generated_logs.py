@@ -1,4 +1,4 @@
-"""Log folders with any number of runs and probes, written by rankmon's own writer; measures nothing."""
+"""Log folders of any number of probes, written by rankmon's own writer; measures nothing."""
 
 from pathlib import Path
 

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import rankmon
+import pytest
 
-PACKAGE = Path(rankmon.__file__).parent
+import rankmon
+import rankmon_tensorboard
+
+PACKAGE, TAB = Path(rankmon.__file__).parent, Path(rankmon_tensorboard.__file__).parent
 
 # The table of the README's "how it is built": each module imports only from those above it.
 ORDER = [
@@ -79,28 +82,56 @@ ORDER = [
     "__main__",
 ]
 
+# A package of its own, which reads what the other one wrote.
+TAB_ORDER = ["series", "payload", "stored", "assets", "plugin", "page"]
 
-def imported(module: str) -> set[str]:
-    """The modules of rankmon that a module imports."""
+BOTH = pytest.mark.parametrize(
+    ("package", "order"), [(PACKAGE, ORDER), (TAB, TAB_ORDER)], ids=["rankmon", "the tab"]
+)
+
+
+def imported(path: Path, package: str) -> set[str]:
+    """The modules of a package that a file imports."""
     found = set()
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "rankmon":
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == package:
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rankmon."):
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{package}."):
             found.add(node.module.split(".")[1])
         elif isinstance(node, ast.Import):
-            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("rankmon.")}
+            names = [alias.name.split(".") for alias in node.names]
+            found |= {name[1] for name in names if name[0] == package and len(name) > 1}
     return found
 
 
-def test_every_module_has_its_place():
-    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
-    assert modules == set(ORDER)
+@BOTH
+def test_every_module_has_its_place(package, order):
+    modules = {path.stem for path in package.glob("*.py")} - {"__init__"}
+    assert modules == set(order)
 
 
-def test_imports_point_upward():
-    for place, module in enumerate(ORDER):
-        assert imported(module) <= set(ORDER[:place]), module
+@BOTH
+def test_imports_point_upward(package, order):
+    for place, module in enumerate(order):
+        assert imported(package / f"{module}.py", package.name) <= set(order[:place]), module
+
+
+def test_the_tab_imports_none_of_the_numerics():
+    for path in TAB.rglob("*.py"):
+        roots = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                roots.add((node.module or "").split(".")[0])
+            elif isinstance(node, ast.Import):
+                roots |= {alias.name.split(".")[0] for alias in node.names}
+        own = {"rankmon_tensorboard", "numpy", "tensorboard", "werkzeug"}
+        assert roots <= own | sys.stdlib_module_names, path
+
+
+def test_what_reads_runs_needs_their_series_only():
+    """The command writes the tab's page as well; nothing else has to do with the tab."""
+    for module in set(ORDER) - {"cli"}:
+        assert imported(PACKAGE / f"{module}.py", TAB.name) <= {"series"}, module
 
 
 def test_importing_changes_no_global_option_and_needs_no_tensorflow():

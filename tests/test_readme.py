@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import rankmon
+import rankmon_tensorboard
 from rankmon.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -55,8 +56,9 @@ def test_pictures_and_files_that_it_names_exist():
 def test_modules_that_it_lists_are_those_that_exist():
     table = README.split("## How it is built")[1]
     listed = set(re.findall(r"`(_?[a-z0-9_]+)`", table))
-    existing = {path.stem for path in Path(rankmon.__file__).parent.glob("*.py")} - {"__init__"}
-    assert existing <= listed
+    for package in (rankmon, rankmon_tensorboard):
+        modules = {path.stem for path in Path(package.__file__).parent.glob("*.py")}
+        assert modules - {"__init__"} <= listed
 
 
 @pytest.mark.parametrize("name", ["jax", "flax"])

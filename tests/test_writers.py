@@ -304,11 +304,11 @@ def test_no_tensorflow_is_even_looked_for(tmp_path):
 
 
 @contextmanager
-def tensorboard_server(logdir: Path, *, load_fast: str):
+def tensorboard_server(logdir: Path, *flags: str):
     """A server process on a free port of the loopback interface; yields its address."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir)]
-    command += ["--host", "127.0.0.1", "--port", "0", "--load_fast", load_fast]
-    log = logdir.parent / f"server-{load_fast}.log"
+    command += ["--host", "127.0.0.1", "--port", "0", *flags]
+    log = logdir.with_name(f"{logdir.name}.log")
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:
@@ -324,7 +324,7 @@ def tensorboard_server(logdir: Path, *, load_fast: str):
 
 
 def fetch(address: str, route: str, **query: str):
-    url = f"{address}data/plugin/{route}?{urllib.parse.urlencode(query)}"
+    url = f"{address}data/plugin/{route}?{urllib.parse.urlencode(query, doseq=True)}"
     with urllib.request.urlopen(url, timeout=30) as response:
         return json.load(response)
 
@@ -347,7 +347,7 @@ def test_the_server_shows_the_run(tmp_path, load_fast):
             for step in steps:
                 writer.write(record(step, rank=NAN if step == 25 else 100 + step, size=step))
             writer.write_image(first, "figures/S8", png_of(7, 5))
-    with tensorboard_server(tmp_path / "logs", load_fast=load_fast) as address:
+    with tensorboard_server(tmp_path / "logs", f"--load_fast={load_fast}") as address:
         one = {"run": "run", "tag": "rank/H_L"}
         fetch_until(address, "scalars/tags", lambda tags: "rank/H_L" in tags.get("run", {}))
         points = fetch_until(address, "scalars/scalars", lambda p: p[-1][1] == 35, **one)
