@@ -47,7 +47,7 @@ def rows(text: str, letter: str, width: int) -> list[list[float]]:
 # Counts
 
 
-def counts_by_step(made: dict[str, Any], letter: str = "H") -> list[list[float]]:
+def counts_by_step(made: payload.Json, letter: str = "H") -> list[list[float]]:
     """161 counts a step; they are sent a row a place of the slider."""
     return [
         list(column)
