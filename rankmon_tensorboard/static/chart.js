@@ -110,6 +110,7 @@ export class Chart {
   isZoomed() {
     const { min, max } = this.uplot.scales.x;
     const xs = this.data[0];
+    if (typeof min !== "number") return false; // not drawn yet
     return xs.length > 1 && (min > xs[0] || max < xs.at(-1));
   }
 
