@@ -4,17 +4,16 @@ The only module with loop state. It never changes what it watches: parameters ar
 in a scope of their own, and no error of the monitor's ends a training run unless asked for.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from rankmon._checks import check_flag
+from rankmon._closing import Call, ClosesOnExit, missing_last_probe, why_perhaps_changed
 from rankmon._copies import DeviceCopy
 from rankmon._options import (
     as_alerts,
@@ -31,7 +30,6 @@ from rankmon._options import (
 from rankmon._processes import gathered, is_first
 from rankmon._trouble import Trouble
 from rankmon._warnings import RankmonWarning
-from rankmon.adapters import is_nnx_live
 from rankmon.alerts import Alert, StopTraining
 from rankmon.budget import Budget
 from rankmon.compiled_loop import CompiledLoop, CompiledSteps, StepFunction
@@ -50,45 +48,6 @@ __all__ = ["RankMonitor", "RankmonWarning"]
 
 
 _NEVER_FULL = 2**31
-
-
-class Call(NamedTuple):
-    """What one call of the monitor was given."""
-
-    step: int
-    params: Any
-    extra: Any
-    scalars: Mapping[str, Any] | None
-
-
-class ClosesOnExit(ABC):
-    """A monitor as a context manager: it closes on the way out of the loop."""
-
-    _seen: Call | None
-
-    @abstractmethod
-    def close(self) -> Any:
-        """Measures the last parameters seen, and closes."""
-
-    def __enter__(self) -> Self:
-        """The monitor itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes; after an exception in the loop without measuring once more."""
-        if error is None:
-            self.close()
-            return
-        self._seen = None
-        try:
-            self.close()
-        except Exception as trouble:  # noqa: BLE001  the loop's own exception is what counts
-            error.add_note(f"rankmon: and then {type(trouble).__name__}: {trouble}")
 
 
 class RankMonitor(ClosesOnExit):
@@ -539,23 +498,3 @@ def _record(
         return recorder.record(step, None, scalars, counts)
     copy.wait()  # for the training steps before it, which is no cost of the monitor's
     return recorder.record(step, copy.snapshot, scalars, counts)
-
-
-def missing_last_probe(step: int, changed: str) -> str:
-    """What is told where the last parameters have changed since they were seen."""
-    return (
-        f"the parameters of the last step, {step}, {changed}, so the last probe is missing; call "
-        "monitor.close(step, params) with the final ones"
-    )
-
-
-def why_perhaps_changed(params: Any) -> str | None:
-    """Why the parameters may no longer be those of the call that showed them; None if they are."""
-    if is_nnx_live(params):
-        return "are an NNX model's, which training changes in place"
-    leaves = jax.tree.leaves(params)
-    if any(getattr(leaf, "is_deleted", bool)() for leaf in leaves):
-        return "were donated to your train step"
-    if any(isinstance(leaf, np.ndarray) for leaf in leaves):
-        return "are NumPy arrays, which may have changed in place"
-    return None

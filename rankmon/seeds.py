@@ -13,12 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from rankmon._closing import Call, ClosesOnExit, missing_last_probe, why_perhaps_changed
 from rankmon._options import as_count, as_step_and_params
 from rankmon._trouble import Trouble
 from rankmon.flat import FlatProblem
 from rankmon.layout import seeds_layout
 from rankmon.measurement import PreparedProbe, Probe, State
-from rankmon.monitor import Call, ClosesOnExit, RankMonitor, missing_last_probe, why_perhaps_changed
+from rankmon.monitor import RankMonitor
 from rankmon.outbox import Outbox
 from rankmon.parts import DEFAULT_MEMORY_LIMIT
 from rankmon.probes import as_probes

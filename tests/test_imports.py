@@ -58,6 +58,7 @@ ORDER = [
     "_state",
     "_options",
     "_copies",
+    "_closing",
     "_scalars",
     "budget",
     "recorder",
