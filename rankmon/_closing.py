@@ -26,11 +26,13 @@ class Call(NamedTuple):
 class ClosesOnExit(ABC):
     """A monitor as a context manager: it closes on the way out of the loop."""
 
-    _seen: Call | None
-
     @abstractmethod
     def close(self) -> Any:
         """Measures the last parameters seen, and closes."""
+
+    @abstractmethod
+    def _gives_up(self) -> None:
+        """An exception left the loop: nothing more is measured, and the session failed."""
 
     def __enter__(self) -> Self:
         """The monitor itself."""
@@ -46,7 +48,7 @@ class ClosesOnExit(ABC):
         if error is None:
             self.close()
             return
-        self._seen = None
+        self._gives_up()
         try:
             self.close()
         except Exception as trouble:  # noqa: BLE001  the loop's own exception is what counts

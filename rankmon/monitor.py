@@ -15,6 +15,7 @@ import numpy as np
 from rankmon._checks import check_flag
 from rankmon._closing import Call, ClosesOnExit, missing_last_probe, why_perhaps_changed
 from rankmon._copies import DeviceCopy
+from rankmon._hparams import as_hparams
 from rankmon._options import (
     as_alerts,
     as_count,
@@ -26,6 +27,7 @@ from rankmon._options import (
     as_writers,
     check_choice,
     check_processes,
+    schedule_text,
 )
 from rankmon._processes import gathered, is_first
 from rankmon._trouble import Trouble
@@ -34,7 +36,7 @@ from rankmon.alerts import Alert, StopTraining
 from rankmon.budget import Budget
 from rankmon.compiled_loop import CompiledLoop, CompiledSteps, StepFunction
 from rankmon.flat import FlatProblem
-from rankmon.measurement import Probe, Snapshot
+from rankmon.measurement import Fact, Probe, Snapshot
 from rankmon.parts import DEFAULT_MEMORY_LIMIT
 from rankmon.probes import as_probes
 from rankmon.problem import Problem
@@ -42,7 +44,7 @@ from rankmon.rank import DEFAULT_TOLERANCE, Tolerance
 from rankmon.recorder import Recorder
 from rankmon.schedule import Schedule
 from rankmon.worker import Worker
-from rankmon.writers import Record, Writer
+from rankmon.writers import Outcome, Record, Writer
 
 __all__ = ["RankMonitor", "RankmonWarning"]
 
@@ -97,6 +99,7 @@ class RankMonitor(ClosesOnExit):
         when_full: Literal["block", "skip"] = "block",
         overhead: float | None = None,
         alerts: Sequence[Alert] = (),
+        hparams: Mapping[str, bool | float | str] | None = None,
     ) -> None:
         """Opens the writers; nothing is measured yet.
 
@@ -129,6 +132,8 @@ class RankMonitor(ClosesOnExit):
           alerts: conditions of `rankmon.alerts`, looked at in every record. Each is written as a
             text with the step where it begins to hold, and warns, calls back, or stops the loop
             (`alerts.StopTraining`, with background=True at the next call).
+          hparams: numbers, strings and bools by which runs are compared, for TensorBoard's HPARAMS
+            page; the monitor's own (widths, engine, ...) come beside them. None for no such page.
 
         Raises:
           TypeError, ValueError: for input that does not fit.
@@ -146,12 +151,13 @@ class RankMonitor(ClosesOnExit):
         check_flag("background", background)
         writers, memory_limit = as_writers(writers), as_memory_limit(memory_limit)
         waiting, share = as_count("queue", queue), as_overhead(overhead)
-        alerts = as_alerts(alerts)
+        alerts, schedule = as_alerts(alerts), as_schedule(every, schedule)
+        hparams = None if hparams is None else as_hparams(hparams)
         check_processes(overhead=overhead, when_full=when_full, alerts=alerts)
         if not is_first():
             logdir, writers = None, []
         self._problem = problem
-        self._schedule = as_schedule(every, schedule)
+        self._schedule = schedule
         self._trouble = Trouble(on_error)
         self._budget = Budget(share)
         self._worker = Worker(waiting, when_full, trouble=self._trouble) if background else None
@@ -166,6 +172,8 @@ class RankMonitor(ClosesOnExit):
             logdir=logdir,
             writers=writers,
             alerts=alerts,
+            facts=[Fact("schedule", schedule_text(schedule, share))],
+            hparams=hparams,
             params=params,
             state=state,
         )
@@ -175,6 +183,7 @@ class RankMonitor(ClosesOnExit):
         self._seen: Call | None = None
         self._program: CompiledSteps | None = None  # of the last scan
         self._closed = False
+        self._outcome: Outcome = "success"
 
     # The loop's side
 
@@ -374,9 +383,12 @@ class RankMonitor(ClosesOnExit):
 
     def _close_recorder(self) -> None:
         if self._worker is None:
-            self._recorder.close()
+            self._recorder.close(self._outcome)
         else:
-            self._worker.close(self._recorder.close)
+            self._worker.close(partial(self._recorder.close, self._outcome))
+
+    def _gives_up(self) -> None:
+        self._seen, self._outcome = None, "failure"
 
     # Restart
 

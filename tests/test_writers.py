@@ -255,7 +255,7 @@ def test_files_of_one_second_sort_in_the_order_of_their_creation(tmp_path):
 def test_a_file_of_the_same_second_from_another_process_is_left_alone(tmp_path, monkeypatch):
     TensorBoardWriter(tmp_path).close()
     (first,) = event_files(tmp_path)
-    monkeypatch.setattr("rankmon.writers._event_file_names", lambda folder: [])
+    monkeypatch.setattr("rankmon.writers.event_file_names", lambda folder: [])
     monkeypatch.setattr(time, "time", lambda: int(first.name.split(".")[3]))
     content = first.read_bytes()
     TensorBoardWriter(tmp_path).close()
