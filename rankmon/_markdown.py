@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 
 # Of an underscore only one at the edge of a word means anything.
-_SPECIAL = re.compile(r"[\\`*\[|~]|(?<![^\W_])_|_(?![^\W_])")
+_SPECIAL = re.compile(r"[\\`*\[|]|(?<![^\W_])_|_(?![^\W_])")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _NOT_IN_CODE = re.compile(r"[`|\\]")
 
