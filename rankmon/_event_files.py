@@ -20,6 +20,7 @@ from rankmon._hparams import Hparam
 
 PREFIX, SUFFIX = "events.out.tfevents.", ".rankmon"
 SESSION_NAME = f"{PREFIX}0000000000.session"
+_STEP = 0  # before that of any START which follows, and purges what is later
 
 
 def event_file_names(folder: Path) -> list[str]:
@@ -44,12 +45,10 @@ class Session:
 
     Attributes:
       hparams: name -> value.
-      step: its first.
       began: in seconds since the epoch.
     """
 
     hparams: Mapping[str, Hparam]
-    step: int
     began: float
 
     def supersede(self, folder: Path, outcome: _events.Outcome, now: float) -> None:
@@ -62,8 +61,8 @@ class Session:
         records = RecordWriter(data)
         for event in (
             _events.version_event(self.began),
-            _events.session_start_event(self.hparams, self.step, self.began),
-            _events.session_end_event(outcome, self.step, now),
+            _events.session_start_event(self.hparams, _STEP, self.began),
+            _events.session_end_event(outcome, _STEP, now),
         ):
             records.write(event.SerializeToString())
         replace_file(folder / SESSION_NAME, data.getvalue())

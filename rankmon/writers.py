@@ -169,7 +169,7 @@ class TensorBoardWriter(_ClosingWriter):
         if not self._started:
             self.start(record.step)
         if record.hparams:
-            self._session = Session(record.hparams, record.step, record.wall_time)
+            self._session = Session(record.hparams, record.wall_time)
             self._supersede("unknown", record.wall_time)
         event = _events.record_event(
             record.step,

@@ -293,7 +293,8 @@ def test_no_tensorflow_is_even_looked_for(tmp_path):
 
         with TensorBoardWriter(sys.argv[1], layout=custom_scalars_layout()) as writer:
             writer.start(0)
-            writer.write(Record(0, 1, 0.0, {"a": 1.0}, {"b": np.ones(3)}, {"c": "text"}))
+            writer.write(Record(0, 1, 0.0, {"a": 1.0}, {"b": np.ones(3)}, {"c": "text"}, {"d": 1}))
+            writer.end_session("success")
         assert "tensorflow" not in sys.modules
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], check=True)
