@@ -189,11 +189,10 @@ class PreparedHessian:
         return f"chosen since {kind.get(self.engine.name, fits)}"
 
     def _hparams(self, claims: Claims) -> dict[str, Hparam]:
-        hparams: dict[str, Hparam] = {
-            "differentiated": self.flat.p,
-            "engine": self.engine.name,
-            "eps": self.flat.precision.eps,
-        }
+        flat = self.flat
+        hparams: dict[str, Hparam] = {"engine": self.engine.name, "eps": flat.precision.eps}
+        if flat.p != sum(spec.size for spec in flat.specs):
+            hparams["differentiated"] = flat.p
         if self.expectation.stack is not None:
             hparams["widths"] = widths_text(self.expectation.stack)
         if self.expectation.inputs is not None:

@@ -25,6 +25,7 @@ from tensorboard.plugins.hparams import (
 )
 
 from rankmon import (
+    HessianProbe,
     MemoryWriter,
     Problem,
     RankMonitor,
@@ -128,7 +129,6 @@ def test_a_run_comes_back_with_its_values_metrics_and_status(tmp_path):
     assert values(group) == {
         **hparams,
         "parameters": 35,
-        "differentiated": 35,
         "examples": 20,
         "outputs": 3,
         "widths": "4-5-3",
@@ -162,6 +162,16 @@ def test_runs_in_one_folder_are_rows_of_their_own(tmp_path):
     assert rows["c"]["wide"] is True
     assert {"lr", "wide", "loss", "parameters"} <= page.columns.keys()
     assert "engine" not in page.columns  # the Hessian was not measured
+
+
+def test_a_part_of_the_parameters_is_told_apart_from_all(tmp_path):
+    probes = [HessianProbe(include="W2")]
+    with RankMonitor(PROBLEM, logdir=tmp_path, every=1, hparams={}, probes=probes) as monitor:
+        monitor(0, PARAMS)
+    (group,) = page_of(tmp_path).groups.values()
+    row = values(group)
+    assert (row["parameters"], row["differentiated"], row["engine"]) == (35, 15, "dense")
+    assert "widths" not in row
 
 
 def test_without_hparams_there_is_no_session_and_with_none_of_ones_own_there_is(tmp_path):
