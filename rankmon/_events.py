@@ -1,20 +1,27 @@
-"""TensorBoard event protos of scalars, arrays, texts, pictures and the layout; writes none.
+"""TensorBoard event protos of records, pictures, the layout and hyperparameters; writes none.
 
 The protos and all that fills them in are tensorboard's own, and none of it imports TensorFlow.
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import metadata as custom_scalars
+from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
+from tensorboard.plugins.hparams import metadata as hparams_plugin
 from tensorboard.plugins.image import metadata as image
 from tensorboard.plugins.text import metadata as text
 from tensorboard.util.tensor_util import make_tensor_proto
 
+from rankmon._hparams import Hparam
+
 BUCKETS = 30
+Outcome = Literal["success", "failure", "unknown"]
 
 
 def version_event(wall_time: float) -> event_pb2.Event:
@@ -45,6 +52,7 @@ def record_event(
     scalars: Mapping[str, float],
     arrays: Mapping[str, np.ndarray],
     texts: Mapping[str, str],
+    hparams: Mapping[str, Hparam] = MappingProxyType({}),
 ) -> event_pb2.Event:
     """One event for all of a record, so that it is written whole or not at all.
 
@@ -55,13 +63,32 @@ def record_event(
       arrays: each written as a histogram at its tag, and as a tensor of its own shape at
         tag + "/values".
       texts: Markdown.
+      hparams: with which a session begins; none for none.
     """
     values = [
         *(_scalar(tag, value) for tag, value in scalars.items()),
         *(build(tag, array) for tag, array in arrays.items() for build in (_histogram, _values)),
         *(_text(tag, value) for tag, value in texts.items()),
+        *([_session_start(hparams, wall_time)] if hparams else []),
     ]
     return _summary_event(values, step, wall_time)
+
+
+def session_start_event(
+    hparams: Mapping[str, Hparam], step: int, wall_time: float
+) -> event_pb2.Event:
+    """The beginning of a session of TensorBoard's HPARAMS page."""
+    return _summary_event([_session_start(hparams, wall_time)], step, wall_time)
+
+
+def session_end_event(outcome: Outcome, step: int, wall_time: float) -> event_pb2.Event:
+    """Its end."""
+    info = plugin_data_pb2.SessionEndInfo(
+        status=api_pb2.Status.Value(f"STATUS_{outcome.upper()}"), end_time_secs=wall_time
+    )
+    data = plugin_data_pb2.HParamsPluginData(session_end_info=info)
+    value = _hparams_value(hparams_plugin.SESSION_END_INFO_TAG, data)
+    return _summary_event([value], step, wall_time)
 
 
 def image_event(tag: str, png: bytes, step: int, wall_time: float) -> event_pb2.Event:
@@ -136,6 +163,28 @@ def _text(tag: str, value: str) -> summary_pb2.Summary.Value:
         tag=tag,
         metadata=_tensor_metadata(text.create_summary_metadata(tag, None)),
         tensor=make_tensor_proto(value.encode()),
+    )
+
+
+def _session_start(hparams: Mapping[str, Hparam], wall_time: float) -> summary_pb2.Summary.Value:
+    # Without a group's name each run is a row of its own, whatever its hyperparameters.
+    info = plugin_data_pb2.SessionStartInfo(start_time_secs=wall_time)
+    for name, value in hparams.items():
+        if isinstance(value, str):
+            info.hparams[name].string_value = value
+        elif isinstance(value, bool):
+            info.hparams[name].bool_value = value
+        else:
+            info.hparams[name].number_value = value
+    data = plugin_data_pb2.HParamsPluginData(session_start_info=info)
+    return _hparams_value(hparams_plugin.SESSION_START_INFO_TAG, data)
+
+
+def _hparams_value(tag: str, data: plugin_data_pb2.HParamsPluginData) -> summary_pb2.Summary.Value:
+    return summary_pb2.Summary.Value(
+        tag=tag,
+        metadata=_tensor_metadata(hparams_plugin.create_summary_metadata(data)),
+        tensor=hparams_plugin.NULL_TENSOR,
     )
 
 

@@ -1,6 +1,7 @@
 """The lines of a JSONL log: numbers as strict JSON, torn lines left out; knows no records.
 
-A line is a JSON object: a record with the keys `KEYS`, or {"start": step, "attempt": attempt}.
+A line is a JSON object: a record with the keys `KEYS`, and perhaps "hparams", or
+{"start": step, "attempt": attempt}.
 """
 
 import json

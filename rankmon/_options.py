@@ -71,6 +71,17 @@ def as_schedule(every: int | None, schedule: Schedule | None) -> Schedule:
     return schedule
 
 
+def schedule_text(schedule: Schedule, share: float | None) -> str:
+    """When is measured, in words: the schedule's own, or what kind it is."""
+    own = (
+        type(schedule).__repr__ is not object.__repr__
+        or type(schedule).__str__ is not object.__str__
+    )
+    text = str(schedule) if own else type(schedule).__name__
+    limit = "" if share is None else f"; probes take at most {share:.3g} of the wall time"
+    return f"{text}, the first and the last call{limit}"
+
+
 def as_writers(writers: Sequence[Writer]) -> list[Writer]:
     """The writers; what only takes scalars, as CLU's writers do, becomes one.
 

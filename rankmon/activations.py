@@ -7,7 +7,7 @@ by JAX and so by each function's own rules, are those in the pre-activations.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from rankmon._dataflow import (
     results_of,
     transparent_call,
 )
-from rankmon._jaxprs import evaluated, interpreted
+from rankmon._jaxprs import CALLS, CUSTOM_CALLS, evaluated, interpreted, nested
 from rankmon.flat import FlatProblem
 from rankmon.stack import DenseStack
 
@@ -91,6 +91,48 @@ def layer_states(flat: FlatProblem, stack: DenseStack) -> Callable[..., LayerSta
             return LayerStates(*(tuple(np.asarray(a, np.float64) for a in part) for part in parts))
 
     return at
+
+
+def activation_names(flat: FlatProblem) -> tuple[str, ...]:
+    """What a recognized stack applies after its layers, each once, as its jaxpr names it.
+
+    The outermost function whose name is there ("relu", "gelu"), or an operation ("tanh"); several
+    where an activation is written out in operations of its own.
+    """
+    names: dict[str, None] = {}
+
+    def operation(_: Jaxpr, eqn: JaxprEqn, kinds: list[Value]) -> list[Value]:
+        results = results_of(eqn, kinds)
+        stages = [kind.stage for kind in kinds if isinstance(kind, Activation)]
+        if any(_is_mapped(kind) and kind.stage in stages for kind in results):
+            names[_name(eqn)] = None
+        elif transparent_call(eqn) is not None:
+            return through(nested(eqn), kinds)
+        return results
+
+    def through(program: ClosedJaxpr, kinds: Sequence[Value]) -> list[Value]:
+        return interpreted(
+            program, kinds, constant=lambda _, value: constant_value(value), operation=operation
+        )
+
+    (batch,) = jax.tree_util.tree_leaves(flat.inputs)
+    leaves = [jax.ShapeDtypeStruct(spec.shape, flat.precision.dtype) for spec in flat.specs]
+    through(_live(flat.program), argument_values(leaves, batch))
+    return tuple(names)
+
+
+def _is_mapped(kind: Value) -> TypeGuard[Activation]:
+    return isinstance(kind, Activation) and kind.mapped
+
+
+def _name(eqn: JaxprEqn) -> str:
+    """The name of the outermost function that is called, else of the operation."""
+    if eqn.primitive.name in CALLS:
+        return str(eqn.params.get("name", eqn.primitive.name))
+    if eqn.primitive.name in CUSTOM_CALLS:
+        called = [one for one in nested(eqn).jaxpr.eqns if one.primitive.name in CALLS]
+        return _name(called[0]) if called else eqn.primitive.name
+    return eqn.primitive.name
 
 
 def _live(program: ClosedJaxpr) -> ClosedJaxpr:

@@ -198,7 +198,7 @@ class _Dense:
         return spectra
 
     def describe(self) -> str:
-        return f"engine {self.name}, {self.flat.p} x {self.flat.p} matrices"
+        return f"{self.name}, {self.flat.p} x {self.flat.p} matrices"
 
 
 @dataclass(frozen=True)
@@ -273,8 +273,7 @@ class _DeepLinear:
 
     def describe(self) -> str:
         return (
-            f"engine {self.name}, at most {self.coordinates} coordinates of {self.flat.p} can be "
-            "non-zero"
+            f"{self.name}, at most {self.coordinates} coordinates of {self.flat.p} can be non-zero"
         )
 
 

@@ -134,20 +134,6 @@ class Expectation:
             ranks["H_L"] = theory.rank_loss(dims, r=visible, s=s, bias=bias, loss=loss)
         return ranks
 
-    def describe(self) -> str:
-        """What the predictions are, for the run's card."""
-        if self.stack is None or self.stack.bias is None or self.loss is None:
-            return "* no prediction: not recognized as a stack of dense layers in float64"
-        dims = "-".join(map(str, self.stack.dims))
-        kind = (
-            f"deep linear network {dims}"
-            if self.stack.linear
-            else f"stack of dense layers {dims}; rank_theory is its **linear counterpart's**"
-        )
-        biases = " with biases" if self.stack.bias else ""
-        shown = "" if self.visible == self.r else f", {self.visible} of it visible in H_o"
-        return f"* {kind}{biases}, rank of the inputs r = {self.r}{shown}"
-
 
 @dataclass(frozen=True)
 class PredictedRanks:

@@ -19,7 +19,16 @@ from jaxtyping import Array, Bool, Float
 from rankmon import theory
 from rankmon._jaxprs import CALLS, CUSTOM_CALLS, evaluated, interpreted, nested
 from rankmon.flat import FlatProblem
-from rankmon.measurement import Measurement, Snapshot, State, count_scalar
+from rankmon.measurement import (
+    Description,
+    Fact,
+    Measurement,
+    Prediction,
+    Snapshot,
+    State,
+    count_scalar,
+    listed,
+)
 from rankmon.problem import Problem
 from rankmon.rank import (
     DEFAULT_TOLERANCE,
@@ -143,23 +152,44 @@ class PreparedFeatures:
         scalars: Mapping[str, float],
     ) -> dict[str, float]:
         """Theorem 9's bound on rank H_o, for ReLU networks of one hidden layer without biases."""
+        if not self._has_one_relu:
+            return {}
         stack, loss = recognized_stack(self.flat), self.flat.problem.loss.name
-        if stack is None or len(stack.layers) != 2 or stack.bias is not False:
-            return {}
-        if not (len(features) == 2 and len(positive) == 1):
-            return {}
+        assert stack is not None
         is_relu = np.all(features[1] >= 0) and np.array_equal(features[1] > 0, positive[0])
         r = scalars[f"rank_features/{self.layers[0]}"]
-        if not (is_relu and np.isfinite(r) and loss in ("mse", "cosh", "cross_entropy")):
+        if not (is_relu and np.isfinite(r)):
             return {}
         active = int(np.sum(np.any(positive[0], axis=0)))
         bound = theory.rank_outer_bound(stack.dims, r=int(r), active=active, loss=loss)
         return {"rank_bound/H_o": bound}
 
-    def describe(self) -> str:
-        """The layers whose features are seen, and the ReLUs."""
-        relus = f"; ReLUs after {', '.join(self.relus)}" if self.relus else ""
-        return f"* features received by {', '.join(self.layers)}{relus}"
+    def describe(self) -> Description:
+        """The layers whose features are seen, the ReLUs, the cut, and Theorem 9's bound."""
+        facts = [
+            Fact("features received by", listed(self.layers)),
+            Fact("ReLUs after", listed(self.relus)),
+            Fact("features' cut", self.tolerance.rule("max(m, n) eps ‖X‖₂ for m x n features X")),
+        ]
+        bound = Prediction(
+            "H_o at most",
+            "rank_bound/H_o",
+            "Mt (r + K - 1), Mt the hidden units that are active",
+            "theory.rank_outer_bound: Theorem 9, an upper bound for ReLU",
+        )
+        return Description(facts, predictions=[bound] if self._has_one_relu else [])
+
+    @property
+    def _has_one_relu(self) -> bool:
+        """Whether Theorem 9 speaks of a network of this structure."""
+        stack, loss = recognized_stack(self.flat), self.flat.problem.loss.name
+        return (
+            stack is not None
+            and len(stack.layers) == len(self.layers) == 2
+            and stack.bias is False
+            and len(self.relus) == 1
+            and loss in ("mse", "cosh", "cross_entropy")
+        )
 
 
 _Seen = tuple[Any, int | None]  # a value, and the parameter that it is

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from rankmon._hparams import Hparam
 from rankmon.engines import Engine, Spectra, check_engine, engine_of
 from rankmon.expectation import Expectation
 from rankmon.flat import FlatProblem
-from rankmon.measurement import Measurement, Snapshot, State, rank_scalars
+from rankmon.measurement import Description, Fact, Measurement, Snapshot, State, rank_scalars
 from rankmon.parts import DEFAULT_MEMORY_LIMIT
+from rankmon.predictions import Claims, widths_text
 from rankmon.problem import Problem
 from rankmon.rank import (
     DEFAULT_TOLERANCE,
@@ -86,6 +88,7 @@ class HessianProbe:
             engine=engine,
             tolerance=self.tolerance,
             expectation=Expectation.of(flat),
+            requested=self.engine,
         )
 
 
@@ -97,6 +100,7 @@ class PreparedHessian:
     engine: Engine
     tolerance: Tolerance
     expectation: Expectation
+    requested: str  # the engine, perhaps "auto"
 
     def initial_state(self) -> State:
         """Residuals [N, k] as zeros and a flag."""
@@ -143,23 +147,59 @@ class PreparedHessian:
     def _precision_warning(self) -> tuple[str, ...]:
         return (self.flat.warning,) if self.flat.warning else ()
 
-    def describe(self) -> str:
-        """Sizes, arithmetic, cut and predictions of this network."""
+    def describe(self) -> Description:
+        """Sizes, arithmetic, cut, engine and predictions of this network."""
+        claims = Claims(self.flat, self.expectation)
+        return Description(
+            facts=[
+                *claims.facts,
+                Fact("p", f"{self.flat.p:,}: parameters that are differentiated"),
+                Fact("Hessian in", self._arithmetic()),
+                Fact("Hessian's cut", self._cut()),
+                Fact("engine", f"{self.engine.describe()}; {self._why_that_engine()}"),
+            ],
+            network=claims.network,
+            predictions=claims.predictions,
+            reservation=claims.reservation,
+            hparams=self._hparams(claims),
+        )
+
+    def _arithmetic(self) -> str:
+        precision = self.flat.precision
+        dtype = "the dtype of training" if precision.dtype is None else str(precision.dtype)
+        return f"{dtype}, ranks at eps = {precision.eps:.3g}"
+
+    def _cut(self) -> str:
+        norm = "max(‖H_L‖₂, ‖X‖₂) for part X"
+        relative = self.tolerance.relative
+        return (
+            f"{relative:g} {norm}" if relative is not None else self.tolerance.rule(f"p eps {norm}")
+        )
+
+    def _why_that_engine(self) -> str:
+        if self.requested != "auto":
+            return "asked for"
+        kind = {
+            "deep_linear": "the network is recognized as a deep linear one",
+            "stack": "the network is recognized as a stack of dense layers",
+        }
+        if self.engine.name == "dense" and self.expectation.stack is None:
+            return "chosen since the network is not recognized as a stack of dense layers"
+        fits = "it is the first that applies to this network and fits in memory_limit"
+        return f"chosen since {kind.get(self.engine.name, fits)}"
+
+    def _hparams(self, claims: Claims) -> dict[str, Hparam]:
         flat = self.flat
-        cut = "p · eps" if self.tolerance.relative is None else f"{self.tolerance.relative:g}"
-        shown = (
-            f"{self.tolerance.absolute:g} (absolute)"
-            if self.tolerance.absolute is not None
-            else f"{cut} · max(‖H_L‖₂, ‖X‖₂) for part X, eps = {flat.precision.eps:.2g}"
-        )
-        return "\n".join(
-            [
-                f"* parameters differentiated p = {flat.p}, examples {flat.positions}, outputs "
-                f"{flat.k}, loss {flat.problem.loss.name} (mean over the probe batch)",
-                f"* {self.engine.describe()}; cut {shown}",
-                self.expectation.describe(),
-            ]
-        )
+        hparams: dict[str, Hparam] = {"engine": self.engine.name, "eps": flat.precision.eps}
+        if flat.p != sum(spec.size for spec in flat.specs):
+            hparams["differentiated"] = flat.p
+        if self.expectation.stack is not None:
+            hparams["widths"] = widths_text(self.expectation.stack)
+        if self.expectation.inputs is not None:
+            hparams["input_rank"] = self.expectation.r
+        if claims.bottleneck is not None:
+            hparams["bottleneck"] = claims.bottleneck
+        return hparams
 
 
 def hessian_ranks(

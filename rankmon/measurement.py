@@ -1,4 +1,4 @@
-"""What a probe takes and gives: snapshots, measurements, the `Probe` protocol; no probe lives here.
+"""What a probe takes and gives: snapshots, measurements, descriptions; no probe lives here.
 
 Probes are pure. What must be remembered from probe to probe (the residuals of the first one, the
 integrals of Lemma 8) goes in and comes out as a state, a dict of float64 arrays; the monitor
@@ -8,16 +8,18 @@ keeps it.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float
 
+from rankmon._hparams import Hparam
 from rankmon.flat import FlatProblem
 from rankmon.problem import Problem
 from rankmon.rank import NumericalRank
 
 State = dict[str, np.ndarray]
+MOST_LISTED = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +76,49 @@ class Measurement:
     warnings: tuple[str, ...] = ()
 
 
+class Fact(NamedTuple):
+    """A line of the run's card, in plain text."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A rank that theory speaks of, in plain text but for its number.
+
+    Attributes:
+      quantity: of what, "H_o".
+      rank: the number itself, or the tag that it is logged under.
+      formula: that gives it.
+      source: of the formula, and how sure it is.
+    """
+
+    quantity: str
+    rank: int | str
+    formula: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the run's card says of a probe.
+
+    Attributes:
+      facts: what it measures, and how.
+      network: the network's kind and widths, where the probe knows them.
+      predictions: what theory expects.
+      reservation: what the predictions are not; or why there is none.
+      hparams: those of the facts by which runs may be compared, name -> value.
+    """
+
+    facts: Sequence[Fact] = ()
+    network: str = ""
+    predictions: Sequence[Prediction] = ()
+    reservation: str = ""
+    hparams: Mapping[str, Hparam] = field(default_factory=dict)
+
+
 class PreparedProbe(Protocol):
     """A probe at parameters of a known structure."""
 
@@ -83,8 +128,8 @@ class PreparedProbe(Protocol):
     def measure(self, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:
         """What the snapshot shows, and the state for the next one."""
 
-    def describe(self) -> str:
-        """A few lines of Markdown for the run's card."""
+    def describe(self) -> Description:
+        """What the run's card says of it."""
 
 
 class Probe(Protocol):
@@ -99,6 +144,13 @@ class Probe(Protocol):
 
     def prepare(self, flat: FlatProblem) -> PreparedProbe:
         """The probe for this problem; raises where it cannot be measured."""
+
+
+def listed(names: Sequence[str]) -> str:
+    """The names in a line of the card, the first `MOST_LISTED` of them."""
+    more = len(names) - MOST_LISTED
+    shown = ", ".join(names[:MOST_LISTED]) or "none"
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def count_scalar(count: int | None) -> float:

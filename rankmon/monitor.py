@@ -4,18 +4,18 @@ The only module with loop state. It never changes what it watches: parameters ar
 in a scope of their own, and no error of the monitor's ends a training run unless asked for.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from rankmon._checks import check_flag
+from rankmon._closing import Call, ClosesOnExit, missing_last_probe, why_perhaps_changed
 from rankmon._copies import DeviceCopy
+from rankmon._hparams import as_hparams
 from rankmon._options import (
     as_alerts,
     as_count,
@@ -27,16 +27,16 @@ from rankmon._options import (
     as_writers,
     check_choice,
     check_processes,
+    schedule_text,
 )
 from rankmon._processes import gathered, is_first
 from rankmon._trouble import Trouble
 from rankmon._warnings import RankmonWarning
-from rankmon.adapters import is_nnx_live
 from rankmon.alerts import Alert, StopTraining
 from rankmon.budget import Budget
 from rankmon.compiled_loop import CompiledLoop, CompiledSteps, StepFunction
 from rankmon.flat import FlatProblem
-from rankmon.measurement import Probe, Snapshot
+from rankmon.measurement import Fact, Probe, Snapshot
 from rankmon.parts import DEFAULT_MEMORY_LIMIT
 from rankmon.probes import as_probes
 from rankmon.problem import Problem
@@ -44,51 +44,12 @@ from rankmon.rank import DEFAULT_TOLERANCE, Tolerance
 from rankmon.recorder import Recorder
 from rankmon.schedule import Schedule
 from rankmon.worker import Worker
-from rankmon.writers import Record, Writer
+from rankmon.writers import Outcome, Record, Writer
 
 __all__ = ["RankMonitor", "RankmonWarning"]
 
 
 _NEVER_FULL = 2**31
-
-
-class Call(NamedTuple):
-    """What one call of the monitor was given."""
-
-    step: int
-    params: Any
-    extra: Any
-    scalars: Mapping[str, Any] | None
-
-
-class ClosesOnExit(ABC):
-    """A monitor as a context manager: it closes on the way out of the loop."""
-
-    _seen: Call | None
-
-    @abstractmethod
-    def close(self) -> Any:
-        """Measures the last parameters seen, and closes."""
-
-    def __enter__(self) -> Self:
-        """The monitor itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes; after an exception in the loop without measuring once more."""
-        if error is None:
-            self.close()
-            return
-        self._seen = None
-        try:
-            self.close()
-        except Exception as trouble:  # noqa: BLE001  the loop's own exception is what counts
-            error.add_note(f"rankmon: and then {type(trouble).__name__}: {trouble}")
 
 
 class RankMonitor(ClosesOnExit):
@@ -138,6 +99,7 @@ class RankMonitor(ClosesOnExit):
         when_full: Literal["block", "skip"] = "block",
         overhead: float | None = None,
         alerts: Sequence[Alert] = (),
+        hparams: Mapping[str, bool | float | str] | None = None,
     ) -> None:
         """Opens the writers; nothing is measured yet.
 
@@ -170,6 +132,8 @@ class RankMonitor(ClosesOnExit):
           alerts: conditions of `rankmon.alerts`, looked at in every record. Each is written as a
             text with the step where it begins to hold, and warns, calls back, or stops the loop
             (`alerts.StopTraining`, with background=True at the next call).
+          hparams: numbers, strings and bools by which runs are compared, for TensorBoard's HPARAMS
+            page; the monitor's own (widths, engine, ...) come beside them. None for no such page.
 
         Raises:
           TypeError, ValueError: for input that does not fit.
@@ -187,12 +151,13 @@ class RankMonitor(ClosesOnExit):
         check_flag("background", background)
         writers, memory_limit = as_writers(writers), as_memory_limit(memory_limit)
         waiting, share = as_count("queue", queue), as_overhead(overhead)
-        alerts = as_alerts(alerts)
+        alerts, schedule = as_alerts(alerts), as_schedule(every, schedule)
+        hparams = None if hparams is None else as_hparams(hparams)
         check_processes(overhead=overhead, when_full=when_full, alerts=alerts)
         if not is_first():
             logdir, writers = None, []
         self._problem = problem
-        self._schedule = as_schedule(every, schedule)
+        self._schedule = schedule
         self._trouble = Trouble(on_error)
         self._budget = Budget(share)
         self._worker = Worker(waiting, when_full, trouble=self._trouble) if background else None
@@ -207,6 +172,8 @@ class RankMonitor(ClosesOnExit):
             logdir=logdir,
             writers=writers,
             alerts=alerts,
+            facts=[Fact("schedule", schedule_text(schedule, share))],
+            hparams=hparams,
             params=params,
             state=state,
         )
@@ -216,6 +183,7 @@ class RankMonitor(ClosesOnExit):
         self._seen: Call | None = None
         self._program: CompiledSteps | None = None  # of the last scan
         self._closed = False
+        self._outcome: Outcome = "success"
 
     # The loop's side
 
@@ -415,9 +383,12 @@ class RankMonitor(ClosesOnExit):
 
     def _close_recorder(self) -> None:
         if self._worker is None:
-            self._recorder.close()
+            self._recorder.close(self._outcome)
         else:
-            self._worker.close(self._recorder.close)
+            self._worker.close(partial(self._recorder.close, self._outcome))
+
+    def _gives_up(self) -> None:
+        self._seen, self._outcome = None, "failure"
 
     # Restart
 
@@ -539,23 +510,3 @@ def _record(
         return recorder.record(step, None, scalars, counts)
     copy.wait()  # for the training steps before it, which is no cost of the monitor's
     return recorder.record(step, copy.snapshot, scalars, counts)
-
-
-def missing_last_probe(step: int, changed: str) -> str:
-    """What is told where the last parameters have changed since they were seen."""
-    return (
-        f"the parameters of the last step, {step}, {changed}, so the last probe is missing; call "
-        "monitor.close(step, params) with the final ones"
-    )
-
-
-def why_perhaps_changed(params: Any) -> str | None:
-    """Why the parameters may no longer be those of the call that showed them; None if they are."""
-    if is_nnx_live(params):
-        return "are an NNX model's, which training changes in place"
-    leaves = jax.tree.leaves(params)
-    if any(getattr(leaf, "is_deleted", bool)() for leaf in leaves):
-        return "were donated to your train step"
-    if any(isinstance(leaf, np.ndarray) for leaf in leaves):
-        return "are NumPy arrays, which may have changed in place"
-    return None

@@ -17,7 +17,16 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from rankmon import _jsonl
 from rankmon._trouble import Trouble
 from rankmon.layout import custom_scalars_layout
-from rankmon.writers import JsonlWriter, Record, RunLock, TensorBoardWriter, Writer, read_jsonl
+from rankmon.writers import (
+    JsonlWriter,
+    Outcome,
+    Record,
+    RunLock,
+    SessionWriter,
+    TensorBoardWriter,
+    Writer,
+    read_jsonl,
+)
 
 MOST_WAITING = 1000
 
@@ -95,12 +104,19 @@ class Outbox:
         for writer in self._writers:
             self._trouble.guard(f"flush of {_name(writer)}", writer.flush)
 
-    def close(self) -> None:
-        """Tries what waits once more, closes the writers and gives the run folder back."""
+    def close(self, outcome: Outcome = "success") -> None:
+        """Tries what waits once more, closes the writers and gives the run folder back.
+
+        Args:
+          outcome: how training ended.
+        """
         with ExitStack() as stack:
             stack.callback(self._give_back)
             for writer in reversed(self._writers):
                 stack.callback(self._trouble.guard, f"close of {_name(writer)}", writer.close)
+                if isinstance(writer, SessionWriter):
+                    what = f"the end of {_name(writer)}'s session"
+                    stack.callback(self._trouble.guard, what, writer.end_session, outcome)
             stack.callback(self._report_losses)
             self._deliver()
 

@@ -15,7 +15,16 @@ from rankmon._tree import MatrixView, is_matrix, matrix_views
 from rankmon.features import FeaturesProbe
 from rankmon.flat import FlatProblem
 from rankmon.hessian import HESSIAN_PARTS, HessianProbe
-from rankmon.measurement import Measurement, Probe, Snapshot, State, rank_scalars
+from rankmon.measurement import (
+    Description,
+    Fact,
+    Measurement,
+    Probe,
+    Snapshot,
+    State,
+    listed,
+    rank_scalars,
+)
 from rankmon.problem import Problem
 from rankmon.rank import DEFAULT_TOLERANCE, Tolerance, as_tolerance, weight_rank
 from rankmon.stack import DenseStack, recognized_stack
@@ -99,10 +108,11 @@ class PreparedWeights:
                 scalars[f"log_abs_det/{name}"] = rank.log_abs_det
         return Measurement(scalars), state
 
-    def describe(self) -> str:
-        """The matrices and their shapes."""
+    def describe(self) -> Description:
+        """The matrices, their shapes, and the cut."""
         shapes = [f"{view.name} {view.shape[0]}x{view.shape[1]}" for _, view in self.matrices]
-        return f"* weights: {', '.join(shapes)}"
+        cut = self.tolerance.rule("max(m, n) eps64 ‖W‖₂, and eps / 2 ‖W‖_F of what storing rounds")
+        return Description([Fact("weights", listed(shapes)), Fact("weights' cut", cut)])
 
 
 # Lemma 8
@@ -241,9 +251,9 @@ class PreparedLemma8:
             scalars[f"lemma8/quadrature_error/{name}"] = float(path.error[i])
         return scalars
 
-    def describe(self) -> str:
+    def describe(self) -> Description:
         """What Lemma 8 is watched with."""
-        return f"* Lemma 8: flow time of one step {self.learning_rate:g}"
+        return Description([Fact("Lemma 8", f"flow time of one step {self.learning_rate:g}")])
 
 
 def _state_of(path: lemma8.DeterminantPath) -> State:

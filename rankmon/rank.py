@@ -58,6 +58,12 @@ class Tolerance:
         relative = default if self.relative is None else self.relative
         return relative * max(norm, reference_norm)
 
+    def rule(self, default: str) -> str:
+        """The cut in words; `default` says what it is where none is set."""
+        if self.absolute is not None:
+            return f"{self.absolute:g}"
+        return default if self.relative is None else f"{self.relative:g} times the norm"
+
 
 DEFAULT_TOLERANCE = Tolerance()
 

@@ -14,16 +14,27 @@ from typing import Any
 
 import numpy as np
 
+from rankmon import card
+from rankmon._hparams import Hparam
 from rankmon._scalars import UserScalars
 from rankmon._state import decode, encode
 from rankmon._trouble import Trouble
 from rankmon.alerts import Action, Alarm, Alert, StopTraining, Watch
 from rankmon.budget import Budget
+from rankmon.card import Card
 from rankmon.flat import FlatProblem
-from rankmon.measurement import Measurement, PreparedProbe, Probe, Snapshot, State
+from rankmon.measurement import (
+    Description,
+    Fact,
+    Measurement,
+    PreparedProbe,
+    Probe,
+    Snapshot,
+    State,
+)
 from rankmon.outbox import Outbox
 from rankmon.problem import Problem
-from rankmon.writers import Record, Writer
+from rankmon.writers import Outcome, Record, Writer
 
 _Found = list[tuple[Action, Alarm]]
 _TIMES = ("monitor/seconds", "monitor/overhead", "monitor/errors")
@@ -41,6 +52,8 @@ class Recorder:
       logdir: as for `Outbox`.
       writers: as for `Outbox`.
       alerts: conditions on the records.
+      facts: for the card, of what only the monitor knows.
+      hparams: the user's, for the first record of each attempt; None for none, the card's neither.
       params: to `prepare` at once.
       state: to `restore` at once.
 
@@ -61,12 +74,14 @@ class Recorder:
         logdir: str | Path | None,
         writers: Sequence[Writer],
         alerts: Sequence[Alert] = (),
+        facts: Sequence[Fact] = (),
+        hparams: Mapping[str, Hparam] | None = None,
         params: Any = None,
         state: Mapping[str, Any] | None = None,
     ) -> None:
         self.last: int | None = None
         self.flat: FlatProblem | None = None
-        self.scalars = UserScalars(trouble, reserved=("rankmon/card", *_TIMES))
+        self.scalars = UserScalars(trouble, reserved=(card.TAG, *_TIMES))
         self._problem = problem
         self._probes = probes
         self._skips_oversize = skips_oversize
@@ -77,7 +92,8 @@ class Recorder:
         self._resumes_at: int | None = None
         self._watch = Watch(alerts)
         self._reported: int | None = None  # the last step of a report
-        self._begun = self._shows_card = False
+        self._begun = self._opens = False
+        self._card, self._hparams = Card(facts), hparams
         self._lock = threading.RLock()
         self._writing: int | None = None
         if params is not None:
@@ -110,7 +126,16 @@ class Recorder:
             )
         self._states = _fitted(self._states, prepared, self.last)
         self.flat, self._prepared = flat, prepared
+        self._card.describe(flat, self._descriptions())
         return flat
+
+    def _descriptions(self) -> dict[str, Description]:
+        """What the probes say of themselves; those that cannot are left out."""
+        described = {
+            name: self._trouble.guard(f"the card of probe {name!r}", _description, probe)
+            for name, probe in self._prepared.items()
+        }
+        return {name: found for name, found in described.items() if found is not None}
 
     # Restart
 
@@ -213,30 +238,40 @@ class Recorder:
         measurement, states = measured or (Measurement({}), self._states)
         if not self._begun or (self.last is not None and step < self.last):
             self._begin(step)
-        is_shown, self._shows_card = self._shows_card, True
-        texts = {} if is_shown else {"rankmon/card": self._card()}
         scalars = {**measurement.scalars, **counts, **self._times(time.monotonic() - began)}
         scalars |= self.scalars.beside([*scalars, *measurement.arrays], numbers)
         # Not before: a measurement that is interrupted never happened.
         self.last, self._states = step, states
-        return self._write(step, scalars, dict(measurement.arrays), texts)
+        return self._write(step, scalars, dict(measurement.arrays))
 
     def _write(
         self,
         step: int,
         scalars: dict[str, float],
         arrays: Mapping[str, np.ndarray] = MappingProxyType({}),
-        texts: Mapping[str, str] = MappingProxyType({}),
     ) -> tuple[Record, _Found]:
         """Writes a record, and what the alerts find in it."""
         what = f"the alerts at step {step}"
         found: _Found = self._trouble.guard(what, self._watch.look, step, scalars) or []
+        texts: dict[str, str] = {}
         if found:
-            messages = "\n".join(f"* {alarm.message}" for _, alarm in found)
-            texts = {**texts, "rankmon/alerts": messages}
-        record = Record(step, self._outbox.attempt, time.time(), scalars, arrays, texts)
+            texts["rankmon/alerts"] = "\n".join(f"* {alarm.message}" for _, alarm in found)
+        page = self._trouble.guard("the card", self._card.page, step, scalars, [*arrays, *texts])
+        if page is not None:
+            texts[card.TAG] = page
+        record = Record(
+            step, self._outbox.attempt, time.time(), scalars, arrays, texts, self._hparams_now()
+        )
         self._outbox.write(record)
         return record, found
+
+    def _hparams_now(self) -> dict[str, Hparam]:
+        """Those of the first record of an attempt: the card's facts, and the user's before them."""
+        opens, self._opens = self._opens, False
+        if self._hparams is None or not opens:
+            return {}
+        own = self._card.hparams
+        return {**self._hparams, **{name: own[name] for name in own if name not in self._hparams}}
 
     def _act(self, found: _Found) -> None:
         """Warns, calls back, and last stops, as the alerts ask for."""
@@ -271,7 +306,8 @@ class Recorder:
             first = self._trouble.guard("the run's first values", self._outbox.first_scalars)
             self._watch.resume(first or {})
         self._outbox.start(step if self._resumes_at is None else min(step, self._resumes_at))
-        self._begun, self._shows_card, self._resumes_at = True, False, None
+        self._card.begin()
+        self._begun, self._opens, self._resumes_at = True, True, None
 
     def _times(self, seconds: float) -> dict[str, float]:
         values = (seconds, self._budget.share_taken(seconds), self._trouble.errors)
@@ -302,22 +338,15 @@ class Recorder:
                     self._trouble.warn(message)
         return Measurement(scalars, arrays), states
 
-    def _card(self) -> str:
-        lines = (
-            self._trouble.guard(f"the card of probe {name!r}", probe.describe)
-            for name, probe in self._prepared.items()
-        )
-        return "\n".join(str(line) for line in lines if line is not None)
-
     def flush(self) -> None:
         """Hands what was recorded to the operating system."""
         with self._exclusively():
             self._outbox.flush()
 
-    def close(self) -> None:
-        """Closes the writers."""
+    def close(self, outcome: Outcome = "success") -> None:
+        """Closes the writers, and tells them how training ended."""
         with self._exclusively():
-            self._outbox.close()
+            self._outbox.close(outcome)
 
 
 def _measured(probe: PreparedProbe, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:
@@ -325,6 +354,16 @@ def _measured(probe: PreparedProbe, snapshot: Snapshot, state: State) -> tuple[M
     measurement, state = probe.measure(snapshot, state)
     scalars, arrays = dict(measurement.scalars), dict(measurement.arrays)
     return Measurement(scalars, arrays, tuple(measurement.warnings)), state
+
+
+def _description(probe: PreparedProbe) -> Description:
+    described = probe.describe()
+    if not isinstance(described, Description):
+        raise TypeError(
+            "expected describe() to give a rankmon.measurement.Description, got "
+            f"{type(described).__name__}; for instance Description([Fact('noise', '0.1')])"
+        )
+    return described
 
 
 def _fitted(

@@ -13,6 +13,8 @@ from math import floor, log10
 from operator import index
 from typing import Any, Protocol
 
+_MOST_SHOWN = 12
+
 
 class Schedule(Protocol):
     """When to measure."""
@@ -36,6 +38,9 @@ class EveryN:
     def __post_init__(self) -> None:
         object.__setattr__(self, "n", _positive(self.n, "n, a number of steps,"))
 
+    def __str__(self) -> str:
+        return "every step" if self.n == 1 else f"every {self.n} steps"
+
     def due(self, step: int, last: int | None) -> bool:
         """Whether a multiple of n lies in (last, step]; see `Schedule`."""
         if last is None or step < last:
@@ -51,6 +56,9 @@ class LogSpaced:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "per_decade", _positive(self.per_decade, "per_decade"))
+
+    def __str__(self) -> str:
+        return f"{self.per_decade} times from a step to ten times that step"
 
     def due(self, step: int, last: int | None) -> bool:
         """Whether a point lies in (last, step]; see `Schedule`."""
@@ -82,6 +90,11 @@ class AtSteps:
                 "of training"
             )
         object.__setattr__(self, "steps", steps)
+
+    def __str__(self) -> str:
+        first, more = self.steps[:_MOST_SHOWN], len(self.steps) - _MOST_SHOWN
+        shown = f"at steps {', '.join(map(str, first))}"
+        return f"{shown} and {more} more" if more > 0 else shown
 
     def due(self, step: int, last: int | None) -> bool:
         """Whether one of the steps lies in (last, step]; see `Schedule`."""

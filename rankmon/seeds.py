@@ -13,18 +13,23 @@ from typing import Any
 import jax
 import numpy as np
 
+from rankmon import card
+from rankmon._closing import Call, ClosesOnExit, missing_last_probe, why_perhaps_changed
 from rankmon._options import as_count, as_step_and_params
 from rankmon._trouble import Trouble
+from rankmon.card import MedianCard
 from rankmon.flat import FlatProblem
 from rankmon.layout import seeds_layout
 from rankmon.measurement import PreparedProbe, Probe, State
-from rankmon.monitor import Call, ClosesOnExit, RankMonitor, missing_last_probe, why_perhaps_changed
+from rankmon.monitor import RankMonitor
 from rankmon.outbox import Outbox
 from rankmon.parts import DEFAULT_MEMORY_LIMIT
 from rankmon.probes import as_probes
 from rankmon.problem import Problem
 from rankmon.rank import DEFAULT_TOLERANCE, Tolerance
 from rankmon.writers import Record
+
+_OPTIONS = ("every", "schedule", "oversize", "on_error", "alerts", "hparams")
 
 
 class SeedsMonitor(ClosesOnExit):
@@ -66,7 +71,7 @@ class SeedsMonitor(ClosesOnExit):
           tolerance: as for `RankMonitor`.
           memory_limit: as for `RankMonitor`; one seed is measured at a time.
           state: a saved `monitor.state` to go on from.
-          options: every, schedule, oversize, on_error and alerts, as for `RankMonitor`.
+          options: every, schedule, oversize, on_error, alerts and hparams, as for `RankMonitor`.
 
         Raises:
           TypeError, ValueError, OSError: as for `RankMonitor`.
@@ -74,10 +79,10 @@ class SeedsMonitor(ClosesOnExit):
         self._seeds = as_count("seeds", seeds)
         if self._seeds < 1:
             raise ValueError("expected at least 1 seed, got 0; give the length of the leading axis")
-        unknown = options.keys() - {"every", "schedule", "oversize", "on_error", "alerts"}
+        unknown = options.keys() - set(_OPTIONS)
         if unknown:
             raise TypeError(
-                f"expected options every, schedule, oversize, on_error or alerts, got "
+                f"expected options {', '.join(_OPTIONS[:-1])} or {_OPTIONS[-1]}, got "
                 f"{sorted(unknown)}; the others are not for several seeds"
             )
         own = as_probes(probes, tolerance=tolerance, memory_limit=memory_limit)
@@ -95,6 +100,7 @@ class SeedsMonitor(ClosesOnExit):
         ]
         self._trouble = Trouble(options.get("on_error", "warn"))
         self._median: Outbox | None = None
+        self._card = MedianCard(self._seeds)
         self._last: int | None = None  # the step of the last median
         self._seen: Call | None = None
 
@@ -167,10 +173,17 @@ class SeedsMonitor(ClosesOnExit):
             self._median.start(step)
         elif self._last is not None and step <= self._last:
             self._median.start(step)  # training went back
+            self._card.begin()
         self._last = step
+        texts = {card.TAG: page} if (page := self._card.page(scalars)) else {}
         self._median.write(
-            Record(step, self._median.attempt, records[0].wall_time, scalars, arrays={})
+            Record(step, self._median.attempt, records[0].wall_time, scalars, {}, texts)
         )
+
+    def _gives_up(self) -> None:
+        self._seen = None
+        for monitor in self._monitors:
+            monitor._gives_up()
 
     def flush(self) -> None:
         """Hands everything that was measured to the operating system."""

@@ -8,14 +8,13 @@ left nothing behind and can be written again. Only one writer of each kind may w
 folder at a time: hold a `RunLock`.
 """
 
-import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from tensorboard.compat.proto import event_pb2
@@ -23,7 +22,10 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from rankmon import _events, _jsonl
+from rankmon._event_files import SUFFIX, Session, event_file_names, new_event_file
+from rankmon._events import Outcome
 from rankmon._files import PathLike, RunLock, WholeFile, made_folder
+from rankmon._hparams import Hparam, as_hparams
 
 __all__ = [
     "JsonlWriter",
@@ -31,6 +33,7 @@ __all__ = [
     "Record",
     "RunLock",
     "ScalarsWriter",
+    "SessionWriter",
     "TensorBoardWriter",
     "Writer",
     "read_jsonl",
@@ -48,6 +51,7 @@ class Record:
       scalars: tag -> number.
       arrays: tag -> array of real numbers.
       texts: tag -> Markdown.
+      hparams: name -> number, string or bool; in the first record of an attempt, if anywhere.
     """
 
     step: int
@@ -56,6 +60,7 @@ class Record:
     scalars: Mapping[str, float]
     arrays: Mapping[str, np.ndarray]
     texts: Mapping[str, str] = field(default_factory=dict)
+    hparams: Mapping[str, Hparam] = field(default_factory=dict)
 
 
 class Writer(Protocol):
@@ -75,6 +80,15 @@ class Writer(Protocol):
 
     def close(self) -> None:
         """Flushes and takes nothing more; a second time does nothing."""
+        ...
+
+
+@runtime_checkable
+class SessionWriter(Writer, Protocol):
+    """A writer that also takes how training ended."""
+
+    def end_session(self, outcome: Outcome) -> None:
+        """Training ended so; `close` comes next."""
         ...
 
 
@@ -121,14 +135,17 @@ class TensorBoardWriter(_ClosingWriter):
           OSError: where the folder or the file cannot be created.
         """
         folder = made_folder(logdir)
-        names = _event_file_names(folder)
-        self._file = _new_event_file(folder, names)
+        names = event_file_names(folder)
+        self._file = new_event_file(folder, names)
         self._records = RecordWriter(self._file)
-        self._layout = layout
+        self._folder, self._layout = folder, layout
         self._started = False
+        self._session: Session | None = None
+        self._last_step = 0
         # The first attempt of a folder supersedes nothing: a START would only purge the records
         # that a training loop's own event files in the same folder have for these steps.
-        self._has_predecessor = any(name.endswith(_SUFFIX) for name in names)
+        self._resumes = any(name.endswith(SUFFIX) for name in names)
+        self._has_predecessor = self._resumes
         self._write(_events.version_event(time.time()))
 
     def start(self, step: int) -> None:
@@ -151,14 +168,30 @@ class TensorBoardWriter(_ClosingWriter):
         """
         if not self._started:
             self.start(record.step)
+        if record.hparams:
+            self._session = Session(record.hparams, record.wall_time)
+            self._supersede("unknown", record.wall_time)
         event = _events.record_event(
             record.step,
             record.wall_time,
             scalars=record.scalars,
             arrays=record.arrays,
             texts=record.texts,
+            hparams=record.hparams,
         )
         self._write(event)
+        self._last_step = record.step
+
+    def end_session(self, outcome: Outcome) -> None:
+        """See `SessionWriter`; nothing where no record had hyperparameters."""
+        if self._session is not None:
+            now = time.time()
+            self._write(_events.session_end_event(outcome, self._last_step, now))
+            self._supersede(outcome, now)
+
+    def _supersede(self, outcome: Outcome, now: float) -> None:
+        if self._resumes and self._session is not None:
+            self._session.supersede(self._folder, outcome, now)
 
     def write_image(self, step: int, tag: str, png: bytes) -> None:
         """Writes a picture for TensorBoard's "Images" page.
@@ -188,32 +221,13 @@ class TensorBoardWriter(_ClosingWriter):
         self._records.write(event.SerializeToString())
 
 
-_PREFIX, _SUFFIX = "events.out.tfevents.", ".rankmon"
-
-
-def _event_file_names(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir() if path.name.startswith(_PREFIX)]
-
-
-def _new_event_file(folder: Path, names: Iterable[str]) -> WholeFile:
-    """A file whose name comes after those of all event files in the folder."""
-    matches = [re.match(r"\d{10}", name.removeprefix(_PREFIX)) for name in names]
-    # TensorBoard reads in the order of the names, and a START must come after what it supersedes.
-    second = max([int(time.time()), *(int(match[0]) + 1 for match in matches if match)])
-    while True:
-        try:
-            return WholeFile(folder / f"{_PREFIX}{second:010d}{_SUFFIX}", mode="xb")
-        except FileExistsError:
-            second += 1
-
-
 class JsonlWriter(_ClosingWriter):
     """Appends one JSON object a line, in full precision; `read_jsonl` reads them back.
 
-    A record is {"step", "attempt", "wall_time", "scalars", "arrays", "texts"}, the beginning of an
-    attempt {"start": step, "attempt": attempt}. Attempts are counted in the file, from 1, whatever
-    the record says. JSON has no non-finite numbers: they are the strings "NaN", "Infinity" and
-    "-Infinity".
+    A record is {"step", "attempt", "wall_time", "scalars", "arrays", "texts"}, perhaps with
+    "hparams", the beginning of an attempt {"start": step, "attempt": attempt}. Attempts are counted
+    in the file, from 1, whatever the record says. JSON has no non-finite numbers: they are the
+    strings "NaN", "Infinity" and "-Infinity".
     """
 
     def __init__(self, path: PathLike) -> None:
@@ -248,16 +262,15 @@ class JsonlWriter(_ClosingWriter):
         """
         if not self._started:
             self.start(record.step)
-        self._write(
-            {
-                "step": int(record.step),
-                "attempt": self._attempt,
-                "wall_time": record.wall_time,
-                "scalars": {tag: _jsonl.numbers(value) for tag, value in record.scalars.items()},
-                "arrays": {tag: _jsonl.numbers(value) for tag, value in record.arrays.items()},
-                "texts": dict(record.texts),
-            }
-        )
+        entry = {
+            "step": int(record.step),
+            "attempt": self._attempt,
+            "wall_time": record.wall_time,
+            "scalars": {tag: _jsonl.numbers(value) for tag, value in record.scalars.items()},
+            "arrays": {tag: _jsonl.numbers(value) for tag, value in record.arrays.items()},
+            "texts": dict(record.texts),
+        }
+        self._write(entry | ({"hparams": dict(record.hparams)} if record.hparams else {}))
 
     def flush(self) -> None:
         """Nothing: each line has been handed over."""
@@ -341,6 +354,8 @@ class MemoryWriter(_ClosingWriter):
 class ScalarsWriter(_ClosingWriter):
     """Hands scalars to any object with `write_scalars(step, {tag: value})`, as CLU's writers have.
 
+    Hyperparameters too, where it has `write_hparams({name: value})`.
+
     The object stays its owner's: it is flushed where it can be, and never closed. It is not told of
     attempts, which it does not know.
     """
@@ -354,6 +369,8 @@ class ScalarsWriter(_ClosingWriter):
 
     def write(self, record: Record) -> None:
         """See `Writer`."""
+        if record.hparams:
+            getattr(self._writer, "write_hparams", _nothing)(dict(record.hparams))
         self._writer.write_scalars(record.step, dict(record.scalars))
 
     def flush(self) -> None:
@@ -365,7 +382,7 @@ class ScalarsWriter(_ClosingWriter):
         self.flush()
 
 
-def _nothing() -> None:
+def _nothing(*_: Any) -> None:
     pass
 
 
@@ -377,4 +394,5 @@ def _record(entry: Mapping[str, Any]) -> Record:
         scalars={tag: float(value) for tag, value in entry["scalars"].items()},
         arrays={tag: np.asarray(value, np.float64) for tag, value in entry["arrays"].items()},
         texts=dict(entry["texts"]),
+        hparams=as_hparams(entry.get("hparams", {})),
     )

@@ -352,9 +352,12 @@ def test_chunks_of_the_jacobian_change_nothing():
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("linear-mse", "engine deep_linear, at most 45 coordinates of 48 can be non-zero"),
-        ("relu-mse", "engine stack, 48 x 48 matrices"),
-        ("conv-mse", "engine dense, "),
+        (
+            "linear-mse",
+            "| engine | deep_linear, at most 45 coordinates of 48 can be non-zero; chosen since",
+        ),
+        ("relu-mse", "| engine | stack, 48 x 48 matrices; chosen since"),
+        ("conv-mse", "| engine | dense, "),
     ],
 )
 def test_the_card_tells_the_engine(name, told):

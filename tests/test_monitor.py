@@ -22,7 +22,7 @@ from rankmon import (
     outbox,
     read_jsonl,
 )
-from rankmon.measurement import Measurement
+from rankmon.measurement import Description, Fact, Measurement
 
 DIMS = (3, 3, 3, 3)
 
@@ -72,7 +72,7 @@ class Light:
         return Measurement({"light": float(snapshot.theta[0])}), state
 
     def describe(self):
-        return "* light"
+        return Description([Fact("light", "the first entry")])
 
 
 def test_training_is_bit_identical_and_the_configuration_unchanged(tmp_path):
@@ -527,12 +527,26 @@ class Speechless(Light):
         raise RuntimeError("no words")
 
 
-def test_a_probe_that_cannot_describe_itself(ready):
+class Verbose(Light):
+    name = "verbose"
+
+    def describe(self):
+        return "* many words"
+
+
+@pytest.mark.parametrize(
+    ("probe", "told"),
+    [
+        (Speechless(), "no words"),
+        (Verbose(), "expected describe.. to give a .*Description, got str"),
+    ],
+)
+def test_a_probe_that_cannot_describe_itself(ready, probe, told):
     problem, params, *_ = ready
-    monitor = RankMonitor(problem, every=1, probes=[Speechless(), Light()])
-    with pytest.warns(RankmonWarning, match="card of probe 'speechless' failed .*no words"):
+    monitor = RankMonitor(problem, every=1, probes=[probe, Light()])
+    with pytest.warns(RankmonWarning, match=f"card of probe '{probe.name}' failed .*{told}"):
         record = monitor(0, params)
-    assert record.texts["rankmon/card"] == "* light"
+    assert "| light | the first entry |" in record.texts["rankmon/card"]
     assert record.scalars["monitor/errors"] == 1
 
 

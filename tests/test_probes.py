@@ -116,7 +116,7 @@ def test_other_stacks_show_their_linear_counterpart_and_say_so():
     probe = HessianProbe().prepare(problem.flat(params))
     measurement, _ = _measure(probe, problem, params)
     assert measurement.scalars["rank_theory/H_o"] == theory.rank_outer((4, 3, 2))
-    assert "linear counterpart" in probe.describe()
+    assert "linear counterpart" in probe.describe().reservation
 
 
 def test_spectra_are_logged_without_their_zeros():

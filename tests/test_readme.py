@@ -8,6 +8,7 @@ import pytest
 
 import rankmon
 import rankmon_tensorboard
+from rankmon import legend
 from rankmon.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -17,7 +18,7 @@ SNIPPETS = dict(re.findall(r"<!-- test: (\w+) -->\n```python\n(.*?)```", README,
 
 
 def test_every_python_snippet_is_tested():
-    assert README.count("```python") == len(SNIPPETS) == 2
+    assert README.count("```python") == len(SNIPPETS) == 3
 
 
 def test_the_loop_runs(tmp_path, monkeypatch):
@@ -27,6 +28,25 @@ def test_the_loop_runs(tmp_path, monkeypatch):
     assert [record.step for record in records] == [0, 100, 200, 299]
     assert records[0].scalars["rank_weights/W1"] == 6
     assert list((tmp_path / "logs/mine").glob("*tfevents*"))
+
+
+def test_runs_are_compared(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(SNIPPETS["loop"], names)
+    exec(SNIPPETS["hparams"], names)
+    for lr in (0.1, 0.01):
+        (record,) = rankmon.read_jsonl(tmp_path / f"logs/lr_{lr}/rankmon.jsonl")
+        assert record.hparams["lr"] == lr
+        assert {"widths", "engine", "input_rank"} <= record.hparams.keys()
+
+
+def test_what_curves_mean_is_what_the_cards_say():
+    section = README.split("## What each curve means")[1]
+    table = re.search(r"(?:^\|.*\n)+", section, re.MULTILINE)[0].splitlines()
+    rows = [re.split(r" (?<!\\)\| ", line.strip("| ")) for line in table]
+    assert rows[0] == list(legend.HEADER)
+    assert rows[2:] == [list(entry.row) for entry in (*legend.LEGEND, legend.OVER_SEEDS)]
 
 
 def test_the_single_measurement_prints_what_it_says(capsys):

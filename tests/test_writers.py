@@ -255,7 +255,7 @@ def test_files_of_one_second_sort_in_the_order_of_their_creation(tmp_path):
 def test_a_file_of_the_same_second_from_another_process_is_left_alone(tmp_path, monkeypatch):
     TensorBoardWriter(tmp_path).close()
     (first,) = event_files(tmp_path)
-    monkeypatch.setattr("rankmon.writers._event_file_names", lambda folder: [])
+    monkeypatch.setattr("rankmon.writers.event_file_names", lambda folder: [])
     monkeypatch.setattr(time, "time", lambda: int(first.name.split(".")[3]))
     content = first.read_bytes()
     TensorBoardWriter(tmp_path).close()
@@ -293,7 +293,8 @@ def test_no_tensorflow_is_even_looked_for(tmp_path):
 
         with TensorBoardWriter(sys.argv[1], layout=custom_scalars_layout()) as writer:
             writer.start(0)
-            writer.write(Record(0, 1, 0.0, {"a": 1.0}, {"b": np.ones(3)}, {"c": "text"}))
+            writer.write(Record(0, 1, 0.0, {"a": 1.0}, {"b": np.ones(3)}, {"c": "text"}, {"d": 1}))
+            writer.end_session("success")
         assert "tensorflow" not in sys.modules
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], check=True)

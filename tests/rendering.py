@@ -1,0 +1,40 @@
+"""Markdown as TensorBoard's text page renders it, read back by the standard library's parser."""
+
+import warnings
+from html.parser import HTMLParser
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # of a copy of html5lib in TensorBoard
+    from tensorboard.plugin_util import markdown_to_safe_html
+
+_PARTS = {"td": "cell", "th": "cell", "h3": "heading", "h4": "heading"}
+
+
+class Page(HTMLParser):
+    """The text of each cell, row by row, of each heading, and the tags that occur."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.rows, self.headings, self.tags, self._inside = [], [], set(), None
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in _PARTS:
+            self._inside = self.rows[-1] if _PARTS[tag] == "cell" else self.headings
+            self._inside.append("")
+
+    def handle_endtag(self, tag):
+        if tag in _PARTS:
+            self._inside = None
+
+    def handle_data(self, data):
+        if self._inside is not None:
+            self._inside[-1] += data
+
+
+def rendered(markdown):
+    """What TensorBoard's text page makes of it."""
+    return Page(markdown_to_safe_html(markdown))
