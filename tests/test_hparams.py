@@ -306,7 +306,7 @@ def test_the_server_shows_the_newest_attempt(tmp_path, load_fast):
         with urllib.request.urlopen(request, timeout=30) as response:
             return json.load(response)["sessionGroups"]
 
-    with tensorboard_server(tmp_path / "logs", load_fast=load_fast) as address:
+    with tensorboard_server(tmp_path / "logs", f"--load_fast={load_fast}") as address:
         deadline = time.monotonic() + 30
         while len(found := groups(address)) < 2 or not all(g["metricValues"] for g in found):
             assert time.monotonic() < deadline, found

@@ -67,7 +67,7 @@ def test_the_commands_print_what_it_says(capsys, monkeypatch):
 
 
 def test_pictures_and_files_that_it_names_exist():
-    for path in re.findall(r"\]\((?!http)([^)]+)\)", README):
+    for path in re.findall(r"\]\((?!http|#)([^)]+)\)", README):
         assert (ROOT / path).exists(), path
     for script in re.findall(r"examples/\w+\.py", README):
         assert (ROOT / script).exists(), script
