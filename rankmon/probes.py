@@ -111,7 +111,9 @@ class PreparedWeights:
     def describe(self) -> Description:
         """The matrices, their shapes, and the cut."""
         shapes = [f"{view.name} {view.shape[0]}x{view.shape[1]}" for _, view in self.matrices]
-        cut = self.tolerance.rule("max(m, n) eps64 ‖W‖₂, and eps / 2 ‖W‖_F of what storing rounds")
+        cut = self.tolerance.rule(
+            "max(m, n) eps64 ‖W‖₂, plus eps / 2 ‖W‖_F for weights stored below float64"
+        )
         return Description([Fact("weights", listed(shapes)), Fact("weights' cut", cut)])
 
 
