@@ -1,0 +1,50 @@
+"""The Ranks tab of a real TensorBoard in a real Chromium; what is done with it is not known here."""
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+
+FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu")
+
+
+@contextmanager
+def server(folder: Path) -> Iterator[str]:
+    """The address of a TensorBoard server of a log folder."""
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        said = iter(process.stderr.readline, "")
+        yield next(filter(None, (re.search(r"http://\S+/", line) for line in said)))[0]
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def browser(width: int, height: int) -> webdriver.Chrome:
+    """Debian's Chromium (packages chromium and chromium-driver), without a window."""
+    options = webdriver.ChromeOptions()
+    for flag in (*FLAGS, f"--window-size={width},{height}"):
+        options.add_argument(flag)
+    return webdriver.Chrome(options=options)
+
+
+def open_tab(driver: webdriver.Chrome, address: str) -> None:
+    """Opens the tab and goes into its frame, as soon as TensorBoard has made it."""
+    driver.get("about:blank")
+    driver.get(f"{address}#ranks")
+    while not (frames := driver.find_elements(By.TAG_NAME, "iframe")):
+        time.sleep(0.01)
+    driver.switch_to.frame(frames[0])
+
+
+def until(driver: webdriver.Chrome, script: str) -> None:
+    """Waits until a script says yes."""
+    while not driver.execute_script(script):
+        time.sleep(0.01)
