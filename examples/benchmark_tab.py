@@ -74,7 +74,7 @@ def main() -> None:
             time.sleep(0.5)
         driver.set_script_timeout(120)
         seconds = [seconds_to_open(driver, address) for _ in range(5)]
-        until(driver, COUNTED)
+        until(driver, COUNTED)  # what the slider needs is fetched in the background
         times = driver.execute_async_script(MOVED)
     print(f"{RUNS} runs of {PROBES} probes, {EIGENVALUES} eigenvalues a spectrum")
     print(f"usable after {statistics.median(seconds):.2f} s (at most {max(seconds):.2f})")

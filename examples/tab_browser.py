@@ -1,6 +1,7 @@
-"""The Ranks tab of a real TensorBoard in a real Chromium; what is done with it is not known here."""
+"""The Ranks tab of a real TensorBoard in a real Chromium; not what is done with it."""
 
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -15,16 +16,16 @@ FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu")
 
 
 @contextmanager
-def server(folder: Path) -> Iterator[str]:
+def server(folder: Path, *flags: str) -> Iterator[str]:
     """The address of a TensorBoard server of a log folder."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", "0"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        said = iter(process.stderr.readline, "")
-        yield next(filter(None, (re.search(r"http://\S+/", line) for line in said)))[0]
-    finally:
-        process.terminate()
-        process.wait()
+    command += flags
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            said = iter(process.stderr.readline, "")
+            yield next(filter(None, (re.search(r"http://\S+/", line) for line in said)))[0]
+        finally:
+            process.terminate()
 
 
 def browser(width: int, height: int) -> webdriver.Chrome:
@@ -32,7 +33,11 @@ def browser(width: int, height: int) -> webdriver.Chrome:
     options = webdriver.ChromeOptions()
     for flag in (*FLAGS, f"--window-size={width},{height}"):
         options.add_argument(flag)
-    return webdriver.Chrome(options=options)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    options.binary_location = shutil.which("chromium")
+    # Selenium would else ask the network which driver fits.
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    return webdriver.Chrome(options=options, service=service)
 
 
 def open_tab(driver: webdriver.Chrome, address: str) -> None:
@@ -44,7 +49,10 @@ def open_tab(driver: webdriver.Chrome, address: str) -> None:
     driver.switch_to.frame(frames[0])
 
 
-def until(driver: webdriver.Chrome, script: str) -> None:
-    """Waits until a script says yes."""
-    while not driver.execute_script(script):
+def until(driver: webdriver.Chrome, script: str, *arguments) -> None:
+    """Waits until a script says yes, at most a minute."""
+    deadline = time.monotonic() + 60
+    while not driver.execute_script(script, *arguments):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"expected yes within a minute, got no from: {script}")
         time.sleep(0.01)
