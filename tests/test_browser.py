@@ -291,6 +291,7 @@ def test_lemma8_says_what_is_met(driver, reference):
     assert said["lemma8-run-gradient_flow/flow"].count("✓ met") == 3
     assert "✗" in said["lemma8-run-gradient_flow/descent"]  # steps of a finite size unbalance the weights
     select(driver, "gradient_flow/flow")
+    show(driver, "lemma8")
     lines = chart(driver, "lemma8-1")
     folder = REFERENCE / "gradient_flow" / "flow"
     agrees(lines["measured"], scalars(folder, "log_abs_det/1"))
