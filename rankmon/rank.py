@@ -125,7 +125,11 @@ class WeightRank(NumericalRank):
 
 
 def numerical_rank(
-    values: Float[np.ndarray, " m"], cut: float, *, size: int | None = None
+    values: Float[np.ndarray, " m"],
+    cut: float,
+    *,
+    size: int | None = None,
+    errors: Float[np.ndarray, " m"] | None = None,
 ) -> NumericalRank:
     """Counts the singular values (or absolute eigenvalues) above a cut.
 
@@ -133,8 +137,12 @@ def numerical_rank(
       values: non-negative, finite, in any order; values left out are exact zeros.
       cut: the absolute tolerance.
       size: the most that the rank could be; the number of values where not given.
+      errors: how far off each value may be: `low` then counts what is above 10 x cut for certain,
+        and `high` what may be above cut / 10.
     """
-    ordered = np.sort(np.asarray(values, np.float64))[::-1]
+    values = np.asarray(values, np.float64)
+    off = np.zeros_like(values) if errors is None else errors
+    ordered = np.sort(values)[::-1]
     rank = int(np.sum(ordered > cut))
     below = ordered[rank] if rank < ordered.size else 0.0
     if rank == 0:
@@ -146,8 +154,8 @@ def numerical_rank(
         rank=rank,
         tolerance=float(cut),
         size=ordered.size if size is None else size,
-        low=int(np.sum(ordered > 10 * cut)),
-        high=int(np.sum(ordered > cut / 10)),
+        low=int(np.sum(values - off > 10 * cut)),
+        high=int(np.sum(values + off > cut / 10)),
         gap=gap,
     )
 

@@ -1,0 +1,353 @@
+"""C_i^T dF_i/dtheta of any network in blocks of columns or of rows, never whole; no spectra.
+
+Symbols: w_i B_i = C_i C_i^T, a root of example i's weighted output Hessian, so that with A the rows
+C_i^T dF_i/dtheta of all examples, [N k, p], H_o = A^T A. Rows go example by example; the order of
+the columns is not that of theta, and does not matter to singular values.
+
+The parameters stay where they are, sharded or not: what comes to the host are blocks of A.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from rankmon._processes import gathered
+from rankmon._programs import largest_program
+from rankmon.dense_kernels import DenseKernels
+from rankmon.flat import FlatProblem
+from rankmon.gram import Block, KhatriRao
+from rankmon.jacobian import is_rounding
+
+_Leaves = Sequence[Any]
+_Roots = Float[np.ndarray, "N k k"]
+# More rows at once cost memory and gain nothing: the products are already large.
+_MOST_ROWS = 512
+
+
+class WeightedJacobian:
+    """The rows C_i^T dF_i/dtheta of one problem; programs are compiled at their first use.
+
+    The examples are taken apart where that is right, and the kernels of dense layers then come as
+    `KhatriRao` blocks. Where they interact (batch statistics) the batch stays together, for n times
+    the work.
+
+    Args:
+      flat: the problem.
+      room: bytes for a block and for the programs' temporary memory together.
+    """
+
+    def __init__(self, flat: FlatProblem, *, room: int) -> None:
+        self._flat, self._room = flat, room
+        self._rows: _Rows | None = None
+
+    def columns(self, leaves: _Leaves, roots: _Roots) -> Iterator[Block]:
+        """Blocks of columns, each with all N k rows.
+
+        Args:
+          leaves: all parameter leaves, as they are stored or lifted, on whatever devices.
+          roots: C_i^T at every position.
+        """
+        return self._right_rows(leaves).columns(leaves, roots)
+
+    def rows(self, leaves: _Leaves, roots: _Roots) -> Iterator[Float[np.ndarray, "p s"]]:
+        """Blocks of rows, transposed, each with all p columns; arguments as for `columns`."""
+        return self._right_rows(leaves).rows(leaves, roots)
+
+    def _right_rows(self, leaves: _Leaves) -> "_Rows":
+        if self._rows is None or not self._rows.agree(leaves):
+            self._rows = self._apart(leaves) or _Rows(self._flat, apart=False, room=self._room)
+        return self._rows
+
+    def _apart(self, leaves: _Leaves) -> "_Rows | None":
+        try:
+            rows = _Rows(self._flat, apart=True, room=self._room)
+            return rows if rows.agree(leaves) else None
+        except Exception:  # noqa: BLE001  an apply that only takes the whole batch
+            return None
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Leaves that are differentiated together: `size` columns, `width` of them at a time."""
+
+    leaves: tuple[int, ...]
+    size: int
+    width: int
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """All rows of some units, or some rows of one; the last `fresh` of them came in no other."""
+
+    units: slice
+    rows: slice
+    fresh: int
+
+
+# From leaves, inputs of some units, cotangents [units, rows, positions, k] and the first column to
+# arrays with a row a unit and arrays with a row a row.
+_Function = Callable[[Any, Any, Any, Any], tuple[list[Array], list[Array]]]
+
+
+class _Rows:
+    """The rows where every example is a unit by itself (apart), or the whole batch is one."""
+
+    def __init__(self, flat: FlatProblem, *, apart: bool, room: int) -> None:
+        self._flat, self._room = flat, room
+        self._inputs = jax.tree.map(lambda a: a[:, None] if apart else a[None], flat.inputs)
+        self._units = flat.problem.n if apart else 1
+        self._positions = flat.positions // self._units
+        self._per_unit = self._positions * flat.k
+        example = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), self._inputs)
+        self._kernels = DenseKernels(flat, example) if apart else None
+        self._programs: dict[Any, tuple[Callable[..., Any], int]] = {}
+
+    def columns(self, leaves: _Leaves, roots: _Roots) -> Iterator[Block]:
+        yield from self._dense_blocks(leaves, roots)
+        m = self._units * self._per_unit
+        for group in self._groups(max(1, self._room // (4 * 8 * m))):
+            for start in range(0, group.size, group.width):
+                first = min(start, group.size - group.width)
+                block = np.empty((m, group.width))
+                differentiated = self._differentiated(group)
+                for piece, _, (part,) in self._pieces(group, differentiated, leaves, roots, first):
+                    block[self._places(piece)] = part
+                yield block[:, start - first :]
+
+    def rows(self, leaves: _Leaves, roots: _Roots) -> Iterator[Float[np.ndarray, "p s"]]:
+        group = _Group(self._moving, self._flat.p, self._flat.p)
+        differentiated = self._differentiated(group)
+        for piece, _, (part,) in self._pieces(group, differentiated, leaves, roots, 0):
+            yield part[len(part) - piece.fresh :].T
+
+    def _dense_blocks(self, leaves: _Leaves, roots: _Roots) -> Iterator[KhatriRao]:
+        """The kernels that meet one vector an example."""
+        kernels = self._kernels.kernels if self._kernels else ()
+        if not kernels:
+            return
+        met = [np.empty((self._units, math.prod(kernel.summed))) for kernel in kernels]
+        signals = [
+            np.empty((self._units * self._per_unit, math.prod(kernel.left))) for kernel in kernels
+        ]
+        for piece, h, g in self._pieces("dense", self._signals, leaves, roots, 0):
+            for whole, part in zip(met, h, strict=True):
+                whole[piece.units] = part
+            for whole, part in zip(signals, g, strict=True):
+                whole[self._places(piece)] = part
+        for left, right in zip(met, signals, strict=True):
+            yield KhatriRao(left, right.reshape(self._units, self._per_unit, -1))
+
+    @property
+    def _moving(self) -> tuple[int, ...]:
+        return tuple(i for i, spec in enumerate(self._flat.specs) if spec.differentiated)
+
+    @property
+    def _others(self) -> tuple[int, ...]:
+        """The leaves that are differentiated, but for the kernels that meet one vector."""
+        dense = {kernel.leaf for kernel in self._kernels.kernels} if self._kernels else set()
+        return tuple(i for i in self._moving if i not in dense)
+
+    def _groups(self, width: int) -> list[_Group]:
+        """Small leaves together, large ones in parts."""
+        found: list[_Group] = []
+        for i in self._others:
+            size, last = self._flat.specs[i].size, found[-1] if found else None
+            if last is not None and last.size + size <= width:
+                found[-1] = _Group((*last.leaves, i), last.size + size, last.size + size)
+            elif size:
+                found.append(_Group((i,), size, min(size, width)))
+        return found
+
+    # Which rows
+
+    def _plan(self, chunk: int) -> Iterator[_Piece]:
+        units, rows = max(1, chunk // self._per_unit), min(chunk, self._per_unit)
+        for unit in range(0, self._units, units):
+            first = min(unit, self._units - units)  # the last piece starts early to keep its size
+            for row in range(0, self._per_unit, rows):
+                top = min(row, self._per_unit - rows)
+                fresh = (first + units - unit) * rows if units > 1 else top + rows - row
+                yield _Piece(slice(first, first + units), slice(top, top + rows), fresh)
+
+    def _places(self, piece: _Piece) -> slice:
+        """Where the piece's rows stand among all."""
+        start = piece.units.start * self._per_unit + piece.rows.start
+        count = (piece.units.stop - piece.units.start) * (piece.rows.stop - piece.rows.start)
+        return slice(start, start + count)
+
+    def _pieces(
+        self, key: Any, function: _Function, leaves: _Leaves, roots: _Roots, first: int
+    ) -> Iterator[tuple[_Piece, list[np.ndarray], list[np.ndarray]]]:
+        """What the function gives, piece by piece, the rows of all units in one axis."""
+        shape = (self._units, self._positions, self._flat.k, self._flat.k)
+        roots = roots.reshape(shape)
+        with self._flat.precision.scope():
+            program, chunk = self._program(key, function, leaves)
+        column = np.asarray(first, np.int32)
+        for piece in self._plan(chunk):
+            inputs = jax.tree.map(lambda a: a[piece.units], self._inputs)  # noqa: B023
+            cotangents = _cotangents(roots[piece.units], piece.rows)
+            with self._flat.precision.scope():
+                results = gathered(program(leaves, inputs, cotangents, column))
+                by_unit, by_row = jax.tree.map(lambda a: np.asarray(a, np.float64), results)
+            yield piece, by_unit, [rows.reshape(-1, rows.shape[-1]) for rows in by_row]
+
+    def _program(
+        self, key: Any, function: _Function, leaves: _Leaves
+    ) -> tuple[Callable[..., Any], int]:
+        """The function compiled for the parameters where they are, and its rows at a time."""
+        placed = [_placed(leaf) for leaf in leaves]
+        key = (key, tuple(leaf.sharding for leaf in placed))
+        if key not in self._programs:
+
+            def shapes(chunk: int) -> tuple[Any, ...]:
+                piece = next(self._plan(chunk))
+                units = piece.units.stop
+                inputs = jax.tree.map(
+                    lambda a: jax.ShapeDtypeStruct((units, *a.shape[1:]), a.dtype), self._inputs
+                )
+                cotangents = (units, piece.rows.stop, self._positions, self._flat.k)
+                return (
+                    placed,
+                    inputs,
+                    jax.ShapeDtypeStruct(cotangents, np.float64),
+                    jax.ShapeDtypeStruct((), np.int32),
+                )
+
+            program, chunk, _ = largest_program(
+                "the Jacobian",
+                lambda _: function,
+                shapes,
+                most=min(self._units * self._per_unit, _MOST_ROWS),
+                room=self._room // 2,
+            )
+            self._programs[key] = program, chunk
+        return self._programs[key]
+
+    # What is differentiated
+
+    def _each(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function of every unit; without vmap where there is but one."""
+        if self._units > 1:
+            return jax.vmap(function)
+        return lambda *trees: jax.tree.map(
+            lambda a: a[None], function(*jax.tree.map(lambda a: a[0], trees))
+        )
+
+    def _differentiated(self, group: _Group) -> _Function:
+        flat = self._flat
+
+        def blocks(leaves: Any, inputs: Any, cotangents: Any, first: Any) -> Any:
+            leaves = flat.lifted(leaves)
+
+            def unit(x: Any, u: Any) -> Any:
+                def outputs(moving: Any) -> Any:
+                    return flat.apply_leaves(_replaced(leaves, group.leaves, moving), x)
+
+                z, pull_back = jax.vjp(outputs, [leaves[i] for i in group.leaves])
+                (gradients,) = jax.vmap(pull_back)(u.astype(z.dtype))
+                columns = [g.reshape(len(u), -1).astype(flat.dtype) for g in gradients]
+                whole = jnp.concatenate(columns, axis=1)
+                return jax.lax.dynamic_slice_in_dim(whole, first, group.width, axis=1)
+
+            return [], [self._each(unit)(inputs, cotangents)]
+
+        return blocks
+
+    def _signals(self, leaves: Any, inputs: Any, cotangents: Any, first: Any) -> Any:
+        """What each kernel meets, and the gradients at its product."""
+        assert self._kernels is not None
+        kernels, leaves = self._kernels, self._flat.lifted(leaves)
+
+        def unit(x: Any, u: Any) -> Any:
+            z, pull_back, met = jax.vjp(
+                lambda shifts: kernels.traced(leaves, x, shifts), kernels.zeros(), has_aux=True
+            )
+            (gradients,) = jax.vmap(pull_back)(u.astype(z.dtype))
+            return met, [g.reshape(len(u), -1) for g in gradients]
+
+        return self._each(unit)(inputs, cotangents)
+
+    # Whether the examples may be taken apart
+
+    def agree(self, leaves: _Leaves) -> bool:
+        """Whether a sum over the units is the gradient of the batch kept together."""
+        if self._kernels is None:
+            return True
+        u = np.random.default_rng(0).standard_normal((self._flat.positions, self._flat.k))
+        with self._flat.precision.scope():
+            found = self._difference(list(leaves), self._flat.inputs, self._inputs, u)
+            difference, scale = (float(a) for a in gathered(found))
+        if not np.isfinite(difference):
+            return True  # overflow is logged as such; it says nothing of the examples
+        return is_rounding(difference, scale, self._flat)
+
+    @cached_property
+    def _difference(self) -> Callable[..., Any]:
+        flat, kernels = self._flat, self._kernels
+        assert kernels is not None
+
+        def difference(leaves: Any, batch: Any, inputs: Any, u: Any) -> Any:
+            leaves = self._flat.lifted(leaves)
+
+            def together(moving: Any) -> Any:
+                z = flat.apply_leaves(_replaced(leaves, self._moving, moving), batch)
+                return jnp.vdot(u.astype(z.dtype), z)
+
+            def apart(moving: Any) -> Any:
+                def unit(x: Any) -> Any:
+                    return flat.apply_leaves(_replaced(leaves, self._others, moving), x)
+
+                z = self._each(unit)(inputs).reshape(u.shape)
+                return jnp.vdot(u.astype(z.dtype), z)
+
+            whole = dict(
+                zip(
+                    self._moving,
+                    jax.grad(together)([leaves[i] for i in self._moving]),
+                    strict=True,
+                )
+            )
+            sums = dict(
+                zip(self._others, jax.grad(apart)([leaves[i] for i in self._others]), strict=True)
+            )
+            rows = u.reshape(self._units, 1, self._positions, flat.k)
+            met, signals = self._signals(leaves, inputs, rows, 0)
+            for kernel, h, g in zip(kernels.kernels, met, signals, strict=True):
+                sums[kernel.leaf] = kernel.gradient(h, g[:, 0])
+            off = [jnp.max(jnp.abs(whole[i] - sums[i]), initial=0.0) for i in self._moving]
+            sizes = [jnp.max(jnp.abs(whole[i]), initial=0.0) for i in self._moving]
+            return jnp.max(jnp.stack(off)), jnp.max(jnp.stack(sizes))
+
+        return jax.jit(difference)
+
+
+def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = leaf.sharding if isinstance(leaf, jax.Array) else None
+    return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
+
+
+def _replaced(leaves: Sequence[Any], which: Sequence[int], values: Sequence[Any]) -> list[Any]:
+    """The leaves with those of these indices replaced."""
+    new = list(leaves)
+    for i, value in zip(which, values, strict=True):
+        new[i] = value
+    return new
+
+
+def _cotangents(
+    roots: Float[np.ndarray, "units positions k k"], rows: slice
+) -> Float[np.ndarray, "units rows positions k"]:
+    """For each row the vector that J_i^T is applied to: zero but at the row's own position."""
+    units, positions, k, _ = roots.shape
+    place, output = np.divmod(np.arange(rows.start, rows.stop), k)
+    u = np.zeros((units, len(place), positions, k))
+    u[:, np.arange(len(place)), place] = roots[:, place, output]
+    return u
