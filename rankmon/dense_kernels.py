@@ -5,7 +5,7 @@ dF/dW are the products g (x) h with g = dF/dz. Both are had without differentiat
 network's jaxpr is walked, h is written down, and a shift is added to z.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,11 @@ class DenseKernel:
     product: tuple[int, ...]
     dtype: np.dtype
 
+    @property
+    def zero(self) -> Float[Array, "..."]:
+        """A shift that changes nothing; traceable."""
+        return jnp.zeros(self.product, self.dtype)
+
     def gradient(self, h: Float[Array, "n a"], g: Float[Array, "n b"]) -> Float[Array, "..."]:
         """sum_i h_i (x) g_i in the leaf's own layout; traceable."""
         outer = jnp.tensordot(h, g, axes=(0, 0)).reshape(*self.summed, *self.left)
@@ -71,18 +76,20 @@ class DenseKernels:
         self.kernels = uses.alone()
 
     def traced(
-        self, leaves: Sequence[Any], example: Any, shifts: Sequence[Float[Array, "..."]]
-    ) -> tuple[Float[Array, "positions k"], list[Float[Array, " a"]]]:
-        """The outputs with shifts added to the kernels' products, and what each kernel meets."""
-        walk = _Walk({k.leaf: shift for k, shift in zip(self.kernels, shifts, strict=True)})
+        self, leaves: Sequence[Any], example: Any, shifts: Mapping[int, Float[Array, "..."]]
+    ) -> tuple[Float[Array, "positions k"], dict[int, Float[Array, " a"]]]:
+        """The outputs with shifts added to kernels' products, and what these kernels meet.
+
+        Args:
+          leaves: all parameter leaves, lifted.
+          example: with a leading axis of one.
+          shifts: by the kernel's leaf; `DenseKernel.zero` changes nothing.
+        """
+        walk = _Walk(shifts)
         named = [(leaf, i) for i, leaf in enumerate(leaves)]
         beside = [(value, None) for value in jax.tree.leaves(example)]
         ((outputs, _),) = walk.through(self._program, [*named, *beside])
-        return outputs, [walk.met[kernel.leaf] for kernel in self.kernels]
-
-    def zeros(self) -> list[Float[Array, "..."]]:
-        """Shifts that change nothing."""
-        return [jnp.zeros(kernel.product, kernel.dtype) for kernel in self.kernels]
+        return outputs, walk.met
 
 
 @dataclass(frozen=True)
@@ -168,7 +175,7 @@ _Seen = tuple[Any, int | None]  # a value, and the leaf that it is
 class _Walk:
     """Evaluates the network with shifts, by leaf, and writes down what these leaves meet."""
 
-    def __init__(self, shifts: dict[int, Float[Array, "..."]]) -> None:
+    def __init__(self, shifts: Mapping[int, Float[Array, "..."]]) -> None:
         self.met: dict[int, Float[Array, " a"]] = {}
         self._shifts = shifts
 

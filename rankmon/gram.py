@@ -127,11 +127,17 @@ def _summed_gram(rows: Float[np.ndarray, "m s"], chunk: int) -> tuple[np.ndarray
 
 def triangular_factor(blocks: Iterable[Block], m: int) -> Float[np.ndarray, "_ m"]:
     """R with A A^T = R^T R, of at most m rows, for A the blocks side by side."""
-    R = np.empty((0, m))
+    R, waiting, height = np.empty((0, m)), list[np.ndarray](), _TALLNESS * m
+
+    def step() -> np.ndarray:
+        return np.asarray(np.linalg.qr(np.concatenate([R, *waiting]), mode="r"))
+
     for block in blocks:
-        for piece in _tall_pieces(block, max(_TALLNESS * m, _SHORT_SUM)):
-            R = np.asarray(np.linalg.qr(np.concatenate([R, piece]), mode="r"))
-    return R
+        for piece in _tall_pieces(block, height):
+            if sum(map(len, waiting)) + len(piece) > height:
+                R, waiting = step(), []
+            waiting.append(piece)
+    return step()
 
 
 def _tall_pieces(block: Block, height: int) -> Iterator[Float[np.ndarray, "s m"]]:

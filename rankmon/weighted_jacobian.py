@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,12 @@ from jaxtyping import Array, Float
 
 from rankmon._processes import gathered
 from rankmon._programs import largest_program
-from rankmon.dense_kernels import DenseKernels
+from rankmon.dense_kernels import DenseKernel, DenseKernels
 from rankmon.flat import FlatProblem
 from rankmon.gram import Block, KhatriRao
 from rankmon.jacobian import is_rounding
 
+_T = TypeVar("_T")
 _Leaves = Sequence[Any]
 _Roots = Float[np.ndarray, "N k k"]
 # More rows at once cost memory and gain nothing: the products are already large.
@@ -112,7 +113,7 @@ class _Rows:
     def columns(self, leaves: _Leaves, roots: _Roots) -> Iterator[Block]:
         yield from self._dense_blocks(leaves, roots)
         m = self._units * self._per_unit
-        for group in self._groups(max(1, self._room // (4 * 8 * m))):
+        for group in self._groups(max(1, self._room // (2 * 8 * m))):
             for start in range(0, group.size, group.width):
                 first = min(start, group.size - group.width)
                 block = np.empty((m, group.width))
@@ -128,21 +129,22 @@ class _Rows:
             yield part[len(part) - piece.fresh :].T
 
     def _dense_blocks(self, leaves: _Leaves, roots: _Roots) -> Iterator[KhatriRao]:
-        """The kernels that meet one vector an example."""
-        kernels = self._kernels.kernels if self._kernels else ()
-        if not kernels:
-            return
-        met = [np.empty((self._units, math.prod(kernel.summed))) for kernel in kernels]
-        signals = [
-            np.empty((self._units * self._per_unit, math.prod(kernel.left))) for kernel in kernels
-        ]
-        for piece, h, g in self._pieces("dense", self._signals, leaves, roots, 0):
-            for whole, part in zip(met, h, strict=True):
-                whole[piece.units] = part
-            for whole, part in zip(signals, g, strict=True):
-                whole[self._places(piece)] = part
-        for left, right in zip(met, signals, strict=True):
-            yield KhatriRao(left, right.reshape(self._units, self._per_unit, -1))
+        """The kernels that meet one vector, as many at a time as fit."""
+        m = self._units * self._per_unit
+
+        def need(kernel: DenseKernel) -> int:
+            return 8 * (self._units * math.prod(kernel.summed) + m * math.prod(kernel.left))
+
+        for kernels in _batched(self._kernels.kernels if self._kernels else (), need, self._room // 4):
+            met = [np.empty((self._units, math.prod(kernel.summed))) for kernel in kernels]
+            signals = [np.empty((m, math.prod(kernel.left))) for kernel in kernels]
+            for piece, h, g in self._pieces(kernels, self._signals(kernels), leaves, roots, 0):
+                for whole, part in zip(met, h, strict=True):
+                    whole[piece.units] = part
+                for whole, part in zip(signals, g, strict=True):
+                    whole[self._places(piece)] = part
+            for left, right in zip(met, signals, strict=True):
+                yield KhatriRao(left, right.reshape(self._units, self._per_unit, -1))
 
     @property
     def _moving(self) -> tuple[int, ...]:
@@ -156,14 +158,10 @@ class _Rows:
 
     def _groups(self, width: int) -> list[_Group]:
         """Small leaves together, large ones in parts."""
-        found: list[_Group] = []
-        for i in self._others:
-            size, last = self._flat.specs[i].size, found[-1] if found else None
-            if last is not None and last.size + size <= width:
-                found[-1] = _Group((*last.leaves, i), last.size + size, last.size + size)
-            elif size:
-                found.append(_Group((i,), size, min(size, width)))
-        return found
+        sizes = {i: self._flat.specs[i].size for i in self._others if self._flat.specs[i].size}
+        batches = _batched(tuple(sizes), lambda i: sizes[i], width)
+        totals = [(leaves, sum(sizes[i] for i in leaves)) for leaves in batches]
+        return [_Group(leaves, size, min(size, width)) for leaves, size in totals]
 
     # Which rows
 
@@ -261,19 +259,26 @@ class _Rows:
 
         return blocks
 
-    def _signals(self, leaves: Any, inputs: Any, cotangents: Any, first: Any) -> Any:
+    def _signals(self, kernels: Sequence[DenseKernel]) -> _Function:
         """What each kernel meets, and the gradients at its product."""
         assert self._kernels is not None
-        kernels, leaves = self._kernels, self._flat.lifted(leaves)
+        traced = self._kernels.traced
 
-        def unit(x: Any, u: Any) -> Any:
-            z, pull_back, met = jax.vjp(
-                lambda shifts: kernels.traced(leaves, x, shifts), kernels.zeros(), has_aux=True
-            )
-            (gradients,) = jax.vmap(pull_back)(u.astype(z.dtype))
-            return met, [g.reshape(len(u), -1) for g in gradients]
+        def signals(leaves: Any, inputs: Any, cotangents: Any, first: Any) -> Any:
+            leaves = self._flat.lifted(leaves)
+            zeros = {kernel.leaf: kernel.zero for kernel in kernels}
 
-        return self._each(unit)(inputs, cotangents)
+            def unit(x: Any, u: Any) -> Any:
+                z, pull_back, met = jax.vjp(
+                    lambda shifts: traced(leaves, x, shifts), zeros, has_aux=True
+                )
+                (gradients,) = jax.vmap(pull_back)(u.astype(z.dtype))
+                rows = [gradients[kernel.leaf].reshape(len(u), -1) for kernel in kernels]
+                return [met[kernel.leaf] for kernel in kernels], rows
+
+            return self._each(unit)(inputs, cotangents)
+
+        return signals
 
     # Whether the examples may be taken apart
 
@@ -319,7 +324,7 @@ class _Rows:
                 zip(self._others, jax.grad(apart)([leaves[i] for i in self._others]), strict=True)
             )
             rows = u.reshape(self._units, 1, self._positions, flat.k)
-            met, signals = self._signals(leaves, inputs, rows, 0)
+            met, signals = self._signals(kernels.kernels)(leaves, inputs, rows, 0)
             for kernel, h, g in zip(kernels.kernels, met, signals, strict=True):
                 sums[kernel.leaf] = kernel.gradient(h, g[:, 0])
             off = [jnp.max(jnp.abs(whole[i] - sums[i]), initial=0.0) for i in self._moving]
@@ -327,6 +332,20 @@ class _Rows:
             return jnp.max(jnp.stack(off)), jnp.max(jnp.stack(sizes))
 
         return jax.jit(difference)
+
+
+def _batched(
+    items: Sequence[_T], size: Callable[[_T], int], limit: int
+) -> Iterator[tuple[_T, ...]]:
+    """Neighbors together up to this size, larger ones by themselves."""
+    batch: list[_T] = []
+    for item in items:
+        if batch and sum(map(size, batch)) + size(item) > limit:
+            yield tuple(batch)
+            batch = []
+        batch.append(item)
+    if batch:
+        yield tuple(batch)
 
 
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
