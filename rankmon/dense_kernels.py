@@ -5,6 +5,7 @@ dF/dW are the products g (x) h with g = dF/dz. Both are had without differentiat
 network's jaxpr is walked, h is written down, and a shift is added to z.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jaxtyping import Array, Float
 
+from rankmon._dataflow import is_float
 from rankmon._jaxprs import CALLS, evaluated, interpreted, nested
 from rankmon.flat import FlatProblem
 
@@ -69,10 +71,12 @@ class DenseKernels:
         with flat.precision.scope():
             self._program = jax.make_jaxpr(flat.apply_leaves)(shapes, example)
         uses = _Uses()
-        moving = [i if spec.differentiated else None for i, spec in enumerate(flat.specs)]
-        others = [None] * (len(self._program.in_avals) - len(moving))
-        kinds = [None if i is None else _View(i, tuple(range(len(shapes[i].shape)))) for i in moving]
-        uses.reach_out(uses.through(self._program, [*kinds, *others]))
+        views = [
+            _View(i, tuple(range(len(spec.shape)))) if spec.differentiated else None
+            for i, spec in enumerate(flat.specs)
+        ]
+        others = [None] * (len(self._program.in_avals) - len(views))
+        uses.reach_out(uses.through(self._program, [*views, *others]))
         self.kernels = uses.alone()
 
     def traced(
@@ -119,9 +123,7 @@ class _Uses:
     def through(
         self, program: ClosedJaxpr, arguments: Sequence[_View | None]
     ) -> list[_View | None]:
-        return interpreted(
-            program, arguments, constant=lambda *_: None, operation=self._operation
-        )
+        return interpreted(program, arguments, constant=lambda *_: None, operation=self._operation)
 
     def reach_out(self, views: Sequence[_View | None]) -> None:
         """These leaves meet something else than a vector."""
@@ -134,7 +136,7 @@ class _Uses:
         if name in CALLS:
             return self.through(nested(eqn), views)
         if views and views[0] is not None:
-            if name in _COPIES and jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
+            if name in _COPIES and is_float(eqn.outvars[0].aval):
                 return views
             if name == "transpose":
                 axes = tuple(views[0].axes[i] for i in eqn.params["permutation"])
@@ -154,8 +156,9 @@ def _dense_kernel(eqn: JaxprEqn, views: Sequence[_View | None]) -> DenseKernel |
     view = views[at]
     if view is None or views[1 - at] is not None or any(batch):
         return None
-    kernel, vector = (eqn.invars[i].aval.shape for i in (at, 1 - at))
-    if np.prod([n for i, n in enumerate(vector) if i not in contracted[1 - at]]) != 1:
+    kernel, vector = _aval(eqn.invars[at]).shape, _aval(eqn.invars[1 - at]).shape
+    product = _aval(eqn.outvars[0])
+    if math.prod(n for i, n in enumerate(vector) if i not in contracted[1 - at]) != 1:
         return None
     summed = list(contracted[at])
     left = [i for i in range(len(kernel)) if i not in summed]
@@ -164,9 +167,13 @@ def _dense_kernel(eqn: JaxprEqn, views: Sequence[_View | None]) -> DenseKernel |
         axes=tuple(view.axes[i] for i in [*summed, *left]),
         summed=tuple(kernel[i] for i in summed),
         left=tuple(kernel[i] for i in left),
-        product=tuple(eqn.outvars[0].aval.shape),
-        dtype=eqn.outvars[0].aval.dtype,
+        product=tuple(product.shape),
+        dtype=product.dtype,
     )
+
+
+def _aval(atom: Any) -> Any:
+    return atom.aval
 
 
 _Seen = tuple[Any, int | None]  # a value, and the leaf that it is

@@ -2,10 +2,10 @@
 
 A = [A_1 A_2 ...], [m, p] with p far above m, is never held. Two ways to its singular values sigma:
 
-  Gram   K = sum_b A_b A_b^T has the eigenvalues sigma^2. Its rounding, about m eps sigma_1^2, hides
-         every sigma below sqrt(m eps) sigma_1: half of the digits.
-  QR     A^T = Q R, with R carried from block to block (TSQR), has the singular values sigma, and its
-         rounding is about m eps sigma_1: all of the digits, for ten times the work or more.
+  Gram   K = sum_b A_b A_b^T has the eigenvalues sigma^2. Its rounding, about m eps sigma_1^2,
+         hides every sigma below sqrt(m eps) sigma_1: half of the digits.
+  QR     A^T = Q R, with R carried from block to block (TSQR), has the singular values sigma. Its
+         rounding is about m eps sigma_1: all of the digits, for several times the work or more.
 
 Rows h_i (x) g_ir, such as those of a dense layer, need not be written out. Their Gram matrix is the
 elementwise product of those of h and g, and in orthonormal coordinates of h and of g they have
@@ -94,7 +94,7 @@ class Gram:
         return Gram(self.matrix - other.matrix, self.error + other.error)
 
     def spectrum(self) -> BoundedSpectrum:
-        """Its eigenvalues; LAPACK's share of their error is taken as m eps ||K||_2, as customary."""
+        """Its eigenvalues; LAPACK's share of their error counts as m eps ||K||_2, as customary."""
         values = np.abs(symmetric_spectrum(self.matrix))
         error = self.error + len(values) * _EPS * float(values[0])
         return BoundedSpectrum.within(values, error)
@@ -172,10 +172,10 @@ def factor_spectrum(
 ) -> BoundedSpectrum:
     """The absolute eigenvalues of A^T A, or with signs S of A^T S A, where A^T = Q R.
 
-    Without signs they are squares of R's singular values, which are off by delta = m eps sigma_1, as
-    customary, and their squares by 2 sigma delta + delta^2. With signs they are those of R S R^T,
-    which is off by 2 sigma_1 delta for R, and by up to m eps ||R||_F^2 for each of its product and
-    its eigenvalues.
+    Without signs they are squares of R's singular values, which are off by delta = m eps sigma_1
+    as customary, and their squares by 2 sigma delta + delta^2. With signs they are those of
+    R S R^T, off by 2 sigma_1 delta for R, and by m eps ||R||_F^2 at most for each of the product
+    and the eigenvalues.
 
     Args:
       R: of `triangular_factor`.

@@ -1,7 +1,7 @@
 """The rank of H_o alone, exactly, at any number of parameters; H_f and H_L are not here.
 
-With w_i B_i = C_i S_i C_i^T, S_i the signs of B_i's eigenvalues (all 1 for a convex loss), and A the
-rows C_i^T dF_i/dtheta, [N k, p]:
+With w_i B_i = C_i S_i C_i^T, S_i the signs of B_i's eigenvalues (all 1 for a convex loss), and A
+the rows C_i^T dF_i/dtheta, [N k, p]:
 
   H_o = A^T S A     has the non-zero eigenvalues of   A A^T     [N k, N k], where S = I
                                                   and of R S R^T   where A^T = Q R
@@ -71,8 +71,8 @@ def outer_rank(
     Args:
       problem: network, loss and probe batch.
       params: the parameters, any pytree of arrays.
-      tolerance: another cut than p * eps * ||H_o||_2. (The common cut of `hessian_ranks` is p * eps *
-        ||H_L||_2 where that is more; where it is known, pass it as Tolerance(absolute=...).)
+      tolerance: another cut than p * eps * ||H_o||_2. (The common cut of `hessian_ranks` is
+        p * eps * ||H_L||_2 where that is more: pass it as Tolerance(absolute=...) where known.)
       method: "gram", the eigenvalues of the Gram matrix of the rows, which are off by about N k eps
         ||H_o||_2; "qr", the squares of singular values, which tell far smaller ones, for more time;
         or "auto", the first of these whose error the cut allows, and that fits.
@@ -160,8 +160,9 @@ class OuterSpectrum:
         need = factor_bytes(self._order)
         if need > self._room and ways[0] == "qr":
             raise MemoryError(
-                f"expected the QR steps of {self._order:,} columns to fit in {bytes_text(self._room)}"
-                f", got {bytes_text(need)}; raise memory_limit or take a smaller probe batch"
+                f"expected the QR steps of {self._order:,} columns to fit in "
+                f"{bytes_text(self._room)}, got {bytes_text(need)}; raise memory_limit or take a "
+                "smaller probe batch"
             )
         return ways[:1] if need > self._room else ways
 
@@ -180,7 +181,7 @@ class OuterSpectrum:
                     gram -= Gram.of(self._blocks(leaves, _of_sign(roots, signs, -1)), self._order)
                 return gram.spectrum() if np.all(np.isfinite(gram.matrix)) else None
             R = triangular_factor(self._blocks(leaves, roots), self._order)
-            if not np.all(np.isfinite(R)):
+            if not np.isfinite(np.sum(R**2)):  # of which the eigenvalues are a part
                 return None
             return factor_spectrum(R, signs.ravel() if np.any(signs < 0) else None)
 

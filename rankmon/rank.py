@@ -193,9 +193,7 @@ def weight_rank(
     values = singular_values(matrix)
     norm = float(values[0]) if values.size else 0.0
     soft = _soft_ranks(values)
-    default = max(m, n) * DOUBLE.eps
-    if eps > DOUBLE.eps and norm > 0:
-        default += eps / 2 * np.sqrt(soft["stable_rank"])  # ||W||_F / ||W||_2
+    default = default_relative(matrix.shape, eps, soft["stable_rank"])
     cut = as_tolerance(tolerance).cut(norm, default=default)
     sign, log_abs = np.linalg.slogdet(matrix) if square else (0.0, 0.0)
     return WeightRank(
@@ -203,6 +201,14 @@ def weight_rank(
         **_determinant(float(sign), float(log_abs), square),
         **soft,
     )
+
+
+def default_relative(shape: tuple[int, ...], eps: float, stable_rank: float) -> float:
+    """The cut of a weight matrix over ||W||_2, as `weight_rank` says."""
+    default = max(shape) * DOUBLE.eps
+    if eps > DOUBLE.eps and stable_rank > 0:
+        default += eps / 2 * np.sqrt(stable_rank)  # ||W||_F / ||W||_2
+    return default
 
 
 def _determinant(sign: float, log_abs: float, square: bool) -> dict[str, Any]:

@@ -135,7 +135,9 @@ class _Rows:
         def need(kernel: DenseKernel) -> int:
             return 8 * (self._units * math.prod(kernel.summed) + m * math.prod(kernel.left))
 
-        for kernels in _batched(self._kernels.kernels if self._kernels else (), need, self._room // 4):
+        for kernels in _batched(
+            self._kernels.kernels if self._kernels else (), need, self._room // 4
+        ):
             met = [np.empty((self._units, math.prod(kernel.summed))) for kernel in kernels]
             signals = [np.empty((m, math.prod(kernel.left))) for kernel in kernels]
             for piece, h, g in self._pieces(kernels, self._signals(kernels), leaves, roots, 0):

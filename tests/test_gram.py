@@ -1,4 +1,4 @@
-"""Spectra of a wide matrix from its blocks, against prescribed singular values and longer floats."""
+"""Spectra of a wide matrix from its blocks, against prescribed ones and longer floats."""
 
 import numpy as np
 import pytest
