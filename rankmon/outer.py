@@ -134,6 +134,7 @@ class OuterSpectrum:
 
     def rank(self, leaves: Sequence[Any], tolerance: Tolerance, method: str) -> OuterRank:
         """The rank at these leaves, sharded or not; arguments as for `outer_rank`."""
+        leaves = [leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for leaf in leaves]
         b = self._output_hessians(leaves)
         if b is None:
             return self._undefined(method)
@@ -206,7 +207,7 @@ class OuterSpectrum:
         """B_i at every position; None where a parameter or one of these is not finite."""
         flat = self._flat
         with flat.precision.scope():
-            b, finite = gathered(self._state(list(leaves), flat.inputs, flat.targets))
+            b, finite = gathered(self._state(leaves, flat.inputs, flat.targets))
             b = np.array(b, np.float64)
         return b if finite and np.all(np.isfinite(b)) else None
 

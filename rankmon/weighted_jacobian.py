@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from rankmon._processes import gathered
-from rankmon._programs import largest_program
+from rankmon._units import RowFunction, Units
 from rankmon.dense_kernels import DenseKernel, DenseKernels
 from rankmon.flat import FlatProblem
 from rankmon.gram import Block, KhatriRao
@@ -28,8 +28,6 @@ from rankmon.jacobian import is_rounding
 _T = TypeVar("_T")
 _Leaves = Sequence[Any]
 _Roots = Float[np.ndarray, "N k k"]
-# More rows at once cost memory and gain nothing: the products are already large.
-_MOST_ROWS = 512
 
 
 class WeightedJacobian:
@@ -83,70 +81,58 @@ class _Group:
     width: int
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """All rows of some units, or some rows of one; the last `fresh` of them came in no other."""
-
-    units: slice
-    rows: slice
-    fresh: int
-
-
-# From leaves, inputs of some units, cotangents [units, rows, positions, k] and the first column to
-# arrays with a row a unit and arrays with a row a row.
-_Function = Callable[[Any, Any, Any, Any], tuple[list[Array], list[Array]]]
-
-
 class _Rows:
     """The rows where every example is a unit by itself (apart), or the whole batch is one."""
 
     def __init__(self, flat: FlatProblem, *, apart: bool, room: int) -> None:
         self._flat, self._room = flat, room
-        self._inputs = jax.tree.map(lambda a: a[:, None] if apart else a[None], flat.inputs)
-        self._units = flat.problem.n if apart else 1
-        self._positions = flat.positions // self._units
-        self._per_unit = self._positions * flat.k
-        example = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), self._inputs)
-        self._kernels = DenseKernels(flat, example) if apart else None
-        self._programs: dict[Any, tuple[Callable[..., Any], int]] = {}
+        self._units = Units(flat, apart=apart, room=room // 2)
+        self._kernels = DenseKernels(flat, self._units.shape) if apart else None
+
+    @property
+    def _count(self) -> int:
+        return self._units.count * self._units.rows
 
     def columns(self, leaves: _Leaves, roots: _Roots) -> Iterator[Block]:
         yield from self._dense_blocks(leaves, roots)
-        m = self._units * self._per_unit
+        m = self._count
         for group in self._groups(max(1, self._room // (2 * 8 * m))):
             for start in range(0, group.size, group.width):
                 first = min(start, group.size - group.width)
                 block = np.empty((m, group.width))
                 differentiated = self._differentiated(group)
-                for piece, _, (part,) in self._pieces(group, differentiated, leaves, roots, first):
-                    block[self._places(piece)] = part
+                for piece, _, (part,) in self._units.pieces(
+                    group, differentiated, leaves, roots, first
+                ):
+                    block[piece.place] = part
                 yield block[:, start - first :]
 
     def rows(self, leaves: _Leaves, roots: _Roots) -> Iterator[Float[np.ndarray, "p s"]]:
         group = _Group(self._moving, self._flat.p, self._flat.p)
         differentiated = self._differentiated(group)
-        for piece, _, (part,) in self._pieces(group, differentiated, leaves, roots, 0):
+        for piece, _, (part,) in self._units.pieces(group, differentiated, leaves, roots, 0):
             yield part[len(part) - piece.fresh :].T
 
     def _dense_blocks(self, leaves: _Leaves, roots: _Roots) -> Iterator[KhatriRao]:
         """The kernels that meet one vector, as many at a time as fit."""
-        m = self._units * self._per_unit
+        m = self._count
 
         def need(kernel: DenseKernel) -> int:
-            return 8 * (self._units * math.prod(kernel.summed) + m * math.prod(kernel.left))
+            return 8 * (self._units.count * math.prod(kernel.summed) + m * math.prod(kernel.left))
 
-        for kernels in _batched(
-            self._kernels.kernels if self._kernels else (), need, self._room // 4
-        ):
-            met = [np.empty((self._units, math.prod(kernel.summed))) for kernel in kernels]
+        found = self._kernels.kernels if self._kernels else ()
+        for kernels in _batched(found, need, self._room // 4):
+            met = [np.empty((self._units.count, math.prod(kernel.summed))) for kernel in kernels]
             signals = [np.empty((m, math.prod(kernel.left))) for kernel in kernels]
-            for piece, h, g in self._pieces(kernels, self._signals(kernels), leaves, roots, 0):
+            for piece, h, g in self._units.pieces(
+                kernels, self._signals(kernels), leaves, roots, 0
+            ):
                 for whole, part in zip(met, h, strict=True):
                     whole[piece.units] = part
                 for whole, part in zip(signals, g, strict=True):
-                    whole[self._places(piece)] = part
+                    whole[piece.place] = part
             for left, right in zip(met, signals, strict=True):
-                yield KhatriRao(left, right.reshape(self._units, self._per_unit, -1))
+                yield KhatriRao(left, right.reshape(self._units.count, self._units.rows, -1))
 
     @property
     def _moving(self) -> tuple[int, ...]:
@@ -167,81 +153,7 @@ class _Rows:
 
     # Which rows
 
-    def _plan(self, chunk: int) -> Iterator[_Piece]:
-        units, rows = max(1, chunk // self._per_unit), min(chunk, self._per_unit)
-        for unit in range(0, self._units, units):
-            first = min(unit, self._units - units)  # the last piece starts early to keep its size
-            for row in range(0, self._per_unit, rows):
-                top = min(row, self._per_unit - rows)
-                fresh = (first + units - unit) * rows if units > 1 else top + rows - row
-                yield _Piece(slice(first, first + units), slice(top, top + rows), fresh)
-
-    def _places(self, piece: _Piece) -> slice:
-        """Where the piece's rows stand among all."""
-        start = piece.units.start * self._per_unit + piece.rows.start
-        count = (piece.units.stop - piece.units.start) * (piece.rows.stop - piece.rows.start)
-        return slice(start, start + count)
-
-    def _pieces(
-        self, key: Any, function: _Function, leaves: _Leaves, roots: _Roots, first: int
-    ) -> Iterator[tuple[_Piece, list[np.ndarray], list[np.ndarray]]]:
-        """What the function gives, piece by piece, the rows of all units in one axis."""
-        shape = (self._units, self._positions, self._flat.k, self._flat.k)
-        roots = roots.reshape(shape)
-        with self._flat.precision.scope():
-            program, chunk = self._program(key, function, leaves)
-        column = np.asarray(first, np.int32)
-        for piece in self._plan(chunk):
-            inputs = jax.tree.map(lambda a: a[piece.units], self._inputs)  # noqa: B023
-            cotangents = _cotangents(roots[piece.units], piece.rows)
-            with self._flat.precision.scope():
-                results = gathered(program(leaves, inputs, cotangents, column))
-                by_unit, by_row = jax.tree.map(lambda a: np.asarray(a, np.float64), results)
-            yield piece, by_unit, [rows.reshape(-1, rows.shape[-1]) for rows in by_row]
-
-    def _program(
-        self, key: Any, function: _Function, leaves: _Leaves
-    ) -> tuple[Callable[..., Any], int]:
-        """The function compiled for the parameters where they are, and its rows at a time."""
-        placed = [_placed(leaf) for leaf in leaves]
-        key = (key, tuple(leaf.sharding for leaf in placed))
-        if key not in self._programs:
-
-            def shapes(chunk: int) -> tuple[Any, ...]:
-                piece = next(self._plan(chunk))
-                units = piece.units.stop
-                inputs = jax.tree.map(
-                    lambda a: jax.ShapeDtypeStruct((units, *a.shape[1:]), a.dtype), self._inputs
-                )
-                cotangents = (units, piece.rows.stop, self._positions, self._flat.k)
-                return (
-                    placed,
-                    inputs,
-                    jax.ShapeDtypeStruct(cotangents, np.float64),
-                    jax.ShapeDtypeStruct((), np.int32),
-                )
-
-            program, chunk, _ = largest_program(
-                "the Jacobian",
-                lambda _: function,
-                shapes,
-                most=min(self._units * self._per_unit, _MOST_ROWS),
-                room=self._room // 2,
-            )
-            self._programs[key] = program, chunk
-        return self._programs[key]
-
-    # What is differentiated
-
-    def _each(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function of every unit; without vmap where there is but one."""
-        if self._units > 1:
-            return jax.vmap(function)
-        return lambda *trees: jax.tree.map(
-            lambda a: a[None], function(*jax.tree.map(lambda a: a[0], trees))
-        )
-
-    def _differentiated(self, group: _Group) -> _Function:
+    def _differentiated(self, group: _Group) -> RowFunction:
         flat = self._flat
 
         def blocks(leaves: Any, inputs: Any, cotangents: Any, first: Any) -> Any:
@@ -257,11 +169,11 @@ class _Rows:
                 whole = jnp.concatenate(columns, axis=1)
                 return jax.lax.dynamic_slice_in_dim(whole, first, group.width, axis=1)
 
-            return [], [self._each(unit)(inputs, cotangents)]
+            return [], [self._units.each(unit)(inputs, cotangents)]
 
         return blocks
 
-    def _signals(self, kernels: Sequence[DenseKernel]) -> _Function:
+    def _signals(self, kernels: Sequence[DenseKernel]) -> RowFunction:
         """What each kernel meets, and the gradients at its product."""
         assert self._kernels is not None
         traced = self._kernels.traced
@@ -278,11 +190,9 @@ class _Rows:
                 rows = [gradients[kernel.leaf].reshape(len(u), -1) for kernel in kernels]
                 return [met[kernel.leaf] for kernel in kernels], rows
 
-            return self._each(unit)(inputs, cotangents)
+            return self._units.each(unit)(inputs, cotangents)
 
         return signals
-
-    # Whether the examples may be taken apart
 
     def agree(self, leaves: _Leaves) -> bool:
         """Whether a sum over the units is the gradient of the batch kept together."""
@@ -290,7 +200,7 @@ class _Rows:
             return True
         u = np.random.default_rng(0).standard_normal((self._flat.positions, self._flat.k))
         with self._flat.precision.scope():
-            found = self._difference(list(leaves), self._flat.inputs, self._inputs, u)
+            found = self._difference(list(leaves), self._flat.inputs, self._units.inputs, u)
             difference, scale = (float(a) for a in gathered(found))
         if not np.isfinite(difference):
             return True  # overflow is logged as such; it says nothing of the examples
@@ -312,7 +222,7 @@ class _Rows:
                 def unit(x: Any) -> Any:
                     return flat.apply_leaves(_replaced(leaves, self._others, moving), x)
 
-                z = self._each(unit)(inputs).reshape(u.shape)
+                z = self._units.each(unit)(inputs).reshape(u.shape)
                 return jnp.vdot(u.astype(z.dtype), z)
 
             whole = dict(
@@ -325,7 +235,7 @@ class _Rows:
             sums = dict(
                 zip(self._others, jax.grad(apart)([leaves[i] for i in self._others]), strict=True)
             )
-            rows = u.reshape(self._units, 1, self._positions, flat.k)
+            rows = u.reshape(self._units.count, 1, self._units.positions, flat.k)
             met, signals = self._signals(kernels.kernels)(leaves, inputs, rows, 0)
             for kernel, h, g in zip(kernels.kernels, met, signals, strict=True):
                 sums[kernel.leaf] = kernel.gradient(h, g[:, 0])
@@ -350,25 +260,9 @@ def _batched(
         yield tuple(batch)
 
 
-def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
-    sharding = leaf.sharding if isinstance(leaf, jax.Array) else None
-    return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
-
-
 def _replaced(leaves: Sequence[Any], which: Sequence[int], values: Sequence[Any]) -> list[Any]:
     """The leaves with those of these indices replaced."""
     new = list(leaves)
     for i, value in zip(which, values, strict=True):
         new[i] = value
     return new
-
-
-def _cotangents(
-    roots: Float[np.ndarray, "units positions k k"], rows: slice
-) -> Float[np.ndarray, "units rows positions k"]:
-    """For each row the vector that J_i^T is applied to: zero but at the row's own position."""
-    units, positions, k, _ = roots.shape
-    place, output = np.divmod(np.arange(rows.start, rows.stop), k)
-    u = np.zeros((units, len(place), positions, k))
-    u[:, np.arange(len(place)), place] = roots[:, place, output]
-    return u

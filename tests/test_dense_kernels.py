@@ -127,22 +127,32 @@ def test_products_are_the_gradient_in_the_leaf_s_own_layout(apply, params):
     with jax.enable_x64(True):
         params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), params)
         flat, found = kernels_of(apply, params, X)
-        leaves = jax.tree.leaves(params)
-        z = apply(params, X)
-        u = np.random.default_rng(0).standard_normal(z.shape)
-        gradient = jax.tree.leaves(jax.grad(lambda p: jnp.vdot(u, apply(p, X)))(params))
-        met, signals = [], []
-        for x, v in zip(X, u, strict=True):
-            outputs, pull_back, h = jax.vjp(
-                lambda shifts: found.traced(leaves, x[None], shifts),  # noqa: B023
-                {kernel.leaf: kernel.zero for kernel in found.kernels},
-                has_aux=True,
-            )
-            met.append(h)
-            signals.append(pull_back(v[None])[0])
-            np.testing.assert_allclose(outputs[0], z[len(met) - 1], rtol=1e-12)
-        assert found.kernels
-        for kernel in found.kernels:
-            h = jnp.stack([one[kernel.leaf] for one in met])
-            g = jnp.stack([one[kernel.leaf].ravel() for one in signals])
-            np.testing.assert_allclose(kernel.gradient(h, g), gradient[kernel.leaf], rtol=1e-10)
+        u = np.random.default_rng(0).standard_normal(
+            (len(X), jax.eval_shape(apply, params, X).shape[1])
+        )
+
+        @jax.jit
+        def both(params):
+            def unit(x, v):
+                outputs, pull_back, met = jax.vjp(
+                    lambda shifts: found.traced(jax.tree.leaves(params), x[None], shifts),
+                    {kernel.leaf: kernel.zero for kernel in found.kernels},
+                    has_aux=True,
+                )
+                return outputs[0], met, pull_back(v[None])[0]
+
+            z, met, signals = jax.vmap(unit)(X, u)
+            products = {
+                kernel.leaf: kernel.gradient(
+                    met[kernel.leaf], signals[kernel.leaf].reshape(len(X), -1)
+                )
+                for kernel in found.kernels
+            }
+            plain = jax.grad(lambda p: jnp.vdot(u, apply(p, X)))(params)
+            return z - apply(params, X), products, jax.tree.leaves(plain)
+
+        difference, products, plain = both(params)
+    assert np.max(np.abs(difference)) < 1e-14
+    assert products
+    for leaf, product in products.items():
+        np.testing.assert_allclose(product, plain[leaf], rtol=1e-10)

@@ -33,6 +33,7 @@ ORDER = [
     "_programs",
     "jacobian",
     "dense_kernels",
+    "_units",
     "weighted_jacobian",
     "curvature",
     "contraction",

@@ -10,8 +10,10 @@ from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
 import oracles
+import rankmon
 from oracles import data, mlp
 from rankmon import OuterRank, Problem, Tolerance, hessian_ranks, outer_rank, theory
+from rankmon.outer import OuterSpectrum
 
 EPS = 2.0**-52
 PLAIN = {"mse": oracles.mse, "cross_entropy": oracles.cross_entropy}
@@ -206,3 +208,50 @@ def test_what_does_not_fit_is_refused():
         outer_rank(problem, params, memory_limit=1000)
     with pytest.raises(MemoryError, match="expected the QR steps of 12 columns"):
         outer_rank(problem, params, method="qr", memory_limit=30_000)
+
+
+def carried(w, x):
+    """A recurrence whose carry is float32: it does not trace in float64."""
+    start = jnp.zeros(x.shape[:1] + (3,), jnp.float32)
+
+    def step(h, column):
+        return jnp.tanh(h @ w["h"] + column[:, None] * w["x"]), None
+
+    return jax.lax.scan(step, start, x.T)[0]
+
+
+def rounded(w, x):
+    return jnp.tanh((x.astype(jnp.float32) @ w["x"].astype(jnp.float32)) @ w["h"].astype("float32"))
+
+
+@pytest.mark.parametrize(
+    ("apply", "shape", "told"),
+    [(carried, (3,), "cannot be traced in float64"), (rounded, (4, 3), "computes in float32")],
+    ids=["native", "coarse"],
+)
+def test_networks_that_compute_below_float64_are_counted_at_their_eps(apply, shape, told):
+    rng = np.random.default_rng(0)
+    w = {"x": rng.standard_normal(shape), "h": rng.standard_normal((3, 3))}
+    w = jax.tree.map(lambda a: a.astype(np.float32), w)
+    x, y = data(5, 4, 3)
+    problem = Problem(apply, loss="mse", inputs=x, targets=y)
+    with pytest.warns(rankmon.RankmonWarning, match=told):
+        got = outer_rank(problem, w)
+    lifted = Problem(apply, loss="mse", inputs=x, targets=y, lift_dtype=True)
+    exact = outer_rank(lifted, w, tolerance=Tolerance(absolute=got.tolerance))
+    assert (got.low, got.rank, got.high) == (exact.low, exact.rank, exact.high)
+    fine = outer_rank(lifted, w)
+    assert got.tolerance / fine.tolerance == pytest.approx(2.0**-23 / EPS, rel=1e-3)
+
+
+def test_parameters_may_be_lifted_already_or_live_on_a_device():
+    apply, params, x, y = case("relu", "mse", 5)
+    problem = Problem(apply, loss="mse", inputs=x, targets=y)
+    single = jax.tree.map(lambda a: np.asarray(a, np.float32), params)
+    want = outer_rank(problem, single)
+    flat = problem.flat(single)
+    on_device = jax.tree.map(jnp.asarray, single)
+    assert outer_rank(problem, on_device) == want
+    spectrum = OuterSpectrum(flat, memory_limit=2**30)
+    assert spectrum.rank(flat.leaves(single), Tolerance(), "auto") == want
+    assert spectrum.rank(jax.tree.leaves(on_device), Tolerance(), "auto") == want
