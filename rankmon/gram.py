@@ -24,6 +24,8 @@ from rankmon.spectrum import singular_values, symmetric_spectrum
 _EPS = float(np.finfo(np.float64).eps)
 # Terms summed in one product: shorter sums round less, longer ones pass over K less often.
 _LONG_SUM, _SHORT_SUM = 1024, 128
+# An error of half of a tenth of the cut.
+_CLEARANCE = 20
 # Rows of one QR step over the columns that it leaves: more waste memory, fewer repeat work.
 _TALLNESS = 4
 
@@ -61,7 +63,7 @@ class BoundedSpectrum:
     @classmethod
     def within(cls, values: Float[np.ndarray, " m"], error: float) -> "BoundedSpectrum":
         """Eigenvalues that are all off by this much at most."""
-        return cls(values, np.full(len(values), error), 20 * error)
+        return cls(values, np.full(len(values), error), _CLEARANCE * error)
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,11 @@ class Gram:
         values = np.abs(symmetric_spectrum(self.matrix))
         error = self.error + len(values) * _EPS * float(values[0])
         return BoundedSpectrum.within(values, error)
+
+
+def gram_resolution(m: int) -> float:
+    """The `finest_cut` of a Gram matrix of m rows over its norm, at best."""
+    return _CLEARANCE * m * _EPS
 
 
 def gram_bytes(m: int) -> int:

@@ -28,6 +28,7 @@ from rankmon.gram import (
     factor_bytes,
     factor_spectrum,
     gram_bytes,
+    gram_resolution,
     triangular_factor,
 )
 from rankmon.parts import DEFAULT_MEMORY_LIMIT, bytes_text, signed_roots
@@ -139,7 +140,7 @@ class OuterSpectrum:
         if b is None:
             return self._undefined(method)
         roots, signs = signed_roots(self._flat.weights, b)
-        for way in self._ways(method, convex=not np.any(signs < 0)):
+        for way in self._ways(tolerance, method, convex=not np.any(signs < 0)):
             spectrum = self._spectrum(way, leaves, roots, signs)
             if spectrum is None:
                 return self._undefined(way)
@@ -148,14 +149,14 @@ class OuterSpectrum:
                 break
         return found
 
-    def _ways(self, method: str, *, convex: bool) -> list[str]:
+    def _ways(self, tolerance: Tolerance, method: str, *, convex: bool) -> list[str]:
         """The methods to try in turn."""
-        small_is_outer = self._order == self._flat.p
+        small_is_outer = self._order < self._rows
         able = ["gram", "qr"] if convex else ["gram"] if small_is_outer else ["qr"]
         if method not in ("auto", *able):
             raise ValueError(
                 f"expected method {able[0]!r} where the loss is not convex in the outputs and p is "
-                f"{'at most' if small_is_outer else 'above'} N k, got {method!r}; use 'auto'"
+                f"{'below' if small_is_outer else 'at least'} N k, got {method!r}; use 'auto'"
             )
         ways = able if method == "auto" else [method]
         need = factor_bytes(self._order)
@@ -165,7 +166,15 @@ class OuterSpectrum:
                 f"{bytes_text(self._room)}, got {bytes_text(need)}; raise memory_limit or take a "
                 "smaller probe batch"
             )
-        return ways[:1] if need > self._room else ways
+        if need > self._room:
+            return ways[:1]
+        # At its best known before it is formed, unless the cut is absolute.
+        reached = tolerance.cut(1.0, default=self._default) >= gram_resolution(self._order)
+        return ways if tolerance.absolute is not None or reached else ways[-1:]
+
+    @property
+    def _default(self) -> float:
+        return self._flat.p * self._flat.precision.eps
 
     def _spectrum(
         self,
@@ -195,7 +204,7 @@ class OuterSpectrum:
 
     def _counted(self, spectrum: BoundedSpectrum, tolerance: Tolerance, way: str) -> OuterRank:
         flat, values = self._flat, spectrum.values
-        cut = tolerance.cut(float(values[0]), default=flat.p * flat.precision.eps)
+        cut = tolerance.cut(float(values[0]), default=self._default)
         rank = numerical_rank(values, cut, size=flat.p, errors=spectrum.errors)
         return OuterRank(**asdict(rank), method=way, finest_cut=spectrum.finest_cut)
 

@@ -92,9 +92,9 @@ def test_rank_is_that_of_the_dense_matrix(name, loss, n):
     assert default.tolerance == pytest.approx(cut / 1e3, rel=1e-9)
 
 
-@pytest.mark.parametrize("n", [4, 40])
+@pytest.mark.parametrize("n", [4, 33, 40])
 def test_losses_that_are_not_convex(n):
-    apply, params, x, y = case("tanh_bias", "mse", n)
+    apply, params, x, y = case("linear", "mse", n)
     targets = {"at": y, "width": np.abs(y) + 0.5}
     H = outer_matrix(apply, params, x, targets, oracles.student_t)
     assert np.linalg.eigvalsh(H)[0] < -1e-3 * np.linalg.norm(H, 2)
@@ -102,7 +102,7 @@ def test_losses_that_are_not_convex(n):
     cut = 1e3 * len(H) * EPS * np.linalg.norm(H, 2)
     got = outer_rank(problem, params, tolerance=Tolerance(absolute=cut))
     assert (got.low, got.rank, got.high) == counts(H, cut)
-    able, unable = ("qr", "gram") if 3 * n < len(H) else ("gram", "qr")
+    able, unable = ("qr", "gram") if 3 * n <= len(H) == 99 else ("gram", "qr")
     assert got.method == able
     assert got.tolerance == cut
     with pytest.raises(ValueError, match=f"expected method '{able}' where the loss .*'{unable}'"):
