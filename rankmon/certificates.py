@@ -63,36 +63,34 @@ def certified_count(
     picked = order[:r] - 1
     if not _all_exceed(Gram(gram.matrix[np.ix_(picked, picked)], gram.error), above):
         return None
-    U = np.empty((s, r))
-    U[order - 1] = np.tril(factor[:, :r])
-    return r if _has_rank_below(matrix, _orthonormal(U), below) else None
+    F = np.empty((s, r))
+    F[order - 1] = np.tril(factor[:, :r])
+    U = _orthonormal(F)
+    return r if U is not None and _has_rank_below(matrix, U, below) else None
+
+
+def _orthonormal(F: Float[np.ndarray, "s r"]) -> Float[np.ndarray, "s r"] | None:
+    """A basis of F's columns by Cholesky QR; None where they are too near each other.
+
+    Pivoting has graded the columns, which costs no digit here; and how far from orthonormal the
+    basis is makes no difference to what is certified.
+    """
+    try:
+        R = np.linalg.cholesky(F.T @ F)
+    except np.linalg.LinAlgError:
+        return None
+    return scipy.linalg.solve_triangular(R, F.T, lower=True, check_finite=False).T
 
 
 def _has_rank_below(
-    matrix: Float[np.ndarray, "s l"], U: Float[np.ndarray, "s r"] | None, cut: float
+    matrix: Float[np.ndarray, "s l"], U: Float[np.ndarray, "s r"], cut: float
 ) -> bool:
-    """Whether all but r singular values are less than the cut."""
-    if U is None:
-        return False
+    """Whether all but r singular values are certainly less than the cut."""
     B = U.T @ matrix
     N = matrix - U @ B
     # An entry is a sum of r products and one more term, whatever U and B are.
     sizes = np.linalg.norm(matrix) + np.linalg.norm(U) * np.linalg.norm(B)
     return _all_below(Gram.of([N], len(N)), cut - _gamma(U.shape[1] + 1) * float(sizes))
-
-
-def _orthonormal(F: Float[np.ndarray, "s r"]) -> Float[np.ndarray, "s r"] | None:
-    """A basis of F's columns by Cholesky QR, taken twice; None where they are too near each other.
-
-    It is fast, and how far from orthonormal it is makes no difference to what is certified.
-    """
-    for _ in range(2):
-        try:
-            R = np.linalg.cholesky(F.T @ F)
-        except np.linalg.LinAlgError:
-            return None
-        F = scipy.linalg.solve_triangular(R, F.T, lower=True, check_finite=False).T
-    return F
 
 
 def _all_exceed(gram: Gram, cut: float) -> bool:

@@ -51,6 +51,11 @@ def test_gaps_are_seen_where_they_are():
     assert seen == list(range(1, 30))
 
 
+def test_a_graded_spectrum_costs_no_digit_of_what_is_left_over():
+    sigma = np.concatenate([np.logspace(0, -4.5, 25), np.full(15, 1e-9)])
+    assert count(prescribed(sigma, (40, 40)), 1e-5, 1.5e-9) == 25
+
+
 def test_what_rounding_could_have_lifted_is_not_certified():
     W = np.diag([1.0, 1.0, 1e-8])
     gram = Gram(W @ W.T, 0.0)
