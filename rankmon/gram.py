@@ -84,13 +84,13 @@ class Gram:
     @classmethod
     def of(cls, blocks: Iterable[Block], m: int) -> "Gram":
         """The Gram matrix of the blocks side by side, each with m rows."""
-        K, longest, count = np.zeros((m, m)), 0, 0
+        K, error, count = np.zeros((m, m)), 0.0, 0
         for block in blocks:
             product, terms = _block_gram(block)
+            error += _gamma(terms) * float(np.trace(product))
             K += product
-            longest, count = max(longest, terms), count + 1
-        rounding = (longest + count) * _EPS / 2
-        return cls(K, rounding / (1 - rounding) * float(np.trace(K)))
+            count += 1
+        return cls(K, error + _gamma(count) * float(np.trace(K)))
 
     def __sub__(self, other: "Gram") -> "Gram":
         return Gram(self.matrix - other.matrix, self.error + other.error)
@@ -100,6 +100,10 @@ class Gram:
         values = np.abs(symmetric_spectrum(self.matrix))
         error = self.error + len(values) * _EPS * float(values[0])
         return BoundedSpectrum.within(values, error)
+
+
+def _gamma(terms: int) -> float:
+    return terms * _EPS / 2 / (1 - terms * _EPS / 2)
 
 
 def gram_resolution(m: int) -> float:
