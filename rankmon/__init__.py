@@ -7,8 +7,10 @@ from rankmon.problem import Problem
 from rankmon.expectation import PredictedRanks, predicted_ranks
 from rankmon.hessian import HessianProbe, hessian_ranks, hessian_spectra
 from rankmon.ntk import ntk_gram, ntk_rank
+from rankmon.outer import OuterRank, outer_rank
 from rankmon.rank import NumericalRank, Tolerance, WeightRank, weight_ranks
 from rankmon.spectrum import reconstruction_error
+from rankmon.counts import weight_counts
 
 # During training
 from rankmon.monitor import RankMonitor, RankmonWarning
@@ -26,6 +28,7 @@ __all__ = [
     "Lemma8Probe",
     "MemoryWriter",
     "NumericalRank",
+    "OuterRank",
     "PredictedRanks",
     "Problem",
     "RankMonitor",
@@ -43,6 +46,7 @@ __all__ = [
     "lemma8",
     "ntk_gram",
     "ntk_rank",
+    "outer_rank",
     "predicted_ranks",
     "probes",
     "read_jsonl",
@@ -50,6 +54,7 @@ __all__ = [
     "schedule",
     "spectral_theory",
     "theory",
+    "weight_counts",
     "weight_ranks",
     "writers",
 ]

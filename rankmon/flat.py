@@ -157,6 +157,13 @@ class FlatProblem:
         with self.precision.scope():
             return jax.make_jaxpr(self.apply_leaves)(leaves, inputs)
 
+    def lifted(self, leaves: Sequence[Any]) -> list[Array]:
+        """All leaves in this problem's precision, wherever they are; traceable."""
+        return [
+            jnp.asarray(leaf, self.precision.lifted_dtype(spec.dtype))
+            for leaf, spec in zip(leaves, self.specs, strict=True)
+        ]
+
     def apply_leaves(self, leaves: Sequence[Any], inputs: Any) -> Float[Array, "n k"]:
         """The network's outputs at a list of leaves, every position of a batch a row; traceable."""
         return self.network(list(leaves), inputs).reshape(-1, self.k)

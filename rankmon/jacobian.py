@@ -57,8 +57,12 @@ def is_of_whole_batch(
     if not (np.all(np.isfinite(got)) and np.all(np.isfinite(want))):
         return True  # overflow is logged as such; it says nothing of the examples
     scale = max(np.max(np.abs(got)), np.max(np.abs(want)))
-    rounding = min(1e3 * flat.p * flat.precision.eps, 0.1)
-    return bool(np.max(np.abs(got - want)) <= rounding * scale)
+    return is_rounding(np.max(np.abs(got - want)), scale, flat)
+
+
+def is_rounding(difference: float, scale: float, flat: FlatProblem) -> bool:
+    """Whether two sums over the parameters that are this far apart may be the same."""
+    return bool(difference <= min(1e3 * flat.p * flat.precision.eps, 0.1) * scale)
 
 
 class ExampleJacobians:

@@ -131,7 +131,11 @@ class WeightRank(NumericalRank):
 
 
 def numerical_rank(
-    values: Float[np.ndarray, " m"], cut: float, *, size: int | None = None
+    values: Float[np.ndarray, " m"],
+    cut: float,
+    *,
+    size: int | None = None,
+    errors: Float[np.ndarray, " m"] | None = None,
 ) -> NumericalRank:
     """Counts the singular values (or absolute eigenvalues) above a cut.
 
@@ -139,8 +143,12 @@ def numerical_rank(
       values: non-negative, finite, in any order; values left out are exact zeros.
       cut: the absolute tolerance.
       size: the most that the rank could be; the number of values where not given.
+      errors: how far off each value may be: `low` then counts what is above 10 x cut for certain,
+        and `high` what may be above cut / 10.
     """
-    ordered = np.sort(np.asarray(values, np.float64))[::-1]
+    values = np.asarray(values, np.float64)
+    off = np.zeros_like(values) if errors is None else errors
+    ordered = np.sort(values)[::-1]
     rank = int(np.sum(ordered > cut))
     below = ordered[rank] if rank < ordered.size else 0.0
     if rank == 0:
@@ -152,8 +160,8 @@ def numerical_rank(
         rank=rank,
         tolerance=float(cut),
         size=ordered.size if size is None else size,
-        low=int(np.sum(ordered > 10 * cut)),
-        high=int(np.sum(ordered > cut / 10)),
+        low=int(np.sum(values - off > 10 * cut)),
+        high=int(np.sum(values + off > cut / 10)),
         gap=gap,
     )
 
@@ -191,9 +199,7 @@ def weight_rank(
     values = singular_values(matrix)
     norm = float(values[0]) if values.size else 0.0
     soft = _soft_ranks(values)
-    default = max(m, n) * DOUBLE.eps
-    if eps > DOUBLE.eps and norm > 0:
-        default += eps / 2 * np.sqrt(soft["stable_rank"])  # ||W||_F / ||W||_2
+    default = default_relative(matrix.shape, eps, soft["stable_rank"])
     cut = as_tolerance(tolerance).cut(norm, default=default)
     sign, log_abs = np.linalg.slogdet(matrix) if square else (0.0, 0.0)
     return WeightRank(
@@ -201,6 +207,14 @@ def weight_rank(
         **_determinant(float(sign), float(log_abs), square),
         **soft,
     )
+
+
+def default_relative(shape: tuple[int, ...], eps: float, stable_rank: float) -> float:
+    """The cut of a weight matrix over ||W||_2, as `weight_rank` says."""
+    default = max(shape) * DOUBLE.eps
+    if eps > DOUBLE.eps and stable_rank > 0:
+        default += eps / 2 * np.sqrt(stable_rank)  # ||W||_F / ||W||_2
+    return default
 
 
 def _determinant(sign: float, log_abs: float, square: bool) -> dict[str, Any]:

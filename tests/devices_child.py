@@ -1,7 +1,8 @@
 """Trains sharded parameters on several host devices, or in several processes, under a monitor.
 
 Arguments: run folder, number of devices of this process, process, number of processes, port. Prints
-the ranks that the monitor returned as JSON, and whether training was what it is without.
+the ranks that the monitor returned and the rank of the last H_o as JSON, and whether training was
+what it is without.
 """
 
 import json
@@ -74,5 +75,6 @@ if processes > 1:
         rankmon.RankMonitor(problem, every=2, overhead=0.05)
     except ValueError as error:
         refused = str(error)
+outer = rankmon.outer_rank(problem, watched)
 ranks = [None if record is None else record.scalars["rank/H_L"] for record in found]
-print(json.dumps({"same": same, "ranks": ranks, "refused": refused}))
+print(json.dumps({"same": same, "ranks": ranks, "outer": outer.rank, "refused": refused}))

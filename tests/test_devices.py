@@ -47,6 +47,7 @@ def test_eight_devices(tmp_path):
     assert [record.step for record in records] == [0, 2, 4, 5]
     assert records[0].scalars["rank/H_L"] == expected()
     assert records[0].scalars["monitor/errors"] == 0
+    assert found["outer"] == records[-1].scalars["rank/H_o"]
 
 
 def test_two_processes_measure_and_one_writes(tmp_path):
@@ -64,4 +65,5 @@ def test_two_processes_measure_and_one_writes(tmp_path):
         assert "2 processes train together, got 0.05 and 'block'" in found["refused"]
     records = read_jsonl(tmp_path / "rankmon.jsonl")
     assert [record.step for record in records] == [0, 2, 4, 5]
+    assert first["outer"] == second["outer"] == records[-1].scalars["rank/H_o"]
     assert len(list(tmp_path.glob("*tfevents*"))) == 1

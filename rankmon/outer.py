@@ -1,0 +1,242 @@
+"""The rank of H_o alone, exactly, at any number of parameters; H_f and H_L are not here.
+
+With w_i B_i = C_i S_i C_i^T, S_i the signs of B_i's eigenvalues (all 1 for a convex loss), and A
+the rows C_i^T dF_i/dtheta, [N k, p]:
+
+  H_o = A^T S A     has the non-zero eigenvalues of   A A^T     [N k, N k], where S = I
+                                                  and of R S R^T   where A^T = Q R
+
+so that nothing of the size p x p or p x N k is held. Where p < N k, H_o itself is the small matrix.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from rankmon._processes import gathered
+from rankmon.flat import FlatProblem
+from rankmon.gram import (
+    Block,
+    BoundedSpectrum,
+    Gram,
+    factor_bytes,
+    factor_spectrum,
+    gram_bytes,
+    gram_resolution,
+    triangular_factor,
+)
+from rankmon.parts import DEFAULT_MEMORY_LIMIT, bytes_text, signed_roots
+from rankmon.problem import Problem
+from rankmon.rank import NumericalRank, Tolerance, as_tolerance, numerical_rank, undefined_rank
+from rankmon.weighted_jacobian import WeightedJacobian
+
+METHODS = ("auto", "gram", "qr")
+
+
+@dataclass(frozen=True)
+class OuterRank(NumericalRank):
+    """The `NumericalRank` of H_o, and what its digits allow.
+
+    `low` counts the eigenvalues above 10 x tolerance for certain, `high` those that may be above
+    tolerance / 10: the error of the eigenvalues as computed widens them.
+
+    Attributes:
+      method: "gram" or "qr".
+      finest_cut: the smallest cut that this way can tell; below it `high` counts rounding.
+    """
+
+    method: str
+    finest_cut: float
+
+
+def outer_rank(
+    problem: Problem,
+    params: Any,
+    *,
+    tolerance: Tolerance | None = None,
+    method: str = "auto",
+    memory_limit: int = DEFAULT_MEMORY_LIMIT,
+) -> OuterRank:
+    """The rank of H_o = E[J^T B J], the outer-product (Gauss-Newton) term, at any p.
+
+    From the N k rows of the weighted Jacobian, block by block: time grows with p (N k)^2, for dense
+    layers with (N k)^2 times their widths alone, and memory with (N k)^2. The parameters stay where
+    they are, sharded or not.
+
+    Args:
+      problem: network, loss and probe batch.
+      params: the parameters, any pytree of arrays.
+      tolerance: another cut than p * eps * ||H_o||_2. (The common cut of `hessian_ranks` is
+        p * eps * ||H_L||_2 where that is more: pass it as Tolerance(absolute=...) where known.)
+      method: "gram", the eigenvalues of the Gram matrix of the rows, which are off by about N k eps
+        ||H_o||_2; "qr", the squares of singular values, which tell far smaller ones, for more time;
+        or "auto", the first of these whose error the cut allows, and that fits.
+      memory_limit: bytes for the matrices and for blocks of the Jacobian.
+
+    Returns:
+      The rank with its margin and what cut the digits allow; `size` is p, `rank` None where the
+      weights or the Hessian are not finite.
+
+    Raises:
+      TypeError, ValueError: for input that does not fit, before anything is computed.
+      MemoryError: where the matrices do not fit in memory_limit.
+
+    Example:
+      >>> import numpy as np, rankmon
+      >>> x, y = np.eye(6, 4), np.ones((6, 2))
+      >>> problem = rankmon.Problem(lambda W, x: x @ W, loss="mse", inputs=x, targets=y)
+      >>> rankmon.outer_rank(problem, np.ones((4, 2))).rank
+      8
+
+    Source: arXiv 2106.16225, section 3.
+    """
+    tolerance = as_tolerance(tolerance)
+    if method not in METHODS:
+        raise ValueError(f"expected method to be one of {METHODS}, got {method!r}; use 'auto'")
+    flat = problem.flat(params)
+    key = ("outer", memory_limit)
+    if key not in flat.memo:
+        flat.memo[key] = OuterSpectrum(flat, memory_limit=memory_limit)
+    flat.warn_once()
+    return flat.memo[key].rank(jax.tree.leaves(problem.unpack(params)), tolerance, method)
+
+
+class OuterSpectrum:
+    """The non-zero eigenvalues of H_o of one problem; compiled at the first use.
+
+    Args:
+      flat: the problem.
+      memory_limit: bytes for the matrices and for blocks of the Jacobian.
+
+    Raises:
+      MemoryError: where the matrices do not fit, with what they need.
+    """
+
+    def __init__(self, flat: FlatProblem, *, memory_limit: int) -> None:
+        self._flat = flat
+        self._rows = flat.positions * flat.k
+        self._order = min(self._rows, flat.p)
+        need = gram_bytes(self._order)
+        if need > memory_limit:
+            raise MemoryError(
+                f"expected matrices of {self._order:,} rows and columns, the fewer of N k = "
+                f"{self._rows:,} and p = {flat.p:,}, to fit in memory_limit = "
+                f"{bytes_text(memory_limit)}, got {bytes_text(need)}; raise memory_limit or take a "
+                "smaller probe batch"
+            )
+        self._room = (memory_limit - need) // 2
+        self._jacobian = WeightedJacobian(flat, room=self._room)
+
+    def rank(self, leaves: Sequence[Any], tolerance: Tolerance, method: str) -> OuterRank:
+        """The rank at these leaves, sharded or not; arguments as for `outer_rank`."""
+        leaves = [leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for leaf in leaves]
+        b = self._output_hessians(leaves)
+        if b is None:
+            return self._undefined(method)
+        roots, signs = signed_roots(self._flat.weights, b)
+        for way in self._ways(tolerance, method, convex=not np.any(signs < 0)):
+            spectrum = self._spectrum(way, leaves, roots, signs)
+            if spectrum is None:
+                return self._undefined(way)
+            found = self._counted(spectrum, tolerance, way)
+            if found.finest_cut <= found.tolerance:
+                break
+        return found
+
+    def _ways(self, tolerance: Tolerance, method: str, *, convex: bool) -> list[str]:
+        """The methods to try in turn."""
+        small_is_outer = self._order < self._rows
+        able = ["gram", "qr"] if convex else ["gram"] if small_is_outer else ["qr"]
+        if method not in ("auto", *able):
+            raise ValueError(
+                f"expected method {able[0]!r} where the loss is not convex in the outputs and p is "
+                f"{'below' if small_is_outer else 'at least'} N k, got {method!r}; use 'auto'"
+            )
+        ways = able if method == "auto" else [method]
+        need = factor_bytes(self._order)
+        if need > self._room and ways[0] == "qr":
+            raise MemoryError(
+                f"expected the QR steps of {self._order:,} columns to fit in "
+                f"{bytes_text(self._room)}, got {bytes_text(need)}; raise memory_limit or take a "
+                "smaller probe batch"
+            )
+        if need > self._room:
+            return ways[:1]
+        # At its best known before it is formed, unless the cut is absolute.
+        reached = tolerance.cut(1.0, default=self._default) >= gram_resolution(self._order)
+        return ways if tolerance.absolute is not None or reached else ways[-1:]
+
+    @property
+    def _default(self) -> float:
+        return self._flat.p * self._flat.precision.eps
+
+    def _spectrum(
+        self,
+        way: str,
+        leaves: Sequence[Any],
+        roots: Float[np.ndarray, "n k k"],
+        signs: Float[np.ndarray, "n k"],
+    ) -> BoundedSpectrum | None:
+        """The eigenvalues, as many as the smaller side has; None where something overflows."""
+        with np.errstate(over="ignore", invalid="ignore"):  # overflow is found in the result
+            if way == "gram":
+                gram = Gram.of(self._blocks(leaves, _of_sign(roots, signs, 1)), self._order)
+                if np.any(signs < 0):
+                    gram -= Gram.of(self._blocks(leaves, _of_sign(roots, signs, -1)), self._order)
+                return gram.spectrum() if np.all(np.isfinite(gram.matrix)) else None
+            R = triangular_factor(self._blocks(leaves, roots), self._order)
+            if not np.isfinite(np.sum(R**2)):  # of which the eigenvalues are a part
+                return None
+            return factor_spectrum(R, signs.ravel() if np.any(signs < 0) else None)
+
+    def _blocks(self, leaves: Sequence[Any], roots: Float[np.ndarray, "n k k"]) -> Iterator[Block]:
+        """Columns of A, or of A^T where A has fewer columns than rows."""
+        jacobian = self._jacobian
+        if self._order < self._rows:
+            return jacobian.rows(leaves, roots)
+        return jacobian.columns(leaves, roots)
+
+    def _counted(self, spectrum: BoundedSpectrum, tolerance: Tolerance, way: str) -> OuterRank:
+        flat, values = self._flat, spectrum.values
+        cut = tolerance.cut(float(values[0]), default=self._default)
+        rank = numerical_rank(values, cut, size=flat.p, errors=spectrum.errors)
+        return OuterRank(**asdict(rank), method=way, finest_cut=spectrum.finest_cut)
+
+    def _undefined(self, method: str) -> OuterRank:
+        nothing = undefined_rank(self._flat.p)
+        return OuterRank(**asdict(nothing), method=method, finest_cut=float("nan"))
+
+    def _output_hessians(self, leaves: Sequence[Any]) -> Float[np.ndarray, "n k k"] | None:
+        """B_i at every position; None where a parameter or one of these is not finite."""
+        flat = self._flat
+        with flat.precision.scope():
+            b, finite = gathered(self._state(leaves, flat.inputs, flat.targets))
+            b = np.array(b, np.float64)
+        return b if finite and np.all(np.isfinite(b)) else None
+
+    @cached_property
+    def _state(self) -> Callable[..., Any]:
+        flat = self._flat
+
+        def state(leaves: Any, inputs: Any, targets: Any) -> Any:
+            leaves = flat.lifted(leaves)
+            z = flat.apply_leaves(leaves, inputs)
+            moving = [x for x, s in zip(leaves, flat.specs, strict=True) if s.differentiated]
+            finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in moving])
+            b = jax.vmap(flat.problem.loss.output_hessian)(z, targets)
+            return b, jnp.all(finite)
+
+        return jax.jit(state)
+
+
+def _of_sign(
+    roots: Float[np.ndarray, "n k k"], signs: Float[np.ndarray, "n k"], sign: int
+) -> Float[np.ndarray, "n k k"]:
+    """The roots with the rows of the other sign left at zero."""
+    return np.where((signs == sign)[:, :, None], roots, 0.0)
