@@ -1,7 +1,36 @@
-"""Settings of every test: JAX as it comes (x64 off), on the CPU, one BLAS thread a worker."""
+"""Settings of every test: JAX as it comes (x64 off), on the CPU, one BLAS thread; the browser."""
 
 import os
+import shutil
+
+import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # xdist keeps the cores busy already; threads that wait for one another take minutes instead.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+# What TensorBoard's own page and a browser without a GPU say.
+_NOISE = ("Three.js", "WebGL")
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A browser for the tests of a module."""
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        if os.environ.get("CI"):
+            pytest.fail("expected Chromium, got none; apt-get install chromium chromium-driver")
+        pytest.skip("no Chromium: apt-get install chromium chromium-driver")
+    from tab_browser import browser  # Selenium, which the core's tests do without
+
+    with browser(1500, 1100) as started:
+        started.set_script_timeout(60)
+        yield started
+
+
+@pytest.fixture
+def driver(chromium):
+    """The browser; no test may leave an error on its console."""
+    yield chromium
+    chromium.switch_to.default_content()
+    said = [entry for entry in chromium.get_log("browser") if entry["level"] == "SEVERE"]
+    assert not [one for one in said if not any(noise in one["message"] for noise in _NOISE)]

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
@@ -18,29 +17,17 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from chromium import agrees, chart, show
 from generated_logs import PARTS, record, write_run
 from rankmon.writers import Record, TensorBoardWriter
-from tab_browser import browser, open_tab, server, until
+from tab_browser import open_tab, server, until
 
 REFERENCE = Path(__file__).parents[1] / "logs" / "reference"
 HOSTILE = '<img src=x onerror=window.pwned=1> "Ränge" \'%2F'
 LAYER = "<b>blöck</b>/'0'"
 PROBES, EIGENVALUES = 12, 40
-# What TensorBoard's own page and a browser without a GPU say.
-NOISE = ("Three.js", "WebGL")
 SELECTED = "return rankmonApp.runs.map((run) => run.name)"
 FIRST_CHOICES = {"hidden": [], "closed": [], "median": False, "logX": False, "theme": "auto"}
-
-
-@pytest.fixture(scope="module")
-def driver():
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        if os.environ.get("CI"):
-            pytest.fail("expected Chromium, got none; apt-get install chromium chromium-driver")
-        pytest.skip("no Chromium: apt-get install chromium chromium-driver")
-    with browser(1500, 1100) as started:
-        started.set_script_timeout(60)
-        yield started
 
 
 @pytest.fixture(scope="module")
@@ -63,15 +50,6 @@ def reference():
         yield address
 
 
-@pytest.fixture(autouse=True)
-def no_errors(driver):
-    """No test may leave an error on the console."""
-    yield
-    driver.switch_to.default_content()
-    said = [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
-    assert not [one for one in said if not any(noise in one["message"] for noise in NOISE)]
-
-
 def opened(driver, address, *runs):
     """The tab, as a reader finds it who has just come, with these runs selected."""
     open_tab(driver, address)
@@ -86,26 +64,6 @@ def select(driver, *runs):
         if row.get_attribute("data-run") in runs:
             row.find_element(By.TAG_NAME, "input").click()
     until(driver, f"{SELECTED}.join('|') === arguments[0]", "|".join(runs))
-
-
-def show(driver, section):
-    """Scrolls a section into sight: it is drawn there and then."""
-    place = "document.querySelector(`[data-testid=section-${arguments[0]}]`)"
-    driver.execute_script(f"{place}.scrollIntoView()", section)
-
-
-def chart(driver, name):
-    """The lines of a chart as drawn: label -> (kind, steps, values)."""
-    there = "const chart = rankmonCharts.get(arguments[0]);"
-    until(driver, "return rankmonCharts.has(arguments[0])", name)
-    driver.execute_script(there + "chart.host.scrollIntoView({ block: 'center' })", name)
-    until(driver, there + "return chart.uplot && chart.drawn === chart.spec", name)
-    lines = driver.execute_script(
-        there + "return chart.spec.lines.map((line, at) =>"
-        "[line.label, line.kind ?? 'line', chart.data[0], chart.data[at + 1]])",
-        name,
-    )
-    return {label: (kind, steps, values) for label, kind, steps, values in lines}
 
 
 def scalars(folder, tag):
@@ -123,15 +81,6 @@ def spectra(folder, part):
     reader = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
     tensors = reader.Tensors(f"spectrum/{part}/values")
     return {e.step: np.frombuffer(e.tensor_proto.tensor_content, "<f4") for e in tensors}
-
-
-def agrees(line, expected):
-    """Whether a line has these steps and values, and nothing at others."""
-    _, steps, values = line
-    shown = {step: value for step, value in zip(steps, values, strict=True) if value is not None}
-    wanted = dict(zip(*expected, strict=True))
-    assert list(shown) == list(wanted)
-    np.testing.assert_allclose(list(shown.values()), list(wanted.values()), rtol=1e-6)
 
 
 def counted(folder, part, decades):
@@ -289,7 +238,8 @@ def test_lemma8_says_what_is_met(driver, reference):
     rows = driver.find_elements(By.CSS_SELECTOR, "[data-testid=section-lemma8] tbody tr")
     said = {row.get_attribute("data-testid"): row.get_attribute("textContent") for row in rows}
     assert said["lemma8-run-gradient_flow/flow"].count("✓ met") == 3
-    assert "✗" in said["lemma8-run-gradient_flow/descent"]  # steps of a finite size unbalance the weights
+    # Steps of a finite size unbalance the weights.
+    assert "✗" in said["lemma8-run-gradient_flow/descent"]
     select(driver, "gradient_flow/flow")
     show(driver, "lemma8")
     lines = chart(driver, "lemma8-1")

@@ -1,0 +1,34 @@
+"""What tests read of the tab's charts in a browser; no tests."""
+
+import numpy as np
+
+from tab_browser import until
+
+
+def show(driver, section):
+    """Scrolls a section into sight: it is drawn there and then."""
+    place = "document.querySelector(`[data-testid=section-${arguments[0]}]`)"
+    driver.execute_script(f"{place}.scrollIntoView()", section)
+
+
+def chart(driver, name):
+    """The lines of a chart as drawn: label -> (kind, steps, values)."""
+    there = "const chart = rankmonCharts.get(arguments[0]);"
+    until(driver, "return rankmonCharts.has(arguments[0])", name)
+    driver.execute_script(there + "chart.host.scrollIntoView({ block: 'center' })", name)
+    until(driver, there + "return chart.uplot && chart.drawn === chart.spec", name)
+    lines = driver.execute_script(
+        there + "return chart.spec.lines.map((line, at) =>"
+        "[line.label, line.kind ?? 'line', chart.data[0], chart.data[at + 1]])",
+        name,
+    )
+    return {label: (kind, steps, values) for label, kind, steps, values in lines}
+
+
+def agrees(line, expected):
+    """Whether a line has these steps and values, and nothing at others."""
+    _, steps, values = line
+    shown = {step: value for step, value in zip(steps, values, strict=True) if value is not None}
+    wanted = dict(zip(*expected, strict=True))
+    assert list(shown) == list(wanted)
+    np.testing.assert_allclose(list(shown.values()), list(wanted.values()), rtol=1e-6)
