@@ -268,9 +268,15 @@ export function aligned(lines) {
   const first = lines[0].steps;
   const sameSteps = ({ steps }) =>
     steps === first || (steps.length === first.length && steps.every((s, i) => s === first[i]));
-  const columns = lines.map(({ values }) => Array.from(values, (v) => (Number.isFinite(v) ? v : null)));
+  const columns = lines.map(({ values }) => withGaps(values));
   if (lines.every(sameSteps)) return [first, ...columns];
   return uPlot.join(lines.map((line, at) => [line.steps, columns[at]]));
+}
+
+/** Null where there is no number; counts, which are always numbers, come as they are. */
+function withGaps(values) {
+  const isCounts = values instanceof Uint16Array || values instanceof Uint32Array;
+  return isCounts ? values : Array.from(values, (value) => (Number.isFinite(value) ? value : null));
 }
 
 /**
