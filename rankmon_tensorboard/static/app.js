@@ -22,6 +22,8 @@ const SECTIONS = [
   FeaturesSection,
   NotesSection,
 ];
+const [LINES, MEDIAN] = ["lines", "median and range"];
+const THEMES = ["auto", "light", "dark"];
 const POLL_SECONDS = 10;
 const NEAR_PIXELS = 300;
 const NEAR = { rootMargin: `${NEAR_PIXELS}px` };
@@ -51,7 +53,8 @@ export class App {
     this.status = element("span", { class: "status", role: "status", "data-testid": "status" });
     this.toolbar = element("div", { class: "toolbar" });
     this.empty = element("div", { class: "empty", hidden: true });
-    this.approaching = new IntersectionObserver(() => this.all.length && this.update(), NEAR);
+    const update = () => this.all.length && this.reported(() => this.update());
+    this.approaching = new IntersectionObserver(update, NEAR);
     this.sections = SECTIONS.map((Section) => this.mounted(new Section(this)));
     this.main = element("main", {}, this.toolbar, this.empty, ...this.sections.map(({ box }) => box));
     host.append(element("div", { class: "rankmon", "data-testid": "rankmon" }, this.runList.host, this.main));
@@ -60,9 +63,9 @@ export class App {
   }
 
   async start() {
+    this.makeToolbar();
     this.applyTheme();
     onHostTheme(() => this.applyTheme());
-    this.drawToolbar();
     await this.refresh();
     if (!this.source.isLive) return;
     setInterval(() => document.visibilityState === "visible" && this.refresh(), POLL_SECONDS * 1000);
@@ -82,7 +85,7 @@ export class App {
     const others = this.state.closed.filter((id) => id !== section.id);
     this.state.closed = isOpen ? others : [...others, section.id];
     remember(this.state);
-    if (isOpen) this.update();
+    if (isOpen) this.reported(() => this.update());
   }
 
   /** What a section reads: a series of a run, if it was logged; for a summary of seeds the median. */
@@ -121,21 +124,26 @@ export class App {
   choose(changes) {
     Object.assign(this.state, changes);
     remember(this.state);
-    this.drawToolbar();
-    return this.update();
+    this.showChoices();
+    return this.reported(() => this.update());
   }
 
   /** Asks which runs there are and what is new in them. */
-  async refresh() {
-    try {
-      const runs = await this.source.runs();
-      this.all = runs;
+  refresh() {
+    return this.reported(async () => {
+      this.all = await this.source.runs();
       this.reading += 1;
-      this.drawToolbar();
       await this.update();
       const now = new Date().toLocaleTimeString();
       this.status.textContent = this.source.isLive ? `Read at ${now}` : "";
       this.status.classList.remove("error");
+    });
+  }
+
+  /** Does what may ask the server, and says where that fails. */
+  async reported(action) {
+    try {
+      await action();
     } catch (error) {
       this.status.textContent = `Not updated: ${error.message}`;
       this.status.classList.add("error");
@@ -145,6 +153,7 @@ export class App {
   /** Fetches what the sections in sight lack of the chosen runs, and draws them, one by one. */
   async update() {
     this.runs = withoutSummaries(this.runList.show(this.all, this.state.hidden));
+    this.spread.hidden = this.all.length < 2;
     this.showEmptiness();
     for (const { section, box } of this.sections) {
       box.hidden = !this.runs.some((run) => section.isFor(run.scalars, run.texts, run.spectra));
@@ -155,7 +164,7 @@ export class App {
       section.draw();
     }
     if (this.position !== LOGGED) await this.recount();
-    else this.later ??= setTimeout(() => this.fetchTheRest(), 200);
+    else this.later ??= setTimeout(() => this.reported(() => this.fetchTheRest()), 200);
   }
 
   /** What a section reads of the chosen runs, where it was not read since the last look at the log. */
@@ -223,34 +232,35 @@ export class App {
     this.cutReset.disabled = !moved;
   }
 
-  drawToolbar() {
-    const { logX, median, theme } = this.state;
-    if (!this.cut) this.makeCut();
-    const spread = choice(
-      "Several runs",
-      ["lines", "median and range"],
-      median ? "median and range" : "lines",
-      (value) => this.choose({ median: value !== "lines" }),
-      { "data-testid": "spread" },
-    );
-    const themes = choice("Theme", ["auto", "light", "dark"], theme, (value) => {
-      this.choose({ theme: value });
+  /** Made once: what a reader holds with the pointer must not be replaced. */
+  makeToolbar() {
+    this.makeCut();
+    const log = (logX) => this.choose({ logX });
+    this.logSteps = checkbox("log steps", false, log, { "data-testid": "log-steps" });
+    const spread = (value) => this.choose({ median: value === MEDIAN });
+    this.spread = choice("Several runs", [LINES, MEDIAN], LINES, spread, { "data-testid": "spread" });
+    const dress = (theme) => {
+      this.choose({ theme });
       this.applyTheme();
-    }, { "data-testid": "theme" });
-    this.toolbar.replaceChildren(
-      this.cut,
-      checkbox("log steps", logX, (value) => this.choose({ logX: value }), { "data-testid": "log-steps" }),
-      this.all.length > 1 ? spread : "",
-      themes,
-      this.source.isLive ? button("Reload", () => this.refresh(), { "data-testid": "reload" }) : "",
-      this.status,
-    );
+    };
+    this.themes = choice("Theme", THEMES, "auto", dress, { "data-testid": "theme" });
+    const reload = button("Reload", () => this.refresh(), { "data-testid": "reload" });
+    reload.hidden = !this.source.isLive;
+    this.toolbar.append(this.cut, this.logSteps, this.spread, this.themes, reload, this.status);
+    this.showChoices();
+  }
+
+  showChoices() {
+    const { logX, median, theme } = this.state;
+    this.logSteps.querySelector("input").checked = logX;
+    this.spread.querySelector("select").value = median ? MEDIAN : LINES;
+    this.themes.querySelector("select").value = theme;
   }
 
   makeCut() {
     const move = (position) => {
       slider.value = position;
-      return this.moveCut(position);
+      return this.reported(() => this.moveCut(position));
     };
     const slider = element("input", {
       type: "range",
