@@ -5,6 +5,8 @@ const STATE = [...COPIED, "textBaseline", "globalAlpha", "dash", "matrix", "clip
 const ANCHORS = { left: "start", start: "start", center: "middle", right: "end", end: "end" };
 const BASELINES = { top: "hanging", middle: "central", bottom: "text-after-edge" };
 
+const ownContext = HTMLCanvasElement.prototype.getContext;
+
 const escaped = (text) =>
   String(text).replace(/[&<>"']/g, (letter) => `&#${letter.codePointAt(0)};`);
 const short = (number) => Math.round(number * 100) / 100;
@@ -134,7 +136,7 @@ export class SvgContext {
   drawImage(image, sx, sy, sw, sh, x, y, width, height) {
     const part = document.createElement("canvas");
     Object.assign(part, { width: sw, height: sh });
-    part.getContext("2d").drawImage(image, sx, sy, sw, sh, 0, 0, sw, sh);
+    ownContext.call(part, "2d").drawImage(image, sx, sy, sw, sh, 0, 0, sw, sh);
     this.marks.push(
       `<image href="${part.toDataURL()}" x="${short(x)}" y="${short(y)}" width="${short(width)}"` +
         ` height="${short(height)}" preserveAspectRatio="none" style="image-rendering:pixelated"` +
