@@ -152,7 +152,7 @@ export class Chart {
     const lines = this.visible();
     const [steps, ...columns] = aligned(lines);
     const quoted = (text) => `"${String(text).replaceAll('"', '""')}"`;
-    const cell = (value) => (value === null || Number.isNaN(value) ? "" : String(value));
+    const cell = (value) => (Number.isFinite(value) ? String(value) : "");
     const rows = steps.map((step, at) => [step, ...columns.map((c) => cell(c[at]))].join(","));
     const names = [this.spec.x ?? "step", ...lines.map((line) => line.label)];
     return `${names.map(quoted).join(",")}\n${rows.join("\n")}\n`;
