@@ -1,7 +1,11 @@
 // Several runs as one: the median over them, with the lowest and the highest.
 
 /** Whether a run with these tags is the one that training wrote of all its seeds. */
-export const isSummary = (tags) => tags.some((tag) => /^rank.*\/median$/.test(tag));
+export const isSummary = (tags) =>
+  tags.some((tag) => {
+    const of = /^(rank.*)\/median$/.exec(tag)?.[1]; // a layer may be called median, too
+    return of && tags.includes(`${of}/low`) && tags.includes(`${of}/high`);
+  });
 
 /** The tag of which this is the median, the lowest or the highest. */
 export const summarized = (tag) => tag.replace(/\/(median|low|high)$/, "");
