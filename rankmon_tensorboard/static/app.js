@@ -133,10 +133,10 @@ export class App {
     return this.reported(async () => {
       this.all = await this.source.runs();
       this.reading += 1;
-      await this.update();
       const now = new Date().toLocaleTimeString();
       this.status.textContent = this.source.isLive ? `Read at ${now}` : "";
-      this.status.classList.remove("error");
+      this.status.classList.remove("error"); // before what may fail, and say so, later than this
+      await this.update();
     });
   }
 

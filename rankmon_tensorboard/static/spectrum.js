@@ -23,7 +23,7 @@ export class SpectrumSection {
       min: 0,
       "data-testid": "spectrum-step",
       "aria-label": "step of the spectrum",
-      oninput: () => this.chooseStep(Number(this.steps.value)),
+      oninput: () => this.app.reported(() => this.chooseStep(Number(this.steps.value))),
     });
     this.stepLabel = element("output");
     this.grid = new ChartGrid("medium");
@@ -47,7 +47,7 @@ export class SpectrumSection {
     if (wanted !== this.loaded) {
       this.loaded = wanted;
       this.drawControls(runs, run, part);
-      await this.load(run.name, part);
+      await this.app.reported(() => this.load(run.name, part));
     }
     this.drawCharts();
   }
@@ -61,15 +61,24 @@ export class SpectrumSection {
     );
   }
 
+  /** Takes a part's map and spectrum, unless others were chosen since; what failed is asked for again. */
   async load(run, part) {
-    const follows = !this.map || this.at === this.map.logged.length - 1 || this.map.run !== run;
-    const map = await this.app.source.heatmap(run, part);
-    this.map = { ...map, run, part };
-    this.painted = painted(this.map, this.range());
-    this.at = follows ? map.logged.length - 1 : Math.min(this.at, map.logged.length - 1);
-    this.steps.max = map.logged.length - 1;
-    this.steps.value = this.at;
-    this.spectrum = await this.app.source.spectrum(run, part, map.logged[this.at]);
+    const wanted = this.loaded;
+    try {
+      const follows = !this.map || this.at === this.map.logged.length - 1 || this.map.run !== run;
+      const map = await this.app.source.heatmap(run, part);
+      const last = map.logged.length - 1;
+      const at = follows ? last : Math.min(this.at, last);
+      const spectrum = await this.app.source.spectrum(run, part, map.logged[at]);
+      if (this.loaded !== wanted) return;
+      Object.assign(this, { map: { ...map, run, part }, at, spectrum });
+      this.painted = painted(this.map, this.range());
+      this.steps.max = last;
+      this.steps.value = at;
+    } catch (error) {
+      if (this.loaded === wanted) this.loaded = "";
+      throw error;
+    }
   }
 
   async chooseStep(at) {
