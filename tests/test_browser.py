@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -66,9 +67,19 @@ def select(driver, *runs):
     until(driver, f"{SELECTED}.join('|') === arguments[0]", "|".join(runs))
 
 
+def log(folder):
+    """TensorBoard's own reader of what lies in the folder now."""
+    return _log(folder, sum(path.stat().st_size for path in folder.iterdir()))
+
+
+@cache
+def _log(folder, _size):
+    return EventAccumulator(str(folder), size_guidance={"tensors": 0, "scalars": 0}).Reload()
+
+
 def scalars(folder, tag):
     """Steps and values as TensorBoard's own reader has them."""
-    reader = EventAccumulator(str(folder), size_guidance={"tensors": 0, "scalars": 0}).Reload()
+    reader = log(folder)
     if tag in reader.Tags()["scalars"]:
         events = [(event.step, event.value) for event in reader.Scalars(tag)]
     else:
@@ -78,8 +89,7 @@ def scalars(folder, tag):
 
 def spectra(folder, part):
     """log10 of the absolute eigenvalues by step."""
-    reader = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
-    tensors = reader.Tensors(f"spectrum/{part}/values")
+    tensors = log(folder).Tensors(f"spectrum/{part}/values")
     return {e.step: np.frombuffer(e.tensor_proto.tensor_content, "<f4") for e in tensors}
 
 
