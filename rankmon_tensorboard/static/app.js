@@ -213,8 +213,7 @@ export class App {
     this.describeCut();
     if (this.runs.some(({ name, spectra }) => spectra.length && !this.counts.has(name))) {
       this.cutLabel.append(" (counting)");
-      await this.fetchCounts();
-      this.describeCut();
+      await this.fetchCounts().finally(() => this.describeCut());
     }
     this.draw("ranks", "spectrum");
   }
