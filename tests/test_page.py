@@ -271,6 +271,59 @@ def test_a_spectrum_that_fails_is_said_and_asked_for_again(driver, tmp_path):
     assert driver.execute_script("return rankmonApp.status.textContent") == ""
 
 
+def test_a_step_that_fails_is_said(driver, tmp_path):
+    opened(driver, tmp_path, run("mine"))
+    show(driver, "spectrum")
+    chart(driver, "spectrum")
+    driver.execute_script("rankmonApp.source.spectrum = () => Promise.reject(new Error('gone'))")
+    driver.find_element(By.CSS_SELECTOR, "[data-testid=spectrum-step]").send_keys(Keys.HOME)
+    until(driver, "return rankmonApp.status.textContent === 'Not updated: gone'")
+
+
+def test_counts_that_fail_are_said_and_asked_for_again(driver, tmp_path):
+    opened(driver, tmp_path, run("mine"))
+    until(driver, "return rankmonApp.counts.has('mine')")
+    driver.execute_script(
+        "const { source, counts, countedTo } = rankmonApp; window.own = source.counts;"
+        "source.counts = () => Promise.reject(new Error('gone'));"
+        "counts.clear(); countedTo.clear()"
+    )
+    slider = driver.find_element(By.CSS_SELECTOR, "[data-testid=cut]")
+    slider.send_keys(Keys.ARROW_LEFT)
+    until(driver, "return rankmonApp.status.textContent === 'Not updated: gone'")
+    label = driver.find_element(By.CSS_SELECTOR, "[data-testid=cut-label]")
+    assert label.text == "× 10^-0.1"
+    driver.execute_script("rankmonApp.source.counts = own")
+    slider.send_keys(Keys.ARROW_LEFT)
+    until(driver, "return rankmonApp.counts.has('mine')")
+    agrees(chart(driver, "ranks")["H_L"], (STEPS.tolist(), counted(-0.2)))
+
+
+def test_a_median_is_taken_where_all_runs_have_a_value(driver, tmp_path):
+    steps = [np.array([0, 10, 20, 30]), np.array([0, 20, 30]), np.array([0, 15, 20, 30, 40])]
+    values = [np.array([9.0, 8, 7, 6]), np.array([5.0, 30, 2]), np.array([1.0, 1, 8, 100, 1])]
+    runs = [
+        RunSeries(f"seed_{at}", {"rank/H_L": ScalarSeries(*one)}, {}, {})
+        for at, one in enumerate(zip(steps, values, strict=True))
+    ]
+    opened(driver, tmp_path, *runs)
+    spread = driver.find_element(By.CSS_SELECTOR, "[data-testid=spread]")
+    Select(spread).select_by_value("median and range")
+    common = [0, 20, 30]
+    table = np.array([y[np.isin(x, common)] for x, y in zip(steps, values, strict=True)])
+    lines = chart(driver, "ranks")
+    agrees(lines["H_L"], (common, np.median(table, 0).tolist()))
+    agrees(lines["H_L, low"], (common, table.min(0).tolist()))
+    agrees(lines["H_L, high"], (common, table.max(0).tolist()))
+    for left_out in ("seed_1", "seed_2"):  # until it is one run, which has no range
+        box = f"li[data-run={left_out}] input"
+        driver.find_element(By.CSS_SELECTOR, box).click()
+    until(driver, "return rankmonApp.runs.length === 1")
+    lines = chart(driver, "ranks")
+    agrees(lines["H_L"], (steps[0].tolist(), values[0].tolist()))
+    assert set(lines) == {"H_L"}
+
+
 @pytest.mark.parametrize("kind", ["PNG", "SVG", "CSV"])
 def test_buttons_save_files(driver, tmp_path, kind):
     opened(driver, tmp_path, run("mine"))
