@@ -11,6 +11,9 @@ const escaped = (text) =>
   String(text).replace(/[&<>"']/g, (letter) => `&#${letter.codePointAt(0)};`);
 const short = (number) => Math.round(number * 100) / 100;
 
+/** A line to there; on a canvas the first one only moves, while SVG shows no path that begins so. */
+const lineOf = (data, x, y) => `${data ? "L" : "M"}${short(x)} ${short(y)}`;
+
 /** A Path2D that remembers what it was told, as SVG path data. */
 export class TracedPath extends Path2D {
   constructor(other) {
@@ -23,7 +26,7 @@ export class TracedPath extends Path2D {
   }
   lineTo(x, y) {
     super.lineTo(x, y);
-    this.data += `L${short(x)} ${short(y)}`;
+    this.data += lineOf(this.data, x, y);
   }
   bezierCurveTo(...at) {
     super.bezierCurveTo(...at);
@@ -83,7 +86,7 @@ export class SvgContext {
     this.path += `M${short(x)} ${short(y)}`;
   }
   lineTo(x, y) {
-    this.path += `L${short(x)} ${short(y)}`;
+    this.path += lineOf(this.path, x, y);
   }
   rect(x, y, width, height) {
     this.path += `M${short(x)} ${short(y)}h${short(width)}v${short(height)}h${short(-width)}Z`;
