@@ -49,6 +49,7 @@ export class App {
     this.texts = new Map();
     this.counts = new Map();
     this.countedTo = new Map();
+    this.counting = new Map();
     this.runList = new RunList((hidden) => this.choose({ hidden }));
     this.status = element("span", { class: "status", role: "status", "data-testid": "status" });
     this.toolbar = element("div", { class: "toolbar" });
@@ -194,9 +195,19 @@ export class App {
     for (const { name, spectra } of this.runs) {
       const last = this.lastStep(name);
       if (!spectra.length || this.countedTo.get(name) === last) continue;
-      this.counts.set(name, await this.source.counts(name));
+      this.counts.set(name, await this.countsTo(name, last));
       this.countedTo.set(name, last);
     }
+  }
+
+  /** Asked for once, however many wait: each move of the slider does until there are counts. */
+  countsTo(name, last) {
+    const key = JSON.stringify([name, last]);
+    if (!this.counting.has(key)) {
+      const answer = this.source.counts(name).finally(() => this.counting.delete(key));
+      this.counting.set(key, answer);
+    }
+    return this.counting.get(key);
   }
 
   /** Draws those of these sections that are open. */
