@@ -141,6 +141,23 @@ def test_a_saved_drawing_has_a_path_a_line(driver, tmp_path):
     assert {"one", HOSTILE, "Ranks: H_L"} <= set(texts)
 
 
+def test_a_saved_drawing_shows_the_lines_of_the_chart(driver, tmp_path):
+    opened(driver, tmp_path, run("mine"))
+    chart(driver, "ranks")
+    picture = saved(driver, "ranks", "png")
+    drawing = saved(driver, "ranks", "svg")
+    (tmp_path / "ranks.svg").write_bytes(drawing)
+    driver.get((tmp_path / "ranks.svg").as_uri())
+    shown, expected = (
+        np.asarray(Image.open(io.BytesIO(image)).convert("RGB")).astype(int)
+        for image in (driver.get_screenshot_as_png(), picture)
+    )
+    blue = [(abs(image - [0x00, 0x72, 0xB2]).max(-1) < 60) for image in (shown, expected)]
+    count, wanted = (int(found.sum()) for found in blue)
+    assert wanted > 1000
+    assert count == pytest.approx(wanted, rel=0.1)
+
+
 def test_a_heat_map_is_saved_with_its_colors(driver, tmp_path):
     opened(driver, tmp_path, run("mine"))
     show(driver, "spectrum")
@@ -297,6 +314,25 @@ def test_counts_that_fail_are_said_and_asked_for_again(driver, tmp_path):
     slider.send_keys(Keys.ARROW_LEFT)
     until(driver, "return rankmonApp.counts.has('mine')")
     agrees(chart(driver, "ranks")["H_L"], (STEPS.tolist(), counted(-0.2)))
+
+
+def test_counts_are_asked_for_once_and_drawn_when_they_come(driver, tmp_path):
+    opened(driver, tmp_path, run("mine"))
+    until(driver, "return rankmonApp.counts.has('mine')")
+    driver.execute_script(
+        "const { source, counts, countedTo } = rankmonApp; const own = source.counts;"
+        "window.asked = 0; counts.clear(); countedTo.clear();"
+        "source.counts = async (run) => {"
+        "  const wait = asked++ ? 3000 : 700;"  # the first is what is fetched before it is needed
+        "  await new Promise((done) => setTimeout(done, wait));"
+        "  return own(run); };"
+        "rankmonApp.fetchCounts()"
+    )
+    slider = driver.find_element(By.CSS_SELECTOR, "[data-testid=cut]")
+    slider.send_keys(*[Keys.ARROW_LEFT] * 3)
+    until(driver, "return rankmonApp.position === 77 && rankmonApp.counts.has('mine')")
+    agrees(chart(driver, "ranks")["H_L"], (STEPS.tolist(), counted(-0.3)))
+    assert driver.execute_script("return asked") == 1
 
 
 def test_a_median_is_taken_where_all_runs_have_a_value(driver, tmp_path):
