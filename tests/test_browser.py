@@ -326,12 +326,13 @@ def test_a_run_that_goes_on(driver, generated):
         select(driver, "live")
         assert len(chart(driver, "ranks")["H_L"][1]) == 2
         writer.write(record(20, 1, EIGENVALUES, rng))
-        reload_until(driver, "return rankmonApp.series('live', 'rank/H_L').steps.length === 3")
+        drawn = "return rankmonCharts.get('ranks').drawn.lines.find(({ label }) => label === 'H_L')"
+        reload_until(driver, f"{drawn}.steps.length === 3")
         agrees(chart(driver, "ranks")["H_L"], scalars(logs / "live", "rank/H_L"))
         driver.find_element(By.CSS_SELECTOR, "[data-testid=cut]").send_keys(*[Keys.ARROW_LEFT] * 30)
         until(driver, "return rankmonApp.position === 50")
         writer.write(record(30, 1, EIGENVALUES, rng))
-        reload_until(driver, "return rankmonApp.counts.get('live')?.parts.H_L.steps.length === 4")
+        reload_until(driver, f"{drawn}.steps.length === 4")
         agrees(chart(driver, "ranks")["H_L"], counted(logs / "live", "H_L", -3))
     shutil.rmtree(logs / "live")
 

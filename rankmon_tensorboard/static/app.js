@@ -195,8 +195,9 @@ export class App {
     for (const { name, spectra } of this.runs) {
       const last = this.lastStep(name);
       if (!spectra.length || this.countedTo.get(name) === last) continue;
-      this.counts.set(name, await this.countsTo(name, last));
-      this.countedTo.set(name, last);
+      const counts = await this.countsTo(name, last);
+      this.counts.set(name, counts);
+      this.countedTo.set(name, lastCounted(counts)); // the server may have read fewer spectra yet
     }
   }
 
@@ -312,6 +313,8 @@ function withoutSummaries(runs) {
   const members = runs.filter(({ scalars }) => !isSummary(scalars));
   return members.length ? members : runs;
 }
+
+const lastCounted = ({ parts }) => Math.max(...Object.values(parts).map(({ steps }) => steps.at(-1) ?? -1));
 
 /** Whether an open section is in sight, or nearly. */
 function isNear(box) {
