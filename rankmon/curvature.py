@@ -13,7 +13,7 @@ H_f^fixed. Rows and columns follow the parameter order of `_tree`.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -28,7 +28,6 @@ from rankmon.jacobian import (
     chunk_shapes,
     is_of_whole_batch,
     one_example,
-    pushed_forward,
 )
 from rankmon.parts import (
     DEFAULT_MEMORY_LIMIT,
@@ -39,6 +38,7 @@ from rankmon.parts import (
     refuse_oversize,
     root_values,
 )
+from rankmon.products import functional_product, outer_product
 
 # More columns at once cost memory and gain nothing: the products are already large.
 _MOST_COLUMNS = 128
@@ -172,19 +172,12 @@ class Curvature:
         weighted = (self.flat.weights[:, None] * delta).astype(dtype)
         return theta, tuple(fixed), self.flat.inputs, weighted
 
-    def _functional_hvp(self, theta: Any, fixed: Any, inputs: Any, weighted: Any, v: Any) -> Any:
-        def gradient(theta: Any) -> Any:
-            return jax.grad(lambda t: jnp.vdot(weighted, self.flat.outputs(t, fixed, inputs)))(
-                theta
-            )
-
-        return jax.jvp(gradient, (theta,), (v,))[1]
-
     @cached_property
     def _functional_product(self) -> Callable[..., Any]:
         weighted = np.empty((self.flat.positions, self.flat.k), self.flat.dtype)
         theta, *others = self.flat.shapes_of(self.flat.inputs, weighted)
-        return jax.jit(self._functional_hvp).lower(theta, *others, theta).compile()
+        product = partial(functional_product, self.flat)
+        return jax.jit(product).lower(theta, *others, theta).compile()
 
     def _functional_rows(self, cotangents: int) -> tuple[Callable[..., Any], int]:
         flat, p = self.flat, self.flat.p
@@ -196,9 +189,9 @@ class Curvature:
                 basis = jax.nn.one_hot(start + jnp.arange(chunk), p, dtype=theta.dtype)
 
                 def products(v: Any) -> Any:
-                    return jax.vmap(lambda one: self._functional_hvp(theta, fixed, inputs, one, v))(
-                        weighted
-                    )
+                    return jax.vmap(
+                        lambda one: functional_product(flat, theta, fixed, inputs, one, v)
+                    )(weighted)
 
                 return jax.vmap(products)(basis)
 
@@ -218,22 +211,11 @@ class Curvature:
     def _output_hessians(self, z: Any, targets: Any) -> Any:
         return jax.vmap(self.flat.problem.loss.output_hessian)(z, targets)
 
-    def _outer_product_of(
-        self, theta: Any, fixed: Any, inputs: Any, targets: Any, weights: Any, v: Any
-    ) -> Any:
-        def outputs(theta: Any) -> Any:
-            return self.flat.outputs(theta, fixed, inputs)
-
-        z, pull_back = jax.vjp(outputs, theta)
-        jv = pushed_forward(pull_back, z, v)
-        bjv = jnp.einsum("nkl,nl->nk", self._output_hessians(z, targets), jv)
-        cotangent = (weights[:, None] * bjv).astype(z.dtype)  # a module may end in float32
-        return pull_back(cotangent)[0]
-
     @cached_property
     def _outer_product(self) -> Callable[..., Any]:
         shapes = self.flat.shapes_of(self.flat.inputs, self.flat.targets, self.flat.typed_weights)
-        return jax.jit(self._outer_product_of).lower(*shapes, shapes[0]).compile()
+        product = partial(outer_product, self.flat)
+        return jax.jit(product).lower(*shapes, shapes[0]).compile()
 
     def _agrees_with_products(
         self, outer: Float[np.ndarray, "p p"], theta: np.ndarray, fixed: Sequence[np.ndarray]
@@ -343,7 +325,7 @@ class Curvature:
             ) -> Any:
                 basis = jax.nn.one_hot(start + jnp.arange(chunk), p, dtype=self.flat.dtype)
                 return jax.vmap(
-                    lambda v: self._outer_product_of(theta, fixed, inputs, targets, weights, v)
+                    lambda v: outer_product(flat, theta, fixed, inputs, targets, weights, v)
                 )(basis)
 
             return rows

@@ -39,6 +39,7 @@ ORDER = [
     "dense_kernels",
     "_units",
     "weighted_jacobian",
+    "products",
     "curvature",
     "contraction",
     "deep_linear",

@@ -1,0 +1,139 @@
+"""H_o v and H_f v of any network, the batch kept together; no p x p matrix is here.
+
+With weights w_i that sum to 1, residuals delta_i = dl/dF [k], output Hessians B_i = d2l/dF2 [k, k]:
+
+  H_o v = sum_i w_i J_i^T B_i J_i v
+  H_f v = d/de grad_theta sum_i w_i <delta_i, F(x_i)> at theta + e v, with delta held constant
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from rankmon._programs import largest_program
+from rankmon.flat import FlatProblem
+from rankmon.jacobian import pushed_forward
+
+# More vectors at once cost memory and gain nothing: the products are already large.
+_MOST_VECTORS = 128
+
+
+def functional_product(
+    flat: FlatProblem,
+    theta: Float[Array, " p"],
+    fixed: Any,
+    inputs: Any,
+    weighted: Float[Array, "n k"],
+    v: Float[Array, " p"],
+) -> Float[Array, " p"]:
+    """H_f v, with the residuals times the weights of the mean; traceable."""
+
+    def gradient(theta: Any) -> Any:
+        return jax.grad(lambda t: jnp.vdot(weighted, flat.outputs(t, fixed, inputs)))(theta)
+
+    return jax.jvp(gradient, (theta,), (v,))[1]
+
+
+def outer_product(
+    flat: FlatProblem,
+    theta: Float[Array, " p"],
+    fixed: Any,
+    inputs: Any,
+    targets: Any,
+    weights: Float[Array, " n"],
+    v: Float[Array, " p"],
+) -> Float[Array, " p"]:
+    """H_o v; traceable."""
+    z, pull_back = jax.vjp(lambda t: flat.outputs(t, fixed, inputs), theta)
+    jv = pushed_forward(pull_back, z, v)
+    output_hessians = jax.vmap(flat.problem.loss.output_hessian)(z, targets)
+    bjv = jnp.einsum("nkl,nl->nk", output_hessians, jv)
+    cotangent = (weights[:, None] * bjv).astype(z.dtype)  # a module may end in float32
+    return pull_back(cotangent)[0]
+
+
+class Block(NamedTuple):
+    """H_o and H_f, for each of some residuals, times the same vectors."""
+
+    outer: Float[np.ndarray, "m p"]
+    functional: Float[np.ndarray, "c m p"]
+
+
+class BlockProducts:
+    """H_o V and H_f V for many vectors at once; compiled once, for as many as fit the room.
+
+    Args:
+      flat: the problem.
+      cotangents: for how many residuals H_f is asked at once.
+      room: bytes of temporary memory.
+
+    Raises:
+      MemoryError: where a single vector does not fit.
+
+    Attributes:
+      vectors: m, how many are multiplied at once.
+    """
+
+    def __init__(self, flat: FlatProblem, *, cotangents: int, room: int) -> None:
+        self._flat = flat
+        p, dtype = flat.p, flat.dtype
+        weighted = jax.ShapeDtypeStruct((cotangents, flat.positions, flat.k), dtype)
+        known = flat.shapes_of(flat.inputs, flat.targets, flat.typed_weights)
+
+        def shapes(m: int) -> tuple[Any, ...]:
+            return *known, weighted, jax.ShapeDtypeStruct((m, p), dtype)
+
+        most = max(1, min(_MOST_VECTORS, p, room // (8 * p * (2 + cotangents))))
+        with flat.precision.scope():
+            self._program, self.vectors, _ = largest_program(
+                "a product with the Hessian", lambda m: self._blocks, shapes, most=most, room=room
+            )
+
+    def _blocks(
+        self,
+        theta: Any,
+        fixed: Any,
+        inputs: Any,
+        targets: Any,
+        weights: Any,
+        weighted: Any,
+        vectors: Any,
+    ) -> Any:
+        flat = self._flat
+
+        def one(v: Any) -> Any:
+            outer = outer_product(flat, theta, fixed, inputs, targets, weights, v)
+            functional = jax.vmap(lambda w: functional_product(flat, theta, fixed, inputs, w, v))(
+                weighted
+            )
+            return outer, functional
+
+        outer, functional = jax.vmap(one)(vectors)
+        return outer, jnp.moveaxis(functional, 1, 0)
+
+    def at(
+        self,
+        theta: np.ndarray,
+        fixed: Sequence[np.ndarray],
+        deltas: Sequence[Float[np.ndarray, "n k"]],
+    ) -> Callable[[Float[np.ndarray, "m p"]], Block]:
+        """The products at these parameters and residuals, a function of up to m vectors."""
+        flat = self._flat
+        weighted = (flat.weights[:, None] * np.stack(deltas)).astype(flat.dtype)
+        known = (theta, tuple(fixed), flat.inputs, flat.targets, flat.typed_weights, weighted)
+
+        def products(vectors: Float[np.ndarray, "m p"]) -> Block:
+            short = self.vectors - len(vectors)
+            padded = np.pad(vectors, ((0, short), (0, 0))) if short else vectors
+            with flat.precision.scope():
+                outer, functional = self._program(*known, padded.astype(flat.dtype, copy=False))
+            m = len(vectors)
+            return Block(
+                np.asarray(outer, np.float64)[:m], np.asarray(functional, np.float64)[:, :m]
+            )
+
+        return products

@@ -1,0 +1,78 @@
+"""Blocks of products with the Hessian against dense autodiff of the whole batch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from oracles import cases
+from rankmon import Problem
+from rankmon.products import BlockProducts
+
+NAMES = ["relu_bias-mse", "tokens-cross_entropy", "batch_statistics-mse"]
+CASES = [case for case in cases() if case.name in NAMES]
+ROOM = 2**28
+
+
+def stated(case):
+    problem = Problem(case.apply, **case.statement)
+    flat = problem.flat(case.params)
+    theta, fixed = flat.split(flat.leaves(case.params))
+    return flat, theta, fixed
+
+
+def dense(case, flat, delta):
+    """H_o and H_f by plain autodiff."""
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), case.params)
+        theta, unravel = ravel_pytree(params)
+        w = flat.weights
+
+        def outputs(t):
+            return case.apply(unravel(t), case.inputs).reshape(-1, flat.k)
+
+        targets = jax.tree.map(
+            lambda t: jnp.asarray(t).reshape(flat.positions, *t.shape[len(flat.position_axes) :]),
+            case.targets,
+        )
+        J = jax.jacobian(outputs)(theta)
+        B = jax.vmap(jax.hessian(case.textbook))(outputs(theta), targets)
+        H_f = jax.hessian(lambda t: jnp.sum(w[:, None] * delta * outputs(t)))(theta)
+        return np.asarray(jnp.einsum("n,nkp,nkl,nlq->pq", w, J, B, J)), np.asarray(H_f)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_blocks_are_the_matrices_times_vectors(case):
+    flat, theta, fixed = stated(case)
+    rng = np.random.default_rng(1)
+    deltas = [rng.standard_normal((flat.positions, flat.k)) for _ in range(2)]
+    products = BlockProducts(flat, cotangents=2, room=ROOM)
+    vectors = rng.standard_normal((min(products.vectors, 7), flat.p))
+    got = products.at(theta, fixed, deltas)(vectors)
+    assert got.outer.shape == vectors.shape
+    for delta, functional in zip(deltas, got.functional, strict=True):
+        H_o, H_f = dense(case, flat, delta)
+        np.testing.assert_allclose(got.outer, vectors @ H_o, atol=1e-12 * np.abs(H_o).sum(0).max())
+        np.testing.assert_allclose(functional, vectors @ H_f, atol=1e-12 * np.abs(H_f).sum(0).max())
+
+
+def test_fewer_vectors_at_once_where_room_is_small():
+    flat, theta, fixed = stated(CASES[0])
+    delta = np.ones((flat.positions, flat.k))
+    wide = BlockProducts(flat, cotangents=1, room=ROOM)
+    narrow = BlockProducts(flat, cotangents=1, room=50_000)
+    assert narrow.vectors < wide.vectors
+    v = np.random.default_rng(2).standard_normal((1, flat.p))
+    one, other = (b.at(theta, fixed, [delta])(v) for b in (wide, narrow))
+    np.testing.assert_allclose(one.outer, other.outer, rtol=1e-10)
+    with pytest.raises(MemoryError, match="a product with the Hessian"):
+        BlockProducts(flat, cotangents=1, room=10)
+
+
+def test_blocks_are_float64_where_the_user_has_x64_off():
+    flat, theta, fixed = stated(CASES[0])
+    products = BlockProducts(flat, cotangents=1, room=ROOM)
+    got = products.at(theta, fixed, [np.ones((flat.positions, flat.k))])(np.eye(flat.p)[:3])
+    assert got.outer.dtype == got.functional.dtype == np.float64
+    assert not jax.config.jax_enable_x64
