@@ -6,9 +6,13 @@ from tab_browser import until
 
 
 def show(driver, section):
-    """Scrolls a section into sight: it is drawn there and then."""
-    place = "document.querySelector(`[data-testid=section-${arguments[0]}]`)"
-    driver.execute_script(f"{place}.scrollIntoView()", section)
+    """Scrolls to a section until it is drawn; what is drawn above it may push it out of sight."""
+    script = """
+        const box = document.querySelector(`[data-testid=section-${arguments[0]}]`);
+        box.scrollIntoView();
+        return box.querySelector(".chart, tbody tr, .markdown") !== null;
+    """
+    until(driver, script, section)
 
 
 def chart(driver, name):

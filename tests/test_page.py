@@ -158,6 +158,28 @@ def test_a_saved_drawing_shows_the_lines_of_the_chart(driver, tmp_path):
     assert count == pytest.approx(wanted, rel=0.1)
 
 
+def test_a_line_of_many_points_keeps_its_extremes(driver, tmp_path):
+    """However many points share a pixel: one step up, one down, and rounding between."""
+    steps = np.arange(6000)
+    values = np.full(6000, 500.0) + RNG.random(6000)
+    values[3001], values[4500] = 900, 100
+    series = {"rank/H_L": ScalarSeries(steps, values)}
+    opened(driver, tmp_path, RunSeries("long", series, {}, {}))
+    chart(driver, "ranks")
+    top, bottom, elsewhere = driver.execute_script("""
+        const { uplot } = rankmonCharts.get("ranks");
+        const row = (value) => Math.round(uplot.valToPos(value, "y", true));
+        const column = (at) => Math.round(uplot.valToPos(at, "x", true));
+        const inked = (at, value) => {
+            const { data } = uplot.ctx.getImageData(column(at) - 3, row(value), 7, 2);
+            const isBlue = (i) => data[i + 3] > 100 && data[i + 2] > data[i] + 60;
+            return [...data.keys()].some((i) => i % 4 === 0 && isBlue(i));
+        };
+        return [inked(3001, 899), inked(4500, 101), inked(2000, 700)];
+    """)
+    assert (top, bottom, elsewhere) == (True, True, False)
+
+
 def test_a_heat_map_is_saved_with_its_colors(driver, tmp_path):
     opened(driver, tmp_path, run("mine"))
     show(driver, "spectrum")

@@ -219,6 +219,13 @@ export class App {
     }
   }
 
+  /** Draws what shows the cut and is in sight; the rest is drawn when it comes there. */
+  drawAtCut() {
+    for (const { section, box } of this.sections) {
+      if (["ranks", "spectrum"].includes(section.id) && isNear(box)) section.draw();
+    }
+  }
+
   /** Moves the cut; what was logged is recounted at once. */
   async moveCut(position) {
     this.position = position;
@@ -227,13 +234,13 @@ export class App {
       this.cutLabel.append(" (counting)");
       await this.fetchCounts().finally(() => this.describeCut());
     }
-    this.draw("ranks", "spectrum");
+    this.drawAtCut();
   }
 
   /** Counts what is new since, and draws it at the moved cut. */
   async recount() {
     await this.fetchCounts();
-    this.draw("ranks", "spectrum");
+    this.drawAtCut();
   }
 
   describeCut() {

@@ -2,6 +2,7 @@
 
 import uPlot from "./vendor/uPlot.esm.js";
 import { button, element, save } from "./dom.js";
+import { thinned } from "./paths.js";
 import { recorded } from "./svg.js";
 import { ink } from "./theme.js";
 
@@ -359,7 +360,7 @@ function seriesOf(chart, line, at, hidden) {
   }
   const isShort = line.steps.length < 40 && line.kind !== "silent";
   const points = { show: isShort, size: Math.max(4, line.width ?? 0), fill: line.color, stroke: line.color };
-  return { ...base, stroke: line.color, width: line.width ?? 2, dash: line.dash, points };
+  return { ...base, stroke: line.color, width: line.width ?? 2, dash: line.dash, points, paths: thinned };
 }
 
 /** Markers that do not touch: at most about thirty across the chart, the first and last included. */

@@ -71,8 +71,8 @@ export class SpectrumSection {
       const at = follows ? last : Math.min(this.at, last);
       const spectrum = await this.app.source.spectrum(run, part, map.logged[at]);
       if (this.loaded !== wanted) return;
-      Object.assign(this, { map: { ...map, run, part }, at, spectrum });
-      this.painted = painted(this.map, this.range());
+      Object.assign(this, { map: { ...map, run, part }, at, spectrum, range: rangeOf(map) });
+      this.painted = painted(this.map, this.range);
       this.steps.max = last;
       this.steps.value = at;
     } catch (error) {
@@ -97,25 +97,10 @@ export class SpectrumSection {
       ["spectrum", this.spectrumChart()],
       ["heatmap", this.heatMapChart()],
     ]);
-    const [low, high] = this.range();
+    const [low, high] = this.range;
     const bar = element("span", { class: "bar" });
     bar.style.background = heatGradient();
     this.scale.replaceChildren(`log10 |eigenvalue|: ${low.toFixed(1)} `, bar, ` ${high.toFixed(1)}`);
-  }
-
-  /**
-   * From the least to the largest log10 of all steps, so that the axis stays while steps change; but
-   * not far below the cuts, where there is only rounding.
-   */
-  range() {
-    let [low, high] = [Infinity, -Infinity];
-    for (const value of this.map.values) {
-      if (value < low) low = value;
-      if (value > high) high = value;
-    }
-    const cuts = this.map.cut.filter(Number.isFinite);
-    if (cuts.length) low = Math.max(low, Math.min(...cuts) - NOISE_DECADES);
-    return low < high ? [low, high] : [-16, 0];
   }
 
   spectrumChart() {
@@ -131,7 +116,7 @@ export class SpectrumSection {
       lines.push({ label: "cut", color: ink().text, steps: indices, values: level, dash: [6, 4], width: 1.5 });
     }
     const theory = at(this.app.series(run, `rank_theory/${part}`), step);
-    const [low, high] = this.range();
+    const [low, high] = this.range;
     const room = (high - low) * 0.05;
     const none = zeros ? ` (and ${zeros} exact zeros)` : "";
     return {
@@ -192,4 +177,19 @@ function drawTheory(u, rank) {
   Object.assign(ctx, { fillStyle: ink().text, font, textBaseline: "top", textAlign: isRight ? "right" : "left" });
   ctx.fillText(`theory: ${rank}`, x + (isRight ? -6 : 6) * devicePixelRatio, top + 4 * devicePixelRatio);
   ctx.restore();
+}
+
+/**
+ * From the least to the largest log10 of all steps, so that the axis stays while steps change; but
+ * not far below the cuts, where there is only rounding.
+ */
+function rangeOf({ values, cut }) {
+  let [low, high] = [Infinity, -Infinity];
+  for (const value of values) {
+    if (value < low) low = value;
+    if (value > high) high = value;
+  }
+  const cuts = cut.filter(Number.isFinite);
+  if (cuts.length) low = Math.max(low, Math.min(...cuts) - NOISE_DECADES);
+  return low < high ? [low, high] : [-16, 0];
 }
