@@ -35,6 +35,10 @@ class Engine(Protocol):
     def name(self) -> str:
         """As in `ENGINES`."""
 
+    @property
+    def order(self) -> int:
+        """Rows of the matrices whose eigenvalues it takes."""
+
     def compile(self, *, cotangents: int) -> None:
         """Compiles what a measurement with so many residuals needs."""
 
@@ -169,6 +173,11 @@ class _Dense:
     flat: FlatProblem
     assembly: _Assembly
 
+    @property
+    def order(self) -> int:
+        """All parameters: p."""
+        return self.flat.p
+
     def compile(self, *, cotangents: int) -> None:
         self.assembly.compile(cotangents=cotangents)
 
@@ -210,6 +219,11 @@ class _DeepLinear:
     basis: InputBasis
     coordinates: int
     name: str = "deep_linear"
+
+    @property
+    def order(self) -> int:
+        """The coordinates that can be non-zero."""
+        return self.coordinates
 
     @classmethod
     def of(cls, flat: FlatProblem, stack: DenseStack, memory_limit: int) -> "_DeepLinear":
@@ -288,7 +302,8 @@ class _Remembering:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.name, self.compile, self.describe = engine.name, engine.compile, engine.describe
+        self.name, self.order = engine.name, engine.order
+        self.compile, self.describe = engine.compile, engine.describe
         self._last: tuple[bytes, Spectra | None] | None = None
 
     def spectra(

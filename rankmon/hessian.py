@@ -4,7 +4,7 @@ H_L = H_o + H_f, H_f^fixed; assembly is in `engines` and below, counting in `ran
 `expectation`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,11 +12,20 @@ import numpy as np
 from jaxtyping import Float
 
 from rankmon._hparams import Hparam
-from rankmon.engines import Engine, Spectra, check_engine, engine_of
+from rankmon._warnings import warn_user
+from rankmon.choice import (
+    Choice,
+    check_engine,
+    check_time_limit,
+    chosen_engine,
+)
+from rankmon.engines import check_engine as check_exact_engine
+from rankmon.engines import engine_of
 from rankmon.expectation import Expectation
 from rankmon.flat import FlatProblem
+from rankmon.large import DEFAULT_TIME_LIMIT, Ranks
 from rankmon.measurement import Description, Fact, Measurement, Snapshot, State, rank_scalars
-from rankmon.parts import DEFAULT_MEMORY_LIMIT
+from rankmon.parts import DEFAULT_MEMORY_LIMIT, HESSIAN_PARTS
 from rankmon.predictions import Claims, widths_text
 from rankmon.problem import Problem
 from rankmon.rank import (
@@ -24,11 +33,8 @@ from rankmon.rank import (
     NumericalRank,
     Tolerance,
     as_tolerance,
-    numerical_rank,
     undefined_rank,
 )
-
-HESSIAN_PARTS = ("H_L", "H_o", "H_f", "H_f_fixed")
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class HessianProbe:
       tolerance: another cut than p * eps * max(||H_L||_2, ||X||_2) for part X.
       memory_limit: bytes for the matrices and their assembly together.
       engine: as for `hessian_ranks`.
+      time_limit: seconds that a measurement may take, for "auto" and "sketch" to decide by.
       include: globs over parameter names, beside those of the problem: only matching leaves are
         differentiated, for instance a large network's last layer.
       exclude: globs over parameter names; matching leaves are held fixed.
@@ -47,6 +54,7 @@ class HessianProbe:
     tolerance: Tolerance = DEFAULT_TOLERANCE
     memory_limit: int = DEFAULT_MEMORY_LIMIT
     engine: str = "auto"
+    time_limit: float = DEFAULT_TIME_LIMIT
     include: str | Sequence[str] = ("*",)
     exclude: str | Sequence[str] = ()
     name: str = "hessian"
@@ -54,6 +62,7 @@ class HessianProbe:
     def __post_init__(self) -> None:
         as_tolerance(self.tolerance)
         check_engine(self.engine)
+        check_time_limit(self.time_limit)
 
     def placeholder_state(self, problem: Problem) -> State:
         """The residuals to hold, as zeros, and a flag that they are not known yet."""
@@ -72,9 +81,11 @@ class HessianProbe:
           MemoryError: where p is past what dense matrices allow in `memory_limit`.
         """
         flat = flat.narrowed(self.include, self.exclude)
-        engine = engine_of(flat, name=self.engine, memory_limit=self.memory_limit)
+        choice = chosen_engine(
+            flat, name=self.engine, memory_limit=self.memory_limit, time_limit=self.time_limit
+        )
         try:
-            engine.compile(cotangents=2)
+            choice.engine.compile(cotangents=2)
         except MemoryError:
             raise
         except Exception as error:
@@ -85,10 +96,9 @@ class HessianProbe:
             ) from error
         return PreparedHessian(
             flat=flat,
-            engine=engine,
+            choice=choice,
             tolerance=self.tolerance,
             expectation=Expectation.of(flat),
-            requested=self.engine,
         )
 
 
@@ -97,10 +107,9 @@ class PreparedHessian:
     """`HessianProbe` for one problem."""
 
     flat: FlatProblem
-    engine: Engine
+    choice: Choice
     tolerance: Tolerance
     expectation: Expectation
-    requested: str  # the engine, perhaps "auto"
 
     def initial_state(self) -> State:
         """Residuals [N, k] as zeros and a flag."""
@@ -117,26 +126,31 @@ class PreparedHessian:
         loss, delta = self.flat.loss_and_residuals(snapshot.theta, snapshot.fixed)
         if not state["started"] and np.all(np.isfinite(delta)):
             state = {"reference": delta, "started": np.ones(())}
-        spectra = _spectra(self.engine, snapshot, delta, state["reference"])
-        if spectra is None:
+        found = self._found(snapshot, delta, state["reference"])
+        if found is None:
             told = "the outputs or the Hessian are not finite: its ranks are logged as NaN"
             return self._undefined(loss, told), state
-        ranks = spectra_to_ranks(spectra, self.flat, self.tolerance)
         scalars = {"loss": loss}
-        for part, rank in ranks.items():
+        for part, rank in found.parts.items():
             scalars |= rank_scalars("rank", part, rank)
-        own = np.abs(spectra["H_f"])
-        cut = self.tolerance.cut(own[0], default=self.flat.p * self.flat.precision.eps)
-        scalars["rank_self/H_f"] = numerical_rank(own, cut).rank or 0
+        scalars["rank_self/H_f"] = found.own_functional
         scalars |= self.expectation.scalars(
-            snapshot, delta, state["reference"], vanished=ranks["H_f"].high == 0
+            snapshot, delta, state["reference"], vanished=found.parts["H_f"].high == 0
         )
         arrays = {}
-        for part, spectrum in spectra.items():
+        for part, spectrum in found.spectra.items():
             nonzero = spectrum[spectrum != 0]
             arrays[f"spectrum/{part}"] = np.log10(np.abs(nonzero))
             scalars[f"spectrum_zeros/{part}"] = spectrum.size - nonzero.size
-        return Measurement(scalars, arrays, self._precision_warning()), state
+        warnings = (*self._precision_warning(), *found.told)
+        return Measurement(scalars, arrays, warnings), state
+
+    def _found(
+        self, snapshot: Snapshot, delta: Float[np.ndarray, "n k"], reference: np.ndarray
+    ) -> Ranks | None:
+        if not np.all(np.isfinite(delta)):
+            return None
+        return self.choice.engine.ranks(snapshot, delta, reference, self.tolerance)
 
     def _undefined(self, loss: float, *told: str) -> Measurement:
         scalars = {"loss": loss, "rank_self/H_f": float("nan")}
@@ -156,7 +170,7 @@ class PreparedHessian:
                 Fact("p", f"{self.flat.p:,}: parameters that are differentiated"),
                 Fact("Hessian in", self._arithmetic()),
                 Fact("Hessian's cut", self._cut()),
-                Fact("engine", f"{self.engine.describe()}; {self._why_that_engine()}"),
+                Fact("engine", f"{self.choice.engine.describe()}; {self.choice.why}"),
             ],
             network=claims.network,
             predictions=claims.predictions,
@@ -176,21 +190,9 @@ class PreparedHessian:
             f"{relative:g} {norm}" if relative is not None else self.tolerance.rule(f"p eps {norm}")
         )
 
-    def _why_that_engine(self) -> str:
-        if self.requested != "auto":
-            return "asked for"
-        kind = {
-            "deep_linear": "the network is recognized as a deep linear one",
-            "stack": "the network is recognized as a stack of dense layers",
-        }
-        if self.engine.name == "dense" and self.expectation.stack is None:
-            return "chosen since the network is not recognized as a stack of dense layers"
-        fits = "it is the first that applies to this network and fits in memory_limit"
-        return f"chosen since {kind.get(self.engine.name, fits)}"
-
     def _hparams(self, claims: Claims) -> dict[str, Hparam]:
         flat = self.flat
-        hparams: dict[str, Hparam] = {"engine": self.engine.name, "eps": flat.precision.eps}
+        hparams: dict[str, Hparam] = {"engine": self.choice.engine.name, "eps": flat.precision.eps}
         if flat.p != sum(spec.size for spec in flat.specs):
             hparams["differentiated"] = flat.p
         if self.expectation.stack is not None:
@@ -210,6 +212,7 @@ def hessian_ranks(
     tolerance: Tolerance | None = None,
     engine: str = "auto",
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
+    time_limit: float = DEFAULT_TIME_LIMIT,
 ) -> dict[str, NumericalRank]:
     """The ranks of the loss Hessian and its parts at given parameters; no monitor.
 
@@ -223,10 +226,13 @@ def hessian_ranks(
       tolerance: another cut than p * eps * max(||H_L||_2, ||X||_2) for part X.
       engine: "deep_linear" (the coordinates of a deep linear network that can be non-zero), "stack"
         (dense layers with elementwise activations, each block one contraction), "dense" (any
-        network, by automatic differentiation), or "auto", the first of these that applies and fits.
-        All give the same ranks, and but for a few dozen parameters, where a tenth of the cut is
-        rounding, the same `high`.
+        network, by automatic differentiation), "sketch" (products with random vectors: H_o exactly,
+        the others as a `SketchedRank`, for p up to 10^5 and beyond), or "auto", the first of these
+        that applies, fits and is done in time. All but the last give the same ranks, and but for a
+        few dozen parameters, where a tenth of the cut is rounding, the same `high`.
       memory_limit: bytes for the matrices and their assembly.
+      time_limit: seconds, for "auto" and "sketch" to decide by: no sketch is begun that would end
+        later.
 
     Returns:
       A dict from "H_L", "H_o", "H_f" (and "H_f_fixed") to `NumericalRank`; `rank` is None where
@@ -239,11 +245,21 @@ def hessian_ranks(
     Source: arXiv 2106.16225, section 3; the common cut is rankmon's.
     """
     tolerance = as_tolerance(tolerance)
-    once = _Once.of(problem, params, reference, engine, memory_limit)
-    spectra = once.spectra()
-    if spectra is None:
+    check_engine(engine)
+    check_time_limit(time_limit)
+    once = _Once.of(problem, params, reference)
+    choice = chosen_engine(once.flat, name=engine, memory_limit=memory_limit, time_limit=time_limit)
+    delta = once.residuals()
+    found = (
+        None
+        if delta is None
+        else choice.engine.ranks(once.snapshot, delta, once.reference, tolerance)
+    )
+    if found is None:
         return {part: undefined_rank(once.flat.p) for part in once.parts}
-    return spectra_to_ranks(spectra, once.flat, tolerance)
+    for text in found.told:
+        warn_user(text)
+    return found.parts
 
 
 def hessian_spectra(
@@ -262,7 +278,7 @@ def hessian_spectra(
       problem: network, loss and probe batch.
       params: the parameters, any pytree of arrays.
       reference: residuals [N, k] to hold, for H_f_fixed; N counts every position.
-      engine: as for `hessian_ranks`.
+      engine: as for `hessian_ranks`, but for "sketch".
       memory_limit: bytes for the matrices and their assembly.
 
     Returns:
@@ -275,11 +291,14 @@ def hessian_spectra(
 
     Source: arXiv 2106.16225, section 3.
     """
-    once = _Once.of(problem, params, reference, engine, memory_limit)
-    spectra = once.spectra()
+    check_exact_engine(engine)
+    once = _Once.of(problem, params, reference)
+    exact = engine_of(once.flat, name=engine, memory_limit=memory_limit)
+    delta = once.residuals()
+    spectra = None if delta is None else exact.spectra(once.snapshot, delta, once.reference)
     if spectra is None:
         return {part: np.full(once.flat.p, np.nan) for part in once.parts}
-    return {part: values.copy() for part, values in spectra.items()}  # the engine keeps its own
+    return {part: spectra[part].copy() for part in once.parts}  # the engine keeps its own
 
 
 @dataclass(frozen=True)
@@ -287,15 +306,11 @@ class _Once:
     """One measurement without a monitor: what it needs, checked."""
 
     flat: FlatProblem
-    engine: Engine
     snapshot: Snapshot
     reference: Float[np.ndarray, "n k"] | None
 
     @classmethod
-    def of(
-        cls, problem: Problem, params: Any, reference: Any, engine: str, memory_limit: int
-    ) -> "_Once":
-        check_engine(engine)
+    def of(cls, problem: Problem, params: Any, reference: Any) -> "_Once":
         flat = problem.flat(params)
         if reference is not None:
             reference = np.array(reference, np.float64)
@@ -304,48 +319,16 @@ class _Once:
                     f"expected reference residuals of shape {(flat.positions, flat.k)}, got "
                     f"{reference.shape}; pass one row for each position of the outputs"
                 )
-        chosen = engine_of(flat, name=engine, memory_limit=memory_limit)
-        flat.warn_once()
-        return cls(flat, chosen, Snapshot.take(flat, 0, params), reference)
+        return cls(flat, Snapshot.take(flat, 0, params), reference)
 
     @property
     def parts(self) -> tuple[str, ...]:
         return HESSIAN_PARTS if self.reference is not None else HESSIAN_PARTS[:3]
 
-    def spectra(self) -> Spectra | None:
-        """The eigenvalues of each part; None where something is not finite."""
-        snapshot = self.snapshot
-        if snapshot.nonfinite:
+    def residuals(self) -> Float[np.ndarray, "n k"] | None:
+        """The residuals; None where the weights or they are not finite."""
+        self.flat.warn_once()
+        if self.snapshot.nonfinite:
             return None
-        _, delta = self.flat.loss_and_residuals(snapshot.theta, snapshot.fixed)
-        return _spectra(self.engine, snapshot, delta, self.reference)
-
-
-def _spectra(
-    engine: Engine,
-    snapshot: Snapshot,
-    delta: Float[np.ndarray, "n k"],
-    reference: Float[np.ndarray, "n k"] | None,
-) -> Spectra | None:
-    """The parts' eigenvalues in the order of `HESSIAN_PARTS`; None where one is not finite."""
-    if not np.all(np.isfinite(delta)):
-        return None
-    spectra = engine.spectra(snapshot, delta, reference)
-    if spectra is None:
-        return None
-    return {part: spectra[part] for part in HESSIAN_PARTS if part in spectra}
-
-
-def spectra_to_ranks(
-    spectra: Mapping[str, Float[np.ndarray, " p"]], flat: FlatProblem, tolerance: Tolerance
-) -> dict[str, NumericalRank]:
-    """The parts' ranks at their common cut, p * eps * max(||H_L||_2, ||X||_2) by default."""
-    reference_norm = float(abs(spectra["H_L"][0]))
-    default = flat.p * flat.precision.eps
-    return {
-        part: numerical_rank(
-            np.abs(spectrum),
-            tolerance.cut(float(abs(spectrum[0])), default=default, reference_norm=reference_norm),
-        )
-        for part, spectrum in spectra.items()
-    }
+        _, delta = self.flat.loss_and_residuals(self.snapshot.theta, self.snapshot.fixed)
+        return delta if np.all(np.isfinite(delta)) else None

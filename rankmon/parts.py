@@ -12,6 +12,7 @@ from jaxtyping import Float
 from rankmon.flat import FlatProblem
 from rankmon.spectrum import singular_values
 
+HESSIAN_PARTS = ("H_L", "H_o", "H_f", "H_f_fixed")
 DEFAULT_MEMORY_LIMIT = 4 * 2**30
 # H_o, H_f, H_f^fixed, one without rows of zeros (or a block, or the Jacobian), and LAPACK's copy.
 DENSE_MATRICES_ALIVE = 5

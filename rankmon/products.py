@@ -70,6 +70,7 @@ class BlockProducts:
       flat: the problem.
       cotangents: for how many residuals H_f is asked at once.
       room: bytes of temporary memory.
+      most: vectors at once, if they fit.
 
     Raises:
       MemoryError: where a single vector does not fit.
@@ -78,7 +79,9 @@ class BlockProducts:
       vectors: m, how many are multiplied at once.
     """
 
-    def __init__(self, flat: FlatProblem, *, cotangents: int, room: int) -> None:
+    def __init__(
+        self, flat: FlatProblem, *, cotangents: int, room: int, most: int = _MOST_VECTORS
+    ) -> None:
         self._flat = flat
         p, dtype = flat.p, flat.dtype
         weighted = jax.ShapeDtypeStruct((cotangents, flat.positions, flat.k), dtype)
@@ -87,7 +90,7 @@ class BlockProducts:
         def shapes(m: int) -> tuple[Any, ...]:
             return *known, weighted, jax.ShapeDtypeStruct((m, p), dtype)
 
-        most = max(1, min(_MOST_VECTORS, p, room // (8 * p * (2 + cotangents))))
+        most = max(1, min(most, p, room // (8 * p * (2 + cotangents))))
         with flat.precision.scope():
             self._program, self.vectors, _ = largest_program(
                 "a product with the Hessian", lambda m: self._blocks, shapes, most=most, room=room

@@ -10,9 +10,9 @@ import pytest
 
 from oracles import Case, data, dense_parts, mlp, mse, student_t
 from rankmon import Problem, Tolerance, hessian_ranks, theory
+from rankmon.choice import spectra_to_ranks
 from rankmon.deep_linear import InputBasis, Layers, Reduction, coordinate_count, nested_basis
 from rankmon.engines import engine_of
-from rankmon.hessian import spectra_to_ranks
 from rankmon.measurement import Snapshot
 from rankmon.parts import DEFAULT_MEMORY_LIMIT
 

@@ -1,0 +1,175 @@
+"""Which engine gives the ranks of a Hessian, by its kind, size, memory and time.
+
+Exact spectra where they fit and are done in time (`engines`), else `large`; neither is here.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float
+
+from rankmon.engines import ENGINES as EXACT_ENGINES
+from rankmon.engines import Engine, Spectra, engine_of
+from rankmon.flat import FlatProblem
+from rankmon.large import LargeHessian, Ranks
+from rankmon.measurement import Snapshot
+from rankmon.parts import HESSIAN_PARTS
+from rankmon.rank import NumericalRank, Tolerance, numerical_rank
+from rankmon.stack import recognized_stack
+
+ENGINES = (*EXACT_ENGINES, "sketch")
+# Three spectra of matrices of this order, order^3 times this: read off 7,000 rows on two cores.
+_SECONDS = 3.5e-10
+
+
+class RankEngine(Protocol):
+    """One way to the ranks of one problem."""
+
+    @property
+    def name(self) -> str:
+        """As in `ENGINES`, without "auto"."""
+
+    def compile(self, *, cotangents: int) -> None:
+        """Compiles what a measurement with so many residuals needs."""
+
+    def ranks(
+        self,
+        snapshot: Snapshot,
+        delta: Float[np.ndarray, "n k"],
+        reference: Float[np.ndarray, "n k"] | None,
+        tolerance: Tolerance,
+    ) -> Ranks | None:
+        """The ranks of the parts at finite parameters; None where something overflows."""
+
+    def describe(self) -> str:
+        """What the run's card says of it."""
+
+
+@dataclass(frozen=True)
+class ExactRanks:
+    """Counts in all the eigenvalues of each part."""
+
+    flat: FlatProblem
+    engine: Engine
+
+    @property
+    def name(self) -> str:
+        """The name of the engine that gives the eigenvalues."""
+        return self.engine.name
+
+    def compile(self, *, cotangents: int) -> None:
+        """Compiles what the eigenvalues need."""
+        self.engine.compile(cotangents=cotangents)
+
+    def ranks(
+        self,
+        snapshot: Snapshot,
+        delta: Float[np.ndarray, "n k"],
+        reference: Float[np.ndarray, "n k"] | None,
+        tolerance: Tolerance,
+    ) -> Ranks | None:
+        """The ranks and the eigenvalues of the parts; None where one of them is not finite."""
+        spectra = self.engine.spectra(snapshot, delta, reference)
+        if spectra is None:
+            return None
+        own = tolerance.cut(abs(spectra["H_f"][0]), default=self.flat.p * self.flat.precision.eps)
+        return Ranks(
+            spectra_to_ranks(spectra, self.flat, tolerance),
+            numerical_rank(np.abs(spectra["H_f"]), own).rank or 0,
+            {part: spectra[part] for part in HESSIAN_PARTS if part in spectra},
+        )
+
+    def describe(self) -> str:
+        """What the run's card says of it."""
+        return self.engine.describe()
+
+
+def spectra_to_ranks(
+    spectra: Spectra, flat: FlatProblem, tolerance: Tolerance
+) -> dict[str, NumericalRank]:
+    """The parts' ranks at their common cut, p * eps * max(||H_L||_2, ||X||_2) by default."""
+    reference_norm = float(abs(spectra["H_L"][0]))
+    default = flat.p * flat.precision.eps
+
+    def rank(values: Float[np.ndarray, " p"]) -> NumericalRank:
+        norm = float(abs(values[0]))
+        cut = tolerance.cut(norm, default=default, reference_norm=reference_norm)
+        return numerical_rank(np.abs(values), cut)
+
+    return {part: rank(spectra[part]) for part in HESSIAN_PARTS if part in spectra}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine, and why it was chosen."""
+
+    engine: RankEngine
+    why: str
+
+
+def chosen_engine(flat: FlatProblem, *, name: str, memory_limit: int, time_limit: float) -> Choice:
+    """The engine of this name; for "auto" the first exact one within both limits, else "sketch".
+
+    Raises:
+      ValueError: where the engine does not apply to the network.
+      MemoryError: where its matrices do not fit in memory_limit.
+    """
+    if name == "sketch":
+        return Choice(_large(flat, memory_limit, time_limit), "asked for")
+    try:
+        engine = engine_of(flat, name=name, memory_limit=memory_limit)
+    except MemoryError as error:
+        if name != "auto":
+            raise
+        try:
+            large = _large(flat, memory_limit, time_limit)
+        except MemoryError:
+            raise error from None
+        return Choice(large, "chosen since the matrices of exact engines exceed memory_limit")
+    exact = ExactRanks(flat, engine)
+    if name != "auto":
+        return Choice(exact, "asked for")
+    seconds = _SECONDS * engine.order**3
+    if seconds <= time_limit:
+        return Choice(exact, _why(flat, engine))
+    return Choice(
+        _large(flat, memory_limit, time_limit),
+        f"chosen since spectra of {engine.order:,} rows take about {seconds:.0f} s, more than "
+        f"time_limit = {time_limit:g} s",
+    )
+
+
+def _large(flat: FlatProblem, memory_limit: int, time_limit: float) -> LargeHessian:
+    """One for each problem."""
+    key = ("large", memory_limit, time_limit)
+    if key not in flat.memo:
+        flat.memo[key] = LargeHessian.of(flat, memory_limit=memory_limit, time_limit=time_limit)
+    return flat.memo[key]
+
+
+def _why(flat: FlatProblem, engine: Engine) -> str:
+    kind = {
+        "deep_linear": "the network is recognized as a deep linear one",
+        "stack": "the network is recognized as a stack of dense layers",
+    }
+    if engine.name == "dense" and recognized_stack(flat) is None:
+        return "chosen since the network is not recognized as a stack of dense layers"
+    fits = "it is the first that applies to this network and fits in memory_limit"
+    return f"chosen since {kind.get(engine.name, fits)}"
+
+
+def check_engine(name: str) -> None:
+    """Refuses what is no engine's name."""
+    if name not in ENGINES:
+        raise ValueError(f"expected engine to be one of {ENGINES}, got {name!r}; use 'auto'")
+
+
+def check_time_limit(seconds: float) -> None:
+    """Refuses what is no positive number of seconds."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(
+            f"expected time_limit to be a number, got {type(seconds).__name__}; give seconds"
+        )
+    if not seconds > 0:
+        raise ValueError(f"expected time_limit to be positive, got {seconds}; give seconds")

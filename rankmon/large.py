@@ -1,0 +1,232 @@
+"""Ranks of the Hessian's parts past dense matrices: H_o exactly, the others from a random sketch.
+
+What a sketch is, is in `sketch`; how large it may become, in memory and in time, is decided here.
+"""
+
+import math
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float
+
+from rankmon.flat import FlatProblem
+from rankmon.measurement import Snapshot
+from rankmon.outer import OuterSpectrum
+from rankmon.parts import HESSIAN_PARTS, bytes_text
+from rankmon.products import BlockProducts
+from rankmon.rank import NumericalRank, Tolerance
+from rankmon.sketch import Products, Sketch, side_for, sketched, spectral_norm
+
+DEFAULT_TIME_LIMIT = 120.0
+_FIRST_SIDE = 256
+_MOST_VECTORS, _MOST_ROWS = 1024, 256
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks of one Hessian.
+
+    Attributes:
+      parts: "H_L", "H_o", "H_f" and, with a reference, "H_f_fixed".
+      own_functional: the rank of H_f at its own cut.
+      spectra: the eigenvalues of each part, where they were computed.
+      told: what the user should know of the ranks.
+    """
+
+    parts: dict[str, NumericalRank]
+    own_functional: int
+    spectra: Mapping[str, Float[np.ndarray, " p"]] = field(default_factory=dict)
+    told: tuple[str, ...] = ()
+
+
+@dataclass
+class _Progress:
+    """What is known from the measurement before: how large a sketch was of use."""
+
+    side: int = _FIRST_SIDE
+    programs: dict[int, tuple[BlockProducts, BlockProducts]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LargeHessian:
+    """H_o by `outer`, the other parts by a sketch that grows until it sees where a spectrum ends.
+
+    Attributes:
+      flat: the problem.
+      memory_limit: bytes for sketches, products and blocks of the Jacobian.
+      time_limit: seconds for a measurement; a sketch that would take longer is not begun.
+      outer: None where the Gram matrix of N k rows does not fit: then H_o is sketched as well.
+    """
+
+    flat: FlatProblem
+    memory_limit: int
+    time_limit: float
+    outer: OuterSpectrum | None
+    progress: _Progress = field(default_factory=_Progress, compare=False)
+    name: str = "sketch"
+
+    @classmethod
+    def of(cls, flat: FlatProblem, *, memory_limit: int, time_limit: float) -> "LargeHessian":
+        """The engine for this problem.
+
+        Raises:
+          MemoryError: where not even a small sketch fits.
+        """
+        least = 8 * 4 * (_FIRST_SIDE**2 + 8 * flat.p)
+        if 2 * least > memory_limit:
+            raise MemoryError(
+                f"expected a sketch of {_FIRST_SIDE} rows and some vectors of p = {flat.p:,} "
+                f"parameters to fit in memory_limit = {bytes_text(memory_limit)}, got "
+                f"{bytes_text(2 * least)}; raise memory_limit, choose fewer parameters with "
+                "Problem(include=...), or watch the weights alone (RankMonitor: "
+                "oversize='weights')"
+            )
+        try:
+            outer = OuterSpectrum(flat, memory_limit=memory_limit)
+        except MemoryError:
+            outer = None
+        return cls(flat, memory_limit, time_limit, outer)
+
+    def compile(self, *, cotangents: int) -> None:
+        """Compiles the products with the Hessian for so many residuals."""
+        self.flat.compile()
+        if cotangents not in self.progress.programs:
+            room = self.memory_limit // 4
+            self.progress.programs[cotangents] = (
+                BlockProducts(self.flat, cotangents=cotangents, room=room),
+                BlockProducts(self.flat, cotangents=cotangents, room=room, most=1),
+            )
+
+    def ranks(
+        self,
+        snapshot: Snapshot,
+        delta: Float[np.ndarray, "n k"],
+        reference: Float[np.ndarray, "n k"] | None,
+        tolerance: Tolerance,
+    ) -> Ranks | None:
+        """The ranks of the parts; None where something overflows.
+
+        Args:
+          snapshot: finite parameters.
+          delta: finite residuals there.
+          reference: the residuals that H_f_fixed holds.
+          tolerance: as for `hessian_ranks`.
+        """
+        begun = time.monotonic()
+        deltas = [delta] if reference is None else [delta, reference]
+        self.compile(cotangents=len(deltas))
+        many, one = (
+            _products(program, snapshot, deltas) for program in self.progress.programs[len(deltas)]
+        )
+        norms = _norms(one, self.flat.p, HESSIAN_PARTS[: 2 + len(deltas)])
+        if not all(map(math.isfinite, norms.values())):
+            return None
+        default = self.flat.p * self.flat.precision.eps
+        cuts = {
+            part: tolerance.cut(norm, default=default, reference_norm=norms["H_L"])
+            for part, norm in norms.items()
+        }
+        ranks: dict[str, NumericalRank] = {}
+        if self.outer is not None:
+            ranks["H_o"] = self.outer.rank(snapshot.leaves, Tolerance(absolute=cuts["H_o"]), "auto")
+            if ranks["H_o"].rank is None:
+                return None
+        sketches = self._grown(_without(many, ranks), cuts, begun)
+        ranks |= {part: sketch.counted(cuts[part]) for part, sketch in sketches.items()}
+        own = tolerance.cut(norms["H_f"], default=default)
+        incomplete = [part for part, s in sketches.items() if not s.is_complete(cuts[part] / 10)]
+        return Ranks(
+            {part: ranks[part] for part in norms},
+            sketches["H_f"].counted(own).rank or 0,
+            told=(self._told(incomplete),) if incomplete else (),
+        )
+
+    def _grown(
+        self, products: Products, cuts: Mapping[str, float], begun: float
+    ) -> dict[str, Sketch]:
+        """Sketches that are complete, or the largest that memory and time allow."""
+        batch, rows, most = self._sizes
+        side = min(self.progress.side, most)
+        while True:
+            started = time.monotonic()
+            sketches = sketched(products, self.flat.p, side, batch=batch, rows=rows, seed=_SEED)
+            seconds = time.monotonic() - started
+            sides = {
+                part: sketch.next_side(cuts[part])
+                for part, sketch in sketches.items()
+                if not sketch.is_complete(cuts[part] / 10)
+            }
+            if not sides:
+                largest = max(s.exceeding(cuts[part]) for part, s in sketches.items())
+                self.progress.side = max(_FIRST_SIDE, side_for(largest))
+                return sketches
+            left = self.time_limit - (time.monotonic() - begun)
+            # Its time grows with the square of its side, or more slowly.
+            affordable = int(side * math.sqrt(max(left, 0.0) / max(seconds, 1e-9)))
+            self.progress.side, wanted = side, min(max(sides.values()), most)
+            if wanted > affordable or wanted <= side:
+                return sketches
+            side = wanted
+
+    @property
+    def _sizes(self) -> tuple[int, int, int]:
+        """Vectors at once, rows of Y at once, and the largest side, each in its share of memory."""
+        share, parts = self.memory_limit // 4, len(HESSIAN_PARTS)
+        batch = share // (8 * self.flat.p * (3 * parts + 1))  # blocks, their parts, all together
+        rows = share // (16 * self.flat.p)
+        side = math.isqrt(share // (8 * (parts + 1)))
+        return min(max(batch, 1), _MOST_VECTORS), min(max(rows, 1), _MOST_ROWS), side
+
+    def _told(self, parts: Sequence[str]) -> str:
+        return (
+            f"the ranks of {', '.join(parts)} are more than a sketch shows within memory_limit = "
+            f"{bytes_text(self.memory_limit)} and time_limit = {self.time_limit:g} s: rank is the "
+            "least that they are, high the most; raise the limits, or choose fewer parameters with "
+            "include="
+        )
+
+    def describe(self) -> str:
+        """What the run's card says of it."""
+        outer = "H_o from the rows of its Jacobian, exactly" if self.outer else "H_o likewise"
+        return (
+            f"{self.name}: H_L and H_f from two-sided random sketches of up to "
+            f"{self._sizes[2]:,} rows, within {self.time_limit:g} s a probe; {outer}"
+        )
+
+
+def _products(
+    program: BlockProducts, snapshot: Snapshot, deltas: Sequence[Float[np.ndarray, "n k"]]
+) -> Products:
+    """Rows v -> rows H v for each part H, by name, of any number of rows."""
+    at_once = program.at(snapshot.theta, snapshot.fixed, deltas)
+
+    def products(vectors: Float[np.ndarray, "m p"]) -> dict[str, Float[np.ndarray, "m p"]]:
+        m = program.vectors
+        blocks = [at_once(vectors[i : i + m]) for i in range(0, len(vectors), m)]
+        outer = np.concatenate([block.outer for block in blocks])
+        functional, *held = np.concatenate([block.functional for block in blocks], axis=1)
+        rows = [outer + functional, outer, functional, *held]
+        return dict(zip(HESSIAN_PARTS, rows, strict=False))
+
+    return products
+
+
+def _without(products: Products, parts: Collection[str]) -> Products:
+    """The same of all but these parts."""
+
+    def others(vectors: Float[np.ndarray, "m p"]) -> dict[str, Float[np.ndarray, "m p"]]:
+        return {part: rows for part, rows in products(vectors).items() if part not in parts}
+
+    return others
+
+
+def _norms(one: Products, p: int, parts: Sequence[str]) -> dict[str, float]:
+    """||H||_2 of each part."""
+
+    def product(part: str) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda v: one(v.reshape(1, p))[part][0]
+
+    return {part: spectral_norm(product(part), p, seed=_SEED) for part in parts}

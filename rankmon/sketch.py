@@ -1,0 +1,206 @@
+"""Ranks of symmetric matrices that can only be multiplied, from a two-sided random sketch.
+
+With independent Gaussian X and Y, [p, s] each, S = Y^T A X is s x s, and all that is held. Its
+singular values sigma_i(S) bound those of A, a_1 >= a_2 >= ..., for all i at once but for a chance
+of delta. With t = sqrt(2 log(4 s / delta)):
+
+  from above   a_i <= sigma_i(S) / (sqrt(s) - sqrt(i) - t)^2     where that is positive
+  from below   a_i > c  wherever  sigma_i(S) > c'' with
+               c'  = c  (sqrt(s) + t) + sqrt(sum_{j >= i} min(c,  a_j)^2)
+               c'' = c' (sqrt(s) + t) + sqrt(sum_{j >= i} min(c', b_j)^2),   b_j = sigma_j(A X)
+
+where the bounds from above stand for a_j and b_j. The former holds since the i leading rows of
+V^T X, a Gaussian [i, s], have no singular value below sqrt(s) - sqrt(i) - t (Davidson and Szarek
+2001); the latter by Weyl's inequality and E ||D G|| <= ||D|| sqrt(s) + ||D||_F (Chevet).
+
+Source: Meier and Nakatsukasa, Fast randomized numerical rank estimation, arXiv 2105.07388, whose
+sketch this is; the two-sided bounds are rankmon's.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse.linalg
+from jaxtyping import Float
+
+from rankmon.rank import NumericalRank
+
+# The chance that a bound of one sketch fails.
+_DELTA = 1e-3
+# The gain over sqrt(s) to aim at: bounds from above are 400 times the value then, which the gaps of
+# these spectra allow, and a larger one costs its square.
+_USEFUL_GAIN = 0.05
+
+Products = Callable[[Float[np.ndarray, "m p"]], Mapping[str, Float[np.ndarray, "m p"]]]
+
+
+@dataclass(frozen=True)
+class SketchedRank(NumericalRank):
+    """A `NumericalRank` from a sketch.
+
+    `low` counts the singular values above 10 x tolerance, and `high` those above tolerance / 10, as
+    far as the sketch can tell: both hold but for one chance in a thousand. `gap` is the ratio of
+    the estimates on either side of the cut.
+
+    Attributes:
+      side: s, rows and columns of the sketch.
+      complete: whether the sketch was large enough to see where the spectrum falls below tolerance
+        / 10; where not, `high` is p, and `rank` the least that there is.
+    """
+
+    side: int
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """The singular values of S = Y^T A X [s, s], descending, of a symmetric A [p, p]."""
+
+    values: Float[np.ndarray, " s"]
+    p: int
+
+    @property
+    def side(self) -> int:
+        """Rows and columns, s."""
+        return len(self.values)
+
+    @property
+    def _least_gain(self) -> Float[np.ndarray, " s"]:
+        """sqrt(s) - sqrt(i) - t, by which a Gaussian stretches i dimensions at the least, or 0."""
+        i = np.arange(1, self.side + 1)
+        return np.maximum(math.sqrt(self.side) - np.sqrt(i) - _deviation(self.side), 0.0)
+
+    def at_most(self) -> Float[np.ndarray, " s"]:
+        """What a_1, ..., a_s are at most, descending; infinite where the sketch does not tell."""
+        return np.minimum.accumulate(_quotient(self.values, self._least_gain**2))
+
+    def estimates(self) -> Float[np.ndarray, " s"]:
+        """sigma_i(S) / s, on average about a_i."""
+        return self.values / max(self.side, 1)
+
+    def exceeding(self, cut: float) -> int:
+        """How many singular values of A exceed the cut for certain."""
+        s, grow = self.side, math.sqrt(self.side) + _deviation(self.side)
+        beyond = max(
+            self.p - s, 0
+        )  # of which each is at most as large as the last one with a bound
+        above = self.at_most()
+        images = np.minimum.accumulate(_quotient(self.values, self._least_gain))
+        capped = np.minimum(cut, above)
+        image_cut = cut * grow + np.sqrt(_tail(capped**2) + beyond * capped[-1] ** 2)
+        sketch_cut = image_cut * grow + np.sqrt(_capped_tail(image_cut, images))
+        return int(np.sum(self.values > sketch_cut))
+
+    def is_complete(self, cut: float) -> bool:
+        """Whether it tells that all but so many singular values are below the cut."""
+        return bool(self.at_most()[-1] <= cut)
+
+    def counted(self, cut: float) -> SketchedRank:
+        """The rank at this cut with its margin."""
+        low, complete = self.exceeding(10 * cut), self.is_complete(cut / 10)
+        high = int(np.sum(self.at_most() > cut / 10)) if complete else self.p
+        estimates = self.estimates()
+        rank = min(max(int(np.sum(estimates > cut)), low), high) if complete else low
+        below = estimates[rank] if rank < self.side else 0.0
+        gap = math.nan
+        if rank and complete:
+            gap = float(estimates[rank - 1] / below) if below > 0 else math.inf
+        return SketchedRank(rank, float(cut), self.p, low, high, gap, self.side, complete)
+
+    def next_side(self, cut: float) -> int:
+        """The side with which to try again where this one is not complete at the cut."""
+        seen = int(np.sum(self.estimates() > cut))
+        end_is_in_sight = seen < 0.98 * self.side
+        return max(side_for(seen), self.side * 5 // 4) if end_is_in_sight else 2 * self.side
+
+
+def side_for(rank: int) -> int:
+    """A side at which a sketch tells such a rank well."""
+    side = rank + 64
+    while math.sqrt(side) * (1 - _USEFUL_GAIN) < math.sqrt(rank + 1) + _deviation(side):
+        side += max(16, side // 16)
+    return side
+
+
+def sketched(
+    products: Products, p: int, side: int, *, batch: int, rows: int, seed: int
+) -> dict[str, Sketch]:
+    """Sketches of several matrices at once, from products with `side` vectors.
+
+    Memory: s^2 numbers a matrix, and p times (a batch of vectors, its products, some rows of Y).
+
+    Args:
+      products: rows v -> rows A v for each of the matrices, by name, for at most `batch` rows.
+      p: the length of a row.
+      side: s.
+      batch: vectors at once; Y is drawn again for each batch.
+      rows: of Y^T at once.
+      seed: of X and Y.
+    """
+    sketches: dict[str, np.ndarray] = {}
+    for start in range(0, side, batch):
+        x = _gaussian(seed, 0, start, min(batch, side - start), p)
+        images = products(x)
+        together = np.concatenate(list(images.values())).T  # Y is drawn once for all matrices
+        for first in range(0, side, rows):
+            block = _gaussian(seed, 1, first, min(rows, side - first), p) @ together
+            for name, part in zip(images, np.split(block, len(images), axis=1), strict=True):
+                S = sketches.setdefault(name, np.empty((side, side)))
+                S[first : first + len(block), start : start + len(x)] = part
+    return {name: Sketch(_singular_values(S), p) for name, S in sketches.items()}
+
+
+def _gaussian(seed: int, which: int, first: int, rows: int, p: int) -> Float[np.ndarray, "m p"]:
+    """Rows of X^T (which = 0) or Y^T (1) from this one on; single precision is random enough."""
+    generator = np.random.Generator(np.random.SFC64([seed, which, first]))
+    return generator.standard_normal((rows, p), dtype=np.float32).astype(np.float64)
+
+
+def _singular_values(S: np.ndarray) -> np.ndarray:
+    if not np.all(np.isfinite(S)):
+        return np.full(len(S), np.nan)
+    return scipy.linalg.svdvals(S, overwrite_a=True, check_finite=False)
+
+
+def spectral_norm(product: Callable[[np.ndarray], np.ndarray], p: int, *, seed: int) -> float:
+    """||A||_2 of a symmetric A, by Lanczos iterations, to about three digits; NaN if not finite."""
+    start = np.random.default_rng(seed).standard_normal(p)
+    image = product(start)
+    if not np.all(np.isfinite(image)):
+        return math.nan
+    if p < 3 or not np.any(image):
+        return float(np.linalg.norm(image) / np.linalg.norm(start))
+    operator = scipy.sparse.linalg.LinearOperator((p, p), matvec=product, dtype=np.float64)
+    (value,) = scipy.sparse.linalg.eigsh(
+        operator, k=1, which="LM", v0=start, tol=1e-3, return_eigenvectors=False
+    )
+    return float(abs(value))
+
+
+def _deviation(side: int) -> float:
+    """t, for all the bounds of a sketch together."""
+    return math.sqrt(2 * math.log(4 * side / _DELTA))
+
+
+def _quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The quotient of non-negative numbers, infinite where b is zero."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return np.where(b > 0, a / b, np.inf)
+
+
+def _tail(squares: np.ndarray) -> np.ndarray:
+    """The sums from each one on."""
+    return np.cumsum(squares[::-1])[::-1]
+
+
+def _capped_tail(caps: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """sum_{j >= i} min(caps_i, values_j)^2; values fall but for their rounding, caps too."""
+    values = np.minimum.accumulate(values)
+    tail = np.append(_tail(np.where(np.isfinite(values), values, 0.0) ** 2), 0.0)
+    i = np.arange(len(values))
+    # The first j whose value does not exceed the cap: from there on the values count.
+    j = np.maximum(len(values) - np.searchsorted(values[::-1], caps, side="right"), i)
+    return (j - i) * caps**2 + tail[j]
