@@ -10,6 +10,9 @@ from rankmon.ntk import ntk_gram, ntk_rank
 from rankmon.outer import OuterRank, outer_rank
 from rankmon.rank import NumericalRank, Tolerance, WeightRank, weight_ranks
 from rankmon.spectrum import reconstruction_error
+from rankmon.stochastic import stochastic_spectra
+from rankmon.quadrature import Estimate, StochasticSpectrum
+from rankmon.sketch import SketchedRank
 from rankmon.counts import weight_counts
 
 # During training
@@ -22,6 +25,7 @@ from rankmon.writers import JsonlWriter, MemoryWriter, Record, TensorBoardWriter
 from rankmon import alerts, hooks, lemma8, probes, schedule, spectral_theory, theory, writers  # isort: skip
 
 __all__ = [
+    "Estimate",
     "FeaturesProbe",
     "HessianProbe",
     "JsonlWriter",
@@ -35,6 +39,8 @@ __all__ = [
     "RankmonWarning",
     "Record",
     "SeedsMonitor",
+    "SketchedRank",
+    "StochasticSpectrum",
     "TensorBoardWriter",
     "Tolerance",
     "WeightRank",
@@ -53,6 +59,7 @@ __all__ = [
     "reconstruction_error",
     "schedule",
     "spectral_theory",
+    "stochastic_spectra",
     "theory",
     "weight_counts",
     "weight_ranks",

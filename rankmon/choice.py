@@ -17,8 +17,9 @@ from rankmon.measurement import Snapshot
 from rankmon.parts import HESSIAN_PARTS
 from rankmon.rank import NumericalRank, Tolerance, numerical_rank
 from rankmon.stack import recognized_stack
+from rankmon.stochastic import StochasticHessian
 
-ENGINES = (*EXACT_ENGINES, "sketch")
+ENGINES = (*EXACT_ENGINES, "sketch", "slq")
 # Three spectra of matrices of this order, order^3 times this: read off 7,000 rows on two cores.
 _SECONDS = 3.5e-10
 
@@ -117,6 +118,9 @@ def chosen_engine(flat: FlatProblem, *, name: str, memory_limit: int, time_limit
     """
     if name == "sketch":
         return Choice(_large(flat, memory_limit, time_limit), "asked for")
+    if name == "slq":
+        stochastic = StochasticHessian.of(flat, memory_limit=memory_limit, time_limit=time_limit)
+        return Choice(stochastic, "asked for")
     try:
         engine = engine_of(flat, name=name, memory_limit=memory_limit)
     except MemoryError as error:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rankmon._hparams import Hparam
+from rankmon._once import Once
 from rankmon._warnings import warn_user
 from rankmon.choice import (
     Choice,
@@ -247,7 +248,7 @@ def hessian_ranks(
     tolerance = as_tolerance(tolerance)
     check_engine(engine)
     check_time_limit(time_limit)
-    once = _Once.of(problem, params, reference)
+    once = Once.of(problem, params, reference)
     choice = chosen_engine(once.flat, name=engine, memory_limit=memory_limit, time_limit=time_limit)
     delta = once.residuals()
     found = (
@@ -292,43 +293,10 @@ def hessian_spectra(
     Source: arXiv 2106.16225, section 3.
     """
     check_exact_engine(engine)
-    once = _Once.of(problem, params, reference)
+    once = Once.of(problem, params, reference)
     exact = engine_of(once.flat, name=engine, memory_limit=memory_limit)
     delta = once.residuals()
     spectra = None if delta is None else exact.spectra(once.snapshot, delta, once.reference)
     if spectra is None:
         return {part: np.full(once.flat.p, np.nan) for part in once.parts}
     return {part: spectra[part].copy() for part in once.parts}  # the engine keeps its own
-
-
-@dataclass(frozen=True)
-class _Once:
-    """One measurement without a monitor: what it needs, checked."""
-
-    flat: FlatProblem
-    snapshot: Snapshot
-    reference: Float[np.ndarray, "n k"] | None
-
-    @classmethod
-    def of(cls, problem: Problem, params: Any, reference: Any) -> "_Once":
-        flat = problem.flat(params)
-        if reference is not None:
-            reference = np.array(reference, np.float64)
-            if reference.shape != (flat.positions, flat.k):
-                raise ValueError(
-                    f"expected reference residuals of shape {(flat.positions, flat.k)}, got "
-                    f"{reference.shape}; pass one row for each position of the outputs"
-                )
-        return cls(flat, Snapshot.take(flat, 0, params), reference)
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        return HESSIAN_PARTS if self.reference is not None else HESSIAN_PARTS[:3]
-
-    def residuals(self) -> Float[np.ndarray, "n k"] | None:
-        """The residuals; None where the weights or they are not finite."""
-        self.flat.warn_once()
-        if self.snapshot.nonfinite:
-            return None
-        _, delta = self.flat.loss_and_residuals(self.snapshot.theta, self.snapshot.fixed)
-        return delta if np.all(np.isfinite(delta)) else None

@@ -42,6 +42,14 @@ class Ranks:
     told: tuple[str, ...] = ()
 
 
+def outer_of(flat: FlatProblem, memory_limit: int) -> OuterSpectrum | None:
+    """H_o's spectrum from its N k rows; None where their Gram matrix does not fit."""
+    try:
+        return OuterSpectrum(flat, memory_limit=memory_limit)
+    except MemoryError:
+        return None
+
+
 @dataclass
 class _Progress:
     """What is known from the measurement before: how large a sketch was of use."""
@@ -84,11 +92,7 @@ class LargeHessian:
                 "Problem(include=...), or watch the weights alone (RankMonitor: "
                 "oversize='weights')"
             )
-        try:
-            outer = OuterSpectrum(flat, memory_limit=memory_limit)
-        except MemoryError:
-            outer = None
-        return cls(flat, memory_limit, time_limit, outer)
+        return cls(flat, memory_limit, time_limit, outer_of(flat, memory_limit))
 
     def compile(self, *, cotangents: int) -> None:
         """Compiles the products with the Hessian for so many residuals."""
@@ -157,17 +161,18 @@ class LargeHessian:
             sides = {
                 part: sketch.next_side(cuts[part])
                 for part, sketch in sketches.items()
-                if not sketch.is_complete(cuts[part] / 10)
+                if not sketch.is_sharp(cuts[part] / 10)
             }
             if not sides:
-                largest = max(s.exceeding(cuts[part]) for part, s in sketches.items())
-                self.progress.side = max(_FIRST_SIDE, side_for(largest))
+                least = side_for(max(s.exceeding(cuts[part]) for part, s in sketches.items()))
+                self.progress.side = side if side <= 2 * least else least  # ranks may fall
                 return sketches
             left = self.time_limit - (time.monotonic() - begun)
             # Its time grows with the square of its side, or more slowly.
             affordable = int(side * math.sqrt(max(left, 0.0) / max(seconds, 1e-9)))
-            self.progress.side, wanted = side, min(max(sides.values()), most)
+            wanted = min(max(sides.values()), most)
             if wanted > affordable or wanted <= side:
+                self.progress.side = side
                 return sketches
             side = wanted
 

@@ -12,6 +12,7 @@ from rankmon import lemma8
 from rankmon._precision import eps_of
 from rankmon._stacked import stacked_leaves
 from rankmon._tree import MatrixView, is_matrix, matrix_views
+from rankmon.counts import weight_count
 from rankmon.features import FeaturesProbe
 from rankmon.flat import FlatProblem
 from rankmon.hessian import HESSIAN_PARTS, HessianProbe
@@ -43,14 +44,20 @@ class WeightsProbe:
     Args:
       tolerance: another cut than the default of `rank.weight_rank`.
       by_head: also each head of attention's projections by itself, "<layer>/head_0" and so on.
+      largest: matrices of more rows and more columns than this get a rank alone, as `weight_counts`
+        gives it, since their singular values take minutes.
     """
 
     tolerance: Tolerance = DEFAULT_TOLERANCE
     by_head: bool = False
+    largest: int = 2048
     name: str = "weights"
 
     def __post_init__(self) -> None:
         as_tolerance(self.tolerance)
+        if isinstance(self.largest, bool) or not isinstance(self.largest, int):
+            kind = type(self.largest).__name__
+            raise TypeError(f"expected largest to be an integer, got {kind}; give a side")
 
     def placeholder_state(self, problem: Problem) -> State:
         """Nothing to remember."""
@@ -75,7 +82,7 @@ class WeightsProbe:
                 f"{ {spec.name: spec.shape for spec in flat.specs} }; watch the Hessian alone: "
                 "probes=['hessian']"
             )
-        return PreparedWeights(flat, tuple(matrices), self.tolerance)
+        return PreparedWeights(flat, tuple(matrices), self.tolerance, self.largest)
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,7 @@ class PreparedWeights:
     flat: FlatProblem
     matrices: tuple[tuple[int, MatrixView], ...]  # each with the index of its leaf
     tolerance: Tolerance
+    largest: int
 
     def initial_state(self) -> State:
         """Nothing to remember."""
@@ -96,9 +104,13 @@ class PreparedWeights:
         for index, view in self.matrices:
             matrix = view.of(snapshot.leaves[index]).astype(np.float64)
             eps = eps_of(self.flat.specs[index].dtype)
-            rank = weight_rank(matrix, eps=eps, tolerance=self.tolerance)
             # rank_low, rank_high and gap are shared with the Hessian's parts and Omega.
             name = f"params/{view.name}" if view.name in RESERVED_NAMES else view.name
+            if min(matrix.shape) > self.largest:
+                count = weight_count(matrix, eps=eps, tolerance=self.tolerance)
+                scalars |= rank_scalars("rank_weights", name, count)
+                continue
+            rank = weight_rank(matrix, eps=eps, tolerance=self.tolerance)
             scalars |= rank_scalars("rank_weights", name, rank)
             scalars[f"stable_rank/{name}"] = rank.stable_rank
             scalars[f"effective_rank/{name}"] = rank.effective_rank

@@ -98,6 +98,11 @@ class Sketch:
         """Whether it tells that all but so many singular values are below the cut."""
         return bool(self.at_most()[-1] <= cut)
 
+    def is_sharp(self, cut: float) -> bool:
+        """Whether its bounds from above count no more than estimates at a tenth of the cut do."""
+        most = int(np.sum(self.at_most() > cut))
+        return self.is_complete(cut) and most <= int(np.sum(self.estimates() > cut / 10))
+
     def counted(self, cut: float) -> SketchedRank:
         """The rank at this cut with its margin."""
         low, complete = self.exceeding(10 * cut), self.is_complete(cut / 10)
@@ -146,7 +151,9 @@ def sketched(
         images = products(x)
         together = np.concatenate(list(images.values())).T  # Y is drawn once for all matrices
         for first in range(0, side, rows):
-            block = _gaussian(seed, 1, first, min(rows, side - first), p) @ together
+            y = _gaussian(seed, 1, first, min(rows, side - first), p)
+            with np.errstate(over="ignore", invalid="ignore"):  # overflow is found in the result
+                block = y @ together
             for name, part in zip(images, np.split(block, len(images), axis=1), strict=True):
                 S = sketches.setdefault(name, np.empty((side, side)))
                 S[first : first + len(block), start : start + len(x)] = part

@@ -162,6 +162,23 @@ def test_the_weights_probe_says_what_weight_ranks_says():
     assert "det_sign/conv" not in measurement.scalars
 
 
+def test_large_weights_get_a_rank_alone():
+    rng = np.random.default_rng(0)
+    params = {"small": rng.standard_normal((20, 90)), "large": np.ones((30, 40))}
+    params["large"][:7] += rng.standard_normal((7, 40))
+    problem = Problem(
+        lambda p, x: x @ p["large"], loss="mse", inputs=np.ones((3, 30)), targets=np.ones((3, 40))
+    )
+    probe = WeightsProbe(largest=25).prepare(problem.flat(params))
+    measured, _ = _measure(probe, problem, params)
+    assert measured.scalars["rank_weights/large"] == 8
+    assert measured.scalars["rank_low/large"] == measured.scalars["rank_high/large"] == 8
+    assert "stable_rank/large" not in measured.scalars
+    assert "stable_rank/small" in measured.scalars
+    with pytest.raises(TypeError, match="expected largest to be an integer, got float"):
+        WeightsProbe(largest=1e3)
+
+
 def test_lemma8_in_a_discrete_loop():
     """log|det| beside its prediction: off by about the quadrature error that is logged."""
     width, rate = 4, 1e-3

@@ -1,12 +1,10 @@
 """Blocks of products with the Hessian against dense autodiff of the whole batch."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.flatten_util import ravel_pytree
 
-from oracles import cases
+from oracles import cases, dense_parts
 from rankmon import Problem
 from rankmon.products import BlockProducts
 
@@ -22,26 +20,6 @@ def stated(case):
     return flat, theta, fixed
 
 
-def dense(case, flat, delta):
-    """H_o and H_f by plain autodiff."""
-    with jax.enable_x64(True):
-        params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), case.params)
-        theta, unravel = ravel_pytree(params)
-        w = flat.weights
-
-        def outputs(t):
-            return case.apply(unravel(t), case.inputs).reshape(-1, flat.k)
-
-        targets = jax.tree.map(
-            lambda t: jnp.asarray(t).reshape(flat.positions, *t.shape[len(flat.position_axes) :]),
-            case.targets,
-        )
-        J = jax.jacobian(outputs)(theta)
-        B = jax.vmap(jax.hessian(case.textbook))(outputs(theta), targets)
-        H_f = jax.hessian(lambda t: jnp.sum(w[:, None] * delta * outputs(t)))(theta)
-        return np.asarray(jnp.einsum("n,nkp,nkl,nlq->pq", w, J, B, J)), np.asarray(H_f)
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_blocks_are_the_matrices_times_vectors(case):
     flat, theta, fixed = stated(case)
@@ -52,7 +30,8 @@ def test_blocks_are_the_matrices_times_vectors(case):
     got = products.at(theta, fixed, deltas)(vectors)
     assert got.outer.shape == vectors.shape
     for delta, functional in zip(deltas, got.functional, strict=True):
-        H_o, H_f = dense(case, flat, delta)
+        parts = dense_parts(case, delta)
+        H_o, H_f = parts["H_o"], parts["H_f_fixed"]
         np.testing.assert_allclose(got.outer, vectors @ H_o, atol=1e-12 * np.abs(H_o).sum(0).max())
         np.testing.assert_allclose(functional, vectors @ H_f, atol=1e-12 * np.abs(H_f).sum(0).max())
 

@@ -1,0 +1,264 @@
+"""Spectra of the Hessian's parts by stochastic Lanczos quadrature, at any number of parameters.
+
+Lanczos itself is matfree's, what it tells is in `quadrature`, and the products are `products`'.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from rankmon._once import Once
+from rankmon.flat import FlatProblem
+from rankmon.large import Ranks, outer_of
+from rankmon.measurement import Snapshot
+from rankmon.outer import OuterSpectrum
+from rankmon.parts import DEFAULT_MEMORY_LIMIT, bytes_text
+from rankmon.problem import Problem
+from rankmon.products import functional_product, outer_product
+from rankmon.quadrature import StochasticSpectrum, starts
+from rankmon.rank import NumericalRank, Tolerance
+
+_STEPS, _LEAST_PROBES, _MOST_PROBES = 96, 4, 64
+
+
+def stochastic_spectra(
+    problem: Problem,
+    params: Any,
+    *,
+    reference: Float[np.ndarray, "n k"] | None = None,
+    probes: int = 16,
+    steps: int = 64,
+    seed: int = 0,
+    memory_limit: int = DEFAULT_MEMORY_LIMIT,
+) -> dict[str, StochasticSpectrum]:
+    """The spectra of the loss Hessian and its parts as random vectors see them, in float64.
+
+    For how many eigenvalues exceed a cut that is far above rounding (the epsilon-rank), traces and
+    densities, each with its interval; ranks at the cut of float64 are `hessian_ranks`'. Takes
+    probes x steps products with the Hessian for each part. Needs `pip install 'rankmon[scale]'`.
+
+    Args:
+      problem: network, loss and probe batch.
+      params: the parameters, any pytree of arrays.
+      reference: residuals [N, k] to hold, for H_f_fixed; N counts every position.
+      probes: random vectors; the sampling error of a count falls with their root.
+      steps: Lanczos steps; what is open about each vector's count falls with them.
+      seed: of the vectors, which the parts share.
+      memory_limit: bytes for the `steps` vectors that are kept orthogonal.
+
+    Returns:
+      A dict from "H_L", "H_o", "H_f" (and "H_f_fixed") to `StochasticSpectrum`, whose estimates are
+      NaN where the weights or the Hessian are not finite.
+
+    Raises:
+      TypeError, ValueError: for input that does not fit, before anything is computed.
+      MemoryError: where the vectors do not fit in memory_limit.
+      ImportError: without matfree.
+
+    Source: Ghorbani, Krishnan and Xiao, arXiv 1901.10159, for Hessians; the bounds of `quadrature`.
+    """
+    for name, number, least in (("probes", probes, 2), ("steps", steps, 1)):
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise TypeError(f"expected {name} to be an integer, got {type(number).__name__}")
+        if number < least:
+            raise ValueError(f"expected {name} to be at least {least}, got {number}")
+    once = Once.of(problem, params, reference)
+    lanczos = Lanczos.of(once.flat, steps=steps, memory_limit=memory_limit)
+    delta = once.residuals()
+    if delta is None:
+        return {part: StochasticSpectrum(once.flat.p, ()) for part in once.parts}
+    decompose = lanczos.at(once.snapshot, delta, once.reference)
+    vectors = list(starts(once.flat.p, probes, seed=seed))
+    return {
+        part: StochasticSpectrum.of(once.flat.p, [decompose[part](v) for v in vectors])
+        for part in once.parts
+    }
+
+
+@dataclass(frozen=True)
+class Lanczos:
+    """Lanczos steps with each part of a problem's Hessian; compiled at their first use."""
+
+    flat: FlatProblem
+    steps: int
+    programs: dict[str, Callable[..., Any]]
+
+    @classmethod
+    def of(cls, flat: FlatProblem, *, steps: int, memory_limit: int) -> "Lanczos":
+        """One for each problem.
+
+        Raises:
+          MemoryError: where the vectors do not fit in memory_limit.
+          ImportError: without matfree.
+        """
+        steps = min(steps, flat.p)
+        need = 8 * flat.p * (steps + 8)
+        if need > memory_limit:
+            raise MemoryError(
+                f"expected {steps} vectors of p = {flat.p:,} parameters to fit in memory_limit = "
+                f"{bytes_text(memory_limit)}, got {bytes_text(need)}; raise memory_limit or take "
+                "fewer steps"
+            )
+        key = ("lanczos", steps)
+        if key not in flat.memo:
+            flat.memo[key] = cls(flat, steps, _programs(flat, steps))
+        return flat.memo[key]
+
+    def at(
+        self,
+        snapshot: Snapshot,
+        delta: Float[np.ndarray, "n k"],
+        reference: Float[np.ndarray, "n k"] | None,
+    ) -> dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]]:
+        """For each part, start vector -> diagonal and off-diagonal entries of Lanczos' matrix."""
+        residuals = {"H_L": delta, "H_o": delta, "H_f": delta}
+        if reference is not None:
+            residuals["H_f_fixed"] = reference
+        return {
+            part: partial(self._decomposed, self.programs[part], snapshot, held)
+            for part, held in residuals.items()
+        }
+
+    def _decomposed(
+        self, program: Callable[..., Any], snapshot: Snapshot, delta: np.ndarray, v: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        flat = self.flat
+        typed = (flat.typed_weights, np.asarray(delta, flat.dtype))
+        known = (snapshot.theta, tuple(snapshot.fixed), flat.inputs, flat.targets, *typed)
+        with flat.precision.scope():
+            diagonal, beside, last = program(np.asarray(v, flat.dtype), known)
+            beside = np.append(np.asarray(beside, np.float64), float(last))
+            return np.array(diagonal, np.float64), beside
+
+
+def _programs(flat: FlatProblem, steps: int) -> dict[str, Callable[..., Any]]:
+    """Lanczos of each part from a start vector; compiled at the first use."""
+    try:
+        from matfree import decomp
+    except ImportError as error:
+        raise ImportError(
+            "expected matfree, which does the Lanczos steps, got none installed; run "
+            "pip install 'rankmon[scale]'"
+        ) from error
+    tridiagonalize = decomp.tridiag_sym(steps, reortho="full", materialize=False, custom_vjp=False)
+
+    def outer(v: Any, theta: Any, fixed: Any, inputs: Any, targets: Any, w: Any, _: Any) -> Any:
+        return outer_product(flat, theta, fixed, inputs, targets, w, v)
+
+    def functional(v: Any, theta: Any, fixed: Any, inputs: Any, _: Any, w: Any, delta: Any) -> Any:
+        return functional_product(flat, theta, fixed, inputs, w[:, None] * delta, v)
+
+    def loss(v: Any, *known: Any) -> Any:
+        return outer(v, *known) + functional(v, *known)
+
+    def program(product: Callable[..., Any]) -> Callable[..., Any]:
+        @jax.jit
+        def decomposed(v: Any, known: Any) -> Any:
+            found = tridiagonalize(lambda u: product(u, *known), v)
+            return *found.J_small, jnp.linalg.norm(found.residual)
+
+        return decomposed
+
+    of_functional = program(functional)
+    return {
+        "H_L": program(loss),
+        "H_o": program(outer),
+        "H_f": of_functional,
+        "H_f_fixed": of_functional,
+    }
+
+
+@dataclass(frozen=True)
+class StochasticHessian:
+    """The engine "slq": H_o as `LargeHessian` has it, the other parts from random vectors.
+
+    Attributes:
+      flat: the problem.
+      lanczos: its steps.
+      outer: None where the Gram matrix of N k rows does not fit.
+      time_limit: seconds; as many vectors are taken as it allows, from 4 to 64.
+    """
+
+    flat: FlatProblem
+    lanczos: Lanczos
+    outer: OuterSpectrum | None
+    time_limit: float
+    name: str = "slq"
+
+    @classmethod
+    def of(cls, flat: FlatProblem, *, memory_limit: int, time_limit: float) -> "StochasticHessian":
+        """The engine for this problem.
+
+        Raises:
+          MemoryError: where the vectors do not fit in memory_limit.
+          ImportError: without matfree.
+        """
+        steps = Lanczos.of(flat, steps=_STEPS, memory_limit=memory_limit)
+        return cls(flat, steps, outer_of(flat, memory_limit), time_limit)
+
+    def compile(self, *, cotangents: int) -> None:
+        """Compiles what is evaluated besides Lanczos' steps, which compile when they are used."""
+        self.flat.compile()
+
+    def ranks(
+        self,
+        snapshot: Snapshot,
+        delta: Float[np.ndarray, "n k"],
+        reference: Float[np.ndarray, "n k"] | None,
+        tolerance: Tolerance,
+    ) -> Ranks | None:
+        """The ranks of the parts as intervals; None where something overflows."""
+        spectra = self._spectra(self.lanczos.at(snapshot, delta, reference))
+        norms = {part: spectrum.norm for part, spectrum in spectra.items()}
+        if not all(map(math.isfinite, norms.values())):
+            return None
+        default = self.flat.p * self.flat.precision.eps
+        cuts = {
+            part: tolerance.cut(norm, default=default, reference_norm=norms["H_L"])
+            for part, norm in norms.items()
+        }
+        ranks: dict[str, NumericalRank] = {
+            part: counted(spectrum, cuts[part]) for part, spectrum in spectra.items()
+        }
+        if self.outer is not None:
+            cut = Tolerance(absolute=cuts["H_o"])
+            ranks["H_o"] = self.outer.rank(snapshot.leaves, cut, "auto")
+        own = counted(spectra["H_f"], tolerance.cut(norms["H_f"], default=default))
+        return Ranks(ranks, own.rank or 0)
+
+    def _spectra(
+        self, decompose: Mapping[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]]
+    ) -> dict[str, StochasticSpectrum]:
+        begun = time.monotonic()
+        found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {part: [] for part in decompose}
+        for done, v in enumerate(starts(self.flat.p, _MOST_PROBES, seed=0)):
+            if done >= _LEAST_PROBES:
+                if (time.monotonic() - begun) * (done + 1) / done > self.time_limit:
+                    break
+            for part, steps in decompose.items():
+                found[part].append(steps(v))
+        return {part: StochasticSpectrum.of(self.flat.p, pairs) for part, pairs in found.items()}
+
+    def describe(self) -> str:
+        """What the run's card says of it."""
+        return (
+            f"{self.name}: stochastic Lanczos quadrature, {self.lanczos.steps} steps from each of "
+            f"{_LEAST_PROBES} to {_MOST_PROBES} random vectors within {self.time_limit:g} s a probe"
+        )
+
+
+def counted(spectrum: StochasticSpectrum, cut: float) -> NumericalRank:
+    """The rank at this cut; low and high end 95 % intervals at ten times more and less."""
+    value = spectrum.count(cut).value
+    low, high = spectrum.count(10 * cut).low, spectrum.count(cut / 10).high
+    low, high = max(math.ceil(low - 1e-6), 0), min(math.floor(high + 1e-6), spectrum.p)
+    rank = min(max(round(value), low), high)
+    return NumericalRank(rank, cut, spectrum.p, low, high, math.nan)
