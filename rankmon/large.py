@@ -122,10 +122,9 @@ class LargeHessian:
         begun = time.monotonic()
         deltas = [delta] if reference is None else [delta, reference]
         self.compile(cotangents=len(deltas))
-        many, one = (
-            _products(program, snapshot, deltas) for program in self.progress.programs[len(deltas)]
-        )
-        norms = _norms(one, self.flat.p, HESSIAN_PARTS[: 2 + len(deltas)])
+        many, one = self.progress.programs[len(deltas)]
+        parts = HESSIAN_PARTS[: 2 + len(deltas)]
+        norms = _norms(_products(one, snapshot, deltas, parts), self.flat.p, parts)
         if not all(map(math.isfinite, norms.values())):
             return None
         default = self.flat.p * self.flat.precision.eps
@@ -138,7 +137,8 @@ class LargeHessian:
             ranks["H_o"] = self.outer.rank(snapshot.leaves, Tolerance(absolute=cuts["H_o"]), "auto")
             if ranks["H_o"].rank is None:
                 return None
-        sketches = self._grown(_without(many, ranks), cuts, begun)
+        others = [part for part in parts if part not in ranks]
+        sketches = self._grown(_products(many, snapshot, deltas, others), cuts, begun)
         ranks |= {part: sketch.counted(cuts[part]) for part, sketch in sketches.items()}
         own = tolerance.cut(norms["H_f"], default=default)
         incomplete = [part for part, s in sketches.items() if not s.is_complete(cuts[part] / 10)]
@@ -180,8 +180,8 @@ class LargeHessian:
     def _sizes(self) -> tuple[int, int, int]:
         """Vectors at once, rows of Y at once, and the largest side, each in its share of memory."""
         share, parts = self.memory_limit // 4, len(HESSIAN_PARTS)
-        batch = share // (8 * self.flat.p * (3 * parts + 1))  # blocks, their parts, all together
-        rows = share // (16 * self.flat.p)
+        batch = share // (8 * self.flat.p * (parts + 1))
+        rows = share // (2 * 12 * self.flat.p)
         side = math.isqrt(share // (8 * (parts + 1)))
         return min(max(batch, 1), _MOST_VECTORS), min(max(rows, 1), _MOST_ROWS), side
 
@@ -203,29 +203,26 @@ class LargeHessian:
 
 
 def _products(
-    program: BlockProducts, snapshot: Snapshot, deltas: Sequence[Float[np.ndarray, "n k"]]
+    program: BlockProducts,
+    snapshot: Snapshot,
+    deltas: Sequence[Float[np.ndarray, "n k"]],
+    parts: Collection[str],
 ) -> Products:
-    """Rows v -> rows H v for each part H, by name, of any number of rows."""
+    """Rows v -> rows H v for each of these parts H, by name, of any number of rows."""
     at_once = program.at(snapshot.theta, snapshot.fixed, deltas)
 
     def products(vectors: Float[np.ndarray, "m p"]) -> dict[str, Float[np.ndarray, "m p"]]:
         m = program.vectors
-        blocks = [at_once(vectors[i : i + m]) for i in range(0, len(vectors), m)]
-        outer = np.concatenate([block.outer for block in blocks])
-        functional, *held = np.concatenate([block.functional for block in blocks], axis=1)
-        rows = [outer + functional, outer, functional, *held]
-        return dict(zip(HESSIAN_PARTS, rows, strict=False))
+        images: dict[str, np.ndarray] = {}
+        for i in range(0, len(vectors), m):
+            outer, (functional, *held) = at_once(vectors[i : i + m])
+            rows = (outer + functional, outer, functional, *held)
+            for part, block in zip(HESSIAN_PARTS, rows, strict=False):
+                if part in parts:
+                    images.setdefault(part, np.empty(vectors.shape))[i : i + m] = block
+        return images
 
     return products
-
-
-def _without(products: Products, parts: Collection[str]) -> Products:
-    """The same of all but these parts."""
-
-    def others(vectors: Float[np.ndarray, "m p"]) -> dict[str, Float[np.ndarray, "m p"]]:
-        return {part: rows for part, rows in products(vectors).items() if part not in parts}
-
-    return others
 
 
 def _norms(one: Products, p: int, parts: Sequence[str]) -> dict[str, float]:

@@ -149,14 +149,12 @@ def sketched(
     for start in range(0, side, batch):
         x = _gaussian(seed, 0, start, min(batch, side - start), p)
         images = products(x)
-        together = np.concatenate(list(images.values())).T  # Y is drawn once for all matrices
         for first in range(0, side, rows):
             y = _gaussian(seed, 1, first, min(rows, side - first), p)
-            with np.errstate(over="ignore", invalid="ignore"):  # overflow is found in the result
-                block = y @ together
-            for name, part in zip(images, np.split(block, len(images), axis=1), strict=True):
+            for name, image in images.items():
                 S = sketches.setdefault(name, np.empty((side, side)))
-                S[first : first + len(block), start : start + len(x)] = part
+                with np.errstate(over="ignore", invalid="ignore"):  # it is found in the result
+                    S[first : first + len(y), start : start + len(x)] = y @ image.T
     return {name: Sketch(_singular_values(S), p) for name, S in sketches.items()}
 
 

@@ -237,9 +237,8 @@ def test_the_engine_counts_at_a_coarse_cut():
         assert rank.tolerance == pytest.approx(exact[part].tolerance, 1e-6)
         assert rank.low <= exact[part].low <= exact[part].high <= rank.high
         assert rank.rank == pytest.approx(exact[part].rank, rel=0.05)
-    assert (
-        found["H_o"] == hessian_ranks(problem, params, tolerance=tolerance, engine="sketch")["H_o"]
-    )
+    sketched = hessian_ranks(problem, params, tolerance=tolerance, engine="sketch")
+    assert found["H_o"].rank == sketched["H_o"].rank
 
 
 def test_the_engine_takes_few_vectors_where_time_is_short():
