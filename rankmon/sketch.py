@@ -146,11 +146,12 @@ def sketched(
       seed: of X and Y.
     """
     sketches: dict[str, np.ndarray] = {}
+    left, right = _Gaussian(seed, 1, rows, p), _Gaussian(seed, 0, batch, p)
     for start in range(0, side, batch):
-        x = _gaussian(seed, 0, start, min(batch, side - start), p)
+        x = right.rows(start, min(batch, side - start))
         images = products(x)
         for first in range(0, side, rows):
-            y = _gaussian(seed, 1, first, min(rows, side - first), p)
+            y = left.rows(first, min(rows, side - first))
             for name, image in images.items():
                 S = sketches.setdefault(name, np.empty((side, side)))
                 with np.errstate(over="ignore", invalid="ignore"):  # it is found in the result
@@ -158,10 +159,22 @@ def sketched(
     return {name: Sketch(_singular_values(S), p) for name, S in sketches.items()}
 
 
-def _gaussian(seed: int, which: int, first: int, rows: int, p: int) -> Float[np.ndarray, "m p"]:
-    """Rows of X^T (which = 0) or Y^T (1) from this one on; single precision is random enough."""
-    generator = np.random.Generator(np.random.SFC64([seed, which, first]))
-    return generator.standard_normal((rows, p), dtype=np.float32).astype(np.float64)
+class _Gaussian:
+    """Rows of X^T (which = 0) or Y^T (1), drawn when they are asked for; always the same.
+
+    Single precision is random enough, and new memory would take longer than the draws.
+    """
+
+    def __init__(self, seed: int, which: int, most: int, p: int) -> None:
+        self._seed = (seed, which)
+        self._single, self._double = np.empty((most, p), np.float32), np.empty((most, p))
+
+    def rows(self, first: int, count: int) -> Float[np.ndarray, "m p"]:
+        """So many rows from this one on, until others are asked for."""
+        generator = np.random.Generator(np.random.SFC64([*self._seed, first]))
+        generator.standard_normal(out=self._single[:count], dtype=np.float32)
+        self._double[:count] = self._single[:count]
+        return self._double[:count]
 
 
 def _singular_values(S: np.ndarray) -> np.ndarray:
