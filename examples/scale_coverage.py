@@ -1,6 +1,6 @@
 """How often a sketch's interval holds the true rank: linear networks of up to a million parameters.
 
-The closed forms of theory are the truth; each seed draws weights, inputs, teacher and sketch anew.
+The closed forms of theory are the truth; each seed draws weights, inputs and teacher anew.
 """
 
 import argparse

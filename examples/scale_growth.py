@@ -1,0 +1,94 @@
+"""How the cost of a measurement grows with p, n and k: the dense engine, sketches, and H_o alone.
+
+Deep linear networks d-10-k, for the ranks are then known; each engine is forced, so that none of
+them uses that they are linear. Seconds of a second measurement, as a monitor pays them.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+
+import rankmon
+from plotting import LAYERS, plt
+from scale_coverage import drawn, truth
+
+BASE = {"d": 100, "n": 30, "k": 3}
+SWEEPS = {
+    "p": ("d", (30, 100, 300, 1000, 3000, 10_000, 30_000)),
+    "n": ("n", (10, 30, 100, 300, 1000)),
+    "k": ("k", (1, 2, 4, 8)),
+}
+QUICK = {"p": ("d", (10, 30, 100)), "n": ("n", (10, 30)), "k": ("k", (1, 3))}
+LARGEST_DENSE = 3100
+ENGINES = {"dense: all parts": "dense", "sketch: all parts": "sketch", "outer_rank: H_o": None}
+
+
+def seconds(engine, d, n, k):
+    """Of the second measurement; its ranks are held against the closed forms."""
+    dims = (d, 10, k)
+    problem, weights = drawn(dims, n, 0)
+    for _ in range(2):
+        weights = [1.001 * w for w in weights]  # engines remember what they have measured
+        begun = time.perf_counter()
+        if engine is None:
+            found = {"H_o": rankmon.outer_rank(problem, weights)}
+        else:
+            found = rankmon.hessian_ranks(problem, weights, engine=engine, time_limit=600)
+        taken = time.perf_counter() - begun
+    wrong = {part: r.rank for part, r in found.items() if r.rank != truth(dims, n)[part]}
+    if wrong:
+        raise SystemExit(f"FAILS  {engine}, {dims}, n = {n}: got {wrong}, not {truth(dims, n)}")
+    return taken
+
+
+def measured(sweeps):
+    """For each swept quantity and engine, its values and the seconds."""
+    results = {}
+    for quantity, (name, values) in sweeps.items():
+        for label, engine in ENGINES.items():
+            points = []
+            for value in values:
+                setting = BASE | {name: value}
+                p = 10 * (setting["d"] + setting["k"])
+                if engine == "dense" and p > LARGEST_DENSE:
+                    continue
+                points.append((p if quantity == "p" else value, seconds(engine, **setting)))
+            results[quantity, label] = np.array(points).T
+            print(f"{quantity}, {label}:", *(f"{x:g}: {s:.3g} s" for x, s in points), flush=True)
+    return results
+
+
+def draw(results, path):
+    """Log-log, one panel a quantity, with the slope of the last half of each line."""
+    figure, panels = plt.subplots(1, 3, figsize=(13, 4.2), sharey=True)
+    said = {"p": "parameters p", "n": "examples n", "k": "outputs k"}
+    for panel, quantity in zip(panels, said, strict=True):
+        for color, label in zip(LAYERS, ENGINES, strict=False):
+            x, y = results[quantity, label]
+            half = len(x) // 2
+            slope = np.polyfit(np.log(x[half:]), np.log(y[half:]), 1)[0] if len(x) > 3 else None
+            text = label if slope is None else f"{label} (slope {slope:.1f})"
+            panel.loglog(x, y, "o-", color=color, label=text)
+        fixed = {"p": "n = 30, k = 3", "n": "p = 1,030, k = 3", "k": "p = 1,000 + 10 k, n = 30"}
+        panel.set(xlabel=said[quantity], title=fixed[quantity])
+        panel.legend(fontsize=9)
+    panels[0].set_ylabel("seconds a measurement")
+    figure.savefig(path, dpi=130)
+
+
+def main():
+    """Measures, draws, and names the file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few small networks")
+    parser.add_argument("--logdir", type=Path, default=Path("logs") / "scale_growth")
+    options = parser.parse_args()
+    results = measured(QUICK if options.quick else SWEEPS)
+    options.logdir.mkdir(parents=True, exist_ok=True)
+    draw(results, options.logdir / "growth.png")
+    print(f" holds  all ranks are those of theory; {options.logdir / 'growth.png'}")
+
+
+if __name__ == "__main__":
+    main()
