@@ -20,7 +20,7 @@ SWEEPS = {
     "n": ("n", (10, 30, 100, 300, 1000)),
     "k": ("k", (1, 2, 4, 8)),
 }
-QUICK = {"p": ("d", (10, 30, 100)), "n": ("n", (10, 30)), "k": ("k", (1, 3))}
+QUICK = {"p": ("d", (10, 20, 40, 60)), "n": ("n", (10, 20)), "k": ("k", (1, 3))}
 LARGEST_DENSE = 3100
 ENGINES = {"dense: all parts": "dense", "sketch: all parts": "sketch", "outer_rank: H_o": None}
 

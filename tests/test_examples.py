@@ -130,7 +130,21 @@ def test_a_training_loop_pays_what_is_promised(tmp_path):
     assert "wall time with / without the monitor" in (tmp_path / "benchmark_loop.txt").read_text()
 
 
-@pytest.mark.parametrize("name", [*SCRIPTS, *SUPPLEMENT])
+SCALE = ["scale_coverage", "slq_peers", "scale_growth", "large_cnn"]
+
+
+@pytest.mark.parametrize("name", SCALE)
+def test_what_is_past_dense_matrices_keeps_its_claims(name, tmp_path):
+    keeps = name in ("scale_growth", "large_cnn")
+    done = run(name, "--quick", *(["--logdir", str(tmp_path)] if keeps else []))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "holds" in done.stdout
+    assert "FAILS" not in done.stdout
+    if name == "scale_growth":
+        assert (tmp_path / "growth.png").stat().st_size > 20_000
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, *SUPPLEMENT, *SCALE])
 def test_scripts_are_short(name):
     assert len((ROOT / "examples" / f"{name}.py").read_text().splitlines()) < 120
 
