@@ -14,7 +14,7 @@ from rankmon.engines import Engine, Spectra, engine_of
 from rankmon.flat import FlatProblem
 from rankmon.large import LargeHessian, Ranks
 from rankmon.measurement import Snapshot
-from rankmon.parts import HESSIAN_PARTS
+from rankmon.parts import HESSIAN_PARTS, bytes_text
 from rankmon.rank import NumericalRank, Tolerance, numerical_rank
 from rankmon.stack import recognized_stack
 from rankmon.stochastic import StochasticHessian
@@ -103,10 +103,11 @@ def spectra_to_ranks(
 
 @dataclass(frozen=True)
 class Choice:
-    """An engine, and why it was chosen."""
+    """An engine, why it was chosen, and what the user should know of that."""
 
     engine: RankEngine
     why: str
+    told: tuple[str, ...] = ()
 
 
 def chosen_engine(flat: FlatProblem, *, name: str, memory_limit: int, time_limit: float) -> Choice:
@@ -130,18 +131,29 @@ def chosen_engine(flat: FlatProblem, *, name: str, memory_limit: int, time_limit
             large = _large(flat, memory_limit, time_limit)
         except MemoryError:
             raise error from None
-        return Choice(large, "chosen since the matrices of exact engines exceed memory_limit")
+        limit = f"memory_limit = {bytes_text(memory_limit)}"
+        return _sketch_instead(large, f"the matrices of exact engines exceed {limit}")
     exact = ExactRanks(flat, engine)
     if name != "auto":
         return Choice(exact, "asked for")
     seconds = _SECONDS * engine.order**3
     if seconds <= time_limit:
         return Choice(exact, _why(flat, engine))
-    return Choice(
+    return _sketch_instead(
         _large(flat, memory_limit, time_limit),
-        f"chosen since spectra of {engine.order:,} rows take about {seconds:.0f} s, more than "
-        f"time_limit = {time_limit:g} s",
+        f"spectra of {engine.order:,} rows take about {seconds:.0f} s, more than time_limit = "
+        f"{time_limit:g} s",
     )
+
+
+def _sketch_instead(large: LargeHessian, reason: str) -> Choice:
+    told = (
+        f"the Hessian's ranks come from a sketch, since {reason}: H_o's is exact, those of H_L and "
+        f"H_f are intervals, and a probe may take {large.time_limit:g} s; "
+        "RankMonitor(overhead=0.05) keeps probes to that share of the time, engine='dense' insists "
+        "on matrices"
+    )
+    return Choice(large, f"chosen since {reason}", (told,))
 
 
 def _large(flat: FlatProblem, memory_limit: int, time_limit: float) -> LargeHessian:

@@ -143,7 +143,7 @@ class PreparedHessian:
             nonzero = spectrum[spectrum != 0]
             arrays[f"spectrum/{part}"] = np.log10(np.abs(nonzero))
             scalars[f"spectrum_zeros/{part}"] = spectrum.size - nonzero.size
-        warnings = (*self._precision_warning(), *found.told)
+        warnings = (*self._precision_warning(), *self.choice.told, *found.told)
         return Measurement(scalars, arrays, warnings), state
 
     def _found(
@@ -258,7 +258,7 @@ def hessian_ranks(
     )
     if found is None:
         return {part: undefined_rank(once.flat.p) for part in once.parts}
-    for text in found.told:
+    for text in (*choice.told, *found.told):
         warn_user(text)
     return found.parts
 

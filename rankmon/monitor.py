@@ -112,9 +112,9 @@ class RankMonitor(ClosesOnExit):
           writers: more writers, beside those of logdir; `close` closes them too. For one that fails
             up to 1000 records are kept and tried again.
           tolerance: how the Hessian's cut is chosen.
-          memory_limit: bytes for the Hessian's dense matrices and their assembly.
-          oversize: where the Hessian does not fit in memory_limit, "raise" before training starts
-            or go on with the other "weights" probes alone.
+          memory_limit: bytes for the Hessian's matrices, or for sketches where these do not fit.
+          oversize: where not even a sketch of the Hessian fits in memory_limit, "raise" before
+            training starts or go on with the other "weights" probes alone.
           on_error: what a failing probe or writer does once training runs: "warn" (once, counted
             in monitor/errors) or "raise".
           params: parameters (or arrays like them), to check everything now instead of at the first

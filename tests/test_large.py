@@ -137,7 +137,9 @@ def test_auto_takes_an_exact_engine_where_it_fits():
 def test_auto_takes_a_sketch_where_matrices_do_not_fit():
     chosen = choice((100, 20, 10), memory=8 * 2**20)
     assert chosen.engine.name == "sketch"
-    assert "exceed memory_limit" in chosen.why
+    assert "exceed memory_limit = 8 MiB" in chosen.why
+    (told,) = chosen.told
+    assert told.startswith("the Hessian's ranks come from a sketch, since the matrices of exact")
     assert "sketches of up to" in chosen.engine.describe()
 
 
@@ -150,6 +152,7 @@ def test_auto_takes_a_sketch_where_spectra_take_too_long():
 def test_what_is_asked_for_is_taken_or_refused():
     assert choice(name="dense", time=1e-9).engine.name == "dense"
     assert choice(name="sketch").why == "asked for"
+    assert not choice(name="sketch").told
     with pytest.raises(MemoryError, match="p = 2,200 parameters"):
         choice((100, 20, 10), name="dense", memory=2**20)
     with pytest.raises(MemoryError, match="expected a sketch of 256 rows"):
