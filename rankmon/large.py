@@ -139,6 +139,8 @@ class LargeHessian:
                 return None
         others = [part for part in parts if part not in ranks]
         sketches = self._grown(_products(many, snapshot, deltas, others), cuts, begun)
+        if not all(sketch.is_finite for sketch in sketches.values()):
+            return None
         ranks |= {part: sketch.counted(cuts[part]) for part, sketch in sketches.items()}
         own = tolerance.cut(norms["H_f"], default=default)
         incomplete = [part for part, s in sketches.items() if not s.is_complete(cuts[part] / 10)]
@@ -158,6 +160,8 @@ class LargeHessian:
             started = time.monotonic()
             sketches = sketched(products, self.flat.p, side, batch=batch, rows=rows, seed=_SEED)
             seconds = time.monotonic() - started
+            if not all(sketch.is_finite for sketch in sketches.values()):
+                return sketches
             sides = {
                 part: sketch.next_side(cuts[part])
                 for part, sketch in sketches.items()

@@ -68,6 +68,11 @@ class Sketch:
         return len(self.values)
 
     @property
+    def is_finite(self) -> bool:
+        """Whether no product overflowed."""
+        return bool(np.all(np.isfinite(self.values)))
+
+    @property
     def _least_gain(self) -> Float[np.ndarray, " s"]:
         """sqrt(s) - sqrt(i) - t, by which a Gaussian stretches i dimensions at the least, or 0."""
         i = np.arange(1, self.side + 1)
@@ -84,10 +89,8 @@ class Sketch:
     def exceeding(self, cut: float) -> int:
         """How many singular values of A exceed the cut for certain."""
         s, grow = self.side, math.sqrt(self.side) + _deviation(self.side)
-        beyond = max(
-            self.p - s, 0
-        )  # of which each is at most as large as the last one with a bound
         above = self.at_most()
+        beyond = max(self.p - s, 0)  # values that are no larger than the last one of these
         images = np.minimum.accumulate(_quotient(self.values, self._least_gain))
         capped = np.minimum(cut, above)
         image_cut = cut * grow + np.sqrt(_tail(capped**2) + beyond * capped[-1] ** 2)

@@ -1,10 +1,13 @@
 """The engine past dense matrices, against dense autodiff and the closed forms of theory."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from oracles import Case, cases, data, dense_parts, mlp
 from rankmon import HessianProbe, Problem, RankMonitor, Tolerance, hessian_ranks, theory
@@ -108,15 +111,42 @@ def test_nothing_finite_no_rank():
     assert [rank.rank for rank in found.values()] == [None] * 3
 
 
-def test_sharded_parameters():
-    devices = np.array(jax.devices())
-    mesh = jax.sharding.Mesh(devices, ("data",))
-    problem, params, ranks = linear((8, 8, 4), 12)
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
-    params = jax.tree.map(lambda leaf: jax.device_put(jnp.asarray(leaf), sharding), params)
-    with jax.set_mesh(mesh):
-        found = hessian_ranks(problem, params, engine="sketch")
-    assert found["H_L"].rank == theory.rank_loss((8, 8, 4), **ranks)
+SHARDED = """
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+import rankmon
+from rankmon import theory
+from rankmon.choice import ENGINES
+
+assert len(jax.devices()) == 4
+mesh = jax.make_mesh((4,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+split = NamedSharding(mesh, PartitionSpec("model"))
+rng = np.random.default_rng(0)
+params = [jax.device_put(rng.normal(size=s).astype(np.float32), split) for s in ((8, 8), (8, 4))]
+x, y = rng.normal(size=(12, 8)), rng.normal(size=(12, 4))
+problem = rankmon.Problem(lambda w, x: x @ w[0] @ w[1], loss="mse", inputs=x, targets=y)
+coarse = rankmon.Tolerance(relative=0.2)
+with jax.set_mesh(mesh):
+    expected = rankmon.hessian_ranks(problem, params, engine="dense", tolerance=coarse)
+    for engine in ENGINES:
+        if engine == "slq":
+            found = rankmon.hessian_ranks(problem, params, engine=engine, tolerance=coarse)
+            assert found["H_L"].low <= expected["H_L"].low <= expected["H_L"].high
+            assert expected["H_L"].high <= found["H_L"].high
+        else:
+            found = rankmon.hessian_ranks(problem, params, engine=engine)
+            assert found["H_L"].rank == theory.rank_loss((8, 8, 4)), engine
+            assert found["H_o"].rank == theory.rank_outer((8, 8, 4)), engine
+assert len(params[0].sharding.device_set) == 4
+"""
+
+
+def test_every_engine_runs_with_sharded_parameters_under_a_mesh():
+    flags = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED], env=flags, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 # Which engine
