@@ -12,12 +12,11 @@ import rankmon
 from plotting import check
 from rankmon import theory
 
-# Widths (d, M_1, ..., K) and n: p = 10,020, 30,030, 100,060, 300,120 and 1,000,020.
+# Widths (d, M_1, ..., K) and n: p = 10,005, 29,985, 100,060 and 1,000,020.
 NETWORKS = (
     ((130, 60, 35, 3), 40),
     ((400, 60, 95, 3), 40),
     ((5000, 20, 3), 20),
-    ((10000, 30, 4), 30),
     ((100000, 10, 2), 20),
 )
 QUICK = (((30, 12, 10, 3), 20),)

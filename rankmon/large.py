@@ -20,7 +20,8 @@ from rankmon.rank import NumericalRank, Tolerance
 from rankmon.sketch import Products, Sketch, side_for, sketched, spectral_norm
 
 DEFAULT_TIME_LIMIT = 120.0
-_FIRST_SIDE = 256
+# Small, for its time tells what can be afforded next; twice that costs at most four times as much.
+_FIRST_SIDE = 64
 _MOST_VECTORS, _MOST_ROWS = 1024, 256
 _SEED = 0
 
@@ -65,7 +66,8 @@ class LargeHessian:
     Attributes:
       flat: the problem.
       memory_limit: bytes for sketches, products and blocks of the Jacobian.
-      time_limit: seconds for a measurement; a sketch that would take longer is not begun.
+      time_limit: seconds for a measurement; a sketch that would take longer is not begun, but for
+        the first one of 64 rows.
       outer: None where the Gram matrix of N k rows does not fit: then H_o is sketched as well.
     """
 

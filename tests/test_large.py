@@ -96,7 +96,7 @@ def test_past_its_limits_it_says_what_it_knows(limits):
     truth = theory.rank_loss(dims, **ranks)
     assert not found["H_L"].complete
     assert found["H_L"].rank == found["H_L"].low <= truth
-    assert found["H_L"].low >= 200  # of a sketch of 256 rows or so
+    assert found["H_L"].low >= 60  # of a sketch of 64 rows at the least
     assert found["H_L"].high == problem.flat(params).p
     assert found["H_o"].rank == theory.rank_outer(dims, r=ranks["r"])
 
@@ -185,8 +185,8 @@ def test_what_is_asked_for_is_taken_or_refused():
     assert not choice(name="sketch").told
     with pytest.raises(MemoryError, match="p = 2,200 parameters"):
         choice((100, 20, 10), name="dense", memory=2**20)
-    with pytest.raises(MemoryError, match="expected a sketch of 256 rows"):
-        choice(name="sketch", memory=2**20)
+    with pytest.raises(MemoryError, match="expected a sketch of 64 rows"):
+        choice(name="sketch", memory=2**17)
     with pytest.raises(MemoryError, match="p = 2,200 parameters"):  # what auto would rather take
         choice((100, 20, 10), memory=2**20)
 
