@@ -5,7 +5,7 @@ What a sketch is, is in `sketch`; how large it may become, in memory and in time
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +15,7 @@ from rankmon.flat import FlatProblem
 from rankmon.measurement import Snapshot
 from rankmon.outer import OuterSpectrum
 from rankmon.parts import HESSIAN_PARTS, bytes_text
-from rankmon.products import BlockProducts
+from rankmon.products import BlockProducts, SingleProducts
 from rankmon.rank import NumericalRank, Tolerance
 from rankmon.sketch import Products, Sketch, side_for, sketched, spectral_norm
 
@@ -53,10 +53,11 @@ def outer_of(flat: FlatProblem, memory_limit: int) -> OuterSpectrum | None:
 
 @dataclass
 class _Progress:
-    """What is known from the measurement before: how large a sketch was of use."""
+    """What is kept between measurements: programs, and how large a sketch was of use."""
 
     side: int = _FIRST_SIDE
-    programs: dict[int, tuple[BlockProducts, BlockProducts]] = field(default_factory=dict)
+    single: SingleProducts | None = None
+    blocks: dict[int, BlockProducts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,12 +100,12 @@ class LargeHessian:
     def compile(self, *, cotangents: int) -> None:
         """Compiles the products with the Hessian for so many residuals."""
         self.flat.compile()
-        if cotangents not in self.progress.programs:
+        kept = self.progress
+        if kept.single is None:
+            kept.single = SingleProducts(self.flat)
+        if cotangents not in kept.blocks:
             room = self.memory_limit // 4
-            self.progress.programs[cotangents] = (
-                BlockProducts(self.flat, cotangents=cotangents, room=room),
-                BlockProducts(self.flat, cotangents=cotangents, room=room, most=1),
-            )
+            kept.blocks[cotangents] = BlockProducts(self.flat, cotangents=cotangents, room=room)
 
     def ranks(
         self,
@@ -124,9 +125,8 @@ class LargeHessian:
         begun = time.monotonic()
         deltas = [delta] if reference is None else [delta, reference]
         self.compile(cotangents=len(deltas))
-        many, one = self.progress.programs[len(deltas)]
         parts = HESSIAN_PARTS[: 2 + len(deltas)]
-        norms = _norms(_products(one, snapshot, deltas, parts), self.flat.p, parts)
+        norms = self._norms(snapshot, deltas)
         if not all(map(math.isfinite, norms.values())):
             return None
         default = self.flat.p * self.flat.precision.eps
@@ -140,7 +140,8 @@ class LargeHessian:
             if ranks["H_o"].rank is None:
                 return None
         others = [part for part in parts if part not in ranks]
-        sketches = self._grown(_products(many, snapshot, deltas, others), cuts, begun)
+        blocks = self.progress.blocks[len(deltas)]
+        sketches = self._grown(_products(blocks, snapshot, deltas, others), cuts, begun)
         if not all(sketch.is_finite for sketch in sketches.values()):
             return None
         ranks |= {part: sketch.counted(cuts[part]) for part, sketch in sketches.items()}
@@ -151,6 +152,20 @@ class LargeHessian:
             sketches["H_f"].counted(own).rank or 0,
             told=(self._told(incomplete),) if incomplete else (),
         )
+
+    def _norms(
+        self, snapshot: Snapshot, deltas: Sequence[Float[np.ndarray, "n k"]]
+    ) -> dict[str, float]:
+        """||H||_2 of each part."""
+        single, at = self.progress.single, (snapshot.theta, snapshot.fixed)
+        assert single is not None
+        outer = single.outer(*at)
+        functional, *held = (single.functional(*at, delta) for delta in deltas)
+        products = (lambda v: outer(v) + functional(v), outer, functional, *held)
+        return {
+            part: spectral_norm(product, self.flat.p, seed=_SEED)
+            for part, product in zip(HESSIAN_PARTS, products, strict=False)
+        }
 
     def _grown(
         self, products: Products, cuts: Mapping[str, float], begun: float
@@ -229,12 +244,3 @@ def _products(
         return images
 
     return products
-
-
-def _norms(one: Products, p: int, parts: Sequence[str]) -> dict[str, float]:
-    """||H||_2 of each part."""
-
-    def product(part: str) -> Callable[[np.ndarray], np.ndarray]:
-        return lambda v: one(v.reshape(1, p))[part][0]
-
-    return {part: spectral_norm(product(part), p, seed=_SEED) for part in parts}

@@ -7,6 +7,7 @@ With weights w_i that sum to 1, residuals delta_i = dl/dF [k], output Hessians B
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -56,6 +57,48 @@ def outer_product(
     return pull_back(cotangent)[0]
 
 
+class SingleProducts:
+    """H_o v and H_f v for one vector, each a program of its own.
+
+    Args:
+      flat: the problem.
+    """
+
+    def __init__(self, flat: FlatProblem) -> None:
+        self._flat = flat
+        weighted = jax.ShapeDtypeStruct((flat.positions, flat.k), flat.dtype)
+        theta, *known = flat.shapes_of(flat.inputs, flat.targets, flat.typed_weights)
+        fixed, inputs, *_ = known
+        with flat.precision.scope():
+            outer, functional = (
+                jax.jit(partial(product, flat)) for product in (outer_product, functional_product)
+            )
+            self._outer = outer.lower(theta, *known, theta).compile()
+            self._functional = functional.lower(theta, fixed, inputs, weighted, theta).compile()
+
+    def outer(
+        self, theta: np.ndarray, fixed: Sequence[np.ndarray]
+    ) -> Callable[[Float[np.ndarray, " p"]], Float[np.ndarray, " p"]]:
+        """The function v -> H_o v at these parameters."""
+        flat = self._flat
+        known = (theta, tuple(fixed), flat.inputs, flat.targets, flat.typed_weights)
+        return partial(self._product, self._outer, known)
+
+    def functional(
+        self, theta: np.ndarray, fixed: Sequence[np.ndarray], delta: Float[np.ndarray, "n k"]
+    ) -> Callable[[Float[np.ndarray, " p"]], Float[np.ndarray, " p"]]:
+        """The function v -> H_f v at these parameters and residuals."""
+        flat = self._flat
+        weighted = (flat.weights[:, None] * delta).astype(flat.dtype)
+        return partial(
+            self._product, self._functional, (theta, tuple(fixed), flat.inputs, weighted)
+        )
+
+    def _product(self, program: Callable[..., Any], known: Any, v: np.ndarray) -> np.ndarray:
+        with self._flat.precision.scope():
+            return np.asarray(program(*known, v.astype(self._flat.dtype)), np.float64)
+
+
 class Block(NamedTuple):
     """H_o and H_f, for each of some residuals, times the same vectors."""
 
@@ -70,7 +113,6 @@ class BlockProducts:
       flat: the problem.
       cotangents: for how many residuals H_f is asked at once.
       room: bytes of temporary memory.
-      most: vectors at once, if they fit.
 
     Raises:
       MemoryError: where a single vector does not fit.
@@ -79,9 +121,7 @@ class BlockProducts:
       vectors: m, how many are multiplied at once.
     """
 
-    def __init__(
-        self, flat: FlatProblem, *, cotangents: int, room: int, most: int = _MOST_VECTORS
-    ) -> None:
+    def __init__(self, flat: FlatProblem, *, cotangents: int, room: int) -> None:
         self._flat = flat
         p, dtype = flat.p, flat.dtype
         weighted = jax.ShapeDtypeStruct((cotangents, flat.positions, flat.k), dtype)
@@ -90,7 +130,7 @@ class BlockProducts:
         def shapes(m: int) -> tuple[Any, ...]:
             return *known, weighted, jax.ShapeDtypeStruct((m, p), dtype)
 
-        most = max(1, min(most, p, room // (8 * p * (2 + cotangents))))
+        most = max(1, min(_MOST_VECTORS, p, room // (8 * p * (2 + cotangents))))
         with flat.precision.scope():
             self._program, self.vectors, _ = largest_program(
                 "a product with the Hessian", lambda m: self._blocks, shapes, most=most, room=room

@@ -196,7 +196,7 @@ def spectral_norm(product: Callable[[np.ndarray], np.ndarray], p: int, *, seed: 
         return float(np.linalg.norm(image) / np.linalg.norm(start))
     operator = scipy.sparse.linalg.LinearOperator((p, p), matvec=product, dtype=np.float64)
     (value,) = scipy.sparse.linalg.eigsh(
-        operator, k=1, which="LM", v0=start, tol=1e-3, return_eigenvectors=False
+        operator, k=1, ncv=min(p, 10), which="LM", v0=start, tol=1e-3, return_eigenvectors=False
     )
     return float(abs(value))
 

@@ -148,7 +148,8 @@ def _programs(flat: FlatProblem, steps: int) -> dict[str, Callable[..., Any]]:
             "expected matfree, which does the Lanczos steps, got none installed; run "
             "pip install 'rankmon[scale]'"
         ) from error
-    tridiagonalize = decomp.tridiag_sym(steps, reortho="full", materialize=False, custom_vjp=False)
+    # tridiag_sym takes the mean of both triangles, of which the upper one is noise at a breakdown.
+    hessenberg = decomp.hessenberg(steps, reortho="full", custom_vjp=False)
 
     def outer(v: Any, theta: Any, fixed: Any, inputs: Any, targets: Any, w: Any, _: Any) -> Any:
         return outer_product(flat, theta, fixed, inputs, targets, w, v)
@@ -162,8 +163,9 @@ def _programs(flat: FlatProblem, steps: int) -> dict[str, Callable[..., Any]]:
     def program(product: Callable[..., Any]) -> Callable[..., Any]:
         @jax.jit
         def decomposed(v: Any, known: Any) -> Any:
-            found = tridiagonalize(lambda u: product(u, *known), v)
-            return *found.J_small, jnp.linalg.norm(found.residual)
+            found = hessenberg(lambda u: product(u, *known), v)
+            H = found.J_small
+            return jnp.diagonal(H), jnp.diagonal(H, -1), jnp.linalg.norm(found.residual)
 
         return decomposed
 

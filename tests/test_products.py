@@ -6,7 +6,7 @@ import pytest
 
 from oracles import cases, dense_parts
 from rankmon import Problem
-from rankmon.products import BlockProducts
+from rankmon.products import BlockProducts, SingleProducts
 
 NAMES = ["relu_bias-mse", "tokens-cross_entropy", "batch_statistics-mse"]
 CASES = [case for case in cases() if case.name in NAMES]
@@ -34,6 +34,18 @@ def test_blocks_are_the_matrices_times_vectors(case):
         H_o, H_f = parts["H_o"], parts["H_f_fixed"]
         np.testing.assert_allclose(got.outer, vectors @ H_o, atol=1e-12 * np.abs(H_o).sum(0).max())
         np.testing.assert_allclose(functional, vectors @ H_f, atol=1e-12 * np.abs(H_f).sum(0).max())
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_single_vectors(case):
+    flat, theta, fixed = stated(case)
+    rng = np.random.default_rng(3)
+    delta, v = rng.standard_normal((flat.positions, flat.k)), rng.standard_normal(flat.p)
+    parts, single = dense_parts(case, delta), SingleProducts(flat)
+    scale = 1e-12 * np.abs(parts["H_o"]).sum(0).max()
+    np.testing.assert_allclose(single.outer(theta, fixed)(v), parts["H_o"] @ v, atol=scale)
+    found, H_f = single.functional(theta, fixed, delta)(v), parts["H_f_fixed"]
+    np.testing.assert_allclose(found, H_f @ v, atol=1e-12 * np.abs(H_f).sum(0).max())
 
 
 def test_fewer_vectors_at_once_where_room_is_small():

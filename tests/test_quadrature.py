@@ -161,6 +161,18 @@ def test_three_percent_of_the_dense_count(activation, bias, relative):
         assert trace.low - 1e-9 <= values.sum() <= trace.high + 1e-9
 
 
+def test_parts_that_break_down_at_once():
+    """One layer on orthonormal inputs: H_o is a multiple of the identity, and H_f is zero."""
+    problem = Problem(lambda W, x: x @ W, loss="mse", inputs=np.eye(4), targets=np.ones((4, 2)))
+    found = stochastic_spectra(problem, np.ones((4, 2)), probes=4, steps=8)
+    for part in ("H_L", "H_o"):
+        assert found[part].norm == pytest.approx(0.25)
+        assert found[part].count(0.2).value == pytest.approx(8)
+        assert found[part].trace().low == pytest.approx(2)
+    assert found["H_f"].norm == 0
+    assert found["H_f"].count(1e-300).high == 0
+
+
 def test_plateaus_of_the_functional_term():
     """S8: of L = 2, H_f has each singular value of Omega M_1 times, with either sign."""
     dims = (6, 30, 3)
