@@ -134,7 +134,8 @@ class StochasticSpectrum:
         """The number of eigenvalues with |lambda| > above, the epsilon-rank at an absolute cut.
 
         The value is in the middle of what the moments of each vector allow; the interval has both
-        what they leave open, and Student's interval for so few vectors.
+        what they leave open, and Student's interval for so few vectors. Of a handful of eigenvalues
+        the vectors' counts are skewed, and the interval holds less often than it says.
 
         Args:
           above: the cut, non-negative.
