@@ -68,11 +68,14 @@ def draw(results, path):
         for color, label in zip(LAYERS, ENGINES, strict=False):
             x, y = results[quantity, label]
             half = len(x) // 2
-            slope = np.polyfit(np.log(x[half:]), np.log(y[half:]), 1)[0] if len(x) > 3 else None
+            slope = np.polyfit(np.log(x[half:]), np.log(y[half:]), 1)[0] if len(x) > 2 else None
             text = label if slope is None else f"{label} (slope {slope:.1f})"
             panel.loglog(x, y, "o-", color=color, label=text)
         fixed = {"p": "n = 30, k = 3", "n": "p = 1,030, k = 3", "k": "p = 1,000 + 10 k, n = 30"}
         panel.set(xlabel=said[quantity], title=fixed[quantity])
+        if quantity == "k":
+            panel.set_xticks(x, map(str, map(int, x)))
+            panel.minorticks_off()
         panel.legend(fontsize=9)
     panels[0].set_ylabel("seconds a measurement")
     figure.savefig(path, dpi=130)

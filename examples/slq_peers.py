@@ -61,12 +61,12 @@ def main():
     spectrum = truth(SMALL if options.quick else NETWORK)
     cuts = [float(share * spectrum[0]) for share in SHARES]
     true = [int(np.sum(spectrum > cut)) for cut in cuts]
-    print(f"{'|eigenvalue| >':26}" + "".join(f"{f'{c:g} of the norm':>26}" for c in SHARES))
-    print(f"{'truth':26}" + "".join(f"{count:26}" for count in true))
+    print(f"{'|eigenvalue| >':26}" + "".join(f"{f'{c:g} of the norm':>30}" for c in SHARES))
+    print(f"{'truth':26}" + "".join(f"{count:30}" for count in true))
     rows = {way: row for way in WAYS if (row := measured(way, options.quick, cuts))}
     for way, row in rows.items():
         cells = [cell(*pair) for pair in zip(row["counts"], true, strict=True)]
-        print(f"{way:17}{row['seconds']:7.1f} s" + "".join(f"{text:>26}" for text in cells))
+        print(f"{way:17}{row['seconds']:7.1f} s" + "".join(f"{text:>30}" for text in cells))
     ours = list(zip(rows["rankmon"]["counts"], true, strict=True))
     close = all(abs(value / t - 1) <= 0.03 for (value, *_), t in ours if t >= 50)
     check(
