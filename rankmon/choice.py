@@ -15,7 +15,7 @@ from rankmon.flat import FlatProblem
 from rankmon.large import LargeHessian, Ranks
 from rankmon.measurement import Snapshot
 from rankmon.parts import HESSIAN_PARTS, bytes_text
-from rankmon.rank import NumericalRank, Tolerance, numerical_rank
+from rankmon.rank import NumericalRank, Tolerance, common_cuts, numerical_rank
 from rankmon.stack import recognized_stack
 from rankmon.stochastic import StochasticHessian
 
@@ -90,15 +90,9 @@ def spectra_to_ranks(
     spectra: Spectra, flat: FlatProblem, tolerance: Tolerance
 ) -> dict[str, NumericalRank]:
     """The parts' ranks at their common cut, p * eps * max(||H_L||_2, ||X||_2) by default."""
-    reference_norm = float(abs(spectra["H_L"][0]))
-    default = flat.p * flat.precision.eps
-
-    def rank(values: Float[np.ndarray, " p"]) -> NumericalRank:
-        norm = float(abs(values[0]))
-        cut = tolerance.cut(norm, default=default, reference_norm=reference_norm)
-        return numerical_rank(np.abs(values), cut)
-
-    return {part: rank(spectra[part]) for part in HESSIAN_PARTS if part in spectra}
+    norms = {part: float(abs(spectra[part][0])) for part in HESSIAN_PARTS if part in spectra}
+    cuts = common_cuts(norms, tolerance, default=flat.p * flat.precision.eps)
+    return {part: numerical_rank(np.abs(spectra[part]), cut) for part, cut in cuts.items()}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from rankmon.measurement import Snapshot
 from rankmon.outer import OuterSpectrum
 from rankmon.parts import HESSIAN_PARTS, bytes_text
 from rankmon.products import BlockProducts, SingleProducts
-from rankmon.rank import NumericalRank, Tolerance
+from rankmon.rank import NumericalRank, Tolerance, common_cuts
 from rankmon.sketch import Products, Sketch, side_for, sketched, spectral_norm
 
 DEFAULT_TIME_LIMIT = 120.0
@@ -130,10 +130,7 @@ class LargeHessian:
         if not all(map(math.isfinite, norms.values())):
             return None
         default = self.flat.p * self.flat.precision.eps
-        cuts = {
-            part: tolerance.cut(norm, default=default, reference_norm=norms["H_L"])
-            for part, norm in norms.items()
-        }
+        cuts = common_cuts(norms, tolerance, default=default)
         ranks: dict[str, NumericalRank] = {}
         if self.outer is not None:
             ranks["H_o"] = self.outer.rank(snapshot.leaves, Tolerance(absolute=cuts["H_o"]), "auto")

@@ -4,6 +4,7 @@ Nothing here knows a network. A rank is a count of singular values above a cut; 
 is from crossing that cut travels with it.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from numbers import Real
 from typing import Any
@@ -66,6 +67,16 @@ class Tolerance:
 
 
 DEFAULT_TOLERANCE = Tolerance()
+
+
+def common_cuts(
+    norms: Mapping[str, float], tolerance: Tolerance, *, default: float
+) -> dict[str, float]:
+    """The cut of each of the Hessian's parts, relative to the larger of its norm and H_L's."""
+    return {
+        part: tolerance.cut(norm, default=default, reference_norm=norms["H_L"])
+        for part, norm in norms.items()
+    }
 
 
 def as_tolerance(tolerance: Tolerance | None) -> Tolerance:

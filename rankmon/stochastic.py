@@ -24,7 +24,7 @@ from rankmon.parts import DEFAULT_MEMORY_LIMIT, bytes_text
 from rankmon.problem import Problem
 from rankmon.products import functional_product, outer_product
 from rankmon.quadrature import StochasticSpectrum, starts
-from rankmon.rank import NumericalRank, Tolerance
+from rankmon.rank import NumericalRank, Tolerance, common_cuts
 
 _STEPS, _LEAST_PROBES, _MOST_PROBES = 96, 4, 64
 
@@ -223,10 +223,7 @@ class StochasticHessian:
         if not all(map(math.isfinite, norms.values())):
             return None
         default = self.flat.p * self.flat.precision.eps
-        cuts = {
-            part: tolerance.cut(norm, default=default, reference_norm=norms["H_L"])
-            for part, norm in norms.items()
-        }
+        cuts = common_cuts(norms, tolerance, default=default)
         ranks: dict[str, NumericalRank] = {
             part: counted(spectrum, cuts[part]) for part, spectrum in spectra.items()
         }

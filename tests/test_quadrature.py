@@ -13,8 +13,6 @@ from oracles import cases, data, dense_parts, mlp
 from rankmon import Problem, Tolerance, hessian_ranks, stochastic_spectra
 from rankmon.quadrature import StochasticSpectrum, Tridiagonal, starts
 
-EPS = 2.0**-52
-
 
 def symmetric(eigenvalues, seed=0):
     """A matrix with these eigenvalues in a random basis, and the basis."""
