@@ -11,18 +11,22 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float
 
+from rankmon._tree import is_matrix, matrix_shape
 from rankmon.flat import FlatProblem
 from rankmon.measurement import Snapshot
 from rankmon.outer import OuterSpectrum
 from rankmon.parts import HESSIAN_PARTS, bytes_text
 from rankmon.products import BlockProducts, SingleProducts
 from rankmon.rank import NumericalRank, Tolerance, common_cuts
+from rankmon.reach import most_rank
 from rankmon.sketch import Products, Sketch, side_for, sketched, spectral_norm
 
 DEFAULT_TIME_LIMIT = 120.0
 # Small, for its time tells what can be afforded next; twice that costs at most four times as much.
 _FIRST_SIDE = 64
 _MOST_VECTORS, _MOST_ROWS = 1024, 256
+# That show which directions of a weight matrix are reached.
+_GRADIENTS = 8
 _SEED = 0
 
 
@@ -141,9 +145,13 @@ class LargeHessian:
         sketches = self._grown(_products(blocks, snapshot, deltas, others), cuts, begun)
         if not all(sketch.is_finite for sketch in sketches.values()):
             return None
-        ranks |= {part: sketch.counted(cuts[part]) for part, sketch in sketches.items()}
+        counted = {part: sketch.counted(cuts[part]) for part, sketch in sketches.items()}
         own = tolerance.cut(norms["H_f"], default=default)
-        incomplete = [part for part, s in sketches.items() if not s.is_complete(cuts[part] / 10)]
+        incomplete = [part for part, rank in counted.items() if not rank.complete]
+        if incomplete:
+            most = self._most(snapshot, deltas, min(cuts.values()) / 10)
+            counted |= {part: counted[part].at_most(most[part]) for part in incomplete}
+        ranks |= counted
         return Ranks(
             {part: ranks[part] for part in norms},
             sketches["H_f"].counted(own).rank or 0,
@@ -193,6 +201,31 @@ class LargeHessian:
                 self.progress.side = side
                 return sketches
             side = wanted
+
+    def _most(
+        self, snapshot: Snapshot, deltas: Sequence[Float[np.ndarray, "n k"]], cut: float
+    ) -> dict[str, int]:
+        """How many singular values of each part may exceed the cut, by the network's structure."""
+        rows = min(self.flat.positions * self.flat.k, self.flat.p)  # of H_o
+        most = [self._most_functional(snapshot, delta, cut) for delta in deltas]
+        counts = (min(rows + most[0], self.flat.p), rows, *most)
+        return dict(zip(HESSIAN_PARTS, counts, strict=False))
+
+    def _most_functional(
+        self, snapshot: Snapshot, delta: Float[np.ndarray, "n k"], cut: float
+    ) -> int:
+        single, at, flat = self.progress.single, (snapshot.theta, snapshot.fixed), self.flat
+        assert single is not None
+        moving = [spec for spec in flat.specs if spec.differentiated and spec.size]
+        draws = np.random.default_rng(_SEED).standard_normal((_GRADIENTS, flat.positions, 1))
+        return most_rank(
+            single.functional(*at, delta),
+            np.stack([single.gradient(*at, o * delta) for o in draws]),
+            [matrix_shape(spec) if is_matrix(spec) else (spec.size, 1) for spec in moving],
+            cut,
+            eps=flat.precision.eps,
+            seed=_SEED,
+        )
 
     @property
     def _sizes(self) -> tuple[int, int, int]:

@@ -23,6 +23,17 @@ from rankmon.jacobian import pushed_forward
 _MOST_VECTORS = 128
 
 
+def weighted_gradient(
+    flat: FlatProblem,
+    theta: Float[Array, " p"],
+    fixed: Any,
+    inputs: Any,
+    weighted: Float[Array, "n k"],
+) -> Float[Array, " p"]:
+    """grad_theta sum_i <weighted_i, F(x_i)>; traceable."""
+    return jax.grad(lambda t: jnp.vdot(weighted, flat.outputs(t, fixed, inputs)))(theta)
+
+
 def functional_product(
     flat: FlatProblem,
     theta: Float[Array, " p"],
@@ -32,11 +43,7 @@ def functional_product(
     v: Float[Array, " p"],
 ) -> Float[Array, " p"]:
     """H_f v, with the residuals times the weights of the mean; traceable."""
-
-    def gradient(theta: Any) -> Any:
-        return jax.grad(lambda t: jnp.vdot(weighted, flat.outputs(t, fixed, inputs)))(theta)
-
-    return jax.jvp(gradient, (theta,), (v,))[1]
+    return jax.jvp(lambda t: weighted_gradient(flat, t, fixed, inputs, weighted), (theta,), (v,))[1]
 
 
 def outer_product(
@@ -58,7 +65,7 @@ def outer_product(
 
 
 class SingleProducts:
-    """H_o v and H_f v for one vector, each a program of its own.
+    """H_o v and H_f v for one vector, and gradients, each a program of its own.
 
     Args:
       flat: the problem.
@@ -70,11 +77,13 @@ class SingleProducts:
         theta, *known = flat.shapes_of(flat.inputs, flat.targets, flat.typed_weights)
         fixed, inputs, *_ = known
         with flat.precision.scope():
-            outer, functional = (
-                jax.jit(partial(product, flat)) for product in (outer_product, functional_product)
+            outer, functional, gradient = (
+                jax.jit(partial(function, flat))
+                for function in (outer_product, functional_product, weighted_gradient)
             )
             self._outer = outer.lower(theta, *known, theta).compile()
             self._functional = functional.lower(theta, fixed, inputs, weighted, theta).compile()
+            self._gradient = gradient.lower(theta, fixed, inputs, weighted).compile()
 
     def outer(
         self, theta: np.ndarray, fixed: Sequence[np.ndarray]
@@ -93,6 +102,17 @@ class SingleProducts:
         return partial(
             self._product, self._functional, (theta, tuple(fixed), flat.inputs, weighted)
         )
+
+    def gradient(
+        self, theta: np.ndarray, fixed: Sequence[np.ndarray], delta: Float[np.ndarray, "n k"]
+    ) -> Float[np.ndarray, " p"]:
+        """grad_theta sum_i w_i <delta_i, F(x_i)>, with delta held constant."""
+        flat = self._flat
+        weighted = (flat.weights[:, None] * delta).astype(flat.dtype)
+        with flat.precision.scope():
+            return np.asarray(
+                self._gradient(theta, tuple(fixed), flat.inputs, weighted), np.float64
+            )
 
     def _product(self, program: Callable[..., Any], known: Any, v: np.ndarray) -> np.ndarray:
         with self._flat.precision.scope():

@@ -19,7 +19,7 @@ sketch this is; the two-sided bounds are rankmon's.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.linalg
@@ -28,8 +28,8 @@ from jaxtyping import Float
 
 from rankmon.rank import NumericalRank
 
-# The chance that a bound of one sketch fails.
-_DELTA = 1e-3
+# That a bound from random vectors fails.
+CHANCE = 1e-3
 # The gain over sqrt(s) to aim at: bounds from above are 400 times the value then, which the gaps of
 # these spectra allow, and a larger one costs its square.
 _USEFUL_GAIN = 0.05
@@ -48,11 +48,17 @@ class SketchedRank(NumericalRank):
     Attributes:
       side: s, rows and columns of the sketch.
       complete: whether the sketch was large enough to see where the spectrum falls below tolerance
-        / 10; where not, `high` is p, and `rank` the least that there is.
+        / 10; where not, `rank` is the least that there is, and `high` what the leaves allow
+        (`reach`), p at the most.
     """
 
     side: int
     complete: bool
+
+    def at_most(self, count: int) -> "SketchedRank":
+        """The same, where this is the most that values above tolerance / 10 can be."""
+        assert self.low is not None
+        return replace(self, high=max(count, self.low))
 
 
 @dataclass(frozen=True)
@@ -203,7 +209,7 @@ def spectral_norm(product: Callable[[np.ndarray], np.ndarray], p: int, *, seed: 
 
 def _deviation(side: int) -> float:
     """t, for all the bounds of a sketch together."""
-    return math.sqrt(2 * math.log(4 * side / _DELTA))
+    return math.sqrt(2 * math.log(4 * side / CHANCE))
 
 
 def _quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray:

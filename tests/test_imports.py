@@ -49,6 +49,7 @@ ORDER = [
     "ntk",
     "outer",
     "sketch",
+    "reach",
     "quadrature",
     "_symbols",
     "theory",

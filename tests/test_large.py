@@ -97,7 +97,7 @@ def test_past_its_limits_it_says_what_it_knows(limits):
     assert not found["H_L"].complete
     assert found["H_L"].rank == found["H_L"].low <= truth
     assert found["H_L"].low >= 60  # of a sketch of 64 rows at the least
-    assert found["H_L"].high == problem.flat(params).p
+    assert truth <= found["H_L"].high < problem.flat(params).p
     assert found["H_o"].rank == theory.rank_outer(dims, r=ranks["r"])
 
 
@@ -229,4 +229,4 @@ def test_what_a_sketch_cannot_show_is_told_once():
         for step in range(2):
             monitor(step, params)
     assert len(warned) == 1
-    assert writer.records[1].scalars["rank_high/H_L"] == problem.flat(params).p
+    assert writer.records[1].scalars["rank_high/H_L"] < problem.flat(params).p
