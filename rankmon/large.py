@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -64,6 +65,14 @@ class _Progress:
     blocks: dict[int, BlockProducts] = field(default_factory=dict)
 
 
+class _Sizes(NamedTuple):
+    """Vectors at once, rows of Y at once, and the largest side of a sketch."""
+
+    batch: int
+    rows: int
+    side: int
+
+
 @dataclass(frozen=True)
 class LargeHessian:
     """H_o by `outer`, the other parts by a sketch that grows until it sees where a spectrum ends.
@@ -108,8 +117,12 @@ class LargeHessian:
         if kept.single is None:
             kept.single = SingleProducts(self.flat)
         if cotangents not in kept.blocks:
-            room = self.memory_limit // 4
-            kept.blocks[cotangents] = BlockProducts(self.flat, cotangents=cotangents, room=room)
+            kept.blocks[cotangents] = BlockProducts(
+                self.flat,
+                cotangents=cotangents,
+                batch=self._sizes(cotangents).batch,
+                room=self.memory_limit // 4,
+            )
 
     def ranks(
         self,
@@ -142,7 +155,8 @@ class LargeHessian:
                 return None
         others = [part for part in parts if part not in ranks]
         blocks = self.progress.blocks[len(deltas)]
-        sketches = self._grown(_products(blocks, snapshot, deltas, others), cuts, begun)
+        products = _products(blocks, snapshot, deltas, others)
+        sketches = self._grown(products, self._sizes(len(deltas)), cuts, begun)
         if not all(sketch.is_finite for sketch in sketches.values()):
             return None
         counted = {part: sketch.counted(cuts[part]) for part, sketch in sketches.items()}
@@ -173,10 +187,10 @@ class LargeHessian:
         }
 
     def _grown(
-        self, products: Products, cuts: Mapping[str, float], begun: float
+        self, products: Products, sizes: _Sizes, cuts: Mapping[str, float], begun: float
     ) -> dict[str, Sketch]:
         """Sketches that are complete, or the largest that memory and time allow."""
-        batch, rows, most = self._sizes
+        batch, rows, most = sizes
         side = min(self.progress.side, most)
         while True:
             started = time.monotonic()
@@ -227,14 +241,15 @@ class LargeHessian:
             seed=_SEED,
         )
 
-    @property
-    def _sizes(self) -> tuple[int, int, int]:
-        """Vectors at once, rows of Y at once, and the largest side, each in its share of memory."""
-        share, parts = self.memory_limit // 4, len(HESSIAN_PARTS)
-        batch = share // (8 * self.flat.p * (parts + 1))
-        rows = share // (2 * 12 * self.flat.p)
-        side = math.isqrt(share // (8 * (parts + 1)))
-        return min(max(batch, 1), _MOST_VECTORS), min(max(rows, 1), _MOST_ROWS), side
+    def _sizes(self, residuals: int) -> _Sizes:
+        """What fits, each in its share of memory, with so many residuals."""
+        share, p = self.memory_limit // 4, self.flat.p
+        parts = 1 + residuals + (self.outer is None)  # H_L, H_f, H_f_fixed, perhaps H_o
+        return _Sizes(
+            batch=min(max(share // (8 * p * (parts + 1)), 1), _MOST_VECTORS),
+            rows=min(max(share // (4 * 8 * p), 1), _MOST_ROWS),
+            side=math.isqrt(share // (8 * (parts + 1))),
+        )
 
     def _told(self, parts: Sequence[str]) -> str:
         return (
@@ -249,7 +264,7 @@ class LargeHessian:
         outer = "H_o from the rows of its Jacobian, exactly" if self.outer else "H_o likewise"
         return (
             f"{self.name}: H_L and H_f from two-sided random sketches of up to "
-            f"{self._sizes[2]:,} rows, within {self.time_limit:g} s a probe; {outer}"
+            f"{self._sizes(1).side:,} rows, within {self.time_limit:g} s a probe; {outer}"
         )
 
 
@@ -259,18 +274,24 @@ def _products(
     deltas: Sequence[Float[np.ndarray, "n k"]],
     parts: Collection[str],
 ) -> Products:
-    """Rows v -> rows H v for each of these parts H, by name, of any number of rows."""
+    """Rows v -> rows H v for each of these parts H, by name; the next call reuses their arrays."""
     at_once = program.at(snapshot.theta, snapshot.fixed, deltas)
+    images: dict[str, np.ndarray] = {}
 
     def products(vectors: Float[np.ndarray, "m p"]) -> dict[str, Float[np.ndarray, "m p"]]:
-        m = program.vectors
-        images: dict[str, np.ndarray] = {}
-        for i in range(0, len(vectors), m):
-            outer, (functional, *held) = at_once(vectors[i : i + m])
-            rows = (outer + functional, outer, functional, *held)
-            for part, block in zip(HESSIAN_PARTS, rows, strict=False):
-                if part in parts:
-                    images.setdefault(part, np.empty(vectors.shape))[i : i + m] = block
-        return images
+        count, m = len(vectors), program.vectors
+        for part in parts:
+            if part not in images or len(images[part]) < count:
+                images[part] = np.empty(vectors.shape)
+        for i in range(0, count, m):
+            block = at_once(vectors[i : i + m])
+            rows = dict(zip(HESSIAN_PARTS[1:], (block.outer, *block.functional), strict=False))
+            for part in parts:
+                out = images[part][i : min(i + m, count)]
+                if part == "H_L":
+                    np.add(rows["H_o"], rows["H_f"], out=out)
+                else:
+                    out[:] = rows[part]
+        return {part: image[:count] for part, image in images.items()}
 
     return products

@@ -6,6 +6,7 @@ With weights w_i that sum to 1, residuals delta_i = dl/dF [k], output Hessians B
   H_f v = d/de grad_theta sum_i w_i <delta_i, F(x_i)> at theta + e v, with delta held constant
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,8 +20,8 @@ from rankmon._programs import largest_program
 from rankmon.flat import FlatProblem
 from rankmon.jacobian import pushed_forward
 
-# More vectors at once cost memory and gain nothing: the products are already large.
-_MOST_VECTORS = 128
+# More vectors at once take longer each: what lies between two layers leaves the cache.
+_MOST_VECTORS = 16
 
 
 def weighted_gradient(
@@ -132,6 +133,7 @@ class BlockProducts:
     Args:
       flat: the problem.
       cotangents: for how many residuals H_f is asked at once.
+      batch: how many vectors will come; it is divided evenly.
       room: bytes of temporary memory.
 
     Raises:
@@ -141,7 +143,7 @@ class BlockProducts:
       vectors: m, how many are multiplied at once.
     """
 
-    def __init__(self, flat: FlatProblem, *, cotangents: int, room: int) -> None:
+    def __init__(self, flat: FlatProblem, *, cotangents: int, batch: int, room: int) -> None:
         self._flat = flat
         p, dtype = flat.p, flat.dtype
         weighted = jax.ShapeDtypeStruct((cotangents, flat.positions, flat.k), dtype)
@@ -150,7 +152,8 @@ class BlockProducts:
         def shapes(m: int) -> tuple[Any, ...]:
             return *known, weighted, jax.ShapeDtypeStruct((m, p), dtype)
 
-        most = max(1, min(_MOST_VECTORS, p, room // (8 * p * (2 + cotangents))))
+        most = max(1, min(_MOST_VECTORS, batch, room // (8 * p * (2 + cotangents))))
+        most = math.ceil(batch / math.ceil(batch / most))
         with flat.precision.scope():
             self._program, self.vectors, _ = largest_program(
                 "a product with the Hessian", lambda m: self._blocks, shapes, most=most, room=room

@@ -176,14 +176,14 @@ class _Gaussian:
 
     def __init__(self, seed: int, which: int, most: int, p: int) -> None:
         self._seed = (seed, which)
-        self._single, self._double = np.empty((most, p), np.float32), np.empty((most, p))
+        self._row, self._rows = np.empty(p, np.float32), np.empty((most, p))
 
     def rows(self, first: int, count: int) -> Float[np.ndarray, "m p"]:
         """So many rows from this one on, until others are asked for."""
         generator = np.random.Generator(np.random.SFC64([*self._seed, first]))
-        generator.standard_normal(out=self._single[:count], dtype=np.float32)
-        self._double[:count] = self._single[:count]
-        return self._double[:count]
+        for i in range(count):
+            self._rows[i] = generator.standard_normal(out=self._row, dtype=np.float32)
+        return self._rows[:count]
 
 
 def _singular_values(S: np.ndarray) -> np.ndarray:

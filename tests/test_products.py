@@ -25,7 +25,7 @@ def test_blocks_are_the_matrices_times_vectors(case):
     flat, theta, fixed = stated(case)
     rng = np.random.default_rng(1)
     deltas = [rng.standard_normal((flat.positions, flat.k)) for _ in range(2)]
-    products = BlockProducts(flat, cotangents=2, room=ROOM)
+    products = BlockProducts(flat, cotangents=2, batch=64, room=ROOM)
     vectors = rng.standard_normal((min(products.vectors, 7), flat.p))
     got = products.at(theta, fixed, deltas)(vectors)
     assert got.outer.shape == vectors.shape
@@ -51,19 +51,19 @@ def test_single_vectors(case):
 def test_fewer_vectors_at_once_where_room_is_small():
     flat, theta, fixed = stated(CASES[0])
     delta = np.ones((flat.positions, flat.k))
-    wide = BlockProducts(flat, cotangents=1, room=ROOM)
-    narrow = BlockProducts(flat, cotangents=1, room=50_000)
+    wide = BlockProducts(flat, cotangents=1, batch=64, room=ROOM)
+    narrow = BlockProducts(flat, cotangents=1, batch=64, room=10_000)
     assert narrow.vectors < wide.vectors
     v = np.random.default_rng(2).standard_normal((1, flat.p))
     one, other = (b.at(theta, fixed, [delta])(v) for b in (wide, narrow))
     np.testing.assert_allclose(one.outer, other.outer, rtol=1e-10)
     with pytest.raises(MemoryError, match="a product with the Hessian"):
-        BlockProducts(flat, cotangents=1, room=10)
+        BlockProducts(flat, cotangents=1, batch=64, room=10)
 
 
 def test_blocks_are_float64_where_the_user_has_x64_off():
     flat, theta, fixed = stated(CASES[0])
-    products = BlockProducts(flat, cotangents=1, room=ROOM)
+    products = BlockProducts(flat, cotangents=1, batch=64, room=ROOM)
     got = products.at(theta, fixed, [np.ones((flat.positions, flat.k))])(np.eye(flat.p)[:3])
     assert got.outer.dtype == got.functional.dtype == np.float64
     assert not jax.config.jax_enable_x64
