@@ -101,6 +101,7 @@ def main():
         {
             "H_o has no eigenvalue near the cut at first": bool(lows[0, 0] == highs[0, 0]),
             "H_L and H_f are intervals": bool(np.all(lows <= highs)),
+            "whose upper ends are less than p": bool(np.all(highs < p)),
             f"{100 * spent / wall:.1f} % of training's time was the probes', of 10 allowed": (
                 spent <= 0.1 * wall or options.quick
             ),

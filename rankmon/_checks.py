@@ -1,5 +1,6 @@
-"""What a `Problem` refuses, each with what was expected, what came and what to do."""
+"""What is refused before it is computed, with what was expected, what came and what to do."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,6 +14,12 @@ def check_flag(name: str, value: bool) -> None:
     """Refuses what is neither True nor False."""
     if not isinstance(value, bool):
         raise TypeError(f"expected {name} to be True or False, got {value!r}; choose one")
+
+
+def check_engine(name: str, known: Sequence[str]) -> None:
+    """Refuses what is none of these engines."""
+    if name not in known:
+        raise ValueError(f"expected engine to be one of {known}, got {name!r}; use 'auto'")
 
 
 def leading_axis(name: str, tree: Any) -> int:

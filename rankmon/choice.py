@@ -169,12 +169,6 @@ def _why(flat: FlatProblem, engine: Engine) -> str:
     return f"chosen since {kind.get(engine.name, fits)}"
 
 
-def check_engine(name: str) -> None:
-    """Refuses what is no engine's name."""
-    if name not in ENGINES:
-        raise ValueError(f"expected engine to be one of {ENGINES}, got {name!r}; use 'auto'")
-
-
 def check_time_limit(seconds: float) -> None:
     """Refuses what is no positive number of seconds."""
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Float
 
+from rankmon._checks import check_engine
 from rankmon._precision import DOUBLE
 from rankmon.contraction import StackCurvature
 from rankmon.curvature import Curvature
@@ -70,17 +71,11 @@ def engine_of(flat: FlatProblem, *, name: str, memory_limit: int) -> Engine:
       ValueError: for an unknown name, and where the engine does not apply to the network.
       MemoryError: where its matrices do not fit in memory_limit.
     """
-    check_engine(name)
+    check_engine(name, ENGINES)
     key = ("engine", name, memory_limit)
     if key not in flat.memo:
         flat.memo[key] = _Remembering(_chosen(flat, name, memory_limit))
     return flat.memo[key]
-
-
-def check_engine(name: str) -> None:
-    """Refuses what is no engine's name."""
-    if name not in ENGINES:
-        raise ValueError(f"expected engine to be one of {ENGINES}, got {name!r}; use 'auto'")
 
 
 def _chosen(flat: FlatProblem, name: str, memory_limit: int) -> Engine:

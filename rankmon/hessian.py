@@ -11,16 +11,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from rankmon._checks import check_engine
 from rankmon._hparams import Hparam
 from rankmon._once import Once
 from rankmon._warnings import warn_user
-from rankmon.choice import (
-    Choice,
-    check_engine,
-    check_time_limit,
-    chosen_engine,
-)
-from rankmon.engines import check_engine as check_exact_engine
+from rankmon.choice import ENGINES, Choice, check_time_limit, chosen_engine
+from rankmon.engines import ENGINES as EXACT_ENGINES
 from rankmon.engines import engine_of
 from rankmon.expectation import Expectation
 from rankmon.flat import FlatProblem
@@ -62,7 +58,7 @@ class HessianProbe:
 
     def __post_init__(self) -> None:
         as_tolerance(self.tolerance)
-        check_engine(self.engine)
+        check_engine(self.engine, ENGINES)
         check_time_limit(self.time_limit)
 
     def placeholder_state(self, problem: Problem) -> State:
@@ -246,7 +242,7 @@ def hessian_ranks(
     Source: arXiv 2106.16225, section 3; the common cut is rankmon's.
     """
     tolerance = as_tolerance(tolerance)
-    check_engine(engine)
+    check_engine(engine, ENGINES)
     check_time_limit(time_limit)
     once = Once.of(problem, params, reference)
     choice = chosen_engine(once.flat, name=engine, memory_limit=memory_limit, time_limit=time_limit)
@@ -292,7 +288,7 @@ def hessian_spectra(
 
     Source: arXiv 2106.16225, section 3.
     """
-    check_exact_engine(engine)
+    check_engine(engine, EXACT_ENGINES)
     once = Once.of(problem, params, reference)
     exact = engine_of(once.flat, name=engine, memory_limit=memory_limit)
     delta = once.residuals()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from rankmon._checks import check_engine
 from rankmon._precision import DOUBLE
 from rankmon.contraction import StackJacobian
 from rankmon.flat import FlatProblem
@@ -100,8 +101,7 @@ def ntk_rank(
 def _jacobian(
     problem: Problem, params: Any, engine: str, memory_limit: int
 ) -> tuple[FlatProblem, Float[np.ndarray, "nk p"]]:
-    if engine not in ENGINES:
-        raise ValueError(f"expected engine to be one of {ENGINES}, got {engine!r}; use 'auto'")
+    check_engine(engine, ENGINES)
     flat = problem.flat(params)
     need = 8 * flat.positions * flat.k * (_JACOBIANS_ALIVE * flat.p + flat.positions * flat.k)
     if need > memory_limit:

@@ -230,6 +230,8 @@ class StochasticHessian:
         if self.outer is not None:
             cut = Tolerance(absolute=cuts["H_o"])
             ranks["H_o"] = self.outer.rank(snapshot.leaves, cut, "auto")
+            if ranks["H_o"].rank is None:
+                return None
         own = counted(spectra["H_f"], tolerance.cut(norms["H_f"], default=default))
         return Ranks(ranks, own.rank or 0)
 

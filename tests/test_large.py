@@ -101,13 +101,14 @@ def test_past_its_limits_it_says_what_it_knows(limits):
     assert found["H_o"].rank == theory.rank_outer(dims, r=ranks["r"])
 
 
-def test_nothing_finite_no_rank():
+@pytest.mark.parametrize("engine", ["sketch", "slq"])
+def test_nothing_finite_no_rank(engine):
     problem, params, _ = linear((5, 4, 3), 8)
     poisoned = jax.tree.map(lambda leaf: leaf * np.nan, params)
-    found = hessian_ranks(problem, poisoned, engine="sketch")
+    found = hessian_ranks(problem, poisoned, engine=engine)
     assert [rank.rank for rank in found.values()] == [None] * 3
     huge = jax.tree.map(lambda leaf: np.asarray(leaf) * 1e160, params)
-    found = hessian_ranks(problem, huge, engine="sketch")
+    found = hessian_ranks(problem, huge, engine=engine)
     assert [rank.rank for rank in found.values()] == [None] * 3
 
 
