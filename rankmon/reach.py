@@ -56,12 +56,12 @@ def most_rank(
       seed: of the vectors.
     """
     rng = np.random.default_rng([seed, 2])
-    leaves = [slice(end - a * b, end) for end, (a, b) in zip(_ends(shapes), shapes, strict=True)]
-    p = leaves[-1].stop
+    *starts, p = np.cumsum([0, *(a * b for a, b in shapes)]).tolist()
+    leaves = [slice(start, start + a * b) for start, (a, b) in zip(starts, shapes, strict=True)]
     # Four ways to leave out directions of each leaf, and the zero block.
     tau = math.sqrt(math.pi / 2) * (CHANCE / (4 * len(leaves) + 1)) ** (1 / _TRIED)
     room = cut * tau / (4 * math.sqrt(len(leaves)))
-    images = np.stack([product(x) for x in rng.standard_normal((_TRIED, p))])
+    images = np.stack([product(rng.standard_normal(p)) for _ in range(_TRIED)])
     if not (np.all(np.isfinite(images)) and np.all(np.isfinite(gradients))):
         return p
     reached = [
@@ -77,10 +77,6 @@ def most_rank(
         if _is_zero(product, p, block, cut * tau / 2, rng):
             return 2 * others
     return sum(reached)
-
-
-def _ends(shapes: Sequence[tuple[int, int]]) -> list[int]:
-    return [int(end) for end in np.cumsum([a * b for a, b in shapes])]
 
 
 def _is_zero(
@@ -123,17 +119,17 @@ class _Spaces:
     def reached(self, images: Float[np.ndarray, "m a b"], room: float) -> int:
         """The fewest of these directions that leave out no more of the images than the room."""
         (a, u), (b, v) = self.U.shape, self.V.shape
-        beside_columns = images - self.U @ (self.U.T @ images)
-        beside_rows = images - (images @ self.V) @ self.V.T
+        missed = np.max([self._missed(image) for image in images], axis=0)
+        directions = np.array([0, u * b, a * v, u * b + a * v - u * v])
+        return min([a * b, *directions[missed <= room].tolist()])
+
+    def _missed(self, image: Float[np.ndarray, "a b"]) -> tuple[float, ...]:
+        """The norms of the image, and of it beside U, beside V and beside both."""
+        beside_columns = image - self.U @ (self.U.T @ image)
+        beside_rows = image - (image @ self.V) @ self.V.T
         beside_both = beside_columns - (beside_columns @ self.V) @ self.V.T
-        ways = (
-            (0, images),
-            (u * b, beside_columns),
-            (a * v, beside_rows),
-            (u * b + a * v - u * v, beside_both),
-        )
-        fitting = [d for d, missed in ways if np.max(np.linalg.norm(missed, axis=(1, 2))) <= room]
-        return min([a * b, *fitting])
+        parts = (image, beside_columns, beside_rows, beside_both)
+        return tuple(float(np.linalg.norm(part)) for part in parts)
 
 
 def _basis(
