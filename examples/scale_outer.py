@@ -65,7 +65,7 @@ ROWS = {
 
 
 def measured(row, size):
-    """The number of parameters, the rank, seconds of the first and of the second time, and GiB."""
+    """The `OuterRank`, seconds of the first and of the second time, and peak GiB."""
     make, method = ROWS[row]
     problem, params = make(size)
     seconds = []

@@ -65,6 +65,11 @@ def outer_product(
     return pull_back(cotangent)[0]
 
 
+def _weighted(flat: FlatProblem, delta: Float[np.ndarray, "*c n k"]) -> Float[np.ndarray, "*c n k"]:
+    """The residuals times the weights of the mean, as compiled programs take them."""
+    return (flat.weights[:, None] * delta).astype(flat.dtype)
+
+
 class SingleProducts:
     """H_o v and H_f v for one vector, and gradients, each a program of its own.
 
@@ -99,7 +104,7 @@ class SingleProducts:
     ) -> Callable[[Float[np.ndarray, " p"]], Float[np.ndarray, " p"]]:
         """The function v -> H_f v at these parameters and residuals."""
         flat = self._flat
-        weighted = (flat.weights[:, None] * delta).astype(flat.dtype)
+        weighted = _weighted(flat, delta)
         return partial(
             self._product, self._functional, (theta, tuple(fixed), flat.inputs, weighted)
         )
@@ -109,7 +114,7 @@ class SingleProducts:
     ) -> Float[np.ndarray, " p"]:
         """grad_theta sum_i w_i <delta_i, F(x_i)>, with delta held constant."""
         flat = self._flat
-        weighted = (flat.weights[:, None] * delta).astype(flat.dtype)
+        weighted = _weighted(flat, delta)
         with flat.precision.scope():
             return np.asarray(
                 self._gradient(theta, tuple(fixed), flat.inputs, weighted), np.float64
@@ -189,7 +194,7 @@ class BlockProducts:
     ) -> Callable[[Float[np.ndarray, "m p"]], Block]:
         """The products at these parameters and residuals, a function of up to m vectors."""
         flat = self._flat
-        weighted = (flat.weights[:, None] * np.stack(deltas)).astype(flat.dtype)
+        weighted = _weighted(flat, np.stack(deltas))
         known = (theta, tuple(fixed), flat.inputs, flat.targets, flat.typed_weights, weighted)
 
         def products(vectors: Float[np.ndarray, "m p"]) -> Block:
