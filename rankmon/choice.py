@@ -4,7 +4,7 @@ Exact spectra where they fit and are done in time (`engines`), else `large`; nei
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -24,6 +24,7 @@ ENGINES = (*EXACT_ENGINES, "sketch", "slq")
 _SECONDS = 3.5e-10
 
 
+@runtime_checkable
 class RankEngine(Protocol):
     """One way to the ranks of one problem."""
 

@@ -7,7 +7,7 @@ counted in `rank`.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -29,6 +29,7 @@ _REDUCED_MATRICES_ALIVE = 4
 Spectra = dict[str, Float[np.ndarray, " p"]]
 
 
+@runtime_checkable
 class Engine(Protocol):
     """One way to the spectra of one problem."""
 
@@ -154,6 +155,7 @@ def _agree(flat: FlatProblem, contraction: StackCurvature, curvature: Curvature)
     return True
 
 
+@runtime_checkable
 class _Assembly(Protocol):
     def compile(self, *, cotangents: int) -> None: ...
 

@@ -7,7 +7,7 @@ fixed; what the user states is in `problem`.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from rankmon._warnings import warn_user
 from rankmon.losses import Loss
 
 
+@runtime_checkable
 class Statement(Protocol):
     """What `Problem` states, as far as it is needed here."""
 

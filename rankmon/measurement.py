@@ -8,7 +8,7 @@ keeps it.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -119,6 +119,7 @@ class Description:
     hparams: Mapping[str, Hparam] = field(default_factory=dict)
 
 
+@runtime_checkable
 class PreparedProbe(Protocol):
     """A probe at parameters of a known structure."""
 
@@ -132,6 +133,7 @@ class PreparedProbe(Protocol):
         """What the run's card says of it."""
 
 
+@runtime_checkable
 class Probe(Protocol):
     """A named measurement; `prepare` refuses what cannot be measured, before training starts."""
 

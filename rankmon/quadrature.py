@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
-import scipy.stats
+import scipy.special
 from jaxtyping import Float
 
 # Off-diagonal entries below this, over the norm, end the recurrence: the rest is rounding.
@@ -173,7 +173,7 @@ class StochasticSpectrum:
             return Estimate(math.nan, math.nan, math.nan, confidence)
         v = len(ends)
         low, high = self.p * ends.mean(axis=0)
-        quantile = scipy.stats.t.ppf((1 + confidence) / 2, v - 1)
+        quantile = scipy.special.stdtrit(v - 1, (1 + confidence) / 2)
         off = self.p * np.std(ends, axis=0, ddof=1) * quantile / math.sqrt(v)
         return Estimate(
             float(low + high) / 2,
@@ -192,7 +192,8 @@ class StochasticSpectrum:
         points = np.asarray(points, np.float64)
         total = np.zeros_like(points)
         for nodes, weights in (t.rule() for t in self.tridiagonals):
-            total += scipy.stats.norm.pdf(points[:, None], nodes, width) @ weights
+            deviations = (points[:, None] - nodes) / width
+            total += np.exp(-(deviations**2) / 2) / (width * math.sqrt(2 * math.pi)) @ weights
         return total / len(self.tridiagonals) if self.tridiagonals else total * math.nan
 
 

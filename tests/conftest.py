@@ -9,6 +9,24 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # xdist keeps the cores busy already; threads that wait for one another take minutes instead.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
+
+# A program of its own, which reads its arguments on import.
+collect_ignore = ["devices_child.py"]
+
+
+def pytest_configure(config):
+    """Keeps compiled programs between runs, for the tests' subprocesses too.
+
+    `pytest --cache-clear` empties the folder; `JAX_ENABLE_COMPILATION_CACHE=false` does without it.
+    """
+    cache = getattr(config, "cache", None)  # pytest -p no:cacheprovider
+    if cache is None:
+        return
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.mkdir("jax")))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
 # What TensorBoard's own page and a browser without a GPU say.
 _NOISE = ("Three.js", "WebGL")
 

@@ -3,8 +3,9 @@
 Nothing of rankmon is used here but in the tests that import it; losses are the textbook formulas.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """A network at some parameters with its loss and batch; `textbook` is the plain loss."""
 
@@ -101,105 +102,198 @@ class _BatchStatistics(nn.Module):
         return nn.Dense(2)(nn.tanh(x))
 
 
-def _flax_case(name: str, module: Any, inputs: Any, targets: Any, **rest: Any) -> Case:
-    variables = module.init(jax.random.key(3), inputs)
-    others = {k: v for k, v in variables.items() if k != "params"}
+def _flax_case(
+    name: str,
+    module: Any,
+    shapes: dict[str, Any],
+    inputs: Any,
+    targets: Any,
+    others: dict[str, Any] | None = None,
+    **rest: Any,
+) -> Case:
+    """A Linen network with Gaussian parameters of these shapes, which its `init` is not asked for."""
+    others = others or {}
+    rng = np.random.default_rng(3)
+
+    def gaussian(shape: tuple[int, ...]) -> np.ndarray:
+        return (rng.standard_normal(shape) / np.sqrt(np.prod(shape[:-1]))).astype(np.float32)
 
     def apply(params: Any, x: Any) -> Any:
         out = module.apply({"params": params, **others}, x, mutable=list(others))
         return out[0] if isinstance(out, tuple) else out
 
-    params = jax.tree.map(np.asarray, variables["params"])
+    params = jax.tree.map(gaussian, shapes, is_leaf=lambda node: isinstance(node, tuple))
     return Case(name, apply, params, inputs, targets, **rest)
 
 
-def cases() -> list[Case]:
-    """The networks and losses that every part of the Hessian is held against."""
-    x, y = data(9, 5, 3)
-    labels = np.arange(9) % 3
-    one_hot = np.eye(3)[labels]
-    found = []
-    for name, activation, bias in (
-        ("linear", None, False),
-        ("linear_bias", None, True),
-        ("relu", jax.nn.relu, False),
-        ("relu_bias", jax.nn.relu, True),
-        ("tanh", jnp.tanh, False),
-        ("tanh_bias", jnp.tanh, True),
-    ):
-        apply, params = mlp((5, 4, 4, 3), activation, bias=bias)
-        found.append(Case(f"{name}-mse", apply, params, x, y, "mse", mse))
-    apply, params = mlp((5, 4, 4, 3), jnp.tanh)
-    linear, linear_params = mlp((5, 4, 3))
-    custom_targets = {"at": y, "width": np.abs(y) + 0.5}
-    mask = np.array([1, 0, 2, 1, 0.5, 1, 0, 1, 3.0])
-    found += [
-        Case("tanh-cross_entropy", apply, params, x, labels, "cross_entropy", cross_entropy),
-        Case("tanh-one_hot", apply, params, x, one_hot, "cross_entropy", soft_cross_entropy),
-        Case("tanh-cosh", apply, params, x, y, "cosh", cosh),
-        Case("tanh-custom", apply, params, x, custom_targets, student_t, student_t),
-        Case(
-            "linear-cross_entropy", linear, linear_params, x, labels, "cross_entropy", cross_entropy
-        ),
-        Case("linear-weights", linear, linear_params, x, y, "mse", mse, mask),
-    ]
+def _dense_case(
+    name: str,
+    loss: Any,
+    targets: Any,
+    textbook: Any,
+    *,
+    dims: tuple[int, ...] = (5, 4, 4, 3),
+    weights: Any = None,
+) -> Case:
+    network = name.split("-")[0]
+    activation = {"linear": None, "relu": jax.nn.relu, "tanh": jnp.tanh}[network.split("_")[0]]
+    apply, params = mlp(dims, activation, bias=network.endswith("_bias"))
+    return Case(name, apply, params, X, targets, loss, textbook, weights)
+
+
+X, Y = data(9, 5, 3)
+_LABELS = np.arange(9) % 3
+_MASK = np.array([1, 0, 2, 1, 0.5, 1, 0, 1, 3.0])
+
+
+def _conv() -> Case:
     images = np.random.default_rng(2).standard_normal((6, 4, 4, 1))
-    image_targets = np.random.default_rng(3).standard_normal((6, 2))
+    targets = np.random.default_rng(3).standard_normal((6, 2))
+    shapes = {
+        "Conv_0": {"kernel": (2, 2, 1, 3), "bias": (3,)},
+        "Dense_0": {"kernel": (12, 2), "bias": (2,)},
+    }
+    return _flax_case("conv-mse", _Conv(), shapes, images, targets, loss="mse", textbook=mse)
+
+
+def _tokens() -> Case:
     tokens = np.random.default_rng(4).integers(0, 5, (4, 3))
-    found += [
-        _flax_case("conv-mse", _Conv(), images, image_targets, loss="mse", textbook=mse),
-        _flax_case(
-            "tokens-cross_entropy",
-            _PerToken(),
-            tokens,
-            tokens % 3,
-            loss="cross_entropy",
-            textbook=cross_entropy,
-            weights=np.array([[1, 1, 0], [1, 0, 0], [1, 1, 1], [2, 1, 0.5]]),
-        ),
-        _flax_case(
-            "batch_statistics-mse", _BatchStatistics(), x, y[:, :2], loss="mse", textbook=mse
-        ),
-    ]
-    return found
+    shapes = {
+        "Embed_0": {"embedding": (5, 4)},
+        "Dense_0": {"kernel": (4, 3), "bias": (3,)},  # the outer call is written first
+        "Dense_1": {"kernel": (4, 4), "bias": (4,)},
+    }
+    return _flax_case(
+        "tokens-cross_entropy",
+        _PerToken(),
+        shapes,
+        tokens,
+        tokens % 3,
+        loss="cross_entropy",
+        textbook=cross_entropy,
+        weights=np.array([[1, 1, 0], [1, 0, 0], [1, 1, 1], [2, 1, 0.5]]),
+    )
+
+
+def _batch_statistics() -> Case:
+    shapes = {
+        "Dense_0": {"kernel": (5, 4), "bias": (4,)},
+        "BatchNorm_0": {"scale": (4,), "bias": (4,)},
+        "Dense_1": {"kernel": (4, 2), "bias": (2,)},
+    }
+    moving = {"BatchNorm_0": {"mean": np.zeros(4, np.float32), "var": np.ones(4, np.float32)}}
+    return _flax_case(
+        "batch_statistics-mse",
+        _BatchStatistics(),
+        shapes,
+        X,
+        Y[:, :2],
+        {"batch_stats": moving},
+        loss="mse",
+        textbook=mse,
+    )
+
+
+_BUILDERS: dict[str, Callable[[], Case]] = {
+    **{
+        f"{network}-mse": partial(_dense_case, f"{network}-mse", "mse", Y, mse)
+        for network in ("linear", "linear_bias", "relu", "relu_bias", "tanh", "tanh_bias")
+    },
+    "tanh-cross_entropy": partial(
+        _dense_case, "tanh-cross_entropy", "cross_entropy", _LABELS, cross_entropy
+    ),
+    "tanh-one_hot": partial(
+        _dense_case, "tanh-one_hot", "cross_entropy", np.eye(3)[_LABELS], soft_cross_entropy
+    ),
+    "tanh-cosh": partial(_dense_case, "tanh-cosh", "cosh", Y, cosh),
+    "tanh-custom": partial(
+        _dense_case, "tanh-custom", student_t, {"at": Y, "width": np.abs(Y) + 0.5}, student_t
+    ),
+    "linear-cross_entropy": partial(
+        _dense_case,
+        "linear-cross_entropy",
+        "cross_entropy",
+        _LABELS,
+        cross_entropy,
+        dims=(5, 4, 3),
+    ),
+    "linear-weights": partial(
+        _dense_case, "linear-weights", "mse", Y, mse, dims=(5, 4, 3), weights=_MASK
+    ),
+    "conv-mse": _conv,
+    "tokens-cross_entropy": _tokens,
+    "batch_statistics-mse": _batch_statistics,
+}
+
+
+class _Cases(Mapping[str, Case]):
+    """Cases by name, each built when it is first asked for."""
+
+    def __getitem__(self, name: str) -> Case:
+        return _built(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_BUILDERS)
+
+    def __len__(self) -> int:
+        return len(_BUILDERS)
+
+
+@cache
+def _built(name: str) -> Case:
+    return _BUILDERS[name]()
+
+
+# The networks and losses that every part of the Hessian is held against.
+CASES = _Cases()
 
 
 def dense_parts(case: Case, reference: Any = None) -> dict[str, np.ndarray]:
     """H_L by `jax.hessian` of the mean loss; H_o and H_f from their definitions; all in float64."""
+    found = _dense(case)
+    parts = {name: found[name] for name in ("H_L", "H_o", "H_f", "delta", "loss")}
+    if reference is not None:
+        parts["H_f_fixed"] = np.einsum("n,nk,nkpq->pq", found["w"], reference, found["second"])
+    return parts
+
+
+@lru_cache(maxsize=64)
+def _dense(case: Case) -> dict[str, np.ndarray]:
+    """Everything about a case in one compiled program, whose results cannot be written to."""
     with jax.enable_x64(True):
         params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), case.params)
         theta, unravel = ravel_pytree(params)
         inputs = jax.tree.map(_as_double, case.inputs)
         targets = jax.tree.map(_as_double, case.targets)
-
-        def outputs(theta: Any) -> Any:
-            z = case.apply(unravel(theta), inputs)
-            return z.reshape(-1, z.shape[-1])
-
-        z = outputs(theta)
-        axes = case.apply(params, inputs).ndim - 1
-        rows = jax.tree.map(lambda t: t.reshape(-1, *t.shape[axes:]), targets)
-        w = np.ones(len(z)) if case.weights is None else np.ravel(case.weights)
+        shape = jax.eval_shape(case.apply, params, inputs).shape
+        rows = jax.tree.map(lambda t: t.reshape(-1, *t.shape[len(shape) - 1 :]), targets)
+        w = np.ones(int(np.prod(shape[:-1]))) if case.weights is None else np.ravel(case.weights)
         w = jnp.asarray(w / w.sum())
 
-        def mean_loss(theta: Any) -> Any:
-            return jnp.sum(w * jax.vmap(case.textbook)(outputs(theta), rows))
+        def outputs(theta: Any, inputs: Any) -> Any:
+            return case.apply(unravel(theta), inputs).reshape(-1, shape[-1])
 
-        delta = jax.vmap(jax.grad(case.textbook))(z, rows)
-        b = jax.vmap(jax.hessian(case.textbook))(z, rows)
-        jacobian = jax.jacfwd(outputs)(theta)
-        second = jax.jacfwd(jax.jacfwd(outputs))(theta)
-        parts = {
-            "H_L": jax.hessian(mean_loss)(theta),
-            "H_o": jnp.einsum("n,nkp,nkl,nlq->pq", w, jacobian, b, jacobian),
-            "H_f": jnp.einsum("n,nk,nkpq->pq", w, delta, second),
-        }
-        if reference is not None:
-            parts["H_f_fixed"] = jnp.einsum("n,nk,nkpq->pq", w, reference, second)
-        return {name: np.asarray(part) for name, part in parts.items()} | {
-            "delta": np.asarray(delta),
-            "loss": np.asarray(mean_loss(theta)),
-        }
+        def mean_loss(theta: Any, inputs: Any, rows: Any) -> Any:
+            return jnp.sum(w * jax.vmap(case.textbook)(outputs(theta, inputs), rows))
+
+        @jax.jit
+        def program(theta: Any, inputs: Any, rows: Any) -> dict[str, Any]:
+            z = outputs(theta, inputs)
+            delta = jax.vmap(jax.grad(case.textbook))(z, rows)
+            b = jax.vmap(jax.hessian(case.textbook))(z, rows)
+            jacobian = jax.jacfwd(outputs)(theta, inputs)
+            second = jax.jacfwd(jax.jacfwd(outputs))(theta, inputs)
+            return {
+                "H_L": jax.hessian(mean_loss)(theta, inputs, rows),
+                "H_o": jnp.einsum("n,nkp,nkl,nlq->pq", w, jacobian, b, jacobian),
+                "H_f": jnp.einsum("n,nk,nkpq->pq", w, delta, second),
+                "delta": delta,
+                "loss": mean_loss(theta, inputs, rows),
+                "second": second,
+                "w": w,
+            }
+
+        return jax.tree.map(np.asarray, program(theta, inputs, rows))
 
 
 def _as_double(a: Any) -> Any:

@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from oracles import Case, cases, cross_entropy, data, dense_parts, mlp, mse, student_t
+from oracles import CASES, Case, cross_entropy, data, dense_parts, mlp, mse, student_t
 from rankmon import HessianProbe, Problem, RankMonitor, hessian_ranks
 from rankmon.curvature import Curvature
 from rankmon.engines import _digest, engine_of
 from rankmon.measurement import Snapshot
 from rankmon.parts import DEFAULT_MEMORY_LIMIT, dense_bytes
 
-CASES = {case.name: case for case in cases()}
 CHOSEN = {
     "linear-mse": "deep_linear",
     "linear_bias-mse": "deep_linear",

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from oracles import cases, dense_parts, mlp
+from oracles import CASES, dense_parts, mlp
 from rankmon import (
     Problem,
     RankmonWarning,
@@ -17,7 +17,6 @@ from rankmon import (
 )
 
 EPS = np.finfo(np.float64).eps
-CASES = {case.name: case for case in cases()}
 
 
 def problem_of(case, **options):

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from oracles import cases, data, mlp
+from oracles import CASES, data, mlp
 from rankmon import Problem, Tolerance, ntk_gram, ntk_rank, theory
 from rankmon.jacobian import BatchJacobian, ExampleJacobians
 
-CASES = {case.name: case for case in cases()}
 STACKS = ["linear-mse", "linear_bias-mse", "relu_bias-mse", "tanh-cosh", "tanh-one_hot"]
 EPS = 2.0**-52
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import rankmon
-from oracles import cases, data, dense_parts, mlp
+from oracles import CASES, data, dense_parts, mlp
 from rankmon import Problem, Tolerance, hessian_ranks, stochastic_spectra
 from rankmon.quadrature import StochasticSpectrum, Tridiagonal, starts
 
@@ -189,7 +189,7 @@ def test_plateaus_of_the_functional_term():
 
 
 def test_all_parts_of_a_held_reference_with_cross_entropy():
-    case = next(case for case in cases() if case.name == "tokens-cross_entropy")
+    case = CASES["tokens-cross_entropy"]
     problem = Problem(case.apply, **case.statement)
     flat = problem.flat(case.params)
     held = np.random.default_rng(2).standard_normal((flat.positions, flat.k))
