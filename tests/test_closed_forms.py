@@ -1,12 +1,14 @@
 """What is gathered of the closed forms, against the paper's numbers and autodiff's Hessians."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.flatten_util import ravel_pytree
 
 from rankmon.closed_forms import closed_forms
+from refusals import refused
 
 
 def test_the_papers_network():
@@ -42,30 +44,37 @@ def test_bounds_where_they_apply(dims, options, bounds):
     assert {bound.part: bound.value for bound in found} == bounds
 
 
+@cache
+def loss_hessian():
+    """The Hessian of a linear network (6, 5, 4) at the first n of 40 examples, weights first."""
+
+    def loss(theta, x, y, n):
+        first, second, b, c = jnp.split(theta, [30, 50, 55])
+        z = (x @ first.reshape(6, 5) + b) @ second.reshape(5, 4) + c
+        return 0.5 * jnp.sum(jnp.where(jnp.arange(40)[:, None] < n, z - y, 0.0) ** 2)
+
+    return jax.jit(jax.hessian(loss))
+
+
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 @pytest.mark.parametrize("n", [1, 3, 40])
 def test_few_examples_lower_the_rank_of_the_inputs(n, bias):
-    dims = (6, 5, 4)
     rng = np.random.default_rng(0)
+    weights = [rng.normal(size=s) for s in ((6, 5), (5, 4))]
+    biases = [rng.normal(size=s) * bias for s in (5, 4)]
+    x, y = rng.normal(size=(40, 6)), rng.normal(size=(40, 4))
+    theta = np.concatenate([part.ravel() for part in weights + biases])
     with jax.enable_x64(True):
-        weights = [jnp.asarray(rng.normal(size=s)) for s in ((6, 5), (5, 4))]
-        biases = [jnp.asarray(rng.normal(size=s)) for s in (5, 4)] if bias else []
-        flat, unravel = ravel_pytree((weights, biases))
-        x, y = rng.normal(size=(n, 6)), rng.normal(size=(n, 4))
-
-        def loss(theta):
-            (first, second), shifts = unravel(theta)
-            hidden = x @ first + (shifts[0] if bias else 0.0)
-            return 0.5 * jnp.sum((hidden @ second + (shifts[1] if bias else 0.0) - y) ** 2)
-
-        rank = np.linalg.matrix_rank(np.asarray(jax.hessian(loss)(flat)), rtol=1e-9)
-    assert closed_forms(dims, n=n, bias=bias).ranks["H_L"] == rank
+        H = np.asarray(loss_hessian()(theta, x, y, n))
+    p = len(H) if bias else 50
+    rank = np.linalg.matrix_rank(H[:p, :p], rtol=1e-9)
+    assert closed_forms((6, 5, 4), n=n, bias=bias).ranks["H_L"] == rank
 
 
 def test_what_theory_refuses_is_refused():
-    with pytest.raises(ValueError, match=r"expected r within 0 and d = 8, got 9"):
+    with refused(ValueError, "r within", "d = 8", "got 9"):
         closed_forms((8, 6, 3), r=9)
-    with pytest.raises(ValueError, match=r"expected dims \(d, M_1, ..., K\)"):
+    with refused(ValueError, "dims", "(8,)"):
         closed_forms((8,))
-    with pytest.raises(ValueError, match="expected at least n = 1 example, got 0"):
+    with refused(ValueError, "n = 1", "got 0"):
         closed_forms((8, 6, 3), n=0)
