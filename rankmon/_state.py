@@ -33,7 +33,7 @@ def decode(states: Mapping[str, Any]) -> dict[str, dict[str, Float[np.ndarray, "
     }
 
 
-def _to_bits(value: np.ndarray) -> np.ndarray:
+def _to_bits(value: np.ndarray | np.generic) -> np.ndarray:
     array = np.ascontiguousarray(value, np.float64)
     return array.view(np.uint32).reshape(*np.shape(value), 2)
 

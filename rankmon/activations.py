@@ -41,9 +41,9 @@ class LayerStates:
       bends: f_1''(z^1), ..., f_L''(z^L), each [n, M_l].
     """
 
-    received: tuple[Float[np.ndarray, "n in"], ...]
-    slopes: tuple[Float[np.ndarray, "n out"], ...]
-    bends: tuple[Float[np.ndarray, "n out"], ...]
+    received: tuple[Float[np.ndarray, "n _in"], ...]
+    slopes: tuple[Float[np.ndarray, "n _out"], ...]
+    bends: tuple[Float[np.ndarray, "n _out"], ...]
 
 
 def layer_states(flat: FlatProblem, stack: DenseStack) -> Callable[..., LayerStates]:
@@ -148,8 +148,8 @@ class _Walk:
     a shift is that of one activation.
     """
 
-    def __init__(self, shifts: Sequence[Float[Array, "n out"]]) -> None:
-        self.received: dict[int, Float[Array, "n in"]] = {}
+    def __init__(self, shifts: Sequence[Float[Array, "n _out"]]) -> None:
+        self.received: dict[int, Float[Array, "n _in"]] = {}
         self._shifts = shifts
 
     def through(

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from rankmon._tree import LeafSpec, matrix_leaves, matrix_shape
@@ -40,7 +41,7 @@ def weight_scalars(
     return scalars
 
 
-def _scalars_of(spec: LeafSpec, matrix: Float[Array, "m n"]) -> Scalars:
+def _scalars_of(spec: LeafSpec, matrix: Float[Array | np.ndarray, "m n"]) -> Scalars:
     name, (m, n) = spec.name, matrix.shape
     stored = float(jnp.finfo(matrix.dtype).eps)
     matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))

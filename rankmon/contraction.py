@@ -177,12 +177,12 @@ def _has_bias(stack: DenseStack) -> list[bool]:
 class _Batch:
     """A chunk of the examples: kernels W^l, whether each has a bias, and the layers' states."""
 
-    kernels: Sequence[Float[np.ndarray, "out in"]]
+    kernels: Sequence[Float[np.ndarray, "_out _in"]]
     constant: Sequence[bool]
     states: LayerStates
 
     @cached_property
-    def received(self) -> list[Float[np.ndarray, "n c"]]:
+    def received(self) -> list[Float[np.ndarray, "n _c"]]:
         """h^{l-1}, with a last entry 1 where layer l has a bias."""
         return [
             np.concatenate([h, np.ones((len(h), 1))], axis=1) if one else h
@@ -190,7 +190,7 @@ class _Batch:
         ]
 
     @cached_property
-    def passed(self) -> dict[tuple[int, int], Float[np.ndarray, "n to from"]]:
+    def passed(self) -> dict[tuple[int, int], Float[np.ndarray, "n _to _from"]]:
         """dz^m/dz^l by (m, l), l < m."""
         found = {}
         for at, slope in enumerate(self.states.slopes[:-1]):
@@ -208,7 +208,7 @@ class _Batch:
         return slope[:, :, None] * self.passed[m, at]
 
     @cached_property
-    def jacobians(self) -> list[Float[np.ndarray, "n k out"]]:
+    def jacobians(self) -> list[Float[np.ndarray, "n k _out"]]:
         """J_l."""
         slopes = self.states.slopes
         J = [slopes[-1][:, :, None] * np.eye(slopes[-1].shape[1])]
@@ -218,7 +218,7 @@ class _Batch:
 
     def backward(
         self, weighted: Float[np.ndarray, "n k"]
-    ) -> tuple[list[Float[np.ndarray, "n out"]], list[Float[np.ndarray, "n out"]]]:
+    ) -> tuple[list[Float[np.ndarray, "n _out"]], list[Float[np.ndarray, "n _out"]]]:
         """e^1, ..., e^L and g^1, ..., g^L."""
         e, g = [weighted], [weighted * self.states.slopes[-1]]
         for W, slope in zip(self.kernels[:0:-1], self.states.slopes[-2::-1], strict=True):
@@ -249,8 +249,8 @@ class _Batch:
                 self._add_curved(blocks, at, k, self._bent(at, k, bent))
 
     def _bent(
-        self, at: int, k: int, bent: Sequence[Float[np.ndarray, "n out"]]
-    ) -> Float[np.ndarray, "n out out"]:
+        self, at: int, k: int, bent: Sequence[Float[np.ndarray, "n _out"]]
+    ) -> Float[np.ndarray, "n _out _in"]:
         """A_{lk}."""
         own = bent[k]
         if at == k:
@@ -296,11 +296,11 @@ class _Batch:
         return np.concatenate(rows, axis=2)
 
 
-_Blocks = dict[tuple[int, int], Float[np.ndarray, "out c out c"]]
+_Blocks = dict[tuple[int, int], Float[np.ndarray, "_out _c _out _c"]]
 
 
 def _blocks(
-    matrix: _Matrix, kernels: Sequence[Float[np.ndarray, "out in"]], constant: Sequence[bool]
+    matrix: _Matrix, kernels: Sequence[Float[np.ndarray, "_out _in"]], constant: Sequence[bool]
 ) -> _Blocks:
     """Views of the blocks on and above the diagonal, each axis split into M_l and c_l."""
     shapes = [(W.shape[0], W.shape[1] + one) for W, one in zip(kernels, constant, strict=True)]

@@ -35,7 +35,7 @@ _EPS = float(np.finfo(np.float64).eps)
 # Rows and columns of a rectangle that starts at the first coordinate.
 Rectangle = tuple[int, int]
 # Of the coordinates of one layer, columns of its P_l by columns of its R_l.
-Mask = Bool[np.ndarray, "a b"]
+Mask = Bool[np.ndarray, "_a _b"]
 
 
 @dataclass(frozen=True)
@@ -89,15 +89,15 @@ class Layers:
       middle: Z_{kl} by (k, l), counted from 0.
     """
 
-    forward: tuple[Float[np.ndarray, "c r"], ...]
-    backward: tuple[Float[np.ndarray, "k out"], ...]
-    middle: dict[tuple[int, int], Float[np.ndarray, "c out"]]
+    forward: tuple[Float[np.ndarray, "_c r"], ...]
+    backward: tuple[Float[np.ndarray, "k _out"], ...]
+    middle: dict[tuple[int, int], Float[np.ndarray, "_c _out"]]
 
     @classmethod
     def at(
         cls,
-        weights: Sequence[Float[np.ndarray, "out in"]],
-        biases: Sequence[Float[np.ndarray, " out"] | None],
+        weights: Sequence[Float[np.ndarray, "_out _in"]],
+        biases: Sequence[Float[np.ndarray, " _out"] | None],
         axes: Float[np.ndarray, "d r"],
     ) -> "Layers":
         """The products at W^1, ..., W^L and b^1, ..., b^L, None for a layer without."""

@@ -81,7 +81,7 @@ class DenseKernels:
 
     def traced(
         self, leaves: Sequence[Any], example: Any, shifts: Mapping[int, Float[Array, "..."]]
-    ) -> tuple[Float[Array, "positions k"], dict[int, Float[Array, " a"]]]:
+    ) -> tuple[Float[Array, "positions k"], dict[int, Float[Array, " _a"]]]:
         """The outputs with shifts added to kernels' products, and what these kernels meet.
 
         Args:
@@ -183,7 +183,7 @@ class _Walk:
     """Evaluates the network with shifts, by leaf, and writes down what these leaves meet."""
 
     def __init__(self, shifts: Mapping[int, Float[Array, "..."]]) -> None:
-        self.met: dict[int, Float[Array, " a"]] = {}
+        self.met: dict[int, Float[Array, " _a"]] = {}
         self._shifts = shifts
 
     def through(self, program: ClosedJaxpr, arguments: Sequence[_Seen]) -> list[_Seen]:

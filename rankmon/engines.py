@@ -317,7 +317,7 @@ class _Remembering:
         return last[1]
 
 
-def _digest(arrays: Sequence[np.ndarray]) -> bytes:
+def _digest(arrays: Sequence[np.ndarray | np.generic]) -> bytes:
     """A digest in place of the arrays, which may be large and belong to others."""
     digest = hashlib.blake2b()
     for array in arrays:

@@ -147,8 +147,8 @@ class PreparedFeatures:
 
     def _bound(
         self,
-        features: Sequence[Float[np.ndarray, "rows m"]],
-        positive: Sequence[Bool[np.ndarray, "rows m"]],
+        features: Sequence[Float[np.ndarray, "_rows _m"]],
+        positive: Sequence[Bool[np.ndarray, "_rows _m"]],
         scalars: Mapping[str, float],
     ) -> dict[str, float]:
         """Theorem 9's bound on rank H_o, for ReLU networks of one hidden layer without biases."""
@@ -208,8 +208,8 @@ class _Walk:
         self.relus: list[str] = []
         self._names, self._n = names, n
         self._width: int | None = None  # of the last layer's product
-        self._features: list[Float[Array, "rows m"]] = []
-        self._positive: list[Bool[Array, "rows m"]] = []
+        self._features: list[Float[Array, "_rows _m"]] = []
+        self._positive: list[Bool[Array, "_rows _m"]] = []
 
     def compiled(self, flat: FlatProblem) -> Callable[..., Any]:
         """A function from leaves and inputs to the features, and where ReLUs are positive."""

@@ -43,7 +43,7 @@ class KhatriRao:
     right: Float[np.ndarray, "n r b"]
 
 
-Block = Float[np.ndarray, "m s"] | KhatriRao
+Block = Float[np.ndarray, "m _s"] | KhatriRao
 
 
 @dataclass(frozen=True)

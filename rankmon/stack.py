@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax import Array
-from jaxtyping import Float, PyTree
+from jaxtyping import PyTree, Shaped
 
 from rankmon._dataflow import (
     Activation,
@@ -51,12 +51,12 @@ class DenseStack:
         """Whether no elementwise function occurs, so that F(x) = W^L ... W^1 x (+ biases)."""
         return not any(layer.activated for layer in self.layers)
 
-    def weights(self, leaves: Sequence[Float[_A, "..."]]) -> tuple[Float[_A, "out in"], ...]:
+    def weights(self, leaves: Sequence[Shaped[_A, "..."]]) -> tuple[Shaped[_A, "_out _in"], ...]:
         """(W^1, ..., W^L), each M_l x M_{l-1}, taken from the leaves `dense_stack` was given."""
         stored = ((leaves[layer.kernel], layer.transposed) for layer in self.layers)
         return tuple(kernel.T if transposed else kernel for kernel, transposed in stored)
 
-    def biases(self, leaves: Sequence[Float[_A, "..."]]) -> tuple[Float[_A, " out"] | None, ...]:
+    def biases(self, leaves: Sequence[Shaped[_A, "..."]]) -> tuple[Shaped[_A, " _out"] | None, ...]:
         """(b^1, ..., b^L), each of length M_l, None for a layer that has none."""
         indices = (layer.bias for layer in self.layers)
         return tuple(None if i is None else leaves[i].reshape(-1) for i in indices)
@@ -64,8 +64,8 @@ class DenseStack:
 
 def dense_stack(
     apply: Callable[..., Any],
-    leaves: Sequence[Float[Array | np.ndarray, "..."]],
-    inputs: PyTree[Float[Array | np.ndarray, "n ..."]],
+    leaves: Sequence[Shaped[Array | np.ndarray, "..."]],
+    inputs: PyTree[Shaped[Array | np.ndarray, "n ..."]],
 ) -> DenseStack | None:
     """The stack of dense layers that apply is, or None where it is none.
 
