@@ -22,6 +22,8 @@ from generated_logs import PARTS, record, write_run
 from rankmon.writers import Record, TensorBoardWriter
 from tab_browser import open_tab, server, until
 
+pytestmark = pytest.mark.slow
+
 REFERENCE = Path(__file__).parents[1] / "logs" / "reference"
 HOSTILE = '<img src=x onerror=window.pwned=1> "Ränge" \'%2F'
 LAYER = "<b>blöck</b>/'0'"

@@ -1,10 +1,10 @@
 """Runs side by side, against values put there by hand."""
 
 import numpy as np
-import pytest
 
 from rankmon.comparison import comparison_of, only_ranks
 from rankmon_tensorboard.series import RunSeries
+from refusals import refused
 from test_summary import series
 
 NAN = float("nan")
@@ -73,5 +73,5 @@ def test_medians_over_seeds_are_no_runs():
 
 
 def test_one_run_is_too_few():
-    with pytest.raises(ValueError, match="expected at least 2 runs to compare, got 1; give more"):
+    with refused(ValueError, "2 runs", "got 1"):
         comparison_of([run_of("a", rank__H_L=([1],))])

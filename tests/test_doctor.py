@@ -1,26 +1,74 @@
 """The doctor, in this installation and in ones that were made worse for the purpose."""
 
 import json
+import os
+from contextlib import nullcontext
 from importlib import metadata
+from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
-from rankmon import doctor
-from rankmon._precision import NATIVE
-from rankmon.doctor import DATA_SETS, Finding, findings
+from rankmon.doctor import Finding, findings
 
 
-@pytest.fixture(scope="module")
-def here(tmp_path_factory) -> dict[str, Finding]:
+def prepared(folder: Path, name: str, file_format: str) -> None:
+    """What TensorFlow Datasets looks for in a folder of prepared data."""
+    version = "3.0.1"
+    there = folder / name / version
+    there.mkdir(parents=True)
+    info = {"name": name, "version": version, "fileFormat": file_format}
+    (there / "dataset_info.json").write_text(json.dumps(info))
+    (there / "features.json").write_text("{}")
+
+
+def found(name: str, logdir: Path) -> Finding:
+    """The first finding of this name; what comes after it is not looked at."""
+    return next(finding for finding in findings(logdir) if finding.name == name)
+
+
+# As much of TensorFlow Datasets as the doctor asks for. Importing the real one takes seconds.
+QUICK_TFDS = """
+from pathlib import Path
+from types import SimpleNamespace
+
+class builder:
+    def __init__(self, name):
+        self.data_path = Path(__file__).parent / "data" / name / "3.0.1"
+        self.info = SimpleNamespace(file_format=SimpleNamespace(
+            value="array_record" if name == "mnist" else "tfrecord"))
+
+    def is_prepared(self):
+        return self.data_path.exists()
+"""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[True, pytest.param(False, marks=pytest.mark.slow)],
+    ids=["quick TFDS", "real TFDS"],
+)
+def here(request, tmp_path_factory) -> dict[str, Finding]:
+    """All findings; of the data sets, one is prepared, one in another format, and one not at all.
+
+    Each data set takes a process that imports TensorFlow Datasets.
+    """
     folder = tmp_path_factory.mktemp("doctor")
+    prepared(folder / "data", "mnist", "array_record")
+    prepared(folder / "data", "fashion_mnist", "tfrecord")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFDS_DATA_DIR", str(folder / "data"))
+        patch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+        if request.param:
+            (folder / "tensorflow_datasets.py").write_text(QUICK_TFDS)
+            patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        there = sorted(folder.rglob("*"))
         before = dict(jax.config.values)
-        found = {finding.name: finding for finding in findings(folder / "logs" / "new")}
+        all_found = {finding.name: finding for finding in findings(folder / "logs" / "new")}
         assert dict(jax.config.values) == before
-        assert list(folder.iterdir()) == []
-    return found
+        assert sorted(folder.rglob("*")) == there
+    return all_found
 
 
 def test_this_installation_is_not_broken(here):
@@ -47,48 +95,33 @@ def test_devices(here):
     assert here["devices"].detail == f"{len(devices)} x cpu ({devices[0].device_kind})"
 
 
-def test_data_that_are_not_prepared(here):
-    for name in DATA_SETS:
-        assert here[name].status == "missing"
-        assert here[name].detail.startswith("not prepared in ")
-        assert here[name].remedy.endswith(f"python examples/datasets.py prepare {name}")
+def test_data_that_are_prepared(here):
+    assert here["mnist"] == Finding("mnist", "ok", "prepared")
 
 
-@pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
-def test_data_that_are_prepared(tmp_path, monkeypatch, file_format):
-    version = "3.0.1"
-    folder = tmp_path / "mnist" / version
-    folder.mkdir(parents=True)
-    info = {"name": "mnist", "version": version, "fileFormat": file_format}
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-    (folder / "features.json").write_text("{}")
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    (mnist,) = [finding for finding in doctor._data_sets() if finding.name == "mnist"]
-    if file_format == "array_record":
-        assert mnist == Finding("mnist", "ok", "prepared")
-    else:
-        assert mnist.detail == "tfrecord files, which only TensorFlow reads"
-        assert mnist.status == "missing"
+@pytest.mark.parametrize(
+    ("name", "detail"), [("fashion_mnist", "tfrecord"), ("cifar10", "not prepared in ")]
+)
+def test_data_that_cannot_be_read(here, name, detail):
+    assert here[name].status == "missing"
+    assert here[name].detail.startswith(detail)
+    assert here[name].remedy.endswith(f"python examples/datasets.py prepare {name}")
 
 
-def test_without_tfds(monkeypatch):
+@pytest.fixture
+def without(monkeypatch):
+    """A function that makes distributions look as if they were not installed."""
     real = metadata.version
 
-    def version(name: str) -> str:
-        if name in ("tensorflow-datasets", "scipy", "shtab"):
-            raise metadata.PackageNotFoundError(name)
-        return real(name)
+    def uninstall(*names: str) -> None:
+        def version(name: str) -> str:
+            if name in names:
+                raise metadata.PackageNotFoundError(name)
+            return real(name)
 
-    monkeypatch.setattr(metadata, "version", version)
-    found = {finding.name: finding for finding in doctor._data_sets()}
-    assert list(found) == ["TensorFlow Datasets"]
-    assert found["TensorFlow Datasets"].status == "missing"
-    assert doctor._library("scipy") == Finding(
-        "scipy", "broken", "not installed", "pip install scipy"
-    )
-    assert (
-        'pip install "rankmon[completions]"' in doctor._extra("shtab", "completions", "it").remedy
-    )
+        monkeypatch.setattr(metadata, "version", version)
+
+    return uninstall
 
 
 @pytest.fixture
@@ -109,11 +142,23 @@ def distribution(tmp_path, monkeypatch):
     return install
 
 
-def test_a_plugin_that_loads(distribution):
+def test_without_some_distributions(without, distribution, tmp_path):
+    distribution(None)
+    without("tensorflow-datasets", "scipy", "shtab")
+    all_found = {finding.name: finding for finding in findings(tmp_path)}
+    assert all_found.keys().isdisjoint({"mnist", "fashion_mnist", "cifar10"})
+    assert all_found["TensorFlow Datasets"].status == "missing"
+    assert all_found["scipy"].status == "broken"
+    assert all_found["scipy"].remedy == "pip install scipy"
+    assert all_found["shtab"].status == "missing"
+    assert 'pip install "rankmon[completions]"' in all_found["shtab"].remedy
+
+
+def test_a_plugin_that_loads(distribution, tmp_path):
     distribution("class Plugin: pass")
-    assert list(doctor._plugins()) == [
-        Finding("TensorBoard plugin", "ok", "ranks (a_plugin:Plugin) loads")
-    ]
+    plugin = found("TensorBoard plugin", tmp_path)
+    assert (plugin.status, plugin.remedy) == ("ok", "")
+    assert "a_plugin:Plugin" in plugin.detail
 
 
 @pytest.mark.parametrize(
@@ -124,46 +169,49 @@ def test_a_plugin_that_loads(distribution):
         ("x = 1", "module 'a_plugin' has no attribute 'Plugin'"),
     ],
 )
-def test_a_plugin_that_fails_is_broken(distribution, code, error):
+def test_a_plugin_that_fails_is_broken(distribution, tmp_path, code, error):
     distribution(code)
-    (finding,) = doctor._plugins()
-    assert finding.status == "broken"
-    assert error in finding.detail
+    plugin = found("TensorBoard plugin", tmp_path)
+    assert plugin.status == "broken"
+    assert error in plugin.detail
 
 
-def test_a_plugin_that_is_not_registered(distribution):
+def test_a_plugin_that_is_not_registered(distribution, tmp_path):
     distribution(None)
-    (finding,) = doctor._plugins()
-    assert (finding.status, finding.detail) == ("missing", "not registered")
+    plugin = found("TensorBoard plugin", tmp_path)
+    assert (plugin.status, plugin.detail) == ("missing", "not registered")
 
 
-def test_float64_that_is_lost(monkeypatch):
-    monkeypatch.setattr(doctor, "DOUBLE", NATIVE)
-    assert doctor._double().status == "broken"
+def test_float64_that_is_lost(monkeypatch, tmp_path):
+    monkeypatch.setattr(jax, "enable_x64", nullcontext)
+    assert found("float64", tmp_path).status == "broken"
 
 
-def test_a_rank_that_is_wrong(monkeypatch):
-    monkeypatch.setattr(doctor.theory, "rank_loss", lambda dims: 50)
-    finding = doctor._measurement()
-    assert (finding.status, finding.detail) == (
-        "broken",
-        "rank H_L of 8-6-3 is 51, not 50 as predicted",
-    )
+def test_a_rank_that_is_wrong(monkeypatch, tmp_path):
+    class Zeros(np.random.Generator):
+        def normal(self, size: tuple[int, ...]) -> np.ndarray:
+            return np.zeros(size)
+
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: Zeros(np.random.PCG64(seed)))
+    finding = found("measurement", tmp_path)
+    assert finding.status == "broken"
+    assert "is 0, not 51" in finding.detail
 
 
-def test_a_check_that_fails_is_a_finding(monkeypatch):
+def test_a_check_that_fails_is_a_finding(monkeypatch, tmp_path):
     def devices() -> None:
         raise RuntimeError("no device\nat all")
 
     monkeypatch.setattr(jax, "devices", devices)
-    finding = doctor._tried(doctor._devices)
-    assert (finding.name, finding.status) == ("devices", "broken")
+    finding = found("devices", tmp_path)
+    assert finding.status == "broken"
     assert finding.detail == "RuntimeError: no device at all"
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
+def test_a_folder_that_cannot_be_written(without, distribution, tmp_path):
+    distribution(None)
+    without("tensorflow-datasets")
     (tmp_path / "file").write_text("")
-    finding = doctor._writable(tmp_path / "file" / "logs")
-    assert (finding.name, finding.status) == ("logdir", "broken")
-    assert doctor._writable(tmp_path / "a" / "b").status == "ok"
+    assert found("logdir", tmp_path / "file" / "logs").status == "broken"
+    assert found("logdir", tmp_path / "a" / "b").status == "ok"
     assert not (tmp_path / "a").exists()

@@ -1,14 +1,12 @@
 """Hyperparameters as TensorBoard's own HPARAMS backend reads them back, and what is refused."""
 
 import json
-import subprocess
-import sys
-import textwrap
 import time
 import urllib.request
 from dataclasses import dataclass
 from fractions import Fraction
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -37,6 +35,7 @@ from rankmon import (
 from rankmon._event_files import SESSION_NAME
 from rankmon.hooks import watch_weights
 from rankmon.runs import read_runs
+from refusals import refused
 from test_writers import tensorboard_server
 
 DIMS = (4, 5, 3)
@@ -284,6 +283,7 @@ def test_training_that_goes_back_stays_one_session(tmp_path):
     assert not (tmp_path / SESSION_NAME).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load_fast", ["true", "false"])
 def test_the_server_shows_the_newest_attempt(tmp_path, load_fast):
     state = attempt(tmp_path / "logs" / "run", range(3), fails=True)
@@ -316,7 +316,7 @@ def test_the_server_shows_the_newest_attempt(tmp_path, load_fast):
     assert {row["sessions"][0]["status"] for row in found} == {"STATUS_SUCCESS"}
 
 
-# Seeds, other writers, and no TensorFlow
+# Seeds and other writers
 
 
 def test_seeds_are_sessions_and_the_median_is_none(tmp_path):
@@ -335,7 +335,7 @@ def test_seeds_are_sessions_and_the_median_is_none(tmp_path):
     ended = {group.sessions[0].name: status(group) for group in page.groups.values()}
     assert ended == dict.fromkeys(("seed_0", "seed_1", "seed_2"), FAILURE)
     assert {values(group)["lr"] for group in page.groups.values()} == {0.1}
-    with pytest.raises(TypeError, match="alerts or hparams, got .'queue'"):
+    with refused(TypeError, "'queue'"):
         SeedsMonitor(PROBLEM, seeds=3, every=1, queue=2)
 
 
@@ -383,7 +383,7 @@ def test_reports_open_the_session_too(tmp_path):
         PROBLEM, logdir=tmp_path, every=1, hparams={"lr": 0.1}, probes=["weights"]
     ) as monitor:
         transformation = watch_weights(1, reporter=monitor)
-        transformation.update(PARAMS, transformation.init(PARAMS), PARAMS)
+        jax.jit(transformation.update)(PARAMS, transformation.init(PARAMS), PARAMS)
         monitor.flush()
     (group,) = page_of(tmp_path).groups.values()
     assert values(group) == {"lr": 0.1}
@@ -403,48 +403,28 @@ def test_a_writer_of_ones_own_folder_ends_its_session_too(tmp_path):
     assert status(group) == SUCCESS
 
 
-def test_tensorflow_is_not_imported(tmp_path):
-    script = """
-        import sys
-
-        import numpy as np
-        import rankmon
-
-        problem = rankmon.Problem(
-            lambda W, x: x @ W, loss="mse", inputs=np.eye(3), targets=np.ones((3, 2))
-        )
-        with rankmon.RankMonitor(problem, logdir=sys.argv[1], every=1, hparams={"a": 1}) as monitor:
-            monitor(0, np.ones((3, 2)))
-            monitor.close(1, np.ones((3, 2)))
-        assert "tensorflow" not in sys.modules
-    """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], check=True)
-    (group,) = page_of(tmp_path).groups.values()
-    assert values(group)["a"] == 1
-
-
 # What is refused, before anything is computed
 
 
 @pytest.mark.parametrize(
-    ("hparams", "kind", "told"),
+    ("hparams", "kind", "keys"),
     [
-        ([("lr", 1)], TypeError, "expected hparams to map names to values, got list"),
-        ({1: 2}, TypeError, "expected the names of hparams to be strings, got 1"),
-        ({" ": 2}, ValueError, "names of hparams to say something"),
-        ({"a": None}, TypeError, "hparams\\['a'\\] to be a number, a string or a bool, got None"),
-        ({"a": [1, 2]}, TypeError, "got \\[1, 2\\] .list."),
-        ({"a": np.ones(2)}, TypeError, "got array"),
-        ({"a": np.array(2)}, TypeError, "float"),
-        ({"a": jnp.ones(())}, TypeError, "float"),
-        ({"a": 1j}, TypeError, "complex"),
-        ({"a": float("nan")}, ValueError, "expected hparams\\['a'\\] to be finite, got nan"),
-        ({"a": np.float32("inf")}, ValueError, "finite"),
-        ({"a": 10**400}, ValueError, "finite"),
+        ([("lr", 1)], TypeError, ["hparams", "got list"]),
+        ({1: 2}, TypeError, ["names of hparams", "strings", "got 1"]),
+        ({" ": 2}, ValueError, ["names of hparams", "' '"]),
+        ({"a": None}, TypeError, ["hparams['a']", "number", "string", "bool", "got None"]),
+        ({"a": [1, 2]}, TypeError, ["hparams['a']", "[1, 2]", "list"]),
+        ({"a": np.ones(2)}, TypeError, ["hparams['a']", "array"]),
+        ({"a": np.array(2)}, TypeError, ["hparams['a']", "float("]),
+        ({"a": jnp.ones(())}, TypeError, ["hparams['a']", "float("]),
+        ({"a": 1j}, TypeError, ["hparams['a']", "complex"]),
+        ({"a": float("nan")}, ValueError, ["hparams['a']", "finite", "nan"]),
+        ({"a": np.float32("inf")}, ValueError, ["hparams['a']", "finite"]),
+        ({"a": 10**400}, ValueError, ["hparams['a']", "finite"]),
     ],
 )
-def test_what_is_refused(tmp_path, hparams, kind, told):
-    with pytest.raises(kind, match=told):
+def test_what_is_refused(tmp_path, hparams, kind, keys):
+    with refused(kind, *keys):
         RankMonitor(PROBLEM, logdir=tmp_path / "run", every=1, hparams=hparams)
     assert not (tmp_path / "run").exists()
 

@@ -1,15 +1,20 @@
 """The architecture: imports point one way, importing is light, and nothing global changes."""
 
 import ast
+import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 import rankmon
 import rankmon_tensorboard
+from test_hparams import page_of, values
+from test_writers import scalar_steps
 
+TEACHER = Path(__file__).parents[1] / "logs" / "reference" / "linear_teacher"
 PACKAGE, TAB = Path(rankmon.__file__).parent, Path(rankmon_tensorboard.__file__).parent
 
 # The table of the README's "how it is built": each module imports only from those above it.
@@ -112,10 +117,17 @@ BOTH = pytest.mark.parametrize(
 )
 
 
+@cache
+def import_nodes(path: Path) -> tuple[ast.Import | ast.ImportFrom, ...]:
+    """The import statements of a file."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return tuple(node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom))
+
+
 def imported(path: Path, package: str) -> set[str]:
     """The modules of a package that a file imports."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in import_nodes(path):
         if isinstance(node, ast.ImportFrom) and node.module == package:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{package}."):
@@ -141,7 +153,7 @@ def test_imports_point_upward(package, order):
 def test_the_tab_imports_none_of_the_numerics():
     for path in TAB.rglob("*.py"):
         roots = set()
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in import_nodes(path):
             if isinstance(node, ast.ImportFrom):
                 roots.add((node.module or "").split(".")[0])
             elif isinstance(node, ast.Import):
@@ -156,12 +168,91 @@ def test_what_reads_runs_needs_their_series_only():
         assert imported(PACKAGE / f"{module}.py", TAB.name) <= {"series"}, module
 
 
-def test_importing_changes_no_global_option_and_needs_no_tensorflow():
-    code = """
+# What a fresh process has loaded. It is one process for all, since it starts in seconds.
+FRESH = """
+import json, sys
+from pathlib import Path
+
+folder, teacher = Path(sys.argv[1]), sys.argv[2]
+seen = {}
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "tensorflow" or name == "tensorboard.compat.notf":
+            raise AssertionError(f"{name} was looked for")
+
+sys.meta_path.insert(0, Refuse())
 import jax
-before = dict(jax.config.values)
-import rankmon, sys
-assert dict(jax.config.values) == before
-assert not any(name.split(".")[0] in ("tensorflow", "matplotlib") for name in sys.modules)
+from jax._src import xla_bridge
+import numpy as np
+
+options = dict(jax.config.values)
+import rankmon
+seen["options"] = [name for name, value in jax.config.values.items() if value != options[name]]
+seen["import"] = sorted(sys.modules)
+
+from rankmon.layout import custom_scalars_layout
+
+with rankmon.TensorBoardWriter(folder / "writer", layout=custom_scalars_layout()) as writer:
+    writer.start(0)
+    writer.write(
+        rankmon.Record(0, 1, 0.0, {"a": 1.0}, {"b": np.ones(3)}, {"c": "text"}, {"d": 1})
+    )
+    writer.end_session("success")
+del sys.meta_path[0]  # TensorBoard's readers do look for it
+
+from rankmon.cli import main
+
+for arguments in (["report", teacher], ["predict", "8", "6", "3"]):
+    assert main(arguments) == 0
+seen["devices"] = sorted(xla_bridge._backends)
+seen["commands"] = sorted(sys.modules)
+
+problem = rankmon.Problem(
+    lambda W, x: x @ W, loss="mse", inputs=np.eye(3), targets=np.ones((3, 2))
+)
+with rankmon.RankMonitor(problem, logdir=folder / "run", every=1, hparams={"a": 1}) as monitor:
+    monitor(0, np.ones((3, 2)))
+    monitor.close(1, np.ones((3, 2)))
+seen["monitor"] = sorted(sys.modules)
+(folder / "seen.json").write_text(json.dumps(seen))
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    """What a fresh process had loaded and changed after each step, and its folder."""
+    folder = tmp_path_factory.mktemp("fresh")
+    command = [sys.executable, "-c", FRESH, str(folder), str(TEACHER)]
+    subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    return json.loads((folder / "seen.json").read_text()), folder
+
+
+def test_importing_changes_no_global_option(fresh):
+    seen, _ = fresh
+    assert seen["options"] == []
+
+
+@pytest.mark.parametrize(
+    ("step", "absent"),
+    [
+        ("import", {"tensorflow", "matplotlib"}),
+        ("commands", {"matplotlib", "tensorflow", "tensorflow_datasets", "shtab"}),
+        ("monitor", {"tensorflow"}),
+    ],
+)
+def test_no_step_needs_more_than_it_uses(fresh, step, absent):
+    seen, _ = fresh
+    assert absent.isdisjoint(name.split(".")[0] for name in seen[step])
+
+
+def test_reading_and_predicting_touch_no_device(fresh):
+    seen, _ = fresh
+    assert seen["devices"] == []
+
+
+def test_what_is_written_without_tensorflow_can_be_read(fresh):
+    _, folder = fresh
+    assert scalar_steps(folder / "writer", "a") == [0]
+    (group,) = page_of(folder / "run").groups.values()
+    assert values(group)["a"] == 1

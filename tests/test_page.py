@@ -1,9 +1,8 @@
-"""Pages that need no server, as files in a real Chromium and as text."""
+"""Pages that need no server, as files in a real Chromium; as text: tests/test_payload.py."""
 
 import base64
 import csv
 import io
-import json
 import re
 import time
 import xml.etree.ElementTree as ElementTree
@@ -21,6 +20,8 @@ from chromium import agrees, chart, show
 from rankmon_tensorboard.page import standalone_page
 from rankmon_tensorboard.series import ArraySeries, RunSeries, ScalarSeries
 from tab_browser import until
+
+pytestmark = pytest.mark.slow
 
 HOSTILE = '</script><img src=x onerror=window.pwned=1> "Ränge"'
 STEPS = np.arange(0, 60, 10)
@@ -397,21 +398,3 @@ def test_buttons_save_files(driver, tmp_path, kind):
         assert time.monotonic() < deadline, list(tmp_path.iterdir())
         time.sleep(0.02)
     assert path.read_bytes() == saved(driver, "ranks", kind.lower())
-
-
-@pytest.mark.parametrize("runs", [[], [run("mine"), run(HOSTILE)]])
-def test_what_modules_import_is_in_the_page(runs):
-    page = standalone_page(runs)
-    modules = json.loads(re.search(r'type="importmap">(.*?)</script>', page)[1])["imports"]
-    texts = [base64.b64decode(address.partition(",")[2]).decode() for address in modules.values()]
-    texts.append(re.search(r'<script type="module">(.*?)</script>', page, re.DOTALL)[1])
-    imported = {name for text in texts for name in re.findall(r'\bfrom "([^"]+)"', text)}
-    assert imported <= set(modules)
-    assert {"rankmon/app.js", "rankmon/uPlot.esm.js"} <= imported
-
-
-def test_no_name_ends_the_data():
-    page = standalone_page([run(HOSTILE)])
-    data = re.search(r'id="runs">(.*?)</script>', page, re.DOTALL)[1]
-    assert "<" not in data
-    assert json.loads(data)[0]["overview"]["name"] == HOSTILE

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import struct
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 from rankmon.runs import read_runs
 from rankmon.writers import Record, TensorBoardWriter
 from rankmon_tensorboard import payload
+from rankmon_tensorboard.page import standalone_page
 from rankmon_tensorboard.series import ArraySeries, RunSeries, ScalarSeries
+from refusals import refused
 
 NAN, INF = float("nan"), float("inf")
 EMPTY = ArraySeries(np.zeros(0, np.int64), ())
@@ -264,7 +267,7 @@ def test_whose_run_it_is(tmp_path, tag, is_own):
     if is_own:
         assert len(read_runs(tmp_path)) == 1
     else:
-        with pytest.raises(ValueError, match="got none"):
+        with refused(ValueError, "runs"):
             read_runs(tmp_path)
 
 
@@ -335,3 +338,30 @@ def test_a_run_of_nothing():
     made = sent(payload.whole(RunSeries(".")))
     assert made["overview"] == {"name": ".", "scalars": [], "spectra": [], "texts": []}
     assert made["counts"]["parts"] == made["spectra"] == made["texts"] == {}
+
+
+# The page that needs no server
+
+HOSTILE = '</script><img src=x onerror=window.pwned=1> "Ränge"'
+
+
+def ranked(name: str) -> RunSeries:
+    return RunSeries(name, scalars={"rank/H_L": scalars(3, 2)})
+
+
+@pytest.mark.parametrize("runs", [[], [ranked("mine"), ranked(HOSTILE)]], ids=["none", "two"])
+def test_what_modules_import_is_in_the_page(runs):
+    page = standalone_page(runs)
+    modules = json.loads(re.search(r'type="importmap">(.*?)</script>', page)[1])["imports"]
+    texts = [base64.b64decode(address.partition(",")[2]).decode() for address in modules.values()]
+    texts.append(re.search(r'<script type="module">(.*?)</script>', page, re.DOTALL)[1])
+    imported = {name for text in texts for name in re.findall(r'\bfrom "([^"]+)"', text)}
+    assert imported <= set(modules)
+    assert {"rankmon/app.js", "rankmon/uPlot.esm.js"} <= imported
+
+
+def test_no_name_ends_the_data():
+    page = standalone_page([ranked(HOSTILE)])
+    data = re.search(r'id="runs">(.*?)</script>', page, re.DOTALL)[1]
+    assert "<" not in data
+    assert json.loads(data)[0]["overview"]["name"] == HOSTILE

@@ -52,7 +52,7 @@ def counted(answer, position: int) -> list[int]:
     return table.reshape(-1, len(part["steps"]))[position].tolist()
 
 
-@pytest.mark.parametrize("load_fast", [FAST, "false"])
+@pytest.mark.parametrize("load_fast", [FAST, pytest.param("false", marks=pytest.mark.slow)])
 def test_the_tab_shows_runs_as_they_grow(tmp_path, load_fast):
     logs = tmp_path / "logs"
     with TensorBoardWriter(logs / "torn") as writer:
@@ -102,6 +102,7 @@ def test_the_tab_shows_runs_as_they_grow(tmp_path, load_fast):
             assert fetch(address, "ranks/spectrum", step=1000, **one)["step"] == 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load_fast", [FAST])  # the other loader: tests/test_ranks_plugin.py
 def test_what_the_user_says_of_samples_holds(tmp_path, load_fast):
     with TensorBoardWriter(tmp_path / "logs" / "run") as writer:

@@ -9,7 +9,6 @@ import signal
 import struct
 import subprocess
 import sys
-import textwrap
 import time
 import urllib.parse
 import urllib.request
@@ -29,6 +28,7 @@ from tensorboard.util import tensor_util
 
 from rankmon.layout import custom_scalars_layout
 from rankmon.writers import JsonlWriter, MemoryWriter, Record, TensorBoardWriter, read_jsonl
+from refusals import refused
 
 NAN, INF = float("nan"), float("inf")
 LAYOUT = custom_scalars_layout()
@@ -114,7 +114,7 @@ def test_pictures_read_back(tmp_path):
     png = png_of(7, 5)
     with TensorBoardWriter(tmp_path) as writer:
         writer.write_image(3, "figures/S8", png)
-        with pytest.raises(ValueError, match="expected the bytes of a PNG, got 3 bytes"):
+        with refused(ValueError, "PNG", "3 bytes"):
             writer.write_image(4, "figures/S8", b"GIF")
     events = legacy_events(tmp_path)
     (event,) = events.Tensors("figures/S8")
@@ -255,10 +255,12 @@ def test_files_of_one_second_sort_in_the_order_of_their_creation(tmp_path):
 def test_a_file_of_the_same_second_from_another_process_is_left_alone(tmp_path, monkeypatch):
     TensorBoardWriter(tmp_path).close()
     (first,) = event_files(tmp_path)
-    monkeypatch.setattr("rankmon.writers.event_file_names", lambda folder: [])
-    monkeypatch.setattr(time, "time", lambda: int(first.name.split(".")[3]))
     content = first.read_bytes()
-    TensorBoardWriter(tmp_path).close()
+    with monkeypatch.context() as patch:
+        # It appears between the look at the folder and the creation of the new file.
+        patch.setattr(Path, "iterdir", lambda folder: iter(()))
+        patch.setattr(time, "time", lambda: int(first.name.split(".")[3]))
+        TensorBoardWriter(tmp_path).close()
     assert event_files(tmp_path)[0] == first
     assert len(event_files(tmp_path)) == 2
     assert first.read_bytes() == content
@@ -275,30 +277,6 @@ def test_a_torn_event_file_loses_its_last_record_only(tmp_path):
         writer.start(11)
         writer.write(record(20))
     assert scalar_steps(tmp_path) == [0, 10, 20]
-
-
-def test_no_tensorflow_is_even_looked_for(tmp_path):
-    script = """
-        import sys
-
-        class Refuse:
-            def find_spec(self, name, path=None, target=None):
-                if name.split(".")[0] == "tensorflow" or name == "tensorboard.compat.notf":
-                    raise AssertionError(f"{name} was looked for")
-
-        sys.meta_path.insert(0, Refuse())
-        import numpy as np
-        from rankmon.layout import custom_scalars_layout
-        from rankmon.writers import Record, TensorBoardWriter
-
-        with TensorBoardWriter(sys.argv[1], layout=custom_scalars_layout()) as writer:
-            writer.start(0)
-            writer.write(Record(0, 1, 0.0, {"a": 1.0}, {"b": np.ones(3)}, {"c": "text"}, {"d": 1}))
-            writer.end_session("success")
-        assert "tensorflow" not in sys.modules
-    """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], check=True)
-    assert scalar_steps(tmp_path, "a") == [0]
 
 
 # TensorBoard's server
@@ -339,6 +317,7 @@ def fetch_until(address: str, route: str, ready, **query: str):
     return answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load_fast", ["true", "false"])
 def test_the_server_shows_the_run(tmp_path, load_fast):
     folder = tmp_path / "logs" / "run"
