@@ -8,6 +8,7 @@ from tensorboard.util import tensor_util
 
 from rankmon import MemoryWriter, Problem, RankMonitor, RankmonWarning, read_jsonl
 from rankmon.alerts import Alarm, DeadUnits, NonFinite, RankBelow, StopTraining
+from refusals import refused, warned
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((12, 5)), RNG.standard_normal((12, 3))
@@ -42,15 +43,13 @@ def watched(alerts, ranks, **options):
 def test_a_rank_that_falls_is_told_once_until_it_has_recovered():
     alarms = []
     watched([RankBelow(0.75, action=alarms.append)], [4, 3, 2, 1, 4, 2])
-    message = "rank_weights/W1 is 2, below 0.75 of its first value, 4"
-    assert alarms == [
-        Alarm(2, "rank_weights/W1", message),
-        Alarm(5, "rank_weights/W1", message),
-    ]
+    tag = "rank_weights/W1"
+    assert alarms == [Alarm(step, tag, alarms[0].message) for step in (2, 5)]
+    assert all(word in alarms[0].message for word in (f"{tag} is 2", "0.75", "4"))
 
 
 def test_it_warns_at_the_users_line_and_is_written_as_a_text(tmp_path):
-    with pytest.warns(RankmonWarning, match="step 1: rank_weights/W1 is 1, below 0.5") as caught:
+    with pytest.warns(RankmonWarning, match="step 1: rank_weights/W1 is 1") as caught:
         watched([RankBelow(0.5)], [4, 1, 1], logdir=tmp_path)
     assert [warning.filename for warning in caught] == [__file__]
     records = read_jsonl(tmp_path / "rankmon.jsonl")
@@ -59,14 +58,14 @@ def test_it_warns_at_the_users_line_and_is_written_as_a_text(tmp_path):
     (event,) = events.Tensors("rankmon/alerts")
     assert event.step == 1
     (text,) = tensor_util.make_ndarray(event.tensor_proto).ravel()
-    assert text.decode() == "* rank_weights/W1 is 1, below 0.5 of its first value, 4"
+    assert text.decode().startswith("* rank_weights/W1 is 1")
 
 
 @pytest.mark.parametrize("background", [False, True], ids=["here", "background"])
 def test_it_stops_the_loop_with_its_record_written(background):
     memory = MemoryWriter()
     steps = []
-    with pytest.raises(StopTraining, match="step 2: rank_weights/W1 is 1, below") as stopped:  # noqa: SIM117
+    with pytest.raises(StopTraining, match="step 2: rank_weights/W1") as stopped:  # noqa: SIM117
         with RankMonitor(
             PROBLEM,
             every=1,
@@ -95,20 +94,23 @@ def test_what_is_not_finite_and_dead_units():
     ) as monitor:
         monitor(0, params)
         monitor(1, dead)
-        with pytest.warns(RankmonWarning, match="NaN or infinite"):
+        with pytest.warns(RankmonWarning, match="NaN"):
             monitor(2, {"W1": params["W1"], "W2": params["W2"] * np.nan})
     assert [(alarm.step, alarm.tag) for alarm in alarms] == [
         (1, "dead_share/W1"),
         (2, "monitor/nonfinite"),
     ]
-    assert alarms[0].message.startswith("75% of the units after W1 are dead")
-    assert alarms[1].message == "12 parameters are NaN or infinite"
+    assert alarms[0].message.startswith("75%")
+    assert "W1" in alarms[0].message
+    assert alarms[1].message.startswith("12 parameters")
 
 
 def test_a_loss_that_is_not_finite():
     alert = NonFinite()
     assert alert.found({"loss": 1.0}, {}) == {}
-    assert alert.found({"loss": float("inf")}, {}) == {"loss": "the loss on the probe batch is inf"}
+    found = alert.found({"loss": float("inf")}, {})
+    assert set(found) == {"loss"}
+    assert found["loss"].endswith("inf")
 
 
 def test_the_users_own_scalars_and_reports_are_looked_at_too():
@@ -169,7 +171,7 @@ def test_a_stop_from_a_report_is_raised_at_close():
     )
     monitor(0, of_rank(4), scalars={"mine": 4.0})
     monitor.report(1, {"mine": 1.0})
-    with pytest.raises(StopTraining, match="step 1: mine is 1"):
+    with pytest.raises(StopTraining, match="step 1: mine"):
         monitor.close()
 
 
@@ -183,7 +185,7 @@ def test_a_callback_on_a_report_cannot_close_the_monitor_and_leaves_it_whole(tmp
     )
     monitor(0, of_rank(4), scalars={"mine": 4.0})
     monitor.report(1, {"mine": 1.0})
-    with pytest.warns(RankmonWarning, match="expected close to be called from the training thread"):
+    with warned("close", "training thread"):
         monitor.close()
     RankMonitor(PROBLEM, logdir=tmp_path, every=1, probes=["weights"]).close()  # it is unlocked
 
@@ -204,30 +206,30 @@ def test_a_callback_that_fails_ends_nothing():
     def fails(alarm):
         raise OSError("no mail today")
 
-    with pytest.warns(RankmonWarning, match=r"an alert's callback.*OSError: no mail today"):
+    with pytest.warns(RankmonWarning, match="alert.*no mail today"):
         records = watched([RankBelow(0.5, action=fails)], [4, 1, 1])
     assert len(records) == 3
 
 
 @pytest.mark.parametrize(
-    ("build", "error", "message"),
+    ("build", "error", "keys"),
     [
-        (lambda: RankBelow(0), ValueError, r"expected share to be in \(0, 1\], got 0"),
-        (lambda: DeadUnits("half"), TypeError, "expected share to be a number, got str"),
-        (lambda: NonFinite(action="mail"), ValueError, "expected action to be"),
+        (lambda: RankBelow(0), ValueError, ["share", "(0, 1]", "got 0"]),
+        (lambda: DeadUnits("half"), TypeError, ["share", "number", "str"]),
+        (lambda: NonFinite(action="mail"), ValueError, ["action", "'mail'"]),
         (
             lambda: RankMonitor(PROBLEM, every=1, alerts=RankBelow(0.5)),
             TypeError,
-            r"expected alerts to be a sequence of alerts, got RankBelow; write alerts=\[alert\]",
+            ["alerts", "RankBelow", "alerts=[alert]"],
         ),
         (
             lambda: RankMonitor(PROBLEM, every=1, alerts=[RankBelow]),
             TypeError,
-            "got the class RankBelow",
+            ["the class RankBelow"],
         ),
     ],
     ids=["share", "text", "action", "alone", "class"],
 )
-def test_wrong_input_is_refused(build, error, message):
-    with pytest.raises(error, match=message):
+def test_wrong_input_is_refused(build, error, keys):
+    with refused(error, *keys):
         build()

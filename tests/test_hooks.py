@@ -2,6 +2,7 @@
 
 import gc
 import threading
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -13,41 +14,60 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from rankmon import MemoryWriter, Problem, RankMonitor, RankmonWarning, read_jsonl, weight_ranks
 from rankmon.compiled_weights import weight_scalars
 from rankmon.hooks import report_weights, watch_weights
+from refusals import refused
 
 X = np.random.default_rng(0).standard_normal((12, 5)).astype(np.float32)
 Y = np.random.default_rng(1).standard_normal((12, 3)).astype(np.float32)
 
 
 def apply(params, x):
-    return jnp.tanh(x @ params["W1"] + params["b"]) @ params["W2"]
+    return x @ params["W"] + params["b"]
 
 
 PROBLEM = Problem(apply, loss="mse", inputs=X, targets=Y)
 
 
-def initial(seed=0):
-    init, (a, b) = jax.nn.initializers.glorot_normal(), jax.random.split(jax.random.key(seed))
-    return {"W1": init(a, (5, 4)), "W2": init(b, (4, 3)), "b": jnp.zeros(4)}
+def initial():
+    """One matrix: each one more is a singular value decomposition in every program compiled."""
+    rng = np.random.default_rng(2)
+    weight = rng.standard_normal((5, 3)).astype(np.float32)
+    return {"W": jnp.asarray(weight), "b": jnp.zeros(3)}
 
 
 def loss(params):
     return jnp.mean((apply(params, X) - Y) ** 2)
 
 
-def train(tx, params, steps, **given):
-    """A plain loop over a jitted step; the states after every update."""
+gradient = jax.jit(jax.grad(loss))
+
+
+def train(tx, steps, *, first=None):
+    """A plain loop over a jitted step, which is told its number where a first one is given.
+
+    The parameters at the start and after every update, and the states after every update.
+    """
 
     @jax.jit
     def step(params, state, i):
-        extra = {"step": i} if given.get("passes_step") else {}
+        extra = {} if first is None else {"step": i}
         updates, state = tx.update(jax.grad(loss)(params), state, params, **extra)
         return optax.apply_updates(params, updates), state
 
-    state, states = tx.init(params), []
+    path, state, states = [initial()], tx.init(initial()), []
     for i in range(steps):
-        params, state = step(params, state, i + given.get("first", 0))
+        params, state = step(path[-1], state, np.int32(i + (first or 0)))
+        path.append(params)
         states.append(state)
-    return params, states
+    return path, states
+
+
+SGD = optax.sgd(1e-2)
+
+
+@cache
+def bare(tx, steps=8):
+    """The parameters of a loop that nothing watches."""
+    return train(tx, steps)[0]
 
 
 def assert_same_bits(a, b):
@@ -64,21 +84,34 @@ def of_rank(rng, m, n, rank, *, square_root_gap=3.0):
 
 # The numbers
 
+MATRICES = {
+    "square": (6, 6, "float32"),
+    "tall": (40, 12, "float32"),
+    "wide, bfloat16": (12, 40, "bfloat16"),
+    "tall, float16": (40, 12, "float16"),
+}
+# One program for all tests of the numbers.
+measured = jax.jit(weight_scalars)
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_prescribed_ranks_are_counted_in_the_stored_precision(dtype):
+
+def matrices(rank):
     rng = np.random.default_rng(0)
-    params = {
-        f"{m}x{n}, {rank}": jnp.asarray(of_rank(rng, m, n, rank), dtype)
-        for m, n in ((6, 6), (40, 12), (12, 40), (64, 64))
-        for rank in (0, 1, 3, 6)
+    return {
+        name: of_rank(rng, m, n, rank).astype(jnp.dtype(dtype))
+        for name, (m, n, dtype) in MATRICES.items()
     }
-    scalars = jax.jit(weight_scalars)(params)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 6])
+def test_prescribed_ranks_are_counted_in_the_stored_precision(count):
+    params = matrices(count)
+    scalars = measured(params)
     assert {value.dtype for value in scalars.values()} == {jnp.dtype("float32")}
     for name, rank in weight_ranks(params).items():
-        assert float(scalars[f"rank_weights/{name}"]) == int(name.split()[-1])
+        single = params[name].dtype == np.float32
+        assert float(scalars[f"rank_weights/{name}"]) == count
         assert float(scalars[f"rank_low/{name}"]) == rank.low
-        if dtype == "float32":  # in narrower dtypes a tenth of the cut is the noise of storing
+        if single:  # in narrower dtypes a tenth of the cut is the noise of storing
             assert float(scalars[f"rank_high/{name}"]) == rank.rank
         for tag in ("stable_rank", "effective_rank"):
             np.testing.assert_allclose(scalars[f"{tag}/{name}"], getattr(rank, tag), rtol=1e-4)
@@ -87,22 +120,21 @@ def test_prescribed_ranks_are_counted_in_the_stored_precision(dtype):
             gap = below[rank.rank - 1] / below[rank.rank]
             assert 1 < scalars[f"gap/{name}"] < np.inf
             assert below[rank.rank] < scalars[f"tolerance/{name}"] < below[rank.rank - 1]
-            if dtype != "float32":  # there the smaller value is the arithmetic's own rounding
+            if not single:  # there the smaller value is the arithmetic's own rounding
                 np.testing.assert_allclose(scalars[f"gap/{name}"], gap, rtol=1e-2)
 
 
 def test_determinants_and_what_is_not_finite():
-    rng = np.random.default_rng(1)
-    square = rng.standard_normal((5, 5)).astype(np.float32)
-    params = {"square": square, "nan": np.full((3, 2), np.nan, np.float32), "bias": np.ones(3)}
-    params["inf"] = np.array([[1, np.inf], [0, 1]], np.float32)
-    scalars = weight_scalars(params)
+    square = np.random.default_rng(1).standard_normal((6, 6)).astype(np.float32)
+    params = matrices(6) | {"square": square}
+    params["tall"][0, 1] = np.inf
+    params["wide, bfloat16"][:] = np.nan
+    scalars = measured(params)
     sign, log_abs = np.linalg.slogdet(square.astype(np.float64))
     assert scalars["det_sign/square"] == sign
     np.testing.assert_allclose(scalars["log_abs_det/square"], log_abs, rtol=1e-5)
-    assert not any(tag.endswith("/bias") for tag in scalars)
     for tag, value in scalars.items():
-        assert bool(np.isnan(value)) == tag.endswith(("/nan", "/inf")), tag
+        assert bool(np.isnan(value)) == tag.endswith(("/tall", "/wide, bfloat16")), tag
 
 
 def test_the_tags_are_those_of_the_weights_probe():
@@ -111,14 +143,16 @@ def test_the_tags_are_those_of_the_weights_probe():
     with RankMonitor(problem, every=1, probes=["weights"]) as monitor:
         record = monitor(0, params)
     own = {tag for tag in record.scalars if not tag.startswith("monitor/")}
-    assert set(weight_scalars(params)) == own
+    assert set(jax.eval_shape(weight_scalars, params)) == own
+    assert {tag.split("/")[-1] for tag in own} == {"W", "square"}  # b is no matrix
 
 
 def test_no_float64_enters_a_compiled_step():
     assert not jax.config.jax_enable_x64
-    tx = optax.chain(watch_weights(2), optax.adam(1e-2))
+    tx = optax.chain(watch_weights(2), SGD)
     params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), initial())
-    program = str(jax.make_jaxpr(lambda p, s: tx.update(p, s, p))(params, tx.init(params)))
+    state = jax.eval_shape(tx.init, params)
+    program = str(jax.make_jaxpr(lambda p, s: tx.update(p, s, p))(params, state))
     assert "f64" not in program
     assert "bf16" in program
 
@@ -128,26 +162,23 @@ def test_no_float64_enters_a_compiled_step():
 
 @pytest.mark.parametrize("passes_step", [False, True], ids=["own_count", "given_step"])
 def test_a_chain_measures_where_due_and_trains_alike(passes_step):
-    params = initial()
-    watched, states = train(
-        optax.chain(watch_weights(3), optax.adam(1e-2)), params, 8, passes_step=passes_step, first=1
-    )
-    bare, _ = train(optax.adam(1e-2), params, 8)
-    assert_same_bits(watched, bare)
     first = int(passes_step)
+    path, states = train(
+        optax.chain(watch_weights(3), SGD), 8, first=first if passes_step else None
+    )
+    assert_same_bits(path, bare(SGD))
     due = [i for i in range(first, first + 8) if i % 3 == 0]
     for i, state in enumerate(states, first):
-        measured = [step for step in due if step <= i]
-        assert int(state[0].step) == (measured[-1] if measured else -1)
+        seen = [step for step in due if step <= i]
+        assert int(state[0].step) == (seen[-1] if seen else -1)
         assert int(state[0].updates) == i - first + 1
-        assert any(value != 0 for value in state[0].scalars.values()) == bool(measured)
-    at, _ = train(optax.adam(1e-2), params, due[-1] - first)
-    for name, rank in weight_ranks(at).items():
+        assert any(value != 0 for value in state[0].scalars.values()) == bool(seen)
+    for name, rank in weight_ranks(bare(SGD)[due[-1] - first]).items():
         assert float(states[-1][0].scalars[f"rank_weights/{name}"]) == rank.rank
 
 
 def test_the_state_keeps_one_structure_and_survives_a_scan():
-    tx = optax.chain(watch_weights(3), optax.sgd(1e-2))
+    tx = optax.chain(watch_weights(3), SGD)
 
     def body(carry, _):
         params, state = carry
@@ -155,77 +186,88 @@ def test_the_state_keeps_one_structure_and_survives_a_scan():
         return (optax.apply_updates(params, updates), state), state[0].step
 
     params = initial()
-    (_, state), steps = jax.lax.scan(body, (params, tx.init(params)), length=7)
-    assert jax.tree.structure(state) == jax.tree.structure(tx.init(params))
+    start = tx.init(params)
+    (_, state), steps = jax.lax.scan(body, (params, start), length=7)
+    assert jax.tree.structure(state) == jax.tree.structure(start)
     np.testing.assert_array_equal(steps, [0, 0, 0, 3, 3, 3, 6])
 
 
 def test_it_works_under_multi_steps_and_apply_if_finite():
-    params = initial()
-    tx = optax.MultiSteps(optax.chain(watch_weights(2), optax.sgd(1e-2)), every_k_schedule=3)
-    watched, states = train(tx, params, 9)
-    bare, _ = train(optax.MultiSteps(optax.sgd(1e-2), every_k_schedule=3), params, 9)
-    assert_same_bits(watched, bare)
+    tx = optax.MultiSteps(optax.chain(watch_weights(2), SGD), every_k_schedule=3)
+    path, states = train(tx, 9)
+    assert_same_bits(path, bare(optax.MultiSteps(SGD, every_k_schedule=3), 9))
     inner = [state.inner_opt_state[0] for state in states]
     assert [int(s.updates) for s in inner] == [0, 0, 1, 1, 1, 2, 2, 2, 3]
     assert [int(s.step) for s in inner] == [-1, -1, 0, 0, 0, 0, 0, 0, 2]
 
-    tx = optax.apply_if_finite(optax.chain(watch_weights(1), optax.sgd(1e-2)), 3)
-    state = tx.init(params)
-    grads = jax.grad(loss)(params)
-    _, state = jax.jit(tx.update)(grads, state, params)
-    _, state = jax.jit(tx.update)(jax.tree.map(lambda g: g * jnp.nan, grads), state, params)
+    params = initial()
+    tx = optax.apply_if_finite(optax.chain(watch_weights(1), SGD), 3)
+    update, state, grads = jax.jit(tx.update), tx.init(params), gradient(params)
+    _, state = update(grads, state, params)
+    _, state = update(jax.tree.map(lambda g: np.full_like(g, np.nan), grads), state, params)
     assert int(state.inner_state[0].step) == 0
     assert int(state.notfinite_count) == 1
 
 
 def test_filters_choose_the_weights():
-    scalars = watch_weights(1, exclude="W2").init(initial()).scalars
+    params = {"W1": np.ones((5, 4), np.float32), "W2": np.ones((4, 3), np.float32)}
+    scalars = jax.eval_shape(watch_weights(1, exclude="W2").init, params).scalars
     assert {tag.split("/")[-1] for tag in scalars} == {"W1"}
 
 
 @pytest.mark.parametrize(
-    ("use", "error", "message"),
+    ("use", "error", "keys"),
     [
-        (lambda: watch_weights(0), ValueError, "expected n, a number of steps, to be at least 1"),
-        (lambda: watch_weights("3"), TypeError, "to be an integer"),
-        (lambda: watch_weights(1).init({"b": jnp.ones(3)}), ValueError, "at least one matrix"),
+        (lambda: watch_weights(0), ValueError, ["number of steps", "at least 1"]),
+        (lambda: watch_weights("3"), TypeError, ["integer", "str"]),
+        (lambda: watch_weights(1).init({"b": jnp.ones(3)}), ValueError, ["matrix"]),
         (
             lambda: watch_weights(1).update({}, watch_weights(1).init(initial())),
             ValueError,
-            "got no params; watch_weights measures the parameters",
+            ["update(updates, state, params)", "no params"],
         ),
-        (
-            lambda: watch_weights(1, include="nothing").init(initial()),
-            ValueError,
-            "'nothing' to match a parameter",
-        ),
+        (lambda: watch_weights(1, include="nothing").init(initial()), ValueError, ["'nothing'"]),
     ],
     ids=["every", "text", "biases", "params", "filter"],
 )
-def test_wrong_input_is_refused(use, error, message):
-    with pytest.raises(error, match=message):
+def test_wrong_input_is_refused(use, error, keys):
+    with refused(error, *keys):
         use()
 
 
 # Reports
 
 
+class Relay:
+    """What reports in one compiled program, to whichever monitor a test has."""
+
+    monitor = None
+
+    def report(self, step, scalars):
+        self.monitor.report(step, scalars)
+
+
+RELAY = Relay()
+REPORTING = optax.chain(watch_weights(3, reporter=RELAY), SGD)
+
+
+@jax.jit
+def reporting_step(params, state):
+    updates, state = REPORTING.update(jax.grad(loss)(params), state, params)
+    return optax.apply_updates(params, updates), state
+
+
 @pytest.mark.parametrize("background", [False, True], ids=["here", "background"])
 def test_what_a_chain_reports_is_written_beside_the_monitors_own(tmp_path, background):
     monitor = RankMonitor(PROBLEM, logdir=tmp_path, every=4, background=background)
-    tx = optax.chain(watch_weights(3, reporter=monitor), optax.sgd(1e-2))
+    RELAY.monitor = monitor
     params = initial()
-    step = jax.jit(lambda p, s: (lambda u: (optax.apply_updates(p, u[0]), u[1]))(
-        tx.update(jax.grad(loss)(p), s, p)
-    ))  # fmt: skip
-    state, bare = tx.init(params), params
+    state = REPORTING.init(params)
     for i in range(8):
         monitor(i, params)
-        params, state = step(params, state)
+        params, state = reporting_step(params, state)
     monitor.close(8, params)
-    bare, _ = train(optax.sgd(1e-2), bare, 8)
-    assert_same_bits(params, bare)
+    assert_same_bits(params, bare(SGD)[-1])
     records = read_jsonl(tmp_path / "rankmon.jsonl")
     own = [r.step for r in records if "rank/H_L" in r.scalars]
     reported = [r.step for r in records if "rank/H_L" not in r.scalars]
@@ -233,7 +275,7 @@ def test_what_a_chain_reports_is_written_beside_the_monitors_own(tmp_path, backg
     assert {r.attempt for r in records} == {1}
     assert ["rankmon/card" in r.texts for r in records if "rank/H_L" in r.scalars][0]
     events = EventAccumulator(str(tmp_path)).Reload()
-    steps = [event.step for event in events.Scalars("rank_weights/W1")]
+    steps = [event.step for event in events.Scalars("rank_weights/W")]
     assert sorted(steps) == [0, 0, 3, 4, 6, 8]
 
 
@@ -241,19 +283,19 @@ def test_a_users_own_scan_reports_while_it_runs():
     memory = MemoryWriter()
     monitor = RankMonitor(PROBLEM, every=100, writers=[memory])
 
+    def unwatched(params, _):
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(loss)(params)), None
+
     def body(params, i):
         report_weights(monitor, i, params, every=4)
-        return jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(loss)(params)), None
+        return unwatched(params, i)
 
-    def bare(params, _):
-        return jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(loss)(params)), None
-
-    steps = jnp.arange(10)
-    last, _ = jax.jit(lambda p: jax.lax.scan(body, p, steps))(initial())
-    want, _ = jax.jit(lambda p: jax.lax.scan(bare, p, steps))(initial())
+    steps = np.arange(10)
+    last, _ = jax.lax.scan(body, initial(), steps)
+    want, _ = jax.lax.scan(unwatched, initial(), steps)
     monitor.flush()
     assert [record.step for record in memory.records] == [0, 4, 8]
-    assert memory.records[0].scalars["rank_weights/W1"] == 4
+    assert memory.records[0].scalars["rank_weights/W"] == 3
     assert_same_bits(last, want)
     monitor.close()
 
@@ -261,16 +303,16 @@ def test_a_users_own_scan_reports_while_it_runs():
 def test_a_long_chain_of_reports_cannot_block_the_loop():
     """The monitor waits for a program whose reports wait for nothing."""
     memory = MemoryWriter()
-    monitor = RankMonitor(PROBLEM, every=1, writers=[memory])
-    tx = watch_weights(1, reporter=monitor)
-    update = jax.jit(tx.update)
+    monitor = RankMonitor(PROBLEM, every=1, probes=["hessian"], writers=[memory])
+    RELAY.monitor = monitor
     params = initial()
-    state = tx.init(params)
-    for i in range(30):
-        params, state = update(params, state, params)
+    state = REPORTING.init(params)
+    for i in range(60):
+        params, state = reporting_step(params, state)
         monitor(i, params)
-    monitor.close(30, params)
-    assert [r.step for r in memory.records if "rank/H_L" not in r.scalars] == list(range(30))
+    monitor.close(60, params)
+    reported = [r for r in memory.records if "rank/H_L" not in r.scalars]
+    assert [r.step for r in reported] == list(range(0, 60, 3))
 
 
 def test_reports_come_from_any_thread_and_in_any_order(tmp_path):
@@ -375,7 +417,7 @@ def test_a_chain_under_strict_promotion_and_debug_nans():
     with jax.numpy_dtype_promotion("strict"), jax.debug_nans(True):
         tx = watch_weights(1)
         _, state = jax.jit(tx.update)(params, tx.init(params), params)
-    assert float(state.scalars["rank_weights/W1"]) == 4
+    assert float(state.scalars["rank_weights/W"]) == 3
 
 
 def test_reports_alone_go_on_from_an_early_state(tmp_path):
@@ -391,13 +433,13 @@ def test_reports_alone_go_on_from_an_early_state(tmp_path):
 def test_a_report_after_close_is_told_and_ends_nothing():
     monitor = RankMonitor(PROBLEM, every=10)
     monitor.close()
-    update = jax.jit(watch_weights(1, reporter=monitor).update)
+    RELAY.monitor = monitor
     params = initial()
-    jax.block_until_ready(update(params, watch_weights(1).init(params), params))
+    jax.block_until_ready(reporting_step(params, REPORTING.init(params)))
     jax.effects_barrier()
-    with pytest.raises(TypeError, match="expected step to be an integer"):
+    with refused(TypeError, "step", "integer"):
         monitor.report("3", {})
-    with pytest.warns(RankmonWarning, match="got a report after close"):
+    with pytest.warns(RankmonWarning, match="after close"):
         monitor.flush()
 
 
@@ -425,11 +467,11 @@ def test_hooks_and_writers_in_the_style_of_clu():
     with RankMonitor(PROBLEM, every=2, writers=[writer]) as monitor:
         hooks = [monitor.hook(lambda: params)]
         for step in range(5):
-            params = jax.tree.map(lambda p: 0.9 * p, params)
+            params = jax.tree.map(lambda p: np.float32(0.9) * np.asarray(p), params)
             for hook in hooks:
                 hook(step)
     assert list(writer.scalars) == [0, 2, 4]
-    assert writer.scalars[4]["rank_weights/W1"] == 4
+    assert writer.scalars[4]["rank_weights/W"] == 3
     assert writer.flushed
     assert not writer.closed  # it is the loop's
 
@@ -440,8 +482,11 @@ def test_a_writer_of_scalars_may_have_nothing_else():
             seen.append(step)
 
     seen = []
+    gc.freeze()  # what other tests left is not looked through
     with RankMonitor(PROBLEM, every=1, probes=["weights"], writers=[Least()]) as monitor:
         monitor(0, initial())
         monitor.flush()
     assert seen == [0]
+    del monitor
     gc.collect()
+    gc.unfreeze()

@@ -19,10 +19,11 @@ from rankmon import (
     RankMonitor,
     RankmonWarning,
     hessian_ranks,
-    outbox,
     read_jsonl,
 )
 from rankmon.measurement import Description, Fact, Measurement
+from rankmon.outbox import MOST_WAITING
+from refusals import refused, warned
 
 DIMS = (3, 3, 3, 3)
 
@@ -30,10 +31,9 @@ DIMS = (3, 3, 3, 3)
 def setup(seed=0):
     """A small float32 network, its problem, and a jitted train step."""
     apply, params = mlp(DIMS, seed=seed)
-    params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)
+    params = jax.tree.map(lambda a: jnp.asarray(a.astype(np.float32)), params)
     rng = np.random.default_rng(seed)
-    x = jnp.asarray(rng.standard_normal((12, 3)), jnp.float32)
-    y = jnp.asarray(rng.standard_normal((12, 3)), jnp.float32)
+    x, y = rng.standard_normal((2, 12, 3)).astype(np.float32)
     optimizer = optax.sgd(0.05)
 
     def loss(params):
@@ -75,8 +75,9 @@ class Light:
         return Description([Fact("light", "the first entry")])
 
 
-def test_training_is_bit_identical_and_the_configuration_unchanged(tmp_path):
-    problem, start, state, train_step = setup()
+def test_training_is_bit_identical_and_the_configuration_unchanged(ready, tmp_path):
+    problem, start, state, _ = ready
+    train_step = setup()[-1]
     before = dict(jax.config.values)
     params, opt_state = start, state
     for _ in range(30):
@@ -163,7 +164,7 @@ def test_donated_last_parameters(ready):
     for step in range(3):
         monitor(step, params)
         params = halve(params)
-    with pytest.warns(RankmonWarning, match="close\\(step, params\\)"):
+    with pytest.warns(RankmonWarning, match="close"):
         monitor.close()
     assert [record.step for record in memory.records] == [0]
 
@@ -176,7 +177,9 @@ def test_donated_last_parameters(ready):
 
 def test_nonfinite_weights_are_data(ready, tmp_path):
     problem, params, *_ = ready
-    broken = jax.tree.map(lambda a: a.at[0, 0].set(jnp.nan), params)
+    broken = [{"w": np.array(layer["w"])} for layer in params]
+    for layer in broken:
+        layer["w"][0, 0] = np.nan
     monitor = RankMonitor(
         problem,
         logdir=tmp_path,
@@ -184,7 +187,7 @@ def test_nonfinite_weights_are_data(ready, tmp_path):
         probes=["hessian", "weights", rankmon.Lemma8Probe(0.1)],
     )
     monitor(0, params)
-    with pytest.warns(RankmonWarning, match="step 1: 3 parameters are NaN or infinite") as caught:
+    with pytest.warns(RankmonWarning, match="step 1: 3 parameters") as caught:
         for step in (1, 2, 3):
             record = monitor(step, broken)
     assert len(caught) == 1
@@ -210,7 +213,7 @@ def test_a_failing_probe_warns_once_and_training_goes_on(ready):
     problem, params, *_ = ready
     memory = MemoryWriter()
     monitor = RankMonitor(problem, every=1, probes=[Failing(), Light()], writers=[memory])
-    with pytest.warns(RankmonWarning, match="probe 'failing' at step 1 failed") as caught:
+    with pytest.warns(RankmonWarning, match="'failing' at step 1") as caught:
         for step in range(4):
             monitor(step, params)
     monitor.close()
@@ -252,7 +255,7 @@ def test_records_of_a_failing_writer_are_kept_and_written_later(ready):
     problem, params, *_ = ready
     flaky, sound = Flaky(), MemoryWriter()
     monitor = RankMonitor(problem, every=1, probes=[Light()], writers=[flaky, sound])
-    with pytest.warns(RankmonWarning, match="Flaky failed .OSError: disk full"):
+    with pytest.warns(RankmonWarning, match="Flaky.*disk full"):
         for step in range(4):
             monitor(step, params)
     monitor.close()
@@ -275,7 +278,7 @@ def test_a_changed_structure_is_an_error_of_the_probe_not_of_training(ready):
     problem, params, *_ = ready
     monitor = RankMonitor(problem, every=1, probes=[Light()])
     monitor(0, params)
-    with pytest.warns(RankmonWarning, match="expected parameters .*one monitor for each"):
+    with warned("parameters", "2/w", "one monitor"):
         record = monitor(1, params[:2])
     assert record.scalars["monitor/errors"] == 1
 
@@ -294,32 +297,45 @@ def device(state):
     return jax.tree.map(jnp.asarray, state)
 
 
-@pytest.mark.parametrize("checkpointer", [msgpack, device], ids=["msgpack", "jax arrays"])
-@pytest.mark.parametrize("stop", [0, 1, 2, 3])
-def test_a_resumed_run_gives_the_same_curves(ready, tmp_path, stop, checkpointer):
-    problem, start, opt_state, train_step = ready
-    probes = ["hessian", rankmon.Lemma8Probe(0.05)]
-
-    def run(folder, params, state, first, *, saved=None, until=10, break_after=None):
-        checkpoint = None
-        monitor = RankMonitor(problem, logdir=folder, every=3, probes=probes, state=saved)
+def run(ready, folder, *, at=None, first=0, saved=None, until=10, checkpointer=None, save_at=None):
+    """A run that is measured every third step; what a checkpoint after one step holds."""
+    problem, params, state, train_step = ready
+    params, state = at or (params, state)
+    probes, checkpoint = ["hessian", rankmon.Lemma8Probe(0.05)], None
+    with RankMonitor(problem, logdir=folder, every=3, probes=probes, state=saved) as monitor:
         for step in range(first, until):
             monitor(step, params)
             params, state = train_step(params, state)
-            if step == break_after:
-                checkpoint = (params, state, checkpointer(monitor.state))
-        monitor.close()
-        return checkpoint
+            if step == save_at:
+                checkpoint = (params, state), checkpointer(monitor.state)
+    return checkpoint
 
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run(whole, start, opt_state, 0)
+
+@pytest.fixture(scope="module")
+def straight(ready, tmp_path_factory):
+    """The records of a run that nothing stops."""
+    folder = tmp_path_factory.mktemp("straight")
+    run(ready, folder)
+    return read_jsonl(folder / "rankmon.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("stop", "checkpointer"),
+    [(0, msgpack), (1, device), (2, msgpack), (3, msgpack), (3, device)],
+    ids=["0-msgpack", "1-jax arrays", "2-msgpack", "3-msgpack", "3-jax arrays"],
+)
+def test_a_resumed_run_gives_the_same_curves(ready, straight, tmp_path, stop, checkpointer):
     # The run goes on for some steps after its checkpoint, so that records have to be superseded.
-    params, state, saved = run(
-        parts, start, opt_state, 0, until=max(9, 3 * stop + 1), break_after=3 * stop
+    at, saved = run(
+        ready,
+        tmp_path,
+        until=max(9, 3 * stop + 1),
+        checkpointer=checkpointer,
+        save_at=3 * stop,
     )
-    run(parts, params, state, 3 * stop + 1, saved=saved)
+    run(ready, tmp_path, at=at, first=3 * stop + 1, saved=saved)
 
-    straight, resumed = (read_jsonl(folder / "rankmon.jsonl") for folder in (whole, parts))
+    resumed = read_jsonl(tmp_path / "rankmon.jsonl")
     assert [r.step for r in straight] == [r.step for r in resumed] == [0, 3, 6, 9]
     for a, b in zip(straight, resumed, strict=True):
         for tag in a.scalars:
@@ -328,10 +344,10 @@ def test_a_resumed_run_gives_the_same_curves(ready, tmp_path, stop, checkpointer
         np.testing.assert_array_equal(
             a.arrays["spectrum/H_f_fixed"], b.arrays["spectrum/H_f_fixed"]
         )
-    events = EventAccumulator(str(parts))
+    events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert [e.step for e in events.Scalars("rank/H_f_fixed")] == [0, 3, 6, 9]
-    superseded = read_jsonl(parts / "rankmon.jsonl", superseded=True)
+    superseded = read_jsonl(tmp_path / "rankmon.jsonl", superseded=True)
     assert len(superseded) > len(resumed) or stop == 3
 
 
@@ -361,18 +377,18 @@ def test_state_has_one_structure_from_construction_on(ready, tmp_path):
 def test_restoring_what_does_not_fit_is_explained(ready):
     problem, params, *_ = ready
     monitor = RankMonitor(problem, every=1)
-    with pytest.raises(ValueError, match="probes of the one that was saved"):
+    with refused(ValueError, "'hessian'", "last_step", "probes"):
         monitor.restore({"monitor": {"last_step": np.zeros(2, np.uint32)}})
     state = monitor.state
     state["hessian"]["reference"] = np.zeros((3, 2))
-    with pytest.raises(ValueError, match="as it was saved"):
+    with refused(ValueError, "hessian/reference", "uint32", "(3, 2)"):
         monitor.restore(state)
 
 
 def test_going_back_starts_a_new_attempt(ready, tmp_path):
     problem, params, *_ = ready
     with RankMonitor(problem, logdir=tmp_path, every=10, probes=[Light()]) as monitor:
-        with pytest.warns(RankmonWarning, match="step 5 comes after step 20") as caught:
+        with pytest.warns(RankmonWarning, match="step 5 .*step 20") as caught:
             for step in (0, 10, 20, 5, 15, 3):
                 monitor(step, params)
     assert len(caught) == 1
@@ -384,7 +400,7 @@ def test_going_back_starts_a_new_attempt(ready, tmp_path):
 def test_two_live_monitors_on_one_folder_are_refused(ready, tmp_path):
     problem, params, *_ = ready
     with RankMonitor(problem, logdir=tmp_path, every=1, probes=[Light()]):
-        with pytest.raises(OSError, match=r"(?s)expected.*got"):
+        with refused(OSError, str(tmp_path)):
             RankMonitor(problem, logdir=tmp_path, every=1)
     RankMonitor(problem, logdir=tmp_path, every=1, probes=[Light()]).close()
 
@@ -394,27 +410,27 @@ def test_two_live_monitors_on_one_folder_are_refused(ready, tmp_path):
 
 def test_bad_arguments_are_explained(ready, tmp_path):
     problem, params, *_ = ready
-    for options, words in (
-        ({}, "either every or schedule"),
-        ({"every": 0}, "at least 1|positive|>= 1"),
-        ({"every": 1, "probes": ["hesian"]}, "expected a probe among .*'hesian'"),
-        ({"every": 1, "probes": ["lemma8"]}, "Lemma8Probe\\(learning_rate\\)"),
-        ({"every": 1, "probes": []}, "one or more distinct probes"),
-        ({"every": 1, "on_error": "ignore"}, "on_error to be one of"),
-        ({"every": 1, "oversize": "skip"}, "oversize to be one of"),
+    for options, *keys in (
+        ({}, "every", "schedule"),
+        ({"every": 0}, "at least 1", "0"),
+        ({"every": 1, "probes": ["hesian"]}, "probe", "'hesian'"),
+        ({"every": 1, "probes": ["lemma8"]}, "Lemma8Probe(learning_rate)"),
+        ({"every": 1, "probes": []}, "one or more", "probes"),
+        ({"every": 1, "on_error": "ignore"}, "on_error", "'ignore'"),
+        ({"every": 1, "oversize": "skip"}, "oversize", "'skip'"),
     ):
-        with pytest.raises(ValueError, match=words):
+        with refused(ValueError, *keys):
             RankMonitor(problem, **options)
-    with pytest.raises(TypeError, match="expected a rankmon.Problem, got function"):
+    with refused(TypeError, "rankmon.Problem", "function"):
         RankMonitor(lambda params: params, every=1)
     file = tmp_path / "file"
     file.write_text("")
-    with pytest.raises(OSError, match=r"(?s)expected.*got"):
+    with refused(OSError, str(file)):
         RankMonitor(problem, every=1, logdir=file / "run")
     monitor = RankMonitor(problem, every=1, probes=[Light()])
-    with pytest.raises(TypeError, match="jax.Array, whose value the monitor would have to wait"):
+    with refused(TypeError, "step", "jax.Array", "int(step)"):
         monitor(jnp.asarray(3), params)
-    with pytest.raises(TypeError, match="expected step to be an integer, got float"):
+    with refused(TypeError, "step", "integer", "float"):
         monitor(0.5, params)
 
 
@@ -423,9 +439,11 @@ def test_parameters_are_checked_before_anything_is_computed(ready):
     vectors = Problem(
         lambda p, x: x * p["scale"], loss="mse", inputs=np.ones((3, 2)), targets=np.ones((3, 2))
     )
-    with pytest.raises(ValueError, match="at least one matrix"):
-        RankMonitor(vectors, every=1)(0, {"scale": jnp.ones(2)})
-    with pytest.raises(ValueError, match="Lemma 8, got a stack with activations"):
+    with refused(ValueError, "matrix", "'scale'", "probes=['hessian']"):
+        RankMonitor(vectors, every=1, probes=["weights", "hessian"])(
+            0, {"scale": np.ones(2, np.float32)}
+        )
+    with refused(ValueError, "Lemma 8", "activations"):
         RankMonitor(
             Problem(
                 lambda p, x: jnp.tanh(x @ p),
@@ -434,14 +452,14 @@ def test_parameters_are_checked_before_anything_is_computed(ready):
                 targets=np.ones((3, 2)),
             ),
             every=1,
-            params=jnp.eye(2),
+            params=np.eye(2, dtype=np.float32),
             probes=[rankmon.Lemma8Probe(0.1)],
         )
 
 
 def test_too_many_parameters_for_dense_matrices(ready):
     problem, params, *_ = ready
-    with pytest.raises(MemoryError, match="p = 27 parameters.*oversize='weights'"):
+    with refused(MemoryError, "p = 27", "memory_limit", "oversize='weights'"):
         RankMonitor(problem, every=1, memory_limit=1000, params=params)
     with pytest.warns(RankmonWarning, match="hessian: left out"):
         monitor = RankMonitor(
@@ -470,7 +488,7 @@ class Deleted:
 def test_a_user_scalar_that_is_no_number_is_nan_and_one_warning(ready, value):
     problem, params, *_ = ready
     monitor = RankMonitor(problem, every=2, probes=[Light()])
-    with pytest.warns(RankmonWarning, match="scalar 'l' at step 0 failed") as caught:
+    with pytest.warns(RankmonWarning, match="'l' at step 0") as caught:
         first = monitor(0, params, scalars={"l": value, "sound": jnp.bfloat16(2)})
         monitor(1, params, scalars={"l": value})
         last = monitor.close()
@@ -485,7 +503,7 @@ def test_a_user_scalar_that_is_no_number_is_nan_and_one_warning(ready, value):
 def test_user_scalars_that_are_no_mapping_do_not_end_training(ready):
     problem, params, *_ = ready
     monitor = RankMonitor(problem, every=1, probes=[Light()])
-    with pytest.warns(RankmonWarning, match="scalars at step 0 failed"):
+    with pytest.warns(RankmonWarning, match="scalars at step 0"):
         record = monitor(0, params, scalars=jnp.ones(3))
     assert "light" in record.scalars
 
@@ -493,7 +511,7 @@ def test_user_scalars_that_are_no_mapping_do_not_end_training(ready):
 def test_a_user_scalar_never_replaces_one_of_the_monitor(ready):
     problem, params, *_ = ready
     monitor = RankMonitor(problem, every=1, probes=[Light(), Failing()])
-    with pytest.warns(RankmonWarning, match="'light' is a tag of the monitor.*'user/light'"):
+    with pytest.warns(RankmonWarning, match="'light'.*'user/light'"):
         record = monitor(0, params, scalars={"light": 7, "monitor/errors": 9, "mine": 1})
     assert record.scalars["light"] == float(params[0]["w"][0, 0])
     assert record.scalars["monitor/errors"] == 0
@@ -536,15 +554,13 @@ class Verbose(Light):
 
 @pytest.mark.parametrize(
     ("probe", "told"),
-    [
-        (Speechless(), "no words"),
-        (Verbose(), "expected describe.. to give a .*Description, got str"),
-    ],
+    [(Speechless(), "no words"), (Verbose(), "Description, got str")],
+    ids=["speechless", "verbose"],
 )
 def test_a_probe_that_cannot_describe_itself(ready, probe, told):
     problem, params, *_ = ready
     monitor = RankMonitor(problem, every=1, probes=[probe, Light()])
-    with pytest.warns(RankmonWarning, match=f"card of probe '{probe.name}' failed .*{told}"):
+    with pytest.warns(RankmonWarning, match=f"card.*'{probe.name}'.*{told}"):
         record = monitor(0, params)
     assert "| light | the first entry |" in record.texts["rankmon/card"]
     assert record.scalars["monitor/errors"] == 1
@@ -560,7 +576,7 @@ class Odd(Light):
 def test_a_probe_that_returns_something_else_spoils_no_other(ready):
     problem, params, *_ = ready
     monitor = RankMonitor(problem, every=1, probes=[Odd(), Light()])
-    with pytest.warns(RankmonWarning, match="probe 'odd' at step 0 failed"):
+    with pytest.warns(RankmonWarning, match="'odd' at step 0"):
         record = monitor(0, params)
     assert "light" in record.scalars
 
@@ -576,7 +592,7 @@ def test_an_error_of_the_schedule_does_not_end_training(ready):
     problem, params, *_ = ready
     memory = MemoryWriter()
     monitor = RankMonitor(problem, schedule=BrokenSchedule(), probes=[Light()], writers=[memory])
-    with pytest.warns(RankmonWarning, match="the schedule failed .*no schedule today") as caught:
+    with pytest.warns(RankmonWarning, match="schedule.*no schedule today") as caught:
         for step in range(4):
             monitor(step, params)
         monitor.close()
@@ -585,17 +601,17 @@ def test_an_error_of_the_schedule_does_not_end_training(ready):
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "keys"),
     [
-        ({"schedule": 100}, r"schedule with due\(step, last\), got int; .*every=100"),
-        ({"schedule": rankmon.schedule.EveryN}, "got the class EveryN"),
-        ({"memory_limit": "4G"}, r"memory_limit to be an integer, got str; .*4 \* 2\*\*30"),
-        ({"memory_limit": 4e9}, "memory_limit to be an integer, got float"),
-        ({"writers": MemoryWriter()}, r"got MemoryWriter; write writers=\[writer\]"),
-        ({"writers": None}, "got NoneType"),
-        ({"writers": [MemoryWriter]}, "got the class MemoryWriter"),
-        ({"writers": ["logs"]}, "writers with start, write, flush and close, got str; .*logdir"),
-        ({"tolerance": 1e-8}, "rankmon.Tolerance, got float"),
+        ({"schedule": 100}, ["due(step, last)", "int", "every=100"]),
+        ({"schedule": rankmon.schedule.EveryN}, ["the class EveryN"]),
+        ({"memory_limit": "4G"}, ["memory_limit", "integer", "str", "4 * 2**30"]),
+        ({"memory_limit": 4e9}, ["memory_limit", "integer", "float"]),
+        ({"writers": MemoryWriter()}, ["MemoryWriter", "writers=[writer]"]),
+        ({"writers": None}, ["NoneType"]),
+        ({"writers": [MemoryWriter]}, ["the class MemoryWriter"]),
+        ({"writers": ["logs"]}, ["writers", "str", "logdir"]),
+        ({"tolerance": 1e-8}, ["rankmon.Tolerance", "float"]),
     ],
     ids=[
         "schedule: number",
@@ -609,14 +625,14 @@ def test_an_error_of_the_schedule_does_not_end_training(ready):
         "tolerance: number",
     ],
 )
-def test_options_of_the_wrong_type_are_explained(ready, options, words):
-    with pytest.raises(TypeError, match=rf"(?s)expected .*{words}"):
+def test_options_of_the_wrong_type_are_explained(ready, options, keys):
+    with refused(TypeError, *keys):
         RankMonitor(ready[0], **({} if "schedule" in options else {"every": 1}), **options)
 
 
 @pytest.mark.parametrize("limit", [0, -1])
 def test_a_memory_limit_of_nothing_is_explained(ready, limit):
-    with pytest.raises(ValueError, match="expected memory_limit to be positive"):
+    with refused(ValueError, "memory_limit", str(limit)):
         RankMonitor(ready[0], every=1, memory_limit=limit)
 
 
@@ -693,10 +709,10 @@ def test_a_state_that_does_not_fit_is_refused_every_time(ready):
     state["remembering"]["first"] = np.zeros((3, 2), np.uint32)
     monitor = RankMonitor(problem, every=1, probes=[Remembering()], state=state)
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"remembering/first of shape \(2,\)"):
+        with refused(ValueError, "remembering/first", "(2,)", "(3,)"):
             monitor(1, params)
     before = saved.state
-    with pytest.raises(ValueError, match=r"remembering/first of shape \(2,\)"):
+    with refused(ValueError, "remembering/first", "(2,)", "(3,)"):
         saved.restore(state)
     np.testing.assert_equal(saved.state, before)
 
@@ -724,14 +740,14 @@ def test_a_monitor_that_is_dropped_gives_its_folder_back(ready, tmp_path):
 def test_an_open_monitor_of_this_process_is_named(ready, tmp_path):
     problem, *_ = ready
     with RankMonitor(problem, logdir=tmp_path, every=1, probes=[Light()]):
-        with pytest.raises(BlockingIOError, match=r"open in this process.* call its close\(\)"):
+        with refused(BlockingIOError, "this process", "close()"):
             RankMonitor(problem, logdir=tmp_path, every=1, probes=[Light()])
 
 
 def test_a_folder_that_is_refused_gets_no_event_file(ready, tmp_path):
     problem, *_ = ready
     (tmp_path / "rankmon.jsonl").write_text('{"not": "a record"}\n')
-    with pytest.raises(ValueError, match="expected a record of rankmon"):
+    with refused(ValueError, "a record of rankmon"):
         RankMonitor(problem, logdir=tmp_path, every=1, probes=[Light()])
     assert not list(tmp_path.glob("events.out.tfevents.*"))
     (tmp_path / "rankmon.jsonl").unlink()
@@ -750,23 +766,24 @@ class Broken(MemoryWriter):
 
 
 @pytest.mark.parametrize("mended", [True, False], ids=["mended", "never mended"])
-def test_what_waits_for_a_broken_writer_is_bounded(ready, monkeypatch, mended):
-    problem, params, *_ = ready
-    monkeypatch.setattr(outbox, "MOST_WAITING", 3)
+def test_what_waits_for_a_broken_writer_is_bounded(ready, mended):
     broken, sound = Broken(), MemoryWriter()
-    monitor = RankMonitor(problem, every=1, probes=[Light()], writers=[broken, sound])
+    monitor = RankMonitor(ready[0], every=1, probes=[Light()], writers=[broken, sound])
+    count = MOST_WAITING + 3
     with pytest.warns(RankmonWarning) as caught:
-        for step in range(6):
-            monitor(step, params)
+        for step in range(count):
+            monitor.report(step, {"mine": 1.0})
+        monitor.flush()
         broken.broken = not mended
         monitor.close()
     messages = [str(warning.message) for warning in caught]
-    assert "Broken failed" in messages[0]
-    assert "Broken has 3 records waiting" in messages[1]
-    assert f"Broken never took {3 if mended else 6} records" in messages[2]
     assert len(messages) == 3
-    assert [r.step for r in broken.records] == ([3, 4, 5] if mended else [])
-    assert len(sound.records) == 6
+    lost = 3 if mended else count
+    for message, what in zip(messages, ("disk full", f"{MOST_WAITING} records", lost), strict=True):
+        assert "Broken" in message
+        assert str(what) in message
+    assert [r.step for r in broken.records] == (list(range(3, count)) if mended else [])
+    assert len(sound.records) == count
 
 
 class Unclosable(MemoryWriter):
@@ -804,7 +821,7 @@ def test_a_fresh_run_over_older_records_says_so(ready, tmp_path):
         monitor(0, params)
         monitor(10, params)
         saved = monitor.state
-    with pytest.warns(RankmonWarning, match="has records of step 10, .*state=") as caught:
+    with pytest.warns(RankmonWarning, match="step 10.*state=") as caught:
         with RankMonitor(problem, logdir=tmp_path, every=10, probes=[Light()]) as monitor:
             monitor(5, params)
             monitor(10, params)
@@ -848,7 +865,7 @@ def test_numpy_parameters_may_have_changed_by_the_close(ready):
     monitor(1, params)
     for leaf in jax.tree.leaves(params):
         leaf += 1
-    with pytest.warns(RankmonWarning, match=r"step, 1, .*NumPy.*close\(step, params\)") as caught:
+    with pytest.warns(RankmonWarning, match="step, 1, .*NumPy.*close") as caught:
         assert monitor.close() is None
     assert len(caught) == 1
     assert [record.step for record in memory.records] == [0]

@@ -30,12 +30,14 @@ def run_of(name: str = "run", parts=tuple(PARTS), **more) -> RunSeries:
     return RunSeries(name, scalars | {tag.replace("__", "/"): one for tag, one in more.items()})
 
 
-def test_each_part_in_its_color():
+@pytest.mark.parametrize(
+    "parts", [("H_L", "H_o"), ("H_L", "H_f"), tuple(PARTS)], ids=["H_o", "H_f", "all"]
+)
+def test_each_part_in_its_color(parts):
+    picture = pixels(png_of([run_of(parts=parts)]))
     for part, (_, color, *_) in PARTS.items():
-        assert has_color(pixels(png_of([run_of()])), color)
-        others = [other for other in PARTS if other != part]
         # The axes are black, as H_L is.
-        assert part == "H_L" or not has_color(pixels(png_of([run_of(parts=others)])), color)
+        assert has_color(picture, color) == (part in parts or part == "H_L"), part
 
 
 def test_weights_stand_beside_the_hessian_or_alone():
@@ -49,26 +51,35 @@ def test_weights_stand_beside_the_hessian_or_alone():
 
 
 def test_the_loss_where_there_is_one():
-    assert has_color(pixels(png_of([run_of(loss=series([1, 1e-9]))])), "#9a9a9a")
-    assert not has_color(pixels(png_of([run_of(loss=series([0, 0]))])), "#9a9a9a")
+    losses = (series([1, 1e-9]), series([0, 0]))
+    pictures = [pixels(png_of([run_of(parts=["H_o"], loss=loss)])) for loss in losses]
+    assert [has_color(picture, "#9a9a9a") for picture in pictures] == [True, False]
 
 
-def test_a_panel_a_run():
-    sizes = [pixels(png_of([run_of(f"seed_{i}") for i in range(n)])).shape for n in (2, 3, 4, 7)]
-    assert [width for _, width, _ in sizes] == [1248, 1872, 1248, 1872]
-    assert sizes[0][0] == sizes[1][0] < sizes[2][0] < sizes[3][0]
+NAMES = ["$x^2", "$\\nope$", "a <b> & c", "日本語", "with\nnewline", "\udcff"]
 
 
-@pytest.mark.parametrize(
-    "name", ["$x^2", "$\\nope$", "a <b> & c", "日本語", "with\nnewline", "\udcff"], ids=ascii
-)
-def test_names_are_shown_as_they_are(name):
-    more = {f"rank_weights__{name}": series([3, 3])}
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        png_of([run_of(name, **more)])
-        png_of([run_of(name), run_of(name)])
-    assert not caught
+def quiet(runs):
+    """A picture that nothing is warned of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return png_of(runs)
+
+
+def test_the_name_of_one_run_is_shown_as_it_is():
+    assert quiet([RunSeries(" ".join(NAMES), {})])
+
+
+def test_a_panel_a_run_with_its_name():
+    runs = [RunSeries(name, {}) for name in NAMES]
+    two, four, six = (pixels(quiet(runs[:n])).shape for n in (2, 4, 6))
+    assert [two[1], four[1], six[1]] == [1248, 1248, 1872]
+    assert two[0] < four[0] == six[0]
+
+
+def test_names_of_weights_are_shown_as_they_are():
+    weights = {f"rank_weights/{name}": series([3 + i]) for i, name in enumerate(NAMES)}
+    assert quiet([RunSeries("run", weights)])
 
 
 @pytest.mark.parametrize(
@@ -90,7 +101,7 @@ def test_odd_runs(scalars):
 
 def test_matplotlibs_own_settings_stay():
     before = dict(matplotlib.rcParams)
-    png_of([run_of()])
+    png_of([RunSeries("run", {})])
     assert dict(matplotlib.rcParams) == before
 
 
@@ -105,6 +116,7 @@ def test_medians_over_seeds_are_drawn_with_their_range():
         },
     )
     narrow = RunSeries("median", {**run.scalars, f"{tag}/low": series([5, 5])})
-    assert has_color(pixels(png_of([run])), PARTS["H_f"][1])
-    band = [np.sum(np.any(pixels(png_of([one])) < 250, axis=-1)) for one in (run, narrow)]
+    pictures = [pixels(png_of([one])) for one in (run, narrow)]
+    assert has_color(pictures[0], PARTS["H_f"][1])
+    band = [np.sum(np.any(picture < 250, axis=-1)) for picture in pictures]
     assert band[0] > 1.2 * band[1]

@@ -1,5 +1,7 @@
 """Several seeds: each run what a monitor of its own writes, the median what NumPy says."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.util import tensor_util
 
 from rankmon import Problem, RankMonitor, RankmonWarning, SeedsMonitor, read_jsonl
+from refusals import refused
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((12, 5)), RNG.standard_normal((12, 3))
@@ -18,7 +21,7 @@ SEEDS = 3
 
 
 def apply(params, x):
-    return jnp.tanh(x @ params["W1"]) @ params["W2"]
+    return x @ params["W1"] @ params["W2"]
 
 
 PROBLEM = Problem(apply, loss="mse", inputs=X, targets=Y)
@@ -100,29 +103,25 @@ def test_programs_are_compiled_once_for_all_seeds():
     assert traces(1) == traces(7)
 
 
+TX = optax.adam(1e-2)
+
+
+@jax.jit
+@jax.vmap
+def train_step(state):
+    loss = jax.grad(lambda p: jnp.mean((apply(p, jnp.asarray(X)) - Y) ** 2))
+    return state.apply_gradients(grads=loss(state.params))
+
+
 def trained(monitor=None):
-    def start(key):
-        a, b = jax.random.split(key)
-        params = {"W1": jax.random.normal(a, (5, 4)), "W2": jax.random.normal(b, (4, 3))}
-        return TrainState.create(apply_fn=None, params=params, tx=TX)
-
-    @jax.jit
-    @jax.vmap
-    def step(state):
-        loss = jax.grad(lambda p: jnp.mean((apply(p, jnp.asarray(X)) - Y) ** 2))
-        return state.apply_gradients(grads=loss(state.params))
-
-    state = jax.vmap(start)(jax.random.split(jax.random.key(0), SEEDS))
+    state = jax.vmap(partial(TrainState.create, apply_fn=None, tx=TX))(params=stacked())
     for _ in range(5):
         if monitor is not None:
             monitor(state)
-        state = step(state)
+        state = train_step(state)
     if monitor is not None:
         monitor.close(state)
     return state.params
-
-
-TX = optax.adam(1e-2)
 
 
 def test_vmapped_train_states_are_monitored_and_trained_alike(tmp_path):
@@ -155,29 +154,29 @@ def test_the_last_parameters_are_measured_or_missed_aloud():
     monitor = SeedsMonitor(PROBLEM, seeds=SEEDS, every=10, probes=["weights"])
     monitor(0, stacked())
     monitor(3, jax.tree.map(np.asarray, stacked()))
-    with pytest.warns(RankmonWarning, match="the parameters of the last step, 3, are NumPy arrays"):
+    with pytest.warns(RankmonWarning, match="last step, 3"):
         assert monitor.close() == []
 
 
 @pytest.mark.parametrize(
-    ("use", "error", "message"),
+    ("use", "error", "keys"),
     [
-        (lambda: SeedsMonitor(PROBLEM, seeds=0, every=1), ValueError, "expected at least 1 seed"),
+        (lambda: SeedsMonitor(PROBLEM, seeds=0, every=1), ValueError, ["1 seed", "0"]),
         (
             lambda: SeedsMonitor(PROBLEM, seeds=4, every=1)(0, stacked()),
             ValueError,
-            "expected parameters with a leading axis of 4 seeds, got shape",
+            ["leading axis", "4 seeds", "shape"],
         ),
         (
             lambda: SeedsMonitor(PROBLEM, seeds=3, every=1, background=True),
             TypeError,
-            r"got \['background'\]; the others are not for several seeds",
+            ["'background'", "seeds"],
         ),
     ],
     ids=["none", "axis", "option"],
 )
-def test_wrong_input_is_refused(use, error, message):
-    with pytest.raises(error, match=message):
+def test_wrong_input_is_refused(use, error, keys):
+    with refused(error, *keys):
         use()
 
 
