@@ -299,3 +299,18 @@ def _dense(case: Case) -> dict[str, np.ndarray]:
 def _as_double(a: Any) -> Any:
     a = np.asarray(a)
     return jnp.asarray(a, jnp.float64) if np.issubdtype(a.dtype, np.floating) else jnp.asarray(a)
+
+
+def gaussian_variables(module: Any, *inputs: Any, seed: int = 3) -> dict[str, Any]:
+    """The variables of a Linen module: parameters Gaussian, all else positive, drawn in NumPy.
+
+    Of the shapes and dtypes that the module's `init` gives, which is traced and not run.
+    """
+    rng = np.random.default_rng(seed)
+
+    def drawn(path: Any, leaf: Any) -> np.ndarray:
+        values = rng.standard_normal(leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
+        return (values if path[0].key == "params" else np.abs(values) + 0.5).astype(leaf.dtype)
+
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    return jax.tree_util.tree_map_with_path(drawn, shapes)

@@ -112,11 +112,14 @@ def test_verdicts_tell_exact_from_ambiguous_from_wrong(tmp_path, capsys):
     assert rank_verdict([Record(1, 1, 0.0, one_engine_off, {})]).mismatches == 1
     report({("S8", "width"): [exact, ambiguous], ("S8", "depth"): [exact]}, tmp_path)
     printed = capsys.readouterr().out
-    assert "holds  predicted ranks are measured: 0 mismatches of 9" in printed
+    assert "holds" in printed
+    assert "0 mismatches of 9" in printed
     assert printed.count("~") == 3
     assert (tmp_path / "table.txt").read_text().strip() in printed
     with pytest.raises(SystemExit):
         report({("S8", "width"): [exact], ("S8", "depth"): [wrong]}, tmp_path)
-    assert "FAILS  predicted ranks are measured: 3 mismatches" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "FAILS" in printed
+    assert "3 mismatches" in printed
     with pytest.raises(SystemExit):  # nothing was compared
         report({("S8", "width"): [outside]}, tmp_path)

@@ -1,5 +1,7 @@
 """Lifting against the same functions written without casts, and against dense autodiff."""
 
+from functools import cache, partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,9 +12,9 @@ from jax import lax
 from rankmon import Problem, RankmonWarning, hessian_ranks, hessian_spectra
 from rankmon._lifting import lifted, lifted_at
 from rankmon._precision import DOUBLE, coarsest_operation
+from refusals import refused
 
 LOW = [jnp.float32, jnp.bfloat16, jnp.float16]
-by_dtype = pytest.mark.parametrize("dtype", LOW, ids=["float32", "bfloat16", "float16"])
 
 
 def normal(*shape, seed=0):
@@ -75,26 +77,38 @@ FUNCTIONS = [
     dense, jitted, checkpointed, mapped, scanned, looped, chosen, rounded_only, convolved,
     accumulated,
 ]  # fmt: skip
-by_function = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+# The dtypes of each: all of them for the plain product, one for what it stands in.
+DTYPES = {f: LOW if f is dense else [LOW[i % 3]] for i, f in enumerate(FUNCTIONS)}
 
 
-@by_dtype
-@by_function
-def test_values_and_derivatives_are_those_without_casts(function, dtype):
+def name_of(value):
+    return getattr(value, "__name__", None)
+
+
+@pytest.mark.parametrize(("function", "dtypes"), DTYPES.items(), ids=name_of)
+def test_values_and_derivatives_are_those_without_casts(function, dtypes):
     w, x = normal(4, 3), normal(5, 4, seed=1)
+
+    def with_jacobian(f):
+        """The values of f at w and their Jacobian, of one trace."""
+        jacobian, values = jax.jacfwd(lambda w: (f(w), f(w)), has_aux=True)(w)
+        return values, jacobian
+
+    def low(dtype, w):
+        return lifted(lambda w, x: function(dtype, w, x).astype(jnp.float64))(w, x)
+
     with DOUBLE.scope():
-
-        def low(w):
-            return lifted(lambda w, x: function(dtype, w, x).astype(jnp.float64))(w, x)
-
-        def exact(w):
-            return function(jnp.float64, w, x).astype(jnp.float64)
-
-        for derivative in (lambda f: f, jax.jacfwd):
-            got, truth = derivative(low)(w), derivative(exact)(w)
-            assert got.dtype == np.float64
-            np.testing.assert_allclose(got, truth, rtol=1e-12, atol=1e-12)
-        assert coarsest_operation(jax.make_jaxpr(low)(w)) is None
+        got, truth = jax.jit(
+            lambda: (
+                [with_jacobian(partial(low, dtype)) for dtype in dtypes],
+                with_jacobian(lambda w: function(jnp.float64, w, x).astype(jnp.float64)),
+            )
+        )()
+        for dtype, found in zip(dtypes, got, strict=True):
+            assert coarsest_operation(jax.make_jaxpr(partial(low, dtype))(w)) is None, dtype
+            for array, want in zip(found, truth, strict=True):
+                assert array.dtype == np.float64
+                np.testing.assert_allclose(array, want, rtol=1e-12, atol=1e-12, err_msg=str(dtype))
 
 
 @jax.custom_jvp
@@ -124,15 +138,18 @@ def test_derivatives_that_a_function_brings_along_stay_its_own():
         def f(x):
             return jnp.sum(lifted(straight_through)(x))
 
-        np.testing.assert_allclose(jax.grad(f)(x), np.sin(x), rtol=1e-14)
-        np.testing.assert_allclose(jax.hessian(f)(x), np.diag(np.cos(x)), rtol=1e-14)
+        gradient, hessian = jax.jit(lambda x: (jax.grad(f)(x), jax.hessian(f)(x)))(x)
+        np.testing.assert_allclose(gradient, np.sin(x), rtol=1e-14)
+        np.testing.assert_allclose(hessian, np.diag(np.cos(x)), rtol=1e-14)
 
         def g(x):
             return jnp.sum(lifted(reversed_gradient)(x, np.int32(2)))
 
-        np.testing.assert_allclose(g(x), np.sum(x**2), rtol=1e-14)
-        np.testing.assert_allclose(jax.grad(g)(x), -(x**3), rtol=1e-14)
-        _, along = jax.jvp(jax.grad(g), (x,), (np.ones(6),))
+        value, (gradient, along) = jax.jit(
+            lambda x: (g(x), jax.jvp(jax.grad(g), (x,), (jnp.ones(6),)))
+        )(x)
+        np.testing.assert_allclose(value, np.sum(x**2), rtol=1e-14)
+        np.testing.assert_allclose(gradient, -(x**3), rtol=1e-14)
         np.testing.assert_allclose(along, -3 * x**2, rtol=1e-14)
         assert coarsest_operation(jax.make_jaxpr(jax.grad(g))(x)) is None
 
@@ -147,9 +164,10 @@ def test_what_exists_in_one_dtype_only_stays_as_it_is():
 
     x = normal(7)
     with DOUBLE.scope():
-        noise = np.asarray(noisy(np.zeros(7)), np.float64)
-        np.testing.assert_array_equal(lifted(noisy)(x), x + noise)
-        np.testing.assert_array_equal(lifted(bits)(x), x.astype(np.float32).view(np.int32))
+        zeros = np.zeros(7)
+        noise, noised, seen = jax.jit(lambda: (noisy(zeros), lifted(noisy)(x), lifted(bits)(x)))()
+        np.testing.assert_array_equal(noised, x + np.asarray(noise, np.float64))
+        np.testing.assert_array_equal(seen, x.astype(np.float32).view(np.int32))
         # Data that pass through such an operation are still counted at its eps.
         through = jax.make_jaxpr(lifted(lambda x: lax.bitcast_convert_type(bits(x), jnp.float32)))(
             x
@@ -164,8 +182,10 @@ def test_a_function_is_lifted_as_it_was_traced_in_its_own_dtypes():
     w, x = normal(4, 3).astype(np.float32), normal(5, 4, seed=1).astype(np.float32)
     function = lifted_at(recurrent, w, x)
     with DOUBLE.scope():
-        exact = recurrent(w.astype(np.float64), x.astype(np.float64))
-        got = function(w.astype(np.float64), x.astype(np.float64))
+        got = jax.jit(function)(w.astype(np.float64), x.astype(np.float64))
+    exact = np.zeros(3)
+    for row in x.astype(np.float64):
+        exact = np.tanh(exact + row @ w.astype(np.float64))
     assert got.dtype == np.float64
     np.testing.assert_allclose(got, exact, rtol=1e-14)
 
@@ -181,38 +201,58 @@ class Mixed(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x = self.activation(nn.Dense(5, dtype=self.dtype)(x))
         x = self.activation(nn.Dense(4, dtype=self.dtype)(x))
         return nn.Dense(3, dtype=self.dtype)(x).astype(x.dtype if self.dtype is None else "float32")
 
 
-X, Y = normal(30, 6).astype(np.float32), normal(30, 3, seed=1).astype(np.float32)
+X, Y = normal(12, 6).astype(np.float32), normal(12, 3, seed=1).astype(np.float32)
 
 
-def problem(dtype, activation=nn.relu, **options):
+def stated(dtype, activation=nn.relu, **options):
     options = {"loss": "mse", "targets": Y, **options}
     return Problem.from_linen(Mixed(dtype, activation), inputs=X, **options)
 
 
-PARAMS = Mixed(None, nn.relu).init(jax.random.key(0), X)["params"]
+PARAMS = {
+    f"Dense_{i}": {
+        "kernel": normal(*shape, seed=i).astype(np.float32) / 2,
+        "bias": normal(shape[1], seed=i + 3).astype(np.float32) / 2,
+    }
+    for i, shape in enumerate([(6, 4), (4, 3)])
+}
 
 
-@pytest.mark.parametrize("activation", [nn.relu, nn.silu, lambda x: x], ids=["relu", "silu", "id"])
-@by_dtype
+@cache
+def without_casts():
+    """The problem with ReLUs and nothing that casts."""
+    return stated(None)
+
+
+def assert_same_spectra(problem, other, params=PARAMS, atol=1e-13):
+    got = hessian_spectra(problem, params)
+    for part, values in hessian_spectra(other, params).items():
+        np.testing.assert_allclose(got[part], values, atol=atol * abs(values[0]), err_msg=part)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "activation"),
+    [(jnp.float32, nn.relu), (jnp.bfloat16, nn.silu), (jnp.float16, lambda x: x)],
+    ids=["float32-relu", "bfloat16-silu", "float16-id"],
+)
 def test_a_mixed_precision_network_has_the_spectra_of_the_one_without_casts(dtype, activation):
-    exact = hessian_spectra(problem(None, activation), PARAMS)
-    got = hessian_spectra(problem(dtype, activation, lift_dtype=True), PARAMS)  # and no warning
-    for part, values in exact.items():
-        np.testing.assert_allclose(got[part], values, atol=1e-13 * abs(values[0]))
-    ranks = hessian_ranks(problem(dtype, activation, lift_dtype=True), PARAMS)
-    for part, rank in hessian_ranks(problem(None, activation), PARAMS).items():
-        assert ranks[part].rank == rank.rank
+    exact = without_casts() if activation is nn.relu else stated(None, activation)
+    low = stated(dtype, activation, lift_dtype=True)  # and no warning
+    assert_same_spectra(low, exact)
+    ranks = hessian_ranks(low, PARAMS)
+    for part, rank in hessian_ranks(exact, PARAMS).items():
+        assert ranks[part].rank == rank.rank, part
 
 
 def test_without_it_the_cast_is_measured_and_said():
     with pytest.warns(RankmonWarning, match="lift_dtype=True"):
-        ranks = hessian_ranks(problem(jnp.float32), PARAMS)
-    assert ranks["H_L"].tolerance > 1e4 * hessian_ranks(problem(None), PARAMS)["H_L"].tolerance
+        ranks = hessian_ranks(stated(jnp.float32), PARAMS)
+    exact = hessian_ranks(without_casts(), PARAMS)
+    assert ranks["H_L"].tolerance > 1e4 * exact["H_L"].tolerance
 
 
 def test_a_loss_that_casts_is_lifted_too():
@@ -222,30 +262,49 @@ def test_a_loss_that_casts_is_lifted_too():
     def exact(z, y):
         return -jnp.sum(y * jax.nn.log_softmax(z))
 
-    got = hessian_spectra(problem(None, loss=low, lift_dtype=True), PARAMS)
-    for part, values in hessian_spectra(problem(None, loss=exact), PARAMS).items():
-        np.testing.assert_allclose(got[part], values, atol=1e-13 * abs(values[0]))
+    def linear(params, x):
+        return x @ params["kernel"]
+
+    params, given = {"kernel": normal(6, 3)}, {"inputs": X, "targets": Y}
+    lifting = Problem(linear, loss=low, lift_dtype=True, **given)
+    assert_same_spectra(lifting, Problem(linear, loss=exact, **given), params)
 
 
 def test_a_recurrent_network_with_a_float32_carry_is_measured_in_float64():
     def apply(params, x):  # [n, steps, d]
-        carry = jnp.zeros((len(x), 3), jnp.float32)
+        carry = jnp.zeros((len(x), 2), jnp.float32)
         step = lambda c, row: (jnp.tanh(c @ params["U"] + row @ params["W"]), None)  # noqa: E731
         return lax.scan(step, carry, jnp.swapaxes(x, 0, 1))[0]
 
     def unrolled(params, x):
-        carry = jnp.zeros((len(x), 3))
+        carry = jnp.zeros((len(x), 2))
         for i in range(x.shape[1]):
             carry = jnp.tanh(carry @ params["U"] + x[:, i] @ params["W"])
         return carry
 
-    params = {"U": normal(3, 3).astype(np.float32), "W": normal(2, 3).astype(np.float32)}
-    given = {"loss": "mse", "inputs": normal(9, 4, 2), "targets": normal(9, 3)}
-    got = hessian_spectra(Problem(apply, lift_dtype=True, **given), params)
-    for part, values in hessian_spectra(Problem(unrolled, **given), params).items():
-        np.testing.assert_allclose(got[part], values, atol=1e-12 * abs(values[0]))
+    params = {"U": normal(2, 2).astype(np.float32), "W": normal(2, 2, seed=1).astype(np.float32)}
+    given = {"loss": "mse", "inputs": normal(5, 3, 2), "targets": normal(5, 2)}
+    flat = Problem(apply, lift_dtype=True, **given).flat(params)
+    exact = Problem(unrolled, **given).flat(params)
+    theta, fixed = flat.split(flat.leaves(params))
+
+    def derivatives(flat):
+        """Outputs, and the Hessian of the mean loss, by dense autodiff."""
+
+        def loss(theta):
+            z = flat.outputs(theta, fixed, flat.inputs)
+            return jnp.mean(jnp.sum((z - flat.targets) ** 2, 1)) / 2, z
+
+        hessian, z = jax.jacfwd(jax.grad(loss, has_aux=True), has_aux=True)(theta)
+        return hessian, z
+
+    assert flat.precision == exact.precision == DOUBLE
+    with DOUBLE.scope():
+        got, want = jax.jit(lambda: (derivatives(flat), derivatives(exact)))()
+    for array, truth in zip(got, want, strict=True):
+        np.testing.assert_allclose(array, truth, atol=1e-12 * np.max(np.abs(truth)))
 
 
 def test_only_true_and_false_are_taken():
-    with pytest.raises(TypeError, match="expected lift_dtype to be True or False, got 'float64'"):
-        problem(None, lift_dtype="float64")
+    with refused(TypeError, "lift_dtype", "True or False", "'float64'"):
+        stated(None, lift_dtype="float64")

@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from jax.flatten_util import ravel_pytree
 
-from oracles import Case, dense_parts, mlp, mse
+from oracles import gaussian_variables, mlp
 from rankmon import (
     HessianProbe,
     Lemma8Probe,
@@ -22,15 +23,22 @@ from rankmon import (
     theory,
     weight_ranks,
 )
+from refusals import refused
 
 
-@pytest.mark.slow
-def test_cross_entropy_trained_to_1e_5_keeps_the_fixed_ranks():
-    dims = (20, 15, 12, 8)
+@pytest.mark.parametrize(
+    ("dims", "n", "ranks"),
+    [
+        ((6, 5, 4, 3), 20, (12, 32)),
+        pytest.param((20, 15, 12, 8), 60, (140, 329), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_cross_entropy_trained_to_1e_5_keeps_the_fixed_ranks(dims, n, ranks):
     apply, params = mlp(dims)
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((60, 20))
-    labels = np.argmax(x @ rng.standard_normal((20, 8)), axis=1)
+    x = rng.standard_normal((n, dims[0]))
+    labels = np.argmax(x @ rng.standard_normal((dims[0], dims[-1])), axis=1)
     problem = Problem(apply, loss="cross_entropy", inputs=x, targets=labels)
     records = []
     with jax.enable_x64(True):
@@ -61,7 +69,7 @@ def test_cross_entropy_trained_to_1e_5_keeps_the_fixed_ranks():
     assert records[-1].scalars["loss"] < 1e-5
     outer = theory.rank_outer(dims, loss="cross_entropy")
     functional = theory.rank_functional(dims, loss="cross_entropy")
-    assert (outer, functional) == (140, 329)
+    assert (outer, functional) == ranks
     for record in records:
         s = record.scalars
         assert s["rank/H_o"] == s["rank_theory/H_o"] == outer
@@ -69,16 +77,19 @@ def test_cross_entropy_trained_to_1e_5_keeps_the_fixed_ranks():
 
 
 def test_theory_follows_the_residual_to_zero():
+    """Parameters at which the residual is a fraction of the same noise, under one problem."""
     apply, params = mlp((5, 4, 3))
     x = np.random.default_rng(0).standard_normal((20, 5))
-    z = np.asarray(x @ params[0]["w"] @ params[1]["w"])
-    noise = np.random.default_rng(1).standard_normal(z.shape)
+    hidden = x @ params[0]["w"]
+    direction = np.random.default_rng(1).standard_normal((4, 3))
+    noise = hidden @ direction
+    problem = Problem(apply, loss="mse", inputs=x, targets=hidden @ params[1]["w"])
+    probe = HessianProbe().prepare(problem.flat(params))
+    state = {"reference": noise, "started": np.ones(())}
     measured = {}
     for scale in (1.0, 1e-6, 1e-20):
-        problem = Problem(apply, loss="mse", inputs=x, targets=z + scale * noise)
-        probe = HessianProbe().prepare(problem.flat(params))
-        state = {"reference": noise, "started": np.ones(())}
-        measured[scale] = _measure(probe, problem, params, state)[0].scalars
+        moved = [params[0], {"w": params[1]["w"] + scale * direction}]
+        measured[scale] = _measure(probe, problem, moved, state)[0].scalars
     for scalars in measured.values():
         for part in ("H_L", "H_o", "H_f", "H_f_fixed"):
             assert scalars[f"rank/{part}"] == scalars[f"rank_theory/{part}"], part
@@ -175,7 +186,7 @@ def test_large_weights_get_a_rank_alone():
     assert measured.scalars["rank_low/large"] == measured.scalars["rank_high/large"] == 8
     assert "stable_rank/large" not in measured.scalars
     assert "stable_rank/small" in measured.scalars
-    with pytest.raises(TypeError, match="expected largest to be an integer, got float"):
+    with refused(TypeError, "largest", "float"):
         WeightsProbe(largest=1e3)
 
 
@@ -195,13 +206,16 @@ def test_lemma8_in_a_discrete_loop():
 
     with jax.enable_x64(True):
         weights = lemma8.balanced_stack(jax.random.key(0), layers=3, width=width)
-        gradient = jax.jit(jax.grad(lambda w: 0.5 * jnp.mean(jnp.sum((apply(w, x) - y) ** 2, 1))))
+        gradient = jax.grad(lambda w: 0.5 * jnp.mean(jnp.sum((apply(w, x) - y) ** 2, 1)))
+        descend = jax.jit(
+            lambda weights: jax.tree.map(lambda w, g: w - rate * g, weights, gradient(weights))
+        )
         problem = Problem(apply, loss="mse", inputs=x, targets=y)
         monitor = RankMonitor(problem, every=20, probes=[Lemma8Probe(rate), "weights"])
         records = []
         for step in range(401):
             records.append(monitor(step, weights))
-            weights = tuple(w - rate * g for w, g in zip(weights, gradient(weights), strict=True))
+            weights = descend(weights)
     first, s = records[0].scalars, records[-1].scalars
     assert first["lemma8/centered"] == first["lemma8/balanced"] == first["lemma8/square"] == 1
     assert s["lemma8/balanced"] == 0  # discrete steps keep balance only approximately
@@ -232,7 +246,7 @@ def test_outputs_that_overflow_are_said_once():
     )
     monitor = RankMonitor(problem, every=1)
     monitor(0, jnp.eye(2))
-    with pytest.warns(RankmonWarning, match="outputs or the Hessian are not finite") as caught:
+    with pytest.warns(RankmonWarning, match="not finite") as caught:
         for step in (1, 2):
             record = monitor(step, 1e3 * jnp.eye(2))
     assert len(caught) == 1
@@ -253,27 +267,21 @@ class _Recurrent(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        return nn.Dense(2)(nn.RNN(nn.GRUCell(3, param_dtype=self.dtype))(x)[:, -1])
+        return nn.RNN(nn.SimpleCell(2, param_dtype=self.dtype))(x)[:, -1]
 
 
 class _Attention(nn.Module):
     @nn.compact
     def __call__(self, x):
-        x = nn.Dense(4)(x)
-        return nn.Dense(2)(nn.MultiHeadDotProductAttention(num_heads=2)(x, x).mean(1))
-
-
-class _Normalized(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        x = nn.BatchNorm(use_running_average=True)(nn.Dense(4)(x))
-        return nn.Dense(2)(nn.relu(x))
+        return nn.MultiHeadDotProductAttention(2, qkv_features=4, use_bias=False)(x)[:, 0]
 
 
 class _Embedded(nn.Module):
     @nn.compact
     def __call__(self, tokens):
-        return nn.Dense(2)(nn.Embed(6, 3)(tokens).mean(1))
+        x = nn.Dense(3)(nn.Embed(6, 3)(tokens).mean(1))
+        x = nn.BatchNorm(use_running_average=True)(x)
+        return nn.Dense(2)(nn.relu(x))
 
 
 SEQUENCES = np.random.default_rng(0).standard_normal((5, 3, 2)).astype(np.float32)
@@ -286,16 +294,15 @@ TOKENS = np.random.default_rng(2).integers(0, 6, (8, 3))
     [
         (_Narrow(), VECTORS, "computes in float32 inside"),
         (_Recurrent(), SEQUENCES, "cannot be traced in float64"),
-        (_Attention(), SEQUENCES, None),
-        (_Normalized(), VECTORS, None),
+        (_Attention(), SEQUENCES[:, :2], None),
         (_Embedded(), TOKENS, None),
     ],
-    ids=["float32 Dense", "GRU", "attention", "BatchNorm", "Embed"],
+    ids=["float32 Dense", "RNN", "attention", "Embed and BatchNorm"],
 )
 def test_flax_modules_in_float32(module, inputs, warning, recwarn):
-    variables = module.init(jax.random.key(0), inputs)
+    variables = gaussian_variables(module, inputs)
     rest = {name: value for name, value in variables.items() if name != "params"}
-    k = module.apply(variables, inputs).shape[-1]
+    k = jax.eval_shape(module.apply, variables, inputs).shape[-1]
     problem = Problem(
         lambda params, x: module.apply({"params": params, **rest}, x),
         loss="mse",
@@ -309,7 +316,8 @@ def test_flax_modules_in_float32(module, inputs, warning, recwarn):
     s = record.scalars
     assert s["monitor/errors"] == 0
     eps = np.finfo(np.float32).eps if warning else np.finfo(np.float64).eps
-    for part, (fewest, most) in _double_counts(module, inputs, problem.targets, rest, eps).items():
+    counts = _double_counts(module, variables, inputs, problem.targets, eps)
+    for part, (fewest, most) in counts.items():
         assert fewest <= s[f"rank/{part}"] <= most, part
     if isinstance(module, _Narrow):  # a linear network with biases, on inputs not centered
         dims = (5, 4, 3)
@@ -318,30 +326,37 @@ def test_flax_modules_in_float32(module, inputs, warning, recwarn):
         assert s["rank/H_L"] == theory.rank_loss(dims, bias=True)
 
 
-def _double_counts(module, inputs, targets, rest, eps):
+def _double_counts(module, variables, inputs, targets, eps):
     """Counts at ten times and a tenth of the cut, of the module in float64 by dense autodiff."""
+    twin = _in_float64(module)
+
+    @jax.jit
+    def parts(variables, inputs):
+        theta, unravel = ravel_pytree(variables["params"])
+
+        def outputs(theta):
+            return twin.apply(variables | {"params": unravel(theta)}, inputs)
+
+        def loss(theta):
+            return jnp.sum((outputs(theta) - targets) ** 2) / (2 * len(targets))
+
+        jacobian = jax.jacfwd(outputs)(theta).reshape(targets.size, -1)
+        return jax.hessian(loss)(theta), jacobian.T @ jacobian / len(targets)
+
     with jax.enable_x64(True):
-        twin = _in_float64(module)
-        start = module.init(jax.random.key(0), inputs)["params"]
-        params = jax.tree.map(lambda a: np.asarray(a, np.float64), start)
-        double = jax.tree.map(lambda a: np.asarray(a, np.float64), rest)
-        case = Case(
-            "twin",
-            lambda params, x: twin.apply({"params": params, **double}, x),
-            params,
-            inputs,
-            targets,
-            "mse",
-            mse,
-        )
-        parts = dense_parts(case)
-    spectra = {k: np.abs(np.linalg.eigvalsh(parts[k])) for k in ("H_L", "H_o", "H_f")}
-    p = len(spectra["H_L"])
+        loss, outer = map(np.asarray, parts(*jax.tree.map(_as_double, (variables, inputs))))
+    spectra = {"H_L": loss, "H_o": outer, "H_f": loss - outer}
+    spectra = {part: np.abs(np.linalg.eigvalsh(matrix)) for part, matrix in spectra.items()}
+    p = len(loss)
     counts = {}
     for part, s in spectra.items():
         cut = p * eps * max(s.max(), spectra["H_L"].max())
         counts[part] = (s > 10 * cut).sum(), (s > cut / 10).sum()
     return counts
+
+
+def _as_double(a):
+    return a.astype(np.float64) if np.issubdtype(a.dtype, np.floating) else a
 
 
 def _in_float64(module):
@@ -376,5 +391,5 @@ def test_the_hessian_of_some_layers_beside_the_weights_of_all():
             "rank_weights/W2",
         }
         assert moved["loss"] != scalars["loss"]  # what is held fixed still moves
-    with pytest.raises(ValueError, match="'W3' to match a parameter"):
+    with refused(ValueError, "'W3'"):
         RankMonitor(problem, every=1, probes=[HessianProbe(include="W3")])(0, params)

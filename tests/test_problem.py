@@ -1,9 +1,8 @@
 """`Problem`: what it refuses, the parameter order, weights, positions, the user's own settings."""
 
-import re
 import threading
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 import oracles
 from rankmon.problem import Problem
+from refusals import refused
 
 RNG = np.random.default_rng(0)
 N, D, K, T = 6, 4, 3, 2
@@ -42,13 +42,18 @@ def measured(stated, params=PARAMS):
     return loss, delta
 
 
+@cache
+def of_one_example(textbook):
+    return jax.jit(jax.value_and_grad(textbook))
+
+
 def naive(textbook, z, targets, weights=None):
     """Mean loss and residuals, example by example, in a Python loop."""
     w = np.ones(len(z)) if weights is None else np.ravel(np.asarray(weights, float))
     with jax.enable_x64(True):
-        values = [float(textbook(jnp.asarray(a), b)) for a, b in zip(z, targets, strict=True)]
-        delta = [jax.grad(textbook)(jnp.asarray(a), b) for a, b in zip(z, targets, strict=True)]
-    return np.sum(w * values) / np.sum(w), np.array(delta)
+        pairs = [of_one_example(textbook)(a, b) for a, b in zip(z, targets, strict=True)]
+    values, delta = zip(*pairs, strict=True)
+    return np.sum(w * np.array(values)) / np.sum(w), np.array(delta)
 
 
 def assert_same(got, want, live=slice(None)):
@@ -81,7 +86,7 @@ def test_loss_and_residuals_equal_a_plain_loop(loss, textbook, targets):
 )
 def test_one_hot_targets_of_any_dtype_equal_labels(dtype):
     got = measured(problem(loss="cross_entropy", targets=np.eye(K)[LABELS].astype(dtype)))
-    assert_same(got, measured(problem(loss="cross_entropy", targets=LABELS)))
+    assert_same(got, naive(oracles.cross_entropy, X @ W, LABELS))
 
 
 def test_a_callable_takes_targets_of_any_structure():
@@ -229,21 +234,20 @@ def test_one_flat_problem_for_one_structure():
 
 
 @pytest.mark.parametrize(
-    ("params", "said"),
+    ("params", "came"),
     [
-        ({"w": W.astype(np.float32)}, "got {w float32[4, 3]}"),
-        ({"w": W.T}, "got {w float64[3, 4]}"),
-        ({"v": W}, "got {v float64[4, 3]}"),
-        ({"w": W, "more": Y}, "got {more float64[6, 3]}"),
-        ([W], "got {0 float64[4, 3]}"),
+        ({"w": W.astype(np.float32)}, "w float32[4, 3]"),
+        ({"w": W.T}, "w float64[3, 4]"),
+        ({"v": W}, "v float64[4, 3]"),
+        ({"w": W, "more": Y}, "more float64[6, 3]"),
+        ([W], "0 float64[4, 3]"),
     ],
     ids=["dtype", "shape", "name", "more", "list"],
 )
-def test_parameters_that_change_their_structure_later(params, said):
+def test_parameters_that_change_their_structure_later(params, came):
     flat = problem().flat(PARAMS)
-    with pytest.raises(ValueError, match=re.escape(said)) as caught:
+    with refused(ValueError, "parameters", came, "one monitor"):
         flat.leaves(params)
-    assert_says(caught, "expected parameters", "one monitor for each parameter structure")
 
 
 def test_a_change_is_named_however_many_leaves_there_are():
@@ -253,8 +257,9 @@ def test_a_change_is_named_however_many_leaves_there_are():
         return x[:, :2] @ sum(params.values())
 
     flat = problem(network, targets=X[:, :2]).flat(params)
-    with pytest.raises(ValueError, match=r"\{layer_8 float64\[2, 2\]\}, got \{layer_8 float64\[3"):
+    with refused(ValueError, "layer_8 float64[2, 2]", "layer_8 float64[3, 2]") as caught:
         flat.leaves(params | {"layer_8": np.ones((3, 2))})
+    assert "layer_0" not in str(caught.value)
 
 
 def test_buffers_that_are_used_again_change_nothing():
@@ -272,106 +277,53 @@ def test_buffers_that_are_used_again_change_nothing():
 # What is refused
 
 
-def assert_says(caught, *words):
-    text = str(caught.value)
-    for word in words:
-        assert word in text, f"{word!r} not in {text!r}"
-
-
 FLOAT_LABELS = LABELS.astype(float)
 
+# What is stated, the error, and the keys that its text must hold.
 REFUSED_AT_ONCE = {
-    "apply": (partial(problem, "net"), TypeError, "apply(params, inputs)", "got str", "lambda"),
-    "loss-name": (partial(problem, loss="l2"), ValueError, "one of", "got 'l2'", "pass"),
-    "loss-type": (partial(problem, loss=2), TypeError, "name or a callable", "got int", "pass"),
-    "n": (
-        partial(problem, targets=Y[:4]),
-        ValueError,
-        "same number of examples",
-        "got 6 and 4",
-        "cut both",
-    ),
-    "scalar": (partial(problem, inputs=1.0), ValueError, "leading axis", "[()]", "stack"),
-    "lists": (
-        partial(problem, inputs=[[1.0, 2.0]] * N),
-        ValueError,
-        "expected inputs to be arrays",
-        "()",
-        "stack",
-    ),
-    "ragged": (
-        partial(problem, inputs=(X, X[:3])),
-        ValueError,
-        "common leading axis",
-        "[(6, 4), (3, 4)]",
-        "stack",
-    ),
-    "empty": (
-        partial(problem, inputs=X[:0], targets=Y[:0]),
-        ValueError,
-        "n >= 1",
-        "(0, 4)",
-        "stack",
-    ),
-    "no-inputs": (partial(problem, inputs={}), ValueError, "expected inputs", "[]", "stack"),
-    "no-targets": (partial(problem, targets=None), ValueError, "expected targets", "[]", "stack"),
+    "apply": (partial(problem, "net"), TypeError, "apply", "str", "lambda"),
+    "loss-name": (partial(problem, loss="l2"), ValueError, "loss", "'l2'"),
+    "loss-type": (partial(problem, loss=2), TypeError, "loss", "int", "callable"),
+    "n": (partial(problem, targets=Y[:4]), ValueError, "inputs", "targets", "6", "4"),
+    "scalar": (partial(problem, inputs=1.0), ValueError, "inputs", "()", "stack"),
+    "lists": (partial(problem, inputs=[[1.0, 2.0]] * N), ValueError, "inputs", "()", "stack"),
+    "ragged": (partial(problem, inputs=(X, X[:3])), ValueError, "inputs", "(6, 4), (3, 4)"),
+    "empty": (partial(problem, inputs=X[:0], targets=Y[:0]), ValueError, "inputs", "(0, 4)"),
+    "no-inputs": (partial(problem, inputs={}), ValueError, "inputs", "[]", "stack"),
+    "no-targets": (partial(problem, targets=None), ValueError, "targets", "[]", "stack"),
     "nan": (
         partial(problem, inputs=np.where(X == X[1, 1], np.nan, X)),
         ValueError,
-        "expected finite inputs",
-        "got 1 entries",
+        "finite inputs",
+        "1 ",
         "clean",
     ),
     "inf": (
         partial(problem, targets=np.where(Y == Y[2, 1], np.inf, Y).astype(ml_dtypes.bfloat16)),
         ValueError,
-        "expected finite targets",
-        "got 1 entries",
+        "finite targets",
+        "1 ",
         "clean",
     ),
     "object": (
         partial(problem, inputs=np.array([None] * N)),
         TypeError,
-        "expected inputs to be numbers",
-        "got dtype object",
+        "inputs",
+        "object",
         "convert",
     ),
-    "text": (
-        partial(problem, targets=np.array(["cat"] * N)),
-        TypeError,
-        "expected targets to be numbers",
-        "<U3",
-        "convert",
-    ),
-    "weights-n": (
-        partial(problem, weights=np.ones(4)),
-        ValueError,
-        "n = 6",
-        "got shape (4,)",
-        "give one",
-    ),
-    "weights-0d": (partial(problem, weights=1.0), ValueError, "n = 6", "got shape ()", "give one"),
+    "text": (partial(problem, targets=np.array(["cat"] * N)), TypeError, "targets", "<U3"),
+    "weights-n": (partial(problem, weights=np.ones(4)), ValueError, "weights", "6", "(4,)"),
+    "weights-0d": (partial(problem, weights=1.0), ValueError, "weights", "6", "()"),
     "weights-sign": (
         partial(problem, weights=np.array([1, 1, 1, 1, 1, -0.5])),
         ValueError,
+        "weights",
         "non-negative",
-        "minimum -0.5",
-        "use 0",
+        "-0.5",
     ),
-    "weights-zero": (
-        partial(problem, weights=np.zeros(N)),
-        ValueError,
-        "positive sum",
-        "sum 0.0",
-        "use 0",
-    ),
-    "weights-nan": (
-        partial(problem, weights=np.full(N, np.nan)),
-        ValueError,
-        "expected finite weights",
-        "got 6",
-        "clean",
-    ),
+    "weights-zero": (partial(problem, weights=np.zeros(N)), ValueError, "weights", "sum", "0.0"),
+    "weights-nan": (partial(problem, weights=np.full(N, np.nan)), ValueError, "weights", "6"),
 }
 
 
@@ -381,9 +333,8 @@ REFUSED_AT_ONCE = {
     ids=REFUSED_AT_ONCE,
 )
 def test_refused_when_it_is_stated(state, kind, words):
-    with pytest.raises(kind) as caught:
+    with refused(kind, *words):
         state()
-    assert_says(caught, "expected", "got", *words)
 
 
 def outputs(change):
@@ -391,177 +342,136 @@ def outputs(change):
 
 
 REFUSED_AT_PARAMS = {
-    "tuple": (
-        partial(problem, outputs(lambda z: (z, {}))),
-        TypeError,
-        "got a tuple",
-        "lambda params, x: apply(params, x)[0]",
-    ),
+    "tuple": (partial(problem, outputs(lambda z: (z, {}))), TypeError, "apply", "tuple", "[0]"),
     "dict": (
         partial(problem, outputs(lambda z: {"logits": z})),
         TypeError,
-        "got a dict",
-        "lambda params, x: apply(params, x)['logits']",
+        "apply",
+        "dict",
+        "['logits']",
     ),
-    "labels": (
-        partial(problem, outputs(lambda z: z.argmax(1))),
-        TypeError,
-        "got int32",
-        "return the logits",
-    ),
-    "[n]": (
-        partial(problem, outputs(lambda z: z[:, 0])),
-        ValueError,
-        "[n, k] or [n, ..., k] with n = 6",
-        "got shape (6,)",
-        "[n, 1]",
-    ),
-    "[k,n]": (
-        partial(problem, outputs(lambda z: z.T)),
-        ValueError,
-        "with n = 6",
-        "got shape (3, 6)",
-        "example axis first",
-    ),
-    "[n,0]": (
-        partial(problem, outputs(lambda z: z[:, :0])),
-        ValueError,
-        "got shape (6, 0)",
-        "axis last",
-    ),
+    "labels": (partial(problem, outputs(lambda z: z.argmax(1))), TypeError, "int32", "logits"),
+    "[n]": (partial(problem, outputs(lambda z: z[:, 0])), ValueError, "[n, k]", "(6,)", "[n, 1]"),
+    "[k,n]": (partial(problem, outputs(lambda z: z.T)), ValueError, "n = 6", "(3, 6)"),
+    "[n,0]": (partial(problem, outputs(lambda z: z[:, :0])), ValueError, "[n, k]", "(6, 0)"),
     "mse-labels": (
         partial(problem, targets=LABELS),
         ValueError,
-        "outputs' shape (6, 3)",
-        "got int64 of shape (6,)",
+        "(6, 3)",
+        "int64",
+        "(6,)",
         "one_hot(labels, 3)",
     ),
     "mse-[n]": (
         partial(problem, outputs(lambda z: z[:, :1]), targets=Y[:, 0]),
         ValueError,
-        "outputs' shape (6, 1)",
-        "got float64 of shape (6,)",
+        "(6, 1)",
+        "(6,)",
         "targets[..., None]",
     ),
     "cosh-shape": (
         partial(problem, loss="cosh", targets=Y[:, :2]),
         ValueError,
+        "targets",
         "(6, 3)",
-        "shape (6, 2)",
-        "one_hot",
+        "(6, 2)",
     ),
-    "mse-dict": (
-        partial(problem, targets={"y": Y}),
-        TypeError,
-        "one array of targets",
-        "got a dict",
-        "callable loss",
-    ),
+    "mse-dict": (partial(problem, targets={"y": Y}), TypeError, "targets", "dict", "callable"),
     "labels-high": (
         partial(problem, loss="cross_entropy", targets=LABELS + 1),
         ValueError,
-        "labels in 0..2 for 3 outputs",
-        "got 1..3",
-        "mask padding",
+        "0..2",
+        "1..3",
+        "weights=",
     ),
     "labels-negative": (
         partial(problem, loss="cross_entropy", targets=LABELS - 1),
         ValueError,
-        "labels in 0..2",
-        "got -1..1",
+        "0..2",
+        "-1..1",
         "weights=",
     ),
     "labels-float": (
         partial(problem, loss="cross_entropy", targets=FLOAT_LABELS),
         ValueError,
-        "integer labels of shape (6,) or one-hot targets (6, 3)",
-        "got float64 of shape (6,)",
-        "convert",
+        "integer labels",
+        "one-hot",
+        "float64",
+        "(6,)",
     ),
     "labels-column": (
         partial(problem, loss="cross_entropy", targets=LABELS[:, None]),
         ValueError,
-        "shape (6,)",
-        "got int64 of shape (6, 1)",
-        "convert",
+        "(6,)",
+        "int64",
+        "(6, 1)",
     ),
     "not-a-distribution": (
         partial(problem, loss="cross_entropy", targets=np.abs(Y)),
         ValueError,
         "distribution",
-        "sums",
         "normalize",
     ),
     "negative-targets": (
         partial(problem, loss="cross_entropy", targets=np.array([[2.0, -1.0, 0.0]] * N)),
         ValueError,
         "non-negative",
-        "got minimum -1.0",
-        "normalize",
+        "-1.0",
     ),
     "one-logit": (
         partial(problem, outputs(lambda z: z[:, :1]), loss="cross_entropy", targets=0 * LABELS),
         ValueError,
-        "at least 2 outputs",
-        "got 1",
-        "logistic",
+        "cross_entropy",
+        "2 outputs",
+        "callable",
     ),
     "callable-positions": (
         partial(problem, loss=oracles.mse, inputs=SEQUENCES, targets=Y),
         ValueError,
-        "leading axes (6, 2)",
-        "got shape (6, 3)",
-        "each position",
+        "targets",
+        "(6, 2)",
+        "(6, 3)",
     ),
     "callable-vector": (
         partial(problem, loss=lambda z, y: (z - y) ** 2),
         ValueError,
-        "floating scalar",
+        "scalar",
         "[3]",
-        "sum it",
     ),
     "callable-tuple": (
         partial(problem, loss=lambda z, y: (z.sum(), y)),
         ValueError,
-        "floating scalar",
+        "scalar",
         "[], ",
-        "sum it",
     ),
     "callable-integer": (
         partial(problem, loss=lambda z, y: z.argmax()),
         ValueError,
-        "floating scalar",
+        "floating",
         "int32[]",
-        "sum it",
     ),
     "weights-[n,k]": (
         partial(problem, weights=np.ones((N, K))),
         ValueError,
-        "expected weights of shape (6,)",
-        "got (6, 3)",
-        "give one weight",
+        "weights",
+        "(6,)",
+        "(6, 3)",
     ),
     "weights-[n,s]": (
         partial(problem, inputs=SEQUENCES, targets=SEQUENCES @ W, weights=np.ones((N, 5))),
         ValueError,
-        "(6, 2) or (6,)",
-        "got (6, 5)",
-        "give one weight",
+        "weights",
+        "(6, 2)",
+        "(6, 5)",
     ),
     "all-excluded": (
         partial(problem, exclude=["w"]),
         ValueError,
-        "floating leaf to differentiate",
-        "{w float64[4, 3]}",
-        "widen include=",
+        "floating leaf",
+        "w float64[4, 3]",
+        "include=",
     ),
-    "filter": (
-        partial(problem, include=["W*"]),
-        ValueError,
-        "path filter 'W*'",
-        "got none among ['w']",
-        "mend",
-    ),
+    "filter": (partial(problem, include=["W*"]), ValueError, "'W*'", "['w']"),
 }
 
 
@@ -571,27 +481,25 @@ REFUSED_AT_PARAMS = {
     ids=REFUSED_AT_PARAMS,
 )
 def test_refused_when_parameters_come(state, kind, words):
-    with pytest.raises(kind) as caught:
+    with refused(kind, *words):
         state().flat(PARAMS)
-    assert_says(caught, "expected", "got", *words)
 
 
 @pytest.mark.parametrize(
     ("params", "kind", "words"),
     [
-        ({}, ValueError, ["at least one floating leaf", "{}", "pass the weights"]),
+        ({}, ValueError, ["floating leaf", "{}", "weights"]),
         ({"w": np.ones((D, K), int)}, ValueError, ["floating leaf", "int64[4, 3]"]),
         ({"w": np.ones((0, K))}, ValueError, ["floating leaf", "float64[0, 3]"]),
-        ({"w": "kernel"}, TypeError, ["arrays of numbers", "got str", "at 'w'"]),
-        ({"w": W * 1j}, TypeError, ["real parameters", "complex128 at 'w'", "exclude"]),
-        ({"w": W, "key": jax.random.key(0)}, TypeError, ["arrays of numbers", "at 'key'"]),
+        ({"w": "kernel"}, TypeError, ["numbers", "str", "'w'"]),
+        ({"w": W * 1j}, TypeError, ["real", "complex128", "'w'", "exclude"]),
+        ({"w": W, "key": jax.random.key(0)}, TypeError, ["numbers", "'key'"]),
     ],
     ids=["empty", "integers", "no-entries", "text", "complex", "random-key"],
 )
 def test_refused_parameters(params, kind, words):
-    with pytest.raises(kind) as caught:
+    with refused(kind, *words):
         problem().flat(params)
-    assert_says(caught, "expected", "got", *words)
 
 
 def test_checks_of_parameters_run_nothing():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from oracles import gaussian_variables
 from rankmon import Problem, RankMonitor, WeightsProbe
 from rankmon._stacked import stacked_leaves
 
@@ -90,8 +91,8 @@ class Scanned(nn.Module):
 
 def test_linens_scanned_layers_and_not_their_biases():
     module = Scanned()
-    params = module.init(jax.random.key(0), X)["params"]
-    params["layers"]["dense"]["kernel"] = jnp.asarray(kernels([5, 3, 2]), jnp.float32)
+    params = gaussian_variables(module, X)["params"]
+    params["layers"]["dense"]["kernel"] = kernels([5, 3, 2]).astype(np.float32)
     problem = Problem.from_linen(module, loss="mse", inputs=X, targets=np.zeros((7, 6)))
     flat = problem.flat(params)
     names = [flat.specs[index].name for index in stacked_leaves(flat)]
@@ -105,11 +106,11 @@ def test_linens_scanned_layers_and_not_their_biases():
 def test_attention_head_by_head():
     module = nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=8, out_features=3)
     x = RNG.standard_normal((5, 4, 6)).astype(np.float32)
-    params = module.init(jax.random.key(0), x)["params"]
+    params = gaussian_variables(module, x)["params"]
     query = np.zeros((6, 2, 4), np.float32)
     query[:, 0] = kernels([1], (6, 4))[0]
     query[:, 1] = kernels([3], (6, 4))[0]
-    params["query"]["kernel"] = jnp.asarray(query)
+    params["query"]["kernel"] = query
     problem = Problem.from_linen(module, loss="mse", inputs=x, targets=np.zeros((5, 4, 3)))
 
     def ranks(**options):
