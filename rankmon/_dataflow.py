@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax.numpy as jnp
 import numpy as np
@@ -168,7 +168,7 @@ def _shape(atom: Any) -> _Shape:
     return tuple(atom.aval.shape)
 
 
-def _broadcast_axes(axes: Axes, old: _Shape, new: _Shape, kept: Sequence[int]) -> Axes:
+def _broadcast_axes(axes: Axes, old: _Shape, new: _Shape, kept: Sequence[SupportsIndex]) -> Axes:
     labels: list[Label | int] = [Label.REPEATED] * len(new)
     for target, label, size in zip(kept, axes, old, strict=True):
         if size == new[target]:

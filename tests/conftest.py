@@ -4,11 +4,46 @@ import os
 import shutil
 
 import pytest
+from jaxtyping import install_import_hook
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # xdist keeps the cores busy already; threads that wait for one another take minutes instead.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
+# Most programs run once, and compiling them takes longer. CI sets XLA_FLAGS to nothing: there, all
+# is tested as users run it.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
+# Private and mathematical modules: shapes and types of every call are checked as annotated. Modules
+# whose functions users call are left out, since our own errors must come first; so is `flat`, where
+# a frame of the checker would be taken for the line of the user that a warning names.
+CHECKED = [
+    "_dataflow",
+    "_lifting",
+    "_precision",
+    "_stacked",
+    "_state",
+    "_units",
+    "activations",
+    "certificates",
+    "compiled_weights",
+    "contraction",
+    "curvature",
+    "deep_linear",
+    "dense_kernels",
+    "engines",
+    "features",
+    "gram",
+    "jacobian",
+    "large",
+    "measurement",
+    "parts",
+    "products",
+    "reach",
+    "sketch",
+    "stack",
+    "weighted_jacobian",
+]
+install_import_hook([f"rankmon.{name}" for name in CHECKED], "shapes.checked")
 
 # A program of its own, which reads its arguments on import.
 collect_ignore = ["devices_child.py"]

@@ -111,7 +111,7 @@ def _flax_case(
     others: dict[str, Any] | None = None,
     **rest: Any,
 ) -> Case:
-    """A Linen network with Gaussian parameters of these shapes, which its `init` is not asked for."""
+    """A Linen network with Gaussian parameters of these shapes; its `init` is not run."""
     others = others or {}
     rng = np.random.default_rng(3)
 

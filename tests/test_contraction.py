@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import re
 from dataclasses import replace
 
 import jax
@@ -16,6 +15,7 @@ from rankmon.contraction import StackCurvature
 from rankmon.parts import DEFAULT_MEMORY_LIMIT, bytes_text, dense_bytes, output_roots
 from rankmon.problem import Problem
 from rankmon.stack import recognized_stack
+from refusals import refused
 
 N = 7
 relu, tanh, silu, sigmoid = jax.nn.relu, jnp.tanh, jax.nn.silu, jax.nn.sigmoid
@@ -66,7 +66,7 @@ def case_of(name, dims, functions, biases=None, *, loss="mse", n=N, weights=None
 MASK = np.array([1, 0, 2, 0.5, 0, 1, 3.0])
 DIMS, WIDE = (4, 3, 4, 2), (9, 4, 2)
 ALL, SOME = (True,) * 3, (False, True, False)
-# Few shapes, and apply in one program, because the oracle compiles operation by operation.
+# Every activation, loss, place of a bias and shape of a network, not each with each.
 CASES = [
     case_of("one-layer", (4, 2), (None,), (True,), loss="labels"),
     case_of("wide-tanh-labels", WIDE, (tanh, None), (False, True), loss="labels"),
@@ -74,10 +74,7 @@ CASES = [
     case_of("wide-silu-cosh-sigmoid", WIDE, (silu, sigmoid), (False, True), loss="cosh"),
     case_of("wide-custom", WIDE, (tanh, None), (False, True), loss="student_t"),
     case_of("relu", DIMS, (relu, relu, None)),
-    case_of("tanh-soft", DIMS, (tanh, tanh, None), loss="soft"),
-    case_of("silu-cosh", DIMS, (silu, silu, None), loss="cosh"),
     case_of("output-tanh-custom-weights", DIMS, (relu, None, tanh), loss="student_t", weights=MASK),
-    case_of("bias-labels", DIMS, (tanh, silu, None), ALL, loss="labels"),
     case_of("bias-soft-weights", DIMS, (silu, relu, None), ALL, loss="soft", weights=MASK),
     case_of("bias-output-sigmoid", DIMS, (tanh, relu, sigmoid), ALL),
     case_of("bias-of-one-layer", DIMS, (tanh, silu, None), SOME, loss="cosh"),
@@ -175,7 +172,7 @@ def test_the_result_does_not_depend_on_how_the_network_is_written():
 
 
 def test_several_residuals_at_once_are_what_each_is_alone():
-    curvature, leaves, b, delta = bound("silu-cosh")
+    curvature, leaves, b, delta = bound("bias-of-one-layer")
     other = held(curvature.flat)
     outer = curvature.parts(leaves, b, []).outer
     together = curvature.parts(leaves, b, [delta, other, 2 * other - delta])
@@ -187,8 +184,8 @@ def test_several_residuals_at_once_are_what_each_is_alone():
 
 
 def test_every_call_takes_its_own_parameters():
-    case = named("tanh-soft")
-    curvature, leaves, b, delta = bound("tanh-soft")
+    case = named("bias-soft-weights")
+    curvature, leaves, b, delta = bound("bias-soft-weights")
     curvature.parts(leaves, b, [delta])
     moved = replace(case, params=jax.tree.map(lambda a: 0.5 * a + 0.1, case.params))
     fresh, leaves, b, delta = bind(moved)
@@ -213,9 +210,14 @@ def least_room(curvature, chunk):
     raise AssertionError(f"expected a room for {chunk} examples")
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3])
 @pytest.mark.parametrize(
-    "name", ["four-layers", "bias-soft-weights", "bias-output-sigmoid", "wide-linear-weights"]
+    ("name", "chunk"),
+    [
+        ("four-layers", 1),
+        ("bias-soft-weights", 2),
+        ("bias-output-sigmoid", 3),
+        ("wide-linear-weights", 2),
+    ],
 )
 def test_chunks_change_nothing(name, chunk):
     whole, leaves, b, delta = bound(name)
@@ -268,11 +270,10 @@ def test_no_values_where_an_output_hessian_is_indefinite():
 
 
 def test_too_large_is_refused_with_the_size_and_the_memory():
-    case = case_of("two-layers", (4, 4, 8), (tanh, None))
-    need = re.escape(bytes_text(dense_bytes(48)))
-    expected = rf"memory_limit = {need}, got p = 48 parameters, which need {need}; raise memory_li"
-    with pytest.raises(MemoryError, match=expected):
-        bind(case, memory_limit=dense_bytes(48))
+    flat = bound("relu")[0].flat
+    need = bytes_text(dense_bytes(flat.p))
+    with refused(MemoryError, f"p = {flat.p}", need, "memory_limit"):
+        StackCurvature(flat, recognized_stack(flat), memory_limit=dense_bytes(flat.p) - 1)
 
 
 def test_too_little_room_for_one_example_is_refused_with_the_size_and_the_memory():
@@ -281,9 +282,7 @@ def test_too_little_room_for_one_example_is_refused_with_the_size_and_the_memory
     room = least_room(curvature, 1)
     limit = dense_bytes(flat.p) + room
     assert StackCurvature(flat, stack, memory_limit=limit)._chunk == 1
-    need, given = re.escape(bytes_text(room)), re.escape(bytes_text(room - 8))
-    expected = rf"to fit in {given}, got {need} for a single example; raise memory_limit"
-    with pytest.raises(MemoryError, match=expected):
+    with refused(MemoryError, bytes_text(room - 8), bytes_text(room), "memory_limit"):
         StackCurvature(flat, stack, memory_limit=limit - 8)
 
 
@@ -293,11 +292,10 @@ def test_too_little_room_for_one_example_is_refused_with_the_size_and_the_memory
         ((None, relu, None), "mse", N),
         ((None, relu, None), "mse", 2),
         ((None, relu, None), "labels", 2),
-        ((silu, tanh, silu), "mse", 2),
         ((silu, silu, None), "student_t", 2),
-        ((silu, silu, sigmoid), "cosh", 2),
+        ((silu, tanh, sigmoid), "cosh", 2),
     ],
-    ids=["relu", "relu-wide", "relu-labels", "silu-tanh", "silu-custom", "silu-sigmoid"],
+    ids=["relu", "relu-wide", "relu-labels", "silu-custom", "silu-tanh-sigmoid"],
 )
 def test_overflow_is_found_in_the_result(functions, loss, n):
     case = case_of("large", DIMS, functions, (True, False, True), loss=loss, n=n)

@@ -1,12 +1,14 @@
-"""Counts of large weights against NumPy's singular values, where what is large is lowered."""
+"""Counts of weights against NumPy's singular values; of large ones, against prescribed values."""
 
 import numpy as np
 import pytest
+import scipy.linalg
 
 import rankmon
 from rankmon import weight_counts
 from rankmon.counts import weight_count
 from rankmon.rank import Tolerance, weight_rank
+from refusals import refused
 
 RNG = np.random.default_rng(0)
 
@@ -45,9 +47,40 @@ CASES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _small_is_large(monkeypatch):
-    monkeypatch.setattr("rankmon.counts._LARGE", 50)
+# The sides of what is large, and of what is so where rows and columns of zeros are left out.
+LARGE, SPARSE = 1030, 1060
+
+
+def prescribed(sigma, shape):
+    """A matrix with these singular values, between Householder reflections."""
+    W = np.zeros(shape)
+    np.fill_diagonal(W, sigma)
+    for side in (0, 1):
+        u = RNG.standard_normal(shape[side])
+        u /= np.linalg.norm(u)
+        W = W - 2 * (np.multiply.outer(u, u @ W) if side == 0 else np.multiply.outer(W @ u, u))
+    return W
+
+
+def large(name):
+    """A matrix and its singular values; those of no rank are zeros but for what rounding adds."""
+    full, low = np.linspace(1, 0.1, LARGE), np.repeat([1.0, 0.0], [500, LARGE - 500])
+    if name == "dead units":
+        W, kept = np.zeros((SPARSE, SPARSE)), RNG.permutation(SPARSE)[:LARGE]
+        W[np.ix_(kept, np.sort(kept))] = prescribed(full, (LARGE, LARGE))
+        return W.astype(np.float32), full
+    sigma, shape, dtype = {
+        "wide": (full, (LARGE, 1100), np.float32),
+        "low, tall": (low, (1100, LARGE), np.float32),
+        "low, float64": (low, (LARGE, LARGE), np.float64),
+        "huge": (1e200 * full, (LARGE, LARGE), np.float64),
+        "across the cut": (np.logspace(0, -10, LARGE), (LARGE, LARGE), np.float32),
+    }[name]
+    return prescribed(sigma, shape).astype(dtype), sigma
+
+
+CERTIFIED = ("wide", "low, tall", "dead units", "huge")
+COMPUTED = ("low, float64", "across the cut")  # the cut is rounding, or too near
 
 
 def counted(sigma, cut):
@@ -68,20 +101,46 @@ def test_counts_are_those_of_the_singular_values(name):
         assert min(got.gap, 1e3) <= sigma[got.rank - 1] / max(sigma[got.rank], 1e-300)
 
 
-def test_no_singular_value_is_computed_where_counts_suffice(monkeypatch):
-    def refused(matrix):
-        raise AssertionError("computed")
+@pytest.fixture
+def computed(monkeypatch):
+    """The shapes of the matrices of which singular values were computed."""
+    shapes = []
 
-    monkeypatch.setattr("rankmon.counts.singular_values", refused)
-    for name in ("full", "wide", "low", "very wide", "very tall", "dead units"):
-        W, dtype = CASES[name]
-        weight_count(W.astype(dtype), eps=float(np.finfo(dtype).eps))
-    for name in ("low, float64", "across the cut"):  # the cut is rounding, or too near
-        with pytest.raises(AssertionError, match="computed"):
-            weight_count(CASES[name][0])
-    monkeypatch.setattr("rankmon.counts._LARGE", 10_000)
-    with pytest.raises(AssertionError, match="computed"):
-        weight_count(CASES["full"][0])
+    def recorded(function):
+        def recording(matrix, *rest, **options):
+            shapes.append(matrix.shape)
+            return function(matrix, *rest, **options)
+
+        return recording
+
+    for module, name in ((np.linalg, "svd"), (np.linalg, "eigvalsh"), (scipy.linalg, "svdvals")):
+        monkeypatch.setattr(module, name, recorded(getattr(module, name)))
+    return shapes
+
+
+@pytest.mark.parametrize("name", [*CERTIFIED, *COMPUTED])
+def test_large_counts_need_no_singular_value_where_none_is_near_the_cut(name, computed):
+    W, sigma = large(name)
+    eps = float(np.finfo(W.dtype).eps)
+    got, default = weight_count(W, eps=eps), max(W.shape) * 2.0**-52 * sigma[0]
+    if W.dtype == np.float32:
+        default += eps / 2 * np.linalg.norm(W.astype(np.float64))
+    assert got.tolerance == pytest.approx(default, rel=1e-6)
+    assert got.size == min(W.shape)
+    if name == "across the cut":  # storing moves each by less than the cut
+        assert np.sum(sigma > 2 * default) <= got.rank <= np.sum(sigma > default / 2)
+        assert got.low < got.rank < got.high
+    else:
+        assert (got.low, got.rank, got.high) == (np.sum(sigma > 0),) * 3
+    if name in CERTIFIED:
+        assert got.gap == (np.inf if got.rank == len(sigma) else 100.0)
+    assert computed == ([] if name in CERTIFIED else [W.shape])
+
+
+def test_small_counts_are_of_singular_values(computed):
+    W, _ = CASES["full"]
+    weight_count(W)
+    assert computed == [W.shape]
 
 
 @pytest.mark.parametrize(
@@ -112,5 +171,5 @@ def test_of_a_pytree():
     for name, rank in want.items():
         assert (got[name].low, got[name].rank, got[name].high) == (rank.low, rank.rank, rank.high)
         assert got[name].size == rank.size
-    with pytest.raises(TypeError, match="expected tolerance to be a rankmon.Tolerance"):
+    with refused(TypeError, "tolerance", "float", "Tolerance("):
         weight_counts(params, tolerance=1e-3)

@@ -1,25 +1,42 @@
 """Every part of the Hessian against plain autodiff, on the cases that all tests share."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from oracles import CASES, Case, dense_parts, mlp, mse
-from rankmon import HessianProbe, hessian_ranks
+from rankmon import HessianProbe, Problem, hessian_ranks
 from rankmon.curvature import Curvature
 from rankmon.parts import dense_bytes
-from rankmon.problem import Problem
+from refusals import refused
+from shared_problems import flat_of
+
+# Every network, and losses of each kind. A bias is one more leaf of theta; the other losses and
+# networks of dense layers are in `test_engines`, which compares these products with contractions.
+NAMES = [
+    "linear-mse",
+    "relu_bias-mse",
+    "tanh-mse",
+    "tanh-cross_entropy",
+    "tanh-custom",
+    "linear-weights",
+    "conv-mse",
+    "tokens-cross_entropy",
+    "batch_statistics-mse",
+]
+
+
+def point_of(flat, params):
+    return flat.split(flat.leaves(params))
 
 
 def bind(case: Case, **options):
-    problem = Problem(case.apply, **case.statement)
-    flat = problem.flat(case.params)
-    theta, fixed = flat.split(flat.leaves(case.params))
-    return Curvature(flat, **options), theta, fixed
+    flat = Problem(case.apply, **case.statement).flat(case.params)
+    return Curvature(flat, **options), *point_of(flat, case.params)
 
 
 def outer_of(curvature, theta, fixed):
@@ -30,131 +47,142 @@ def functional_of(curvature, theta, fixed, delta):
     return curvature.functional(theta, fixed, [delta])[0]
 
 
+@dataclass
+class Measured:
+    """A case's curvature, and what it gives at the case's parameters."""
+
+    curvature: Curvature
+    theta: np.ndarray
+    fixed: tuple[np.ndarray, ...]
+    loss: float
+    delta: np.ndarray
+    reference: np.ndarray
+    outer: np.ndarray
+    functional: np.ndarray
+    functional_held: np.ndarray
+
+
+@cache
+def measured(name):
+    flat = flat_of(name)
+    curvature, (theta, fixed) = Curvature(flat), point_of(flat, CASES[name].params)
+    loss, delta = flat.loss_and_residuals(theta, fixed)
+    reference = np.random.default_rng(7).standard_normal((flat.positions, flat.k))
+    outer = outer_of(curvature, theta, fixed)
+    parts = curvature.functional(theta, fixed, [delta, reference])
+    return Measured(curvature, theta, fixed, loss, delta, reference, outer, *parts)
+
+
 def assert_close(got, want, scale=None):
     scale = np.max(np.abs(want)) if scale is None else scale
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-12 * max(scale, 1e-300))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_parts_equal_autodiff(name):
-    case = CASES[name]
-    curvature, theta, fixed = bind(case)
-    want = dense_parts(case)
-    loss, delta = curvature.flat.loss_and_residuals(theta, fixed)
-    assert loss == pytest.approx(float(want["loss"]), rel=1e-12)
-    live = curvature.flat.weights > 0
-    assert_close(delta[live], want["delta"][live])
-    outer = outer_of(curvature, theta, fixed)
-    functional = functional_of(curvature, theta, fixed, delta)
+    got = measured(name)
+    want = dense_parts(CASES[name], got.reference)
+    assert got.loss == pytest.approx(float(want["loss"]), rel=1e-12)
+    live = got.curvature.flat.weights > 0
+    assert_close(got.delta[live], want["delta"][live])
     scale = np.max(np.abs(want["H_L"]))
-    assert_close(outer, want["H_o"], scale)
-    assert_close(functional, want["H_f"], scale)
-    assert_close(outer + functional, want["H_L"], scale)
-    assert_close(functional, functional.T, scale)
+    assert_close(got.outer, want["H_o"], scale)
+    assert_close(got.functional, want["H_f"], scale)
+    assert_close(got.outer + got.functional, want["H_L"], scale)
+    assert_close(got.functional, got.functional.T, scale)
+    assert_close(got.functional_held, want["H_f_fixed"])
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_residuals_held_fixed(name):
-    case = CASES[name]
-    curvature, theta, fixed = bind(case)
-    flat = curvature.flat
-    reference = np.random.default_rng(7).standard_normal((flat.positions, flat.k))
-    want = dense_parts(case, reference)["H_f_fixed"]
-    assert_close(functional_of(curvature, theta, fixed, reference), want)
-
-
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_products_equal_matrices(name):
-    case = CASES[name]
-    curvature, theta, fixed = bind(case)
-    _, delta = curvature.flat.loss_and_residuals(theta, fixed)
-    want = dense_parts(case)
-    v = np.random.default_rng(8).standard_normal(len(theta))
-    scale = np.max(np.abs(want["H_L"])) * np.sqrt(len(theta))
-    assert_close(curvature.outer_product(theta, fixed, v), want["H_o"] @ v, scale)
-    assert_close(curvature.functional_product(theta, fixed, delta, v), want["H_f"] @ v, scale)
+    at = measured(name)
+    want = dense_parts(CASES[name])
+    v = np.random.default_rng(8).standard_normal(len(at.theta))
+    scale = np.max(np.abs(want["H_L"])) * np.sqrt(len(at.theta))
+    outer = at.curvature.outer_product(at.theta, at.fixed, v)
+    functional = at.curvature.functional_product(at.theta, at.fixed, at.delta, v)
+    assert_close(outer, want["H_o"] @ v, scale)
+    assert_close(functional, want["H_f"] @ v, scale)
 
 
-@pytest.mark.parametrize("name", ["relu-mse", "tokens-cross_entropy", "batch_statistics-mse"])
+@pytest.mark.parametrize("name", ["relu_bias-mse", "tokens-cross_entropy", "batch_statistics-mse"])
 def test_chunks_change_nothing_and_keep_within_the_bound(name):
-    case = CASES[name]
-    free, theta, fixed = bind(case)
-    _, delta = free.flat.loss_and_residuals(theta, fixed)
-    whole = outer_of(free, theta, fixed), functional_of(free, theta, fixed, delta)
-    room = max(free.workspace_used.values()) // 3
-    tight, *_ = bind(case, memory_limit=dense_bytes(free.flat.p) + room)
-    assert_close(outer_of(tight, theta, fixed), whole[0])
-    assert_close(functional_of(tight, theta, fixed, delta), whole[1])
+    """Of examples one at a time, of several positions each, and of the batch kept together."""
+    whole = measured(name)
+    flat, used = whole.curvature.flat, whole.curvature.workspace_used
+    room = max(used.values()) // 3
+    tight = Curvature(flat, memory_limit=dense_bytes(flat.p) + room)
+    at = whole.theta, whole.fixed
+    assert_close(outer_of(tight, *at), whole.outer)
+    functional, held = tight.functional(*at, [whole.delta, whole.reference])
+    assert_close(functional, whole.functional)
+    assert_close(held, whole.functional_held)
     assert max(tight.workspace_used.values()) <= room
-    assert tight.workspace_used["H_f"] < free.workspace_used["H_f"]
+    assert tight.workspace_used["H_f"] < used["H_f"]
 
 
-def test_outer_is_positive_semidefinite_for_convex_losses():
-    for case in CASES.values():
-        if case.loss in ("mse", "cross_entropy", "cosh"):
-            curvature, theta, fixed = bind(case)
-            eigenvalues = np.linalg.eigvalsh(outer_of(curvature, theta, fixed))
-            assert eigenvalues[0] > -1e-13 * eigenvalues[-1], case.name
+@pytest.mark.parametrize("name", [name for name in NAMES if isinstance(CASES[name].loss, str)])
+def test_outer_is_positive_semidefinite_for_convex_losses(name):
+    eigenvalues = np.linalg.eigvalsh(measured(name).outer)
+    assert eigenvalues[0] > -1e-13 * eigenvalues[-1]
 
 
 def test_functional_vanishes_at_zero_residual():
-    case = CASES["linear-mse"]
-    targets = case.apply(case.params, case.inputs)
-    exact = Case("exact", case.apply, case.params, case.inputs, targets, "mse", case.textbook)
-    curvature, theta, fixed = bind(exact)
-    loss, delta = curvature.flat.loss_and_residuals(theta, fixed)
+    case, at = CASES["linear-mse"], measured("linear-mse")
+    exact = replace(case, targets=case.apply(case.params, case.inputs))
+    flat = Problem(exact.apply, **exact.statement).flat(exact.params)
+    loss, delta = flat.loss_and_residuals(at.theta, at.fixed)
     assert loss < 1e-28
-    assert np.max(np.abs(functional_of(curvature, theta, fixed, delta))) < 1e-14
+    assert np.max(np.abs(at.curvature.functional(at.theta, at.fixed, [delta, delta])[0])) < 1e-14
 
 
 def test_too_large_is_refused_with_the_size_and_the_memory():
-    case = CASES["linear-mse"]
-    with pytest.raises(MemoryError, match=r"p = 48 parameters.*90 KiB.*raise memory_limit"):
-        bind(case, memory_limit=1000)
+    with refused(MemoryError, "p = 48", "90 KiB", "memory_limit"):
+        Curvature(flat_of("linear-mse"), memory_limit=1000)
 
 
 def test_nothing_of_the_user_changes():
     before = jax.config.jax_enable_x64
-    curvature, theta, fixed = bind(CASES["linear-mse"])
-    outer_of(curvature, theta, fixed)
+    at = measured("linear-mse")
+    outer_of(at.curvature, at.theta, at.fixed)
     assert jax.config.jax_enable_x64 is before is False
 
 
-class _FrozenNorm(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        x = nn.BatchNorm(use_running_average=False)(nn.Dense(4)(x))
-        return nn.Dense(2)(nn.tanh(x))
+def normalized(params, x):
+    """Batch statistics between two layers: the examples interact."""
+    h = x @ params["first"]
+    h = (h - h.mean(0)) / jnp.sqrt(h.var(0) + 1e-5) * params["scale"]
+    return jnp.tanh(h) @ params["last"]
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-9])
-def test_interacting_examples_are_noticed_whatever_is_held_fixed(scale):
-    """With the normalization held fixed, only the kernels' derivatives show it."""
-    module = _FrozenNorm()
-    x = np.random.default_rng(0).standard_normal((8, 3))
-    variables = jax.tree.map(np.asarray, module.init(jax.random.key(0), x))
+def test_interacting_examples_are_noticed_whatever_is_held_fixed():
+    """With the normalization held fixed, only the kernels' derivatives show it, and faintly."""
+    scale = 1e-9
+    rng = np.random.default_rng(0)
+    params = {"first": rng.standard_normal((3, 4)), "last": rng.standard_normal((4, 2))}
+    params["scale"] = rng.standard_normal(4)
+    x, targets = rng.standard_normal((8, 3)), rng.standard_normal((8, 2))
 
-    def apply(params, x):
-        collections = {"params": params, "batch_stats": variables["batch_stats"]}
-        return scale * module.apply(collections, x, mutable=["batch_stats"])[0]
+    def first_alone(first, x):
+        return normalized({**params, "first": first}, x)
 
-    params = variables["params"]
-    held = {name: layer for name, layer in params.items() if name != "Dense_0"}
-    targets = np.random.default_rng(1).standard_normal((8, 2))
-    problem = Problem(apply, loss="mse", inputs=x, targets=targets, include=["Dense_0/*"])
-    flat = problem.flat(params)
-    alone = Case("alone", lambda layer, x: apply({"Dense_0": layer, **held}, x),
-                 params["Dense_0"], x, targets, "mse", mse)  # fmt: skip
-    want = dense_parts(alone)["H_o"]
+    flat = Problem(
+        lambda params, x: scale * normalized(params, x),
+        loss="mse",
+        inputs=x,
+        targets=targets,
+        include=["first"],
+    ).flat(params)
+    alone = Case("alone", first_alone, params["first"], x, targets, "mse", mse)
+    want = scale**2 * dense_parts(alone)["H_o"]
     assert np.max(np.abs(want)) > 0
-    assert_close(outer_of(Curvature(flat), *flat.split(flat.leaves(params))), want)
+    assert_close(outer_of(Curvature(flat), *point_of(flat, params)), want)
 
 
 def test_what_does_not_fit_is_known_before_anything_is_measured():
-    case = CASES["linear-mse"]
-    p = 48
-    with pytest.raises(MemoryError, match="for a single row or example; raise memory_limit"):
-        bind(case, memory_limit=dense_bytes(p) + 100)[0].compile(cotangents=1)
+    flat = flat_of("linear-mse")
+    with refused(MemoryError, "single row or example", "memory_limit"):
+        Curvature(flat, memory_limit=dense_bytes(flat.p) + 100).compile(cotangents=1)
 
 
 def test_nothing_is_traced_twice():
@@ -198,7 +226,7 @@ def test_a_network_that_cannot_be_differentiated_is_explained():
         inputs=np.eye(4),
         targets=np.ones((4, 2)),
     )
-    with pytest.raises(ValueError, match="differentiate twice.*probes=.'weights'."):
+    with refused(ValueError, "differentiate twice", "probes=", "weights"):
         HessianProbe().prepare(problem.flat(np.ones((4, 2))))
 
 

@@ -61,7 +61,7 @@ def test_how_the_columns_are_cut_changes_nothing(places):
 def test_the_error_of_forming_bounds_what_longer_floats_find(scale):
     rng = np.random.default_rng(2)
     plain = scale * rng.standard_normal((12, 5000))
-    left, right = factors(4, 700, 3, 900)
+    left, right = factors(4, 300, 3, 400)
     gram = Gram.of([plain, KhatriRao(scale * left, right)], 12)
     A = np.concatenate([plain, khatri_rao(scale * left, right)], axis=1).astype(np.longdouble)
     assert np.finfo(np.longdouble).eps < EPS / 1000

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +17,11 @@ from rankmon.large import DEFAULT_TIME_LIMIT
 from rankmon.parts import DEFAULT_MEMORY_LIMIT
 from rankmon.sketch import SketchedRank
 from rankmon.writers import MemoryWriter
+from refusals import refused
 
-NAMES = [
-    "linear-mse",
-    "relu_bias-mse",
-    "tanh-cross_entropy",
-    "tanh-custom",
-    "conv-mse",
-    "tokens-cross_entropy",
-    "batch_statistics-mse",
-]
+# An indefinite output Hessian; several positions an example, with weights. Deep linear networks are
+# below, by their closed forms; products with the Hessian of other networks are in test_products.
+NAMES = ["tanh-custom", "tokens-cross_entropy"]
 PARTS = ["H_L", "H_o", "H_f", "H_f_fixed"]
 EPS = 2.0**-52
 
@@ -56,19 +52,29 @@ def test_ranks_are_those_of_dense_autodiff(name):
         assert isinstance(found[part], SketchedRank) == (part != "H_o")
 
 
-def linear(dims, n, seed=0):
+@cache
+def linear(dims, n):
     """A deep linear network of these widths, and (r, s)."""
-    apply, params = mlp(dims, seed=seed)
-    x, y = data(n, dims[0], dims[-1], seed)
+    apply, params = mlp(dims)
+    x, y = data(n, dims[0], dims[-1])
     problem = Problem(apply, loss="mse", inputs=x, targets=y)
     return problem, params, {"r": min(n, dims[0]), "s": min(n, dims[0], dims[-1])}
 
 
+SMALL, TEN_THOUSAND = ((20, 12, 10, 4), 30), ((200, 40, 30, 6), 50)
+# Of more rank than a sketch shows that fits in so much memory.
+NARROW, MEMORY = ((40, 20, 20, 4), 30), 4 * 2**20
+
+
 @pytest.mark.parametrize("seed", range(3))
-def test_closed_forms_of_a_network_of_ten_thousand_parameters(seed):
-    dims = (200, 40, 30, 6)
-    problem, params, ranks = linear(dims, 50, seed)
-    assert problem.flat(params).p == 9380
+@pytest.mark.parametrize(
+    ("shape", "p"), [(SMALL, 400), pytest.param(TEN_THOUSAND, 9380, marks=pytest.mark.slow)]
+)
+def test_closed_forms(shape, p, seed):
+    problem, _, ranks = linear(*shape)
+    dims, _ = shape
+    _, params = mlp(dims, seed=seed)
+    assert problem.flat(params).p == p
     found = hessian_ranks(problem, params, engine="sketch")
     assert found["H_L"].rank == theory.rank_loss(dims, **ranks)
     assert found["H_o"].rank == theory.rank_outer(dims, r=ranks["r"])
@@ -77,22 +83,21 @@ def test_closed_forms_of_a_network_of_ten_thousand_parameters(seed):
 
 
 def test_a_common_cut_as_every_engine_has_it():
-    problem, params, _ = linear((12, 8, 5), 30)
+    problem, params, _ = linear(*SMALL)
     tolerance = Tolerance(relative=1e-3)
-    exact = hessian_ranks(problem, params, tolerance=tolerance, engine="dense")
+    exact = hessian_ranks(problem, params, tolerance=tolerance, engine="deep_linear")
     for part, rank in hessian_ranks(problem, params, tolerance=tolerance, engine="sketch").items():
         assert rank.tolerance == pytest.approx(exact[part].tolerance, 1e-3)
         assert rank.low <= exact[part].low <= exact[part].high <= rank.high
 
 
-@pytest.mark.parametrize(
-    "limits", [{"time_limit": 1e-6}, {"memory_limit": 8 * 2**20}], ids=["time", "memory"]
-)
-def test_past_its_limits_it_says_what_it_knows(limits):
-    dims = (60, 40, 40, 6)
-    problem, params, ranks = linear(dims, 60)
-    with pytest.warns(UserWarning, match="the ranks of H_L, H_f are more than a sketch shows"):
-        found = hessian_ranks(problem, params, engine="sketch", **limits)
+def test_past_its_memory_it_says_what_it_knows():
+    """Past its time: test_reach."""
+    dims, _ = NARROW
+    problem, params, ranks = linear(*NARROW)
+    asked = {"engine": "sketch", "memory_limit": MEMORY, "reference": problem.residuals(params)}
+    with pytest.warns(UserWarning, match="H_L, H_f"):
+        found = hessian_ranks(problem, params, **asked)
     truth = theory.rank_loss(dims, **ranks)
     assert not found["H_L"].complete
     assert found["H_L"].rank == found["H_L"].low <= truth
@@ -142,6 +147,7 @@ assert len(params[0].sharding.device_set) == 4
 """
 
 
+@pytest.mark.slow
 def test_every_engine_runs_with_sharded_parameters_under_a_mesh():
     flags = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     done = subprocess.run(
@@ -153,57 +159,66 @@ def test_every_engine_runs_with_sharded_parameters_under_a_mesh():
 # Which engine
 
 
-def choice(dims=(30, 20, 10), *, name="auto", memory=DEFAULT_MEMORY_LIMIT, time=DEFAULT_TIME_LIMIT):
+@cache
+def stated(dims):
     apply, params = mlp(dims, jnp.tanh)
     x, y = data(9, dims[0], dims[-1])
-    flat = Problem(apply, loss="mse", inputs=x, targets=y).flat(params)
-    return chosen_engine(flat, name=name, memory_limit=memory, time_limit=time)
+    return Problem(apply, loss="mse", inputs=x, targets=y).flat(params)
+
+
+def choice(dims=(30, 20, 10), *, name="auto", memory=DEFAULT_MEMORY_LIMIT, time=DEFAULT_TIME_LIMIT):
+    return chosen_engine(stated(dims), name=name, memory_limit=memory, time_limit=time)
 
 
 def test_auto_takes_an_exact_engine_where_it_fits():
     assert choice().engine.name == "stack"
-    assert "recognized as a stack" in choice().why
+    assert "a stack" in choice().why
 
 
 def test_auto_takes_a_sketch_where_matrices_do_not_fit():
     chosen = choice((100, 20, 10), memory=8 * 2**20)
     assert chosen.engine.name == "sketch"
-    assert "exceed memory_limit = 8 MiB" in chosen.why
+    assert "memory_limit = 8 MiB" in chosen.why
     (told,) = chosen.told
-    assert told.startswith("the Hessian's ranks come from a sketch, since the matrices of exact")
-    assert "sketches of up to" in chosen.engine.describe()
+    assert "sketch" in told
+    assert "memory_limit = 8 MiB" in told
+    assert "sketch" in chosen.engine.describe()
 
 
 def test_auto_takes_a_sketch_where_spectra_take_too_long():
     chosen = choice(time=1e-3)
     assert chosen.engine.name == "sketch"
-    assert chosen.why.startswith("chosen since spectra of 800 rows take about")
+    for key in ("800", "time_limit"):  # rows
+        assert key in chosen.why
 
 
 def test_what_is_asked_for_is_taken_or_refused():
     assert choice(name="dense", time=1e-9).engine.name == "dense"
-    assert choice(name="sketch").why == "asked for"
+    assert "asked" in choice(name="sketch").why
     assert not choice(name="sketch").told
-    with pytest.raises(MemoryError, match="p = 2,200 parameters"):
+    with refused(MemoryError, "2,200", "memory_limit"):
         choice((100, 20, 10), name="dense", memory=2**20)
-    with pytest.raises(MemoryError, match="expected a sketch of 64 rows"):
+    with refused(MemoryError, "sketch", "memory_limit"):
         choice(name="sketch", memory=2**17)
-    with pytest.raises(MemoryError, match="p = 2,200 parameters"):  # what auto would rather take
+    with refused(MemoryError, "2,200", "memory_limit"):  # what auto would rather take
         choice((100, 20, 10), memory=2**20)
 
 
-@pytest.mark.parametrize("limit", [0, -1.0, "10", True, float("nan")])
-def test_a_time_limit_is_a_positive_number(limit):
-    with pytest.raises((TypeError, ValueError), match="expected time_limit to be"):
+@pytest.mark.parametrize(
+    ("limit", "got"),
+    [(0, "0"), (-1.0, "-1.0"), ("10", "str"), (True, "bool"), (float("nan"), "nan")],
+)
+def test_a_time_limit_is_a_positive_number(limit, got):
+    with refused((TypeError, ValueError), "time_limit", got):
         HessianProbe(time_limit=limit)
 
 
 # In the monitor
 
 
-def test_the_monitor_logs_intervals_and_says_which_engine(tmp_path):
-    dims = (20, 12, 10, 4)
-    problem, params, ranks = linear(dims, 30)
+def test_the_monitor_logs_intervals_and_says_which_engine():
+    dims, _ = SMALL
+    problem, params, ranks = linear(*SMALL)
     writer = MemoryWriter()
     probe = HessianProbe(engine="sketch")
     with RankMonitor(problem, every=1, probes=[probe], writers=[writer]) as monitor:
@@ -220,12 +235,12 @@ def test_the_monitor_logs_intervals_and_says_which_engine(tmp_path):
 
 
 def test_what_a_sketch_cannot_show_is_told_once():
-    problem, params, _ = linear((60, 40, 40, 6), 60)
+    problem, params, _ = linear(*NARROW)
     writer = MemoryWriter()
-    probe = HessianProbe(engine="sketch", memory_limit=8 * 2**20)
+    probe = HessianProbe(engine="sketch", memory_limit=MEMORY)
     with (
         RankMonitor(problem, every=1, probes=[probe], writers=[writer]) as monitor,
-        pytest.warns(UserWarning, match="more than a sketch shows") as warned,
+        pytest.warns(UserWarning, match="sketch") as warned,
     ):
         for step in range(2):
             monitor(step, params)

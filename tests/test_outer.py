@@ -10,10 +10,18 @@ from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
 import oracles
-import rankmon
 from oracles import data, mlp
-from rankmon import OuterRank, Problem, Tolerance, hessian_ranks, outer_rank, theory
+from rankmon import (
+    OuterRank,
+    Problem,
+    RankmonWarning,
+    Tolerance,
+    hessian_ranks,
+    outer_rank,
+    theory,
+)
 from rankmon.outer import OuterSpectrum
+from refusals import refused
 
 EPS = 2.0**-52
 PLAIN = {"mse": oracles.mse, "cross_entropy": oracles.cross_entropy}
@@ -29,7 +37,13 @@ class Conv(nn.Module):
 @functools.cache
 def network(name):
     if name == "conv":
-        params = jax.jit(Conv().init)(jax.random.key(0), np.ones((1, 3, 3, 1)))["params"]
+        rng = np.random.default_rng(0)
+        shapes = {"Conv_0": {"kernel": (2, 2, 1, 2), "bias": (2,)}}
+        shapes["Dense_0"] = {"kernel": (18, 3), "bias": (3,)}
+        params = {
+            layer: {name: 0.4 * rng.standard_normal(shape) for name, shape in leaves.items()}
+            for layer, leaves in shapes.items()
+        }
         return lambda p, x: Conv().apply({"params": p}, x.reshape(-1, 3, 3, 1)), params
     activation = {"relu": jax.nn.relu, "tanh_bias": jnp.tanh, "linear": None}[name]
     return mlp((9, 6, 5, 3), activation, bias=name == "tanh_bias")
@@ -41,20 +55,27 @@ def case(name, loss, n):
     return apply, params, x, (np.arange(n) % 3 if loss == "cross_entropy" else y)
 
 
+@functools.cache
+def stated(name, loss, n):
+    """(the problem, its parameters)."""
+    apply, params, x, targets = case(name, loss, n)
+    return Problem(apply, loss=loss, inputs=x, targets=targets), params
+
+
 def outer_matrix(apply, params, x, targets, plain, weights=None):
     """H_o as its definition says, in the order of the parameters."""
     with jax.enable_x64(True):
-        theta, unravel = ravel_pytree(jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), params))
+        theta, unravel = ravel_pytree(jax.tree.map(lambda a: np.asarray(a, np.float64), params))
 
         @jax.jit
-        def parts(theta):
+        def parts(theta, x, targets):
             def outputs(theta):
-                return apply(unravel(theta), jnp.asarray(x))
+                return apply(unravel(theta), x)
 
             b = jax.vmap(jax.hessian(plain))(outputs(theta), targets)
             return b, jax.jacrev(outputs)(theta)
 
-        b, J = (np.asarray(part) for part in parts(theta))
+        b, J = (np.asarray(part) for part in parts(theta, x, targets))
     w = np.ones(len(x)) if weights is None else weights
     return np.einsum("n,nkp,nkl,nlq->pq", w / w.sum(), J, b, J, optimize=True)
 
@@ -64,13 +85,12 @@ def counts(H, cut):
     return tuple(int(np.sum(values > c)) for c in (10 * cut, cut, cut / 10))
 
 
+# Either loss with few examples, fewer than parameters, and with many.
 @pytest.mark.parametrize(
     ("name", "loss", "n"),
     [
         ("linear", "mse", 4),
-        ("linear", "cross_entropy", 60),
         ("relu", "mse", 60),
-        ("relu", "cross_entropy", 7),
         ("tanh_bias", "mse", 60),
         ("tanh_bias", "cross_entropy", 7),
         ("conv", "mse", 5),
@@ -80,7 +100,7 @@ def counts(H, cut):
 def test_rank_is_that_of_the_dense_matrix(name, loss, n):
     apply, params, x, targets = case(name, loss, n)
     H = outer_matrix(apply, params, x, targets, PLAIN[loss])
-    problem = Problem(apply, loss=loss, inputs=x, targets=targets)
+    problem, _ = stated(name, loss, n)
     cut = 1e3 * len(H) * EPS * np.linalg.norm(H, 2)  # above what dense eigenvalues are off by
     low, rank, high = counts(H, cut)
     assert low == rank == high
@@ -92,7 +112,7 @@ def test_rank_is_that_of_the_dense_matrix(name, loss, n):
     assert default.tolerance == pytest.approx(cut / 1e3, rel=1e-9)
 
 
-@pytest.mark.parametrize("n", [4, 33, 40])
+@pytest.mark.parametrize("n", [33, 40])
 def test_losses_that_are_not_convex(n):
     apply, params, x, y = case("linear", "mse", n)
     targets = {"at": y, "width": np.abs(y) + 0.5}
@@ -105,7 +125,7 @@ def test_losses_that_are_not_convex(n):
     able, unable = ("qr", "gram") if 3 * n <= len(H) == 99 else ("gram", "qr")
     assert got.method == able
     assert got.tolerance == cut
-    with pytest.raises(ValueError, match=f"expected method '{able}' where the loss .*'{unable}'"):
+    with refused(ValueError, f"method '{able}'", f"'{unable}'"):
         outer_rank(problem, params, method=unable)
 
 
@@ -115,11 +135,11 @@ def test_weights_and_filters():
     H = outer_matrix(apply, params, x, y, oracles.mse, weights)
     some = Problem(apply, loss="mse", inputs=x, targets=y, weights=weights)
     assert outer_rank(some, params).rank == np.linalg.matrix_rank(H, hermitian=True) == 12
-    first = Problem(apply, loss="mse", inputs=x, targets=y, include=["0/*"])
-    whole = outer_matrix(apply, params, x, y, oracles.mse)
-    names = Problem(apply, loss="mse", inputs=x, targets=y).flat(params).specs
-    kept = np.concatenate([np.full(s.size, s.name.startswith("0/")) for s in names])
-    block = whole[np.ix_(kept, kept)]
+    first = Problem(apply, loss="mse", inputs=x, targets=y, weights=weights, include=["0/*"])
+    kept = np.concatenate(
+        [np.full(s.size, s.name.startswith("0/")) for s in some.flat(params).specs]
+    )
+    block = H[np.ix_(kept, kept)]
     got = outer_rank(first, params)
     assert got.rank == np.linalg.matrix_rank(block, hermitian=True)
     assert got.size == len(block)
@@ -158,31 +178,28 @@ def test_a_bottleneck_of_any_width_has_the_rank_that_theory_says(p):
     width = (p - 5 * 10) // (150 + 5)
     dims = (150, width, 5, 10)
     apply, params = mlp(dims)
-    x, y = data(40, 150, 10)
+    x, y = data(16, 150, 10)
     got = outer_rank(Problem(apply, loss="mse", inputs=x, targets=y), params)
-    assert got.rank == theory.rank_outer(dims, r=40) == 225
+    assert got.rank == theory.rank_outer(dims, r=16) == 105
     assert got.certain
     assert got.method == ("gram" if p == 1_000_000 else "qr")
     assert 0.9 * p < got.size <= p
 
 
 def test_it_is_that_of_all_ranks():
-    apply, params, x, y = case("relu", "mse", 30)
-    problem = Problem(apply, loss="mse", inputs=x, targets=y)
+    problem, params = stated("relu", "mse", 60)
     want = hessian_ranks(problem, params)["H_o"]
     got = outer_rank(problem, params, tolerance=Tolerance(absolute=want.tolerance))
     assert (got.low, got.rank, got.high, got.size) == (want.low, want.rank, want.high, want.size)
 
 
 def test_what_is_not_finite_has_no_rank():
-    apply, params, x, y = case("tanh_bias", "mse", 4)
-    problem = Problem(apply, loss="mse", inputs=x, targets=y)
+    problem, params = stated("tanh_bias", "mse", 60)
     for bad in (np.nan, np.inf):
         spoiled = [{k: v * bad for k, v in layer.items()} for layer in params]
         assert outer_rank(problem, spoiled).rank is None
-    linear, weights = network("linear")  # which multiplies them until they overflow
+    problem, weights = stated("linear", "mse", 4)  # which multiplies them until they overflow
     huge = [{"w": 1e110 * layer["w"]} for layer in weights]
-    problem = Problem(linear, loss="mse", inputs=x, targets=y)
     for method in ("gram", "qr"):
         got = outer_rank(problem, huge, method=method)
         assert got.rank is None
@@ -198,15 +215,14 @@ def test_a_network_without_influence_has_rank_zero():
 
 
 def test_what_does_not_fit_is_refused():
-    apply, params, x, y = case("relu", "mse", 4)
-    problem = Problem(apply, loss="mse", inputs=x, targets=y)
-    with pytest.raises(ValueError, match="expected method to be one of .*, got 'svd'"):
+    problem, params = stated("linear", "mse", 4)
+    with refused(ValueError, "method", "'svd'"):
         outer_rank(problem, params, method="svd")
-    with pytest.raises(TypeError, match="expected tolerance to be a rankmon.Tolerance"):
+    with refused(TypeError, "tolerance", "rankmon.Tolerance"):
         outer_rank(problem, params, tolerance=1e-3)
-    with pytest.raises(MemoryError, match="expected matrices of 12 rows .*N k = 12 and p = 99"):
+    with refused(MemoryError, "N k = 12", "p = 99", "memory_limit"):
         outer_rank(problem, params, memory_limit=1000)
-    with pytest.raises(MemoryError, match="expected the QR steps of 12 columns"):
+    with refused(MemoryError, "QR steps of 12 columns", "memory_limit"):
         outer_rank(problem, params, method="qr", memory_limit=30_000)
 
 
@@ -226,7 +242,7 @@ def rounded(w, x):
 
 @pytest.mark.parametrize(
     ("apply", "shape", "told"),
-    [(carried, (3,), "cannot be traced in float64"), (rounded, (4, 3), "computes in float32")],
+    [(carried, (3,), "traced in float64"), (rounded, (4, 3), "in float32")],
     ids=["native", "coarse"],
 )
 def test_networks_that_compute_below_float64_are_counted_at_their_eps(apply, shape, told):
@@ -235,7 +251,7 @@ def test_networks_that_compute_below_float64_are_counted_at_their_eps(apply, sha
     w = jax.tree.map(lambda a: a.astype(np.float32), w)
     x, y = data(5, 4, 3)
     problem = Problem(apply, loss="mse", inputs=x, targets=y)
-    with pytest.warns(rankmon.RankmonWarning, match=told):
+    with pytest.warns(RankmonWarning, match=told):
         got = outer_rank(problem, w)
     lifted = Problem(apply, loss="mse", inputs=x, targets=y, lift_dtype=True)
     exact = outer_rank(lifted, w, tolerance=Tolerance(absolute=got.tolerance))

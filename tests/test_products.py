@@ -1,5 +1,7 @@
 """Blocks of products with the Hessian against dense autodiff of the whole batch."""
 
+from functools import cache
+
 import jax
 import numpy as np
 import pytest
@@ -7,25 +9,33 @@ import pytest
 from oracles import CASES, dense_parts
 from rankmon import Problem
 from rankmon.products import BlockProducts, SingleProducts
+from refusals import refused
 
 NAMES = ["relu_bias-mse", "tokens-cross_entropy", "batch_statistics-mse"]
 ROOM = 2**28
 
 
-def stated(case):
+@cache
+def stated(name):
+    case = CASES[name]
     problem = Problem(case.apply, **case.statement)
     flat = problem.flat(case.params)
     theta, fixed = flat.split(flat.leaves(case.params))
     return flat, theta, fixed
 
 
+@cache
+def blocks(name, *, room=ROOM):
+    return BlockProducts(stated(name)[0], cotangents=2, batch=64, room=room)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_blocks_are_the_matrices_times_vectors(name):
     case = CASES[name]
-    flat, theta, fixed = stated(case)
+    flat, theta, fixed = stated(name)
     rng = np.random.default_rng(1)
     deltas = [rng.standard_normal((flat.positions, flat.k)) for _ in range(2)]
-    products = BlockProducts(flat, cotangents=2, batch=64, room=ROOM)
+    products = blocks(name)
     vectors = rng.standard_normal((min(products.vectors, 7), flat.p))
     got = products.at(theta, fixed, deltas)(vectors)
     assert got.outer.shape == vectors.shape
@@ -39,7 +49,7 @@ def test_blocks_are_the_matrices_times_vectors(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_single_vectors(name):
     case = CASES[name]
-    flat, theta, fixed = stated(case)
+    flat, theta, fixed = stated(name)
     rng = np.random.default_rng(3)
     delta, v = rng.standard_normal((flat.positions, flat.k)), rng.standard_normal(flat.p)
     parts, single = dense_parts(case, delta), SingleProducts(flat)
@@ -50,21 +60,21 @@ def test_single_vectors(name):
 
 
 def test_fewer_vectors_at_once_where_room_is_small():
-    flat, theta, fixed = stated(CASES["relu_bias-mse"])
+    name = "linear-weights"
+    flat, theta, fixed = stated(name)
     delta = np.ones((flat.positions, flat.k))
-    wide = BlockProducts(flat, cotangents=1, batch=64, room=ROOM)
-    narrow = BlockProducts(flat, cotangents=1, batch=64, room=10_000)
+    wide, narrow = (blocks(name, room=room) for room in (ROOM, 10_000))
     assert narrow.vectors < wide.vectors
     v = np.random.default_rng(2).standard_normal((1, flat.p))
-    one, other = (b.at(theta, fixed, [delta])(v) for b in (wide, narrow))
+    one, other = (b.at(theta, fixed, [delta, -delta])(v) for b in (wide, narrow))
     np.testing.assert_allclose(one.outer, other.outer, rtol=1e-10)
-    with pytest.raises(MemoryError, match="a product with the Hessian"):
-        BlockProducts(flat, cotangents=1, batch=64, room=10)
+    with refused(MemoryError, "a product with the Hessian", "memory_limit"):
+        blocks(name, room=10)
 
 
 def test_blocks_are_float64_where_the_user_has_x64_off():
-    flat, theta, fixed = stated(CASES["relu_bias-mse"])
-    products = BlockProducts(flat, cotangents=1, batch=64, room=ROOM)
-    got = products.at(theta, fixed, [np.ones((flat.positions, flat.k))])(np.eye(flat.p)[:3])
+    flat, theta, fixed = stated("relu_bias-mse")
+    deltas = [np.ones((flat.positions, flat.k))] * 2
+    got = blocks("relu_bias-mse").at(theta, fixed, deltas)(np.eye(flat.p)[:3])
     assert got.outer.dtype == got.functional.dtype == np.float64
     assert not jax.config.jax_enable_x64

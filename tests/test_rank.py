@@ -8,7 +8,6 @@ import scipy.linalg
 from flax import linen as nn
 from flax import nnx
 
-from rankmon import spectrum
 from rankmon.rank import (
     DEFAULT_TOLERANCE,
     Tolerance,
@@ -19,6 +18,7 @@ from rankmon.rank import (
     weight_ranks,
 )
 from rankmon.spectrum import reconstruction_error, singular_values, symmetric_spectrum
+from refusals import refused
 
 EPS = 2.0**-52
 
@@ -88,7 +88,7 @@ def test_spectra_are_float64_whatever_comes():
 def test_spectra_of_what_is_not_finite_are_refused(function, bad):
     matrix = np.eye(3)
     matrix[2, 0] = bad
-    with pytest.raises(ValueError, match="expected a finite matrix, got NaN or infinite.*test"):
+    with refused(ValueError, "finite"):
         function(matrix)
 
 
@@ -120,7 +120,7 @@ def test_reconstruction_error_keeps_the_digits_of_a_small_tail():
 def test_reconstruction_error_of_nothing_and_of_what_is_no_spectrum():
     assert np.isnan(reconstruction_error(np.zeros(3))).all()
     for bad in (np.eye(2), np.array([1.0, np.nan])):
-        with pytest.raises(ValueError, match="expected one vector of finite eigenvalues.*pass"):
+        with refused(ValueError, "eigenvalues", str(bad.shape)):
             reconstruction_error(bad)
 
 
@@ -203,22 +203,22 @@ def test_the_cut_is_a_multiple_of_the_larger_norm():
 @pytest.mark.parametrize("value", [-1.0, np.nan, np.inf])
 @pytest.mark.parametrize("name", ["relative", "absolute"])
 def test_impossible_tolerances(name, value):
-    with pytest.raises(ValueError, match=f"expected {name} to be finite and >= 0, got {value}; "):
+    with refused(ValueError, name, str(value)):
         Tolerance(**{name: value})
 
 
 def test_a_tolerance_that_is_no_number():
-    with pytest.raises(TypeError, match="expected relative to be a number, got str; "):
+    with refused(TypeError, "relative", "str"):
         Tolerance(relative="small")
 
 
 def test_relative_and_absolute_together():
-    with pytest.raises(ValueError, match=r"expected relative or absolute, got both.*give the one"):
+    with refused(ValueError, "relative", "absolute", "both"):
         Tolerance(relative=1e-3, absolute=1.0)
 
 
 def test_a_bare_number_is_not_a_tolerance():
-    with pytest.raises(TypeError, match=r"rankmon.Tolerance, got float; write Tolerance\(relative"):
+    with refused(TypeError, "tolerance", "float", "Tolerance(relative=...)"):
         weight_ranks({"w": np.eye(2)}, tolerance=1e-3)
     assert as_tolerance(None) == Tolerance()
 
@@ -312,7 +312,6 @@ def test_what_is_not_finite_has_no_rank_and_lapack_never_sees_it(bad, monkeypatc
         (scipy.linalg, "eigvalsh"),
         (np.linalg, "svd"),
         (np.linalg, "slogdet"),
-        (spectrum, "singular_values"),
     ):
         monkeypatch.setattr(module, name, refuse)
     matrix = np.eye(4, dtype=np.float32)
@@ -387,17 +386,23 @@ def test_what_is_no_matrix_is_left_out():
 
 
 def test_no_matrix_at_all():
-    with pytest.raises(ValueError, match=r"at least one matrix, got shapes.*'b': \(3,\).*pass"):
+    with refused(ValueError, "matrix", "'b': (3,)"):
         weight_ranks({"b": np.ones(3)})
 
 
 def test_complex_weights_are_refused():
-    with pytest.raises(TypeError, match="expected real parameters, got complex128 at 'w'"):
+    with refused(TypeError, "real", "complex128", "'w'"):
         weight_ranks({"w": np.eye(2) * 1j})
 
 
+def gaussian(shapes):
+    """A pytree of these shapes; a module's own initialization would be compiled first."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(s.dtype), shapes)
+
+
 def names_and_shapes(module, *inputs):
-    params = module.init(jax.random.key(0), *inputs)
+    params = gaussian(jax.eval_shape(module.init, jax.random.key(0), *inputs))
     flat = jax.tree_util.tree_leaves_with_path(params["params"])
     leaves = {"/".join(k.key for k in path): np.asarray(leaf, float) for path, leaf in flat}
     return weight_ranks(params), leaves
@@ -427,14 +432,17 @@ def test_attentions_projections_are_inputs_by_heads():
 
 
 def test_attentions_projections_in_nnx():
-    module = nnx.MultiHeadAttention(
-        num_heads=2, in_features=6, qkv_features=4, decode=False, rngs=nnx.Rngs(0)
+    module = nnx.eval_shape(
+        lambda: nnx.MultiHeadAttention(
+            num_heads=2, in_features=6, qkv_features=4, decode=False, rngs=nnx.Rngs(0)
+        )
     )
+    state = gaussian(nnx.state(module, nnx.Param))
     leaves = {
-        f"{name}/kernel": np.asarray(getattr(module, name).kernel[...], float)
+        f"{name}/kernel": np.asarray(state[name]["kernel"][...], float)
         for name in ("query", "key", "value", "out")
     }
-    check_against_views(weight_ranks(nnx.state(module, nnx.Param)), attention_views(leaves))
+    check_against_views(weight_ranks(state), attention_views(leaves))
 
 
 def check_against_views(ranks, views):

@@ -1,0 +1,19 @@
+"""Each shared case as a `Problem`, stated once for all tests that do not need a fresh one."""
+
+from functools import cache
+
+from oracles import CASES
+from rankmon import Problem
+from rankmon.flat import FlatProblem
+
+
+@cache
+def problem_of(name: str) -> Problem:
+    """Return the problem of this case; what it has traced and compiled is shared as well."""
+    case = CASES[name]
+    return Problem(case.apply, **case.statement)
+
+
+def flat_of(name: str) -> FlatProblem:
+    """Return that problem at the parameters of the case."""
+    return problem_of(name).flat(CASES[name].params)
