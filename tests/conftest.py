@@ -9,9 +9,9 @@ from jaxtyping import install_import_hook
 os.environ["JAX_PLATFORMS"] = "cpu"
 # xdist keeps the cores busy already; threads that wait for one another take minutes instead.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
-# Most programs run once, and compiling them takes longer. CI sets XLA_FLAGS to nothing: there, all
-# is tested as users run it.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Most programs run once, and optimizing them takes longer. CI sets this to 0: there, all is tested as
+# users run it.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 # Private and mathematical modules: shapes and types of every call are checked as annotated. Modules
 # whose functions users call are left out, since our own errors must come first; so is `flat`, where

@@ -273,7 +273,7 @@ def test_too_large_is_refused_with_the_size_and_the_memory():
     flat = bound("relu")[0].flat
     need = bytes_text(dense_bytes(flat.p))
     with refused(MemoryError, f"p = {flat.p}", need, "memory_limit"):
-        StackCurvature(flat, recognized_stack(flat), memory_limit=dense_bytes(flat.p) - 1)
+        StackCurvature(flat, recognized_stack(flat), memory_limit=dense_bytes(flat.p))
 
 
 def test_too_little_room_for_one_example_is_refused_with_the_size_and_the_memory():
