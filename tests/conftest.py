@@ -1,5 +1,6 @@
 """Settings of every test: JAX as it comes (x64 off), on the CPU, one BLAS thread; the browser."""
 
+import gc
 import os
 import shutil
 
@@ -9,18 +10,14 @@ from jaxtyping import install_import_hook
 os.environ["JAX_PLATFORMS"] = "cpu"
 # xdist keeps the cores busy already; threads that wait for one another take minutes instead.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
-# Most programs run once, and optimizing them takes longer. CI sets this to 0: there, all is tested as
-# users run it.
+# Most programs run once, and optimizing them takes longer. CI sets this to 0: there, all is tested
+# as users run it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 # Private and mathematical modules: shapes and types of every call are checked as annotated. Modules
 # whose functions users call are left out, since our own errors must come first; so is `flat`, where
 # a frame of the checker would be taken for the line of the user that a warning names.
 CHECKED = [
-    "_dataflow",
-    "_lifting",
-    "_precision",
-    "_stacked",
     "_state",
     "_units",
     "activations",
@@ -40,7 +37,6 @@ CHECKED = [
     "products",
     "reach",
     "sketch",
-    "stack",
     "weighted_jacobian",
 ]
 install_import_hook([f"rankmon.{name}" for name in CHECKED], "shapes.checked")
@@ -60,6 +56,12 @@ def pytest_configure(config):
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.mkdir("jax")))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+def pytest_unconfigure():
+    """Spares pytest's last collections of garbage JAX's caches, which take seconds to walk."""
+    gc.collect()
+    gc.freeze()
 
 
 # What TensorBoard's own page and a browser without a GPU say.

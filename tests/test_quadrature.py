@@ -167,7 +167,7 @@ def measured(name):
 
 
 @pytest.mark.parametrize("relative", [0.05, 0.01])
-@pytest.mark.parametrize("name", ["linear", "tanh"])
+@pytest.mark.parametrize("name", ["linear", pytest.param("tanh", marks=pytest.mark.slow)])
 def test_three_percent_of_the_exact_count(name, relative):
     """Of 64 vectors and 96 steps, where the count is of more than 50."""
     _, _, exact, found = measured(name)
