@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+from importlib.metadata import version
 
 import pytest
 from jaxtyping import install_import_hook
@@ -10,9 +11,9 @@ from jaxtyping import install_import_hook
 os.environ["JAX_PLATFORMS"] = "cpu"
 # xdist keeps the cores busy already; threads that wait for one another take minutes instead.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
-# Most programs run once, and optimizing them takes longer. CI sets this to 0: there, all is tested
-# as users run it.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Most programs run once, and compiling them takes longer. CI sets this to 0: there, all is compiled
+# as users have it.
+QUICK = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
 
 # Private and mathematical modules: shapes and types of every call are checked as annotated. Modules
 # whose functions users call are left out, since our own errors must come first; so is `flat`, where
@@ -56,6 +57,27 @@ def pytest_configure(config):
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.mkdir("jax")))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    if QUICK and not hasattr(config, "workerinput"):  # workers inherit it
+        key = f"xla/{version('jaxlib')}"
+        flags = cache.get(key, None)
+        if flags is None:
+            cache.set(key, flags := _quick_flags())
+        os.environ.setdefault("XLA_FLAGS", flags)
+
+
+def _quick_flags() -> str:
+    """XLA's older way to emit fused loops compiles in half of the time.
+
+    A process ends at a flag in XLA_FLAGS that its XLA does not know; an option is only refused.
+    """
+    import jax
+
+    name = "xla_cpu_use_fusion_emitters"
+    try:
+        jax.jit(lambda: 0, compiler_options={name: False})()
+    except jax.errors.JaxRuntimeError:
+        return ""
+    return f"--{name}=false"
 
 
 def pytest_unconfigure():
