@@ -137,6 +137,16 @@ def test_large_counts_need_no_singular_value_where_none_is_near_the_cut(name, co
     assert computed == ([] if name in CERTIFIED else [W.shape])
 
 
+@pytest.mark.parametrize(
+    ("near", "counts"), [(3.0, (500, 501, 501)), (0.3, (500, 500, 501))], ids=["above", "below"]
+)
+def test_one_value_near_the_cut_is_in_the_margin(near, counts):
+    sigma = np.repeat([1.0, near * 1e-3, 0.0], [500, 1, LARGE - 501])
+    W = prescribed(sigma, (LARGE, LARGE))
+    got = weight_count(W, tolerance=Tolerance(absolute=1e-3))
+    assert (got.low, got.rank, got.high) == counts
+
+
 def test_small_counts_are_of_singular_values(computed):
     W, _ = CASES["full"]
     weight_count(W)
