@@ -14,15 +14,18 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import rankmon
 from oracles import mlp
 from rankmon import (
+    JsonlWriter,
     MemoryWriter,
     Problem,
     RankMonitor,
     RankmonWarning,
+    Record,
     hessian_ranks,
     read_jsonl,
 )
+from rankmon._trouble import Trouble
 from rankmon.measurement import Description, Fact, Measurement
-from rankmon.outbox import MOST_WAITING
+from rankmon.outbox import MOST_WAITING, Outbox
 from refusals import refused, warned
 
 DIMS = (3, 3, 3, 3)
@@ -896,3 +899,16 @@ def test_warnings_point_at_the_line_of_the_loop(ready):
     for warning, words in zip(caught, found, strict=True):
         assert words in str(warning.message)
         assert warning.filename == __file__
+
+
+def test_a_run_that_ended_before_its_first_record_is_at_the_step_before(tmp_path):
+    """An attempt supersedes from its START on, whether or not a record follows."""
+    writer = JsonlWriter(tmp_path / "rankmon.jsonl")
+    writer.start(0)
+    for step in (0, 5, 10):
+        writer.write(Record(step, 1, 0.0, {"loss": 1.0}, {}))
+    writer.start(10)
+    writer.close()
+    outbox = Outbox(tmp_path, [], trouble=Trouble("raise"))
+    assert outbox.last_step() == 5
+    outbox.close()

@@ -32,6 +32,24 @@ def test_jobs_are_done_in_order_one_at_a_time():
     assert done[-1] == "closed"
 
 
+def test_a_full_queue_leaves_out_what_may_be_left_out_alone():
+    worker, done = Worker(0, "skip", trouble=Trouble("raise")), []
+    began, release = threading.Event(), threading.Event()
+
+    def hold():
+        began.set()
+        release.wait(30)
+
+    assert worker.submit(lambda: hold)
+    assert began.wait(30)
+    assert not worker.submit(lambda: partial(done.append, "may be left out"))
+    threading.Timer(0.05, release.set).start()
+    assert worker.submit(lambda: partial(done.append, "must be done"), must=True)
+    worker.close(lambda: None)
+    assert done == ["must be done"]
+    assert worker.counts() == {"monitor/skipped": 1, "monitor/blocked": 1}
+
+
 def test_every_error_since_the_last_call_is_told():
     trouble = Trouble("raise")
 
