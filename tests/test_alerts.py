@@ -108,9 +108,10 @@ def test_what_is_not_finite_and_dead_units():
 def test_a_loss_that_is_not_finite():
     alert = NonFinite()
     assert alert.found({"loss": 1.0}, {}) == {}
-    found = alert.found({"loss": float("inf")}, {})
-    assert set(found) == {"loss"}
-    assert found["loss"].endswith("inf")
+    for text in ("inf", "nan"):
+        found = alert.found({"loss": float(text)}, {})
+        assert set(found) == {"loss"}
+        assert found["loss"].endswith(text)
 
 
 def test_the_users_own_scalars_and_reports_are_looked_at_too():

@@ -145,6 +145,16 @@ def test_a_restart_goes_on_in_every_folder(tmp_path):
         assert [record.step for record in kept] == [0, 1]
 
 
+def test_the_median_goes_back_with_the_seeds_be_it_by_one_step(tmp_path):
+    with SeedsMonitor(
+        PROBLEM, seeds=SEEDS, logdir=tmp_path, every=1, probes=["weights"]
+    ) as monitor:
+        for step, scalar in ((0, 1.0), (1, 2.0), (2, 3.0), (1, 4.0)):
+            monitor(step, stacked(), scalars={"mine": scalar})
+    events = EventAccumulator(str(tmp_path / "median")).Reload().Scalars("mine/median")
+    assert [(event.step, event.value) for event in events] == [(0, 1.0), (1, 4.0)]
+
+
 def test_the_last_parameters_are_measured_or_missed_aloud():
     with SeedsMonitor(PROBLEM, seeds=SEEDS, every=10, probes=["weights"]) as monitor:
         assert len(monitor(0, stacked())) == SEEDS
