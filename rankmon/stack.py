@@ -65,7 +65,7 @@ class DenseStack:
 def dense_stack(
     apply: Callable[..., Any],
     leaves: Sequence[Shaped[Array | np.ndarray, "..."]],
-    inputs: PyTree,
+    inputs: PyTree[Shaped[Array | np.ndarray, "n ..."]],
 ) -> DenseStack | None:
     """The stack of dense layers that apply is, or None where it is none.
 

@@ -20,7 +20,6 @@ import rankmon
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ["linear_teacher", "relu_mnist", "gradient_flow"]
-AS_PROCESS = pytest.mark.slow
 
 
 def run(name, *options):
@@ -59,7 +58,7 @@ def test_an_example_keeps_its_claims_in_quick_mode(main_of, tmp_path, capsys):
     keeps_its_claims(capsys.readouterr().out, tmp_path)
 
 
-@AS_PROCESS
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_quick_mode_keeps_its_claims(name, tmp_path):
     done = run(name, "--quick", "--logdir", str(tmp_path / name))
@@ -77,7 +76,7 @@ SUPPLEMENT = {
 }
 
 
-@AS_PROCESS
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SUPPLEMENT)
 def test_figures_of_the_supplement_keep_their_claims_and_resume(name, tmp_path):
     jobs = "2" if name == "ntk_rank" else "1"
@@ -107,7 +106,7 @@ LOOPS = {
 }
 
 
-@AS_PROCESS
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOOPS)
 def test_training_loops_are_watched_and_left_alone(name, tmp_path):
     done = run(name, "--quick", "--logdir", str(tmp_path))
@@ -119,7 +118,7 @@ def test_training_loops_are_watched_and_left_alone(name, tmp_path):
     assert LOOPS[name] <= set(events.Tags()["scalars"])
 
 
-@AS_PROCESS
+@pytest.mark.slow
 def test_a_wrong_prediction_is_an_error(tmp_path):
     options = ["--quick", "--jobs", "1", "--logdir", str(tmp_path), "--figure", "S10"]
     assert run("rank_sweeps", *options).returncode == 0
@@ -133,7 +132,7 @@ def test_a_wrong_prediction_is_an_error(tmp_path):
 CIFAR = ROOT.parent / "shared" / "data" / "cifar10_jpeg_subset.npz"
 
 
-@AS_PROCESS
+@pytest.mark.slow
 @pytest.mark.skipif(not CIFAR.exists(), reason="the CIFAR-10 subset is not beside the project")
 def test_predictions_hold_on_cifar(tmp_path):
     options = ["--quick", "--jobs", "1", "--logdir", str(tmp_path), "--cifar-npz", str(CIFAR)]
@@ -142,7 +141,7 @@ def test_predictions_hold_on_cifar(tmp_path):
     assert "holds  predicted ranks are measured: 0 mismatches" in done.stdout
 
 
-@AS_PROCESS
+@pytest.mark.slow
 def test_the_benchmark_compares_and_draws(tmp_path):
     done = run("benchmark", "--quick", "--logdir", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -159,7 +158,7 @@ def test_the_benchmark_compares_and_draws(tmp_path):
             assert f"{module} is not installed: pip install -e '.[benchmark]'" in done.stdout
 
 
-@AS_PROCESS
+@pytest.mark.slow
 def test_a_training_loop_pays_what_is_promised(tmp_path):
     done = run("benchmark_loop", "--quick", "--logdir", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -170,7 +169,7 @@ def test_a_training_loop_pays_what_is_promised(tmp_path):
 SCALE = ["scale_coverage", "scale_outer", "slq_peers", "scale_growth", "large_cnn"]
 
 
-@AS_PROCESS
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCALE)
 def test_what_is_past_dense_matrices_keeps_its_claims(name, tmp_path):
     keeps = name in ("scale_growth", "large_cnn")
@@ -182,7 +181,7 @@ def test_what_is_past_dense_matrices_keeps_its_claims(name, tmp_path):
         assert (tmp_path / "growth.png").stat().st_size > 20_000
 
 
-@AS_PROCESS
+@pytest.mark.slow
 def test_a_claim_that_fails_is_an_error(tmp_path):
     done = run("linear_teacher", "--quick", "--epochs", "40", "--logdir", str(tmp_path))
     assert done.returncode == 1

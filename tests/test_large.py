@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from oracles import CASES, Case, data, dense_parts, mlp
+from oracles import CASES, data, dense_parts, mlp
 from rankmon import HessianProbe, Problem, RankMonitor, Tolerance, hessian_ranks, theory
 from rankmon.choice import chosen_engine
 from rankmon.large import DEFAULT_TIME_LIMIT
@@ -18,6 +18,7 @@ from rankmon.parts import DEFAULT_MEMORY_LIMIT
 from rankmon.sketch import SketchedRank
 from rankmon.writers import MemoryWriter
 from refusals import refused
+from shared_problems import problem_of
 
 # An indefinite output Hessian; several positions an example, with weights. Deep linear networks are
 # below, by their closed forms; products with the Hessian of other networks are in test_products.
@@ -26,14 +27,10 @@ PARTS = ["H_L", "H_o", "H_f", "H_f_fixed"]
 EPS = 2.0**-52
 
 
-def problem_of(case: Case) -> Problem:
-    return Problem(case.apply, **case.statement)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_ranks_are_those_of_dense_autodiff(name):
     case = CASES[name]
-    problem = problem_of(case)
+    problem = problem_of(name)
     flat = problem.flat(case.params)
     held = np.random.default_rng(4).standard_normal((flat.positions, flat.k))
     found = hessian_ranks(problem, case.params, reference=held, engine="sketch")

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from oracles import CASES, dense_parts
-from rankmon import Problem
 from rankmon.products import BlockProducts, SingleProducts
 from refusals import refused
+from shared_problems import flat_of
 
 NAMES = ["relu_bias-mse", "tokens-cross_entropy", "batch_statistics-mse"]
 ROOM = 2**28
@@ -17,10 +17,8 @@ ROOM = 2**28
 
 @cache
 def stated(name):
-    case = CASES[name]
-    problem = Problem(case.apply, **case.statement)
-    flat = problem.flat(case.params)
-    theta, fixed = flat.split(flat.leaves(case.params))
+    flat = flat_of(name)
+    theta, fixed = flat.split(flat.leaves(CASES[name].params))
     return flat, theta, fixed
 
 
