@@ -15,7 +15,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
-from rankmon._jaxprs import CALLS, CUSTOM_CALLS, interpreted, nested
+from rankmon._jaxprs import (
+    BROADCAST,
+    CALLS,
+    COPIES,
+    CUSTOM_CALLS,
+    DOT,
+    ELEMENTWISE,
+    RESHAPE,
+    SLICE,
+    SQUEEZE,
+    SUMS,
+    TRANSPOSE,
+    broadcast_places,
+    dot_axes,
+    interpreted,
+    is_plain_reshape,
+    nested,
+    permutation,
+)
 
 
 @dataclass(frozen=True)
@@ -153,13 +171,13 @@ def _rearranged(eqn: JaxprEqn, values: list[Value]) -> Value:
     if value is None or isinstance(value, Constant):
         return value
     old, new = _shape(eqn.invars[0]), _shape(eqn.outvars[0])
-    name, params = eqn.primitive.name, eqn.params
+    name = eqn.primitive.name
     axes: Axes | None = None
-    if name == "transpose":
-        axes = tuple(value.axes[i] for i in params["permutation"])
-    elif name == "broadcast_in_dim":
-        axes = _broadcast_axes(value.axes, old, new, params["broadcast_dimensions"])
-    elif name != "reshape" or params["dimensions"] is None:
+    if name == TRANSPOSE:
+        axes = tuple(value.axes[i] for i in permutation(eqn))
+    elif name == BROADCAST:
+        axes = _broadcast_axes(value.axes, old, new, broadcast_places(eqn))
+    elif name != RESHAPE or is_plain_reshape(eqn):
         axes = _reshaped_axes(value, old, new)
     return None if axes is None else replace(value, axes=axes)
 
@@ -247,7 +265,7 @@ def _activation_and_leaf(values: list[Value]) -> tuple[Activation, Leaf, int] | 
 
 def _product(eqn: JaxprEqn, values: list[Value]) -> Value:
     """dot_general: one more layer, where a kernel's axis meets the features."""
-    contracted, batch = eqn.params["dimension_numbers"]
+    contracted, batch = dot_axes(eqn)
     pair = _activation_and_leaf(values)
     if pair is None or any(batch):
         return None
@@ -285,16 +303,10 @@ def closed_layers(activation: Activation) -> tuple[DenseLayer, ...]:
     return (*layers[:-1], replace(layers[-1], activated=activation.mapped)) if layers else ()
 
 
-_ELEMENTWISE = """
-    abs acos acosh and asin asinh atan atan2 atanh cbrt ceil clamp cos cosh digamma div eq erf
-    erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p logistic lt
-    max min mul ne neg not or pow rem round rsqrt select_n sign sin sinh sqrt square sub tan tanh
-    xor
-""".split()
 _RULES: dict[str, Callable[[JaxprEqn, list[Value]], Value]] = {
-    **dict.fromkeys(_ELEMENTWISE, _elementwise),
-    **dict.fromkeys(("add", "add_any"), _sum),
-    **dict.fromkeys(("transpose", "broadcast_in_dim", "reshape", "squeeze", "slice"), _rearranged),
-    **dict.fromkeys(("convert_element_type", "copy", "copy_p"), _converted),
-    "dot_general": _product,
+    **dict.fromkeys(ELEMENTWISE, _elementwise),
+    **dict.fromkeys(SUMS, _sum),
+    **dict.fromkeys((TRANSPOSE, BROADCAST, RESHAPE, SQUEEZE, SLICE), _rearranged),
+    **dict.fromkeys(COPIES, _converted),
+    DOT: _product,
 }

@@ -14,7 +14,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from rankmon._jaxprs import CALLS, evaluated, interpreted, nested
+from rankmon._jaxprs import (
+    BITCAST,
+    CALLS,
+    COND,
+    CUSTOM_JVP_CALLS,
+    CUSTOM_VJP_CALLS,
+    ROUNDINGS,
+    SCAN,
+    WHILE,
+    at_highest_precision,
+    branches_of,
+    evaluated,
+    interpreted,
+    nested,
+    scan_of,
+    while_of,
+)
 from rankmon._precision import DOUBLE
 
 Function = Callable[..., Any]
@@ -85,8 +101,7 @@ def _operation(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
     if any(_holds_program(value) for value in eqn.params.values()):
         return _as_it_is(jaxpr, eqn, values)
     params = {name: _lifted_param(value) for name, value in eqn.params.items()}
-    if "precision" in params:
-        params["precision"] = jax.lax.Precision.HIGHEST
+    params = at_highest_precision(params, jax.lax.Precision.HIGHEST)
     try:
         results = eqn.primitive.bind(*values, **params)
     except (TypeError, ValueError, NotImplementedError):
@@ -126,34 +141,31 @@ def _call(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
 
 
 def _scan(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
-    params, body = eqn.params, eqn.params["jaxpr"]
-    at = (params["num_consts"], params["num_consts"] + params["num_carry"])
+    scan = scan_of(eqn)
+    at = (scan.consts, scan.consts + scan.carry)
     consts, carry, xs = values[: at[0]], values[at[0] : at[1]], values[at[1] :]
 
     def step(carry: Any, x: Any) -> Any:
-        results = _run(body, [*consts, *carry, *x])
+        results = _run(scan.body, [*consts, *carry, *x])
         return results[: len(carry)], results[len(carry) :]
 
-    carry, ys = jax.lax.scan(
-        step, list(carry), list(xs), params["length"], params["reverse"], params["unroll"]
-    )
+    carry, ys = jax.lax.scan(step, list(carry), list(xs), scan.length, scan.reverse, scan.unroll)
     return [*carry, *ys]
 
 
 def _while(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
-    params = eqn.params
-    at = (params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"])
-    condition, body = params["cond_jaxpr"], params["body_jaxpr"]
+    loop = while_of(eqn)
+    at = (loop.condition_consts, loop.condition_consts + loop.body_consts)
     return jax.lax.while_loop(
-        lambda carry: _run(condition, [*values[: at[0]], *carry])[0],
-        lambda carry: _run(body, [*values[at[0] : at[1]], *carry]),
+        lambda carry: _run(loop.condition, [*values[: at[0]], *carry])[0],
+        lambda carry: _run(loop.body, [*values[at[0] : at[1]], *carry]),
         list(values[at[1] :]),
     )
 
 
 def _cond(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
     index, *operands = values
-    branches = [partial(_run, branch) for branch in eqn.params["branches"]]
+    branches = [partial(_run, branch) for branch in branches_of(eqn)]
     return jax.lax.switch(index, branches, operands)
 
 
@@ -224,11 +236,11 @@ def _is_float(variable: Any) -> bool:
 
 _RULES: dict[str, Callable[[Jaxpr, JaxprEqn, _Values], _Values]] = {
     **dict.fromkeys(CALLS, _call),
-    **dict.fromkeys(("convert_element_type", "reduce_precision"), _convert),
-    "bitcast_convert_type": _as_it_is,
-    "scan": _scan,
-    "while": _while,
-    "cond": _cond,
-    "custom_jvp_call": _custom_jvp,
-    **dict.fromkeys(("custom_vjp_call", "custom_vjp_call_jaxpr"), _custom_vjp),
+    **dict.fromkeys(ROUNDINGS, _convert),
+    BITCAST: _as_it_is,
+    SCAN: _scan,
+    WHILE: _while,
+    COND: _cond,
+    **dict.fromkeys(CUSTOM_JVP_CALLS, _custom_jvp),
+    **dict.fromkeys(CUSTOM_VJP_CALLS, _custom_vjp),
 }

@@ -13,6 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rankmon._jaxprs import COND, SCAN, WHILE, programs_in, scan_of, while_of
+from rankmon._readers import unreadable
+
+_DTYPES = "the dtypes of the operations"
 _Found = list[tuple[str, np.dtype]]
 
 
@@ -87,7 +91,11 @@ def choose_precision(function: Callable[..., Any], *args: Any) -> Precision:
             jaxpr = jax.make_jaxpr(function)(*lifted)
     except Exception as error:  # noqa: BLE001  any error: the function may simply not take float64
         return _native_precision(function, args, error)
-    found = coarsest_operation(jaxpr)
+    try:
+        found = coarsest_operation(jaxpr)
+    except Exception as error:  # noqa: BLE001  the program of a newer JAX
+        eps = _stored_eps(args)
+        return Precision(DOUBLE.dtype, eps, f"{unreadable(_DTYPES, error)}: ranks at eps {eps:.1e}")
     if found is None:
         return DOUBLE
     primitive, dtype = found
@@ -103,8 +111,11 @@ def choose_precision(function: Callable[..., Any], *args: Any) -> Precision:
 def _native_precision(function: Callable[..., Any], args: Any, error: Exception) -> Precision:
     with NATIVE.scope():
         jaxpr = jax.make_jaxpr(function)(*args)
-    found = coarsest_operation(jaxpr)
-    eps = max([eps_of(leaf.dtype) for leaf in jax.tree.leaves(args)], default=DOUBLE.eps)
+    eps = _stored_eps(args)
+    try:
+        found = coarsest_operation(jaxpr)
+    except Exception as unread:  # noqa: BLE001  the program of a newer JAX
+        return Precision(None, eps, f"{unreadable(_DTYPES, unread)}: ranks at eps {eps:.1e}")
     eps = max(eps, eps_of(found[1])) if found else eps
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return Precision(
@@ -114,6 +125,11 @@ def _native_precision(function: Callable[..., Any], args: Any, error: Exception)
         f"is measured in its own dtype and ranks are counted at eps {eps:.1e}; pass "
         "lift_dtype=True to the Problem to lift its operations one by one",
     )
+
+
+def _stored_eps(args: Any) -> float:
+    """Return the largest eps among the arrays as they are stored."""
+    return max([eps_of(leaf.dtype) for leaf in jax.tree.leaves(args)], default=DOUBLE.eps)
 
 
 def coarsest_operation(jaxpr: Any) -> tuple[str, np.dtype] | None:
@@ -152,21 +168,22 @@ def _collect(jaxpr: Any, depends: Sequence[bool], found: _Found) -> list[bool]:
 
 def _collect_call(equation: Any, flags: list[bool], found: _Found) -> list[bool] | None:
     """`_collect` inside an operation that holds programs; None for one that holds none."""
-    name, params = equation.primitive.name, equation.params
-    if name == "scan":
-        consts, carry = params["num_consts"], params["num_carry"]
-        return _collect_loop(params["jaxpr"].jaxpr, flags, consts, carry, found)
-    if name == "while":
+    name = equation.primitive.name
+    if name == SCAN:
+        scan = scan_of(equation)
+        return _collect_loop(scan.body.jaxpr, flags, scan.consts, scan.carry, found)
+    if name == WHILE:
+        loop = while_of(equation)
         # The condition gives a boolean, which carries no rounding.
-        flags = flags[params["cond_nconsts"] :]
-        consts = params["body_nconsts"]
-        return _collect_loop(params["body_jaxpr"].jaxpr, flags, consts, len(flags) - consts, found)
-    inner = list(_inner_jaxprs(params))
+        flags = flags[loop.condition_consts :]
+        carry = len(flags) - loop.body_consts
+        return _collect_loop(loop.body.jaxpr, flags, loop.body_consts, carry, found)
+    inner = list(programs_in(equation))
     if not inner:
         return None
     outputs = [False] * len(equation.outvars)
     for sub in inner:
-        known = flags[1:] if name == "cond" else flags
+        known = flags[1:] if name == COND else flags
         if len(sub.invars) == len(known) and len(sub.outvars) == len(outputs):
             reached = _collect(sub, known, found)
             outputs = [a or b for a, b in zip(outputs, reached, strict=True)]
@@ -196,12 +213,3 @@ def _is_var(atom: Any) -> bool:
 def _is_float(var: Any) -> bool:
     dtype = getattr(var.aval, "dtype", None)
     return dtype is not None and bool(jnp.issubdtype(dtype, jnp.inexact))
-
-
-def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
-    for value in params.values():
-        for item in value if isinstance(value, (tuple, list)) else (value,):
-            if hasattr(item, "eqns"):
-                yield item
-            elif hasattr(item, "jaxpr") and hasattr(item.jaxpr, "eqns"):
-                yield item.jaxpr

@@ -9,10 +9,21 @@ from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from rankmon._jaxprs import CALLS, CUSTOM_CALLS, interpreted, nested
+from rankmon._jaxprs import (
+    CALLS,
+    COPIES,
+    CUSTOM_CALLS,
+    DOT,
+    DYNAMIC_SLICE,
+    SCAN,
+    SLICE,
+    dot_axes,
+    interpreted,
+    nested,
+    scan_of,
+    slice_sizes,
+)
 from rankmon.flat import FlatProblem
-
-_SAME = frozenset({"convert_element_type", "copy", "copy_p"})
 
 
 def stacked_leaves(flat: FlatProblem) -> frozenset[int]:
@@ -33,7 +44,7 @@ def _look(
     def use(_: Jaxpr, eqn: JaxprEqn, which: list[int | None]) -> list[int | None]:
         if eqn.primitive.name in CALLS | CUSTOM_CALLS:
             return _look(nested(eqn), which, apart, whole)
-        if eqn.primitive.name in _SAME:
+        if eqn.primitive.name in COPIES:
             return which
         for place, index in enumerate(which):
             if index is not None:
@@ -45,16 +56,17 @@ def _look(
 
 def _takes_apart(eqn: JaxprEqn, place: int) -> bool:
     """Whether the operation goes through this operand entry by entry of its first axis."""
-    name, params = eqn.primitive.name, eqn.params
+    name = eqn.primitive.name
     shape = _shape(eqn.invars[place])
-    if name == "scan":
-        return place >= params["num_consts"] + params["num_carry"]
-    if name == "dot_general":
-        return 0 in params["dimension_numbers"][1][place]
-    if name == "slice":
+    if name == SCAN:
+        scan = scan_of(eqn)
+        return place >= scan.consts + scan.carry
+    if name == DOT:
+        return 0 in dot_axes(eqn)[1][place]
+    if name == SLICE:
         return _one_entry(_shape(eqn.outvars[0]), shape)
-    if name == "dynamic_slice":
-        return place == 0 and _one_entry(params["slice_sizes"], shape)
+    if name == DYNAMIC_SLICE:
+        return place == 0 and _one_entry(slice_sizes(eqn), shape)
     return False
 
 

@@ -26,9 +26,22 @@ from rankmon._dataflow import (
     results_of,
     transparent_call,
 )
-from rankmon._jaxprs import CALLS, CUSTOM_CALLS, evaluated, interpreted, nested
+from rankmon._jaxprs import (
+    CALLS,
+    CUSTOM_CALLS,
+    CUSTOM_VJP_CALLS,
+    DOT,
+    called_name,
+    evaluated,
+    interpreted,
+    nested,
+)
 from rankmon.flat import FlatProblem
 from rankmon.stack import DenseStack
+
+
+class UnsupportedActivationError(ValueError):
+    """An activation whose first and second derivatives need not belong to one function."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +67,7 @@ def layer_states(flat: FlatProblem, stack: DenseStack) -> Callable[..., LayerSta
       stack: the network.
 
     Raises:
-      ValueError: where an activation has a backward rule of its own: its first and its second
-        derivatives need not belong to one function.
+      UnsupportedActivationError: where an activation has a backward rule of its own.
     """
     precision, inputs = flat.precision, flat.inputs
     shapes = [(flat.positions, width) for width in stack.dims[1:]]
@@ -128,7 +140,7 @@ def _is_mapped(kind: Value) -> TypeGuard[Activation]:
 def _name(eqn: JaxprEqn) -> str:
     """The name of the outermost function that is called, else of the operation."""
     if eqn.primitive.name in CALLS:
-        return str(eqn.params.get("name", eqn.primitive.name))
+        return called_name(eqn)
     if eqn.primitive.name in CUSTOM_CALLS:
         called = [one for one in nested(eqn).jaxpr.eqns if one.primitive.name in CALLS]
         return _name(called[0]) if called else eqn.primitive.name
@@ -169,13 +181,13 @@ class _Walk:
         called = transparent_call(eqn)
         if called is not None:
             return self.through(called, operands)
-        if eqn.primitive.name.startswith("custom_vjp"):
-            raise ValueError(
+        if eqn.primitive.name in CUSTOM_VJP_CALLS:
+            raise UnsupportedActivationError(
                 f"expected activations without a backward rule of their own, got {eqn}"
             )
         kinds, values = [kind for kind, _ in operands], [value for _, value in operands]
         results = results_of(eqn, kinds)
-        layer = results[0] if eqn.primitive.name == "dot_general" else None
+        layer = results[0] if eqn.primitive.name == DOT else None
         if not isinstance(layer, Activation):
             return list(zip(results, evaluated(jaxpr, eqn, values), strict=True))
         number = len(layer.stage.layers) - 1

@@ -17,10 +17,19 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jaxtyping import Array, Float
 
 from rankmon._dataflow import is_float
-from rankmon._jaxprs import CALLS, evaluated, interpreted, nested
+from rankmon._jaxprs import (
+    CALLS,
+    COPIES,
+    DOT,
+    TRANSPOSE,
+    dot_axes,
+    evaluated,
+    interpreted,
+    nested,
+    permutation,
+)
+from rankmon._readers import optionally
 from rankmon.flat import FlatProblem
-
-_COPIES = frozenset({"convert_element_type", "copy", "copy_p"})
 
 
 @dataclass(frozen=True)
@@ -70,14 +79,23 @@ class DenseKernels:
         self._flat = flat
         with flat.precision.scope():
             self._program = jax.make_jaxpr(flat.apply_leaves)(shapes, example)
+        self.kernels: tuple[DenseKernel, ...] = optionally(
+            flat.problem, "dense kernels", lambda: self._found(shapes, example), otherwise=()
+        )
+
+    def _found(self, shapes: Sequence[Any], example: Any) -> tuple[DenseKernel, ...]:
         uses = _Uses()
         views = [
             _View(i, tuple(range(len(spec.shape)))) if spec.differentiated else None
-            for i, spec in enumerate(flat.specs)
+            for i, spec in enumerate(self._flat.specs)
         ]
         others = [None] * (len(self._program.in_avals) - len(views))
         uses.reach_out(uses.through(self._program, [*views, *others]))
-        self.kernels = uses.alone()
+        kernels = uses.alone()
+        with self._flat.precision.scope():  # whatever raises in `traced` raises here
+            shifts = {kernel.leaf: kernel.zero for kernel in kernels}
+            jax.eval_shape(lambda leaves, x: self.traced(leaves, x, shifts), shapes, example)
+        return kernels
 
     def traced(
         self, leaves: Sequence[Any], example: Any, shifts: Mapping[int, Float[Array, "..."]]
@@ -136,12 +154,12 @@ class _Uses:
         if name in CALLS:
             return self.through(nested(eqn), views)
         if views and views[0] is not None:
-            if name in _COPIES and is_float(eqn.outvars[0].aval):
+            if name in COPIES and is_float(eqn.outvars[0].aval):
                 return views
-            if name == "transpose":
-                axes = tuple(views[0].axes[i] for i in eqn.params["permutation"])
+            if name == TRANSPOSE:
+                axes = tuple(views[0].axes[i] for i in permutation(eqn))
                 return [_View(views[0].leaf, axes)]
-        kernel = _dense_kernel(eqn, views) if name == "dot_general" else None
+        kernel = _dense_kernel(eqn, views) if name == DOT else None
         if kernel is None:
             self.reach_out(views)
         else:
@@ -151,7 +169,7 @@ class _Uses:
 
 def _dense_kernel(eqn: JaxprEqn, views: Sequence[_View | None]) -> DenseKernel | None:
     """The kernel in this product, where its other operand is one vector."""
-    contracted, batch = eqn.params["dimension_numbers"]
+    contracted, batch = dot_axes(eqn)
     at = 0 if views[0] is not None else 1
     view = views[at]
     if view is None or views[1 - at] is not None or any(batch):
@@ -197,13 +215,13 @@ class _Walk:
             return self.through(nested(eqn), seen)
         operands, which = [value for value, _ in seen], [leaf for _, leaf in seen]
         results = evaluated(jaxpr, eqn, operands)
-        if name == "transpose" or name in _COPIES:
+        if name == TRANSPOSE or name in COPIES:
             return [(results[0], which[0])]
         leaf = next((i for i in which if i in self._shifts), None)
-        if name != "dot_general" or leaf is None:
+        if name != DOT or leaf is None:
             return [(result, None) for result in results]
         at = 1 - which.index(leaf)
-        self.met[leaf] = _summed_first(operands[at], eqn.params["dimension_numbers"][0][at])
+        self.met[leaf] = _summed_first(operands[at], dot_axes(eqn)[0][at])
         return [(results[0] + self._shifts[leaf], None)]
 
 

@@ -14,6 +14,8 @@ from jaxtyping import Float
 
 from rankmon._checks import check_engine
 from rankmon._precision import DOUBLE
+from rankmon._readers import optionally
+from rankmon.activations import UnsupportedActivationError
 from rankmon.contraction import StackCurvature
 from rankmon.curvature import Curvature
 from rankmon.deep_linear import InputBasis, Layers, Reduction, coordinate_count
@@ -118,13 +120,20 @@ def _stack(flat: FlatProblem, memory_limit: int) -> Engine | None:
     # A float32 operation inside rounds as the network does only if the network itself is evaluated.
     if stack is None or flat.precision.eps > DOUBLE.eps:
         return None
+    return optionally(
+        flat.problem,
+        "the layers' activations",
+        lambda: _contracted(flat, stack, memory_limit),
+        otherwise=None,
+    )
+
+
+def _contracted(flat: FlatProblem, stack: DenseStack, memory_limit: int) -> Engine | None:
     try:
         contraction = StackCurvature(flat, stack, memory_limit=memory_limit)
-        agree = _agree(flat, contraction, Curvature(flat, memory_limit=memory_limit))
-    except MemoryError:
-        raise
-    except Exception:  # noqa: BLE001  an activation that it cannot take; any network has "dense"
+    except UnsupportedActivationError:
         return None
+    agree = _agree(flat, contraction, Curvature(flat, memory_limit=memory_limit))
     return _Dense("stack", flat, contraction) if agree else None
 
 

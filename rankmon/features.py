@@ -17,7 +17,25 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jaxtyping import Array, Bool, Float
 
 from rankmon import theory
-from rankmon._jaxprs import CALLS, CUSTOM_CALLS, evaluated, interpreted, nested
+from rankmon._jaxprs import (
+    BROADCAST,
+    CALLS,
+    CONVOLUTION,
+    COPIES,
+    CUSTOM_CALLS,
+    DOT,
+    MAX,
+    RESHAPE,
+    REVERSE,
+    SQUEEZE,
+    TRANSPOSE,
+    convolution_axes,
+    dot_axes,
+    evaluated,
+    interpreted,
+    nested,
+)
+from rankmon._readers import optionally
 from rankmon.flat import FlatProblem
 from rankmon.measurement import (
     Description,
@@ -42,9 +60,7 @@ from rankmon.spectrum import singular_values
 from rankmon.stack import recognized_stack
 
 # What leaves a parameter the same numbers in another arrangement.
-_REARRANGEMENTS = frozenset(
-    "transpose reshape squeeze broadcast_in_dim convert_element_type copy copy_p rev".split()
-)
+_REARRANGEMENTS = COPIES | {TRANSPOSE, RESHAPE, SQUEEZE, BROADCAST, REVERSE}
 
 
 @dataclass(frozen=True)
@@ -77,7 +93,9 @@ class FeaturesProbe:
           ValueError: where no layer and no ReLU is seen.
         """
         walk = _Walk([spec.name for spec in flat.specs], flat.problem.n)
-        compiled = walk.compiled(flat)
+        compiled = optionally(flat.problem, "features", lambda: walk.compiled(flat), otherwise=None)
+        if compiled is None:
+            return PreparedFeatures(flat, lambda *_: ([], []), [], [], self.tolerance)
         if not (walk.layers or walk.relus):
             raise ValueError(
                 "expected a network in which a parameter meets its features in a product or a "
@@ -250,13 +268,13 @@ class _Walk:
         results: Sequence[Any],
     ) -> None:
         name = eqn.primitive.name
-        if name in ("dot_general", "conv_general_dilated"):
+        if name in (DOT, CONVOLUTION):
             at = which.index(None) if None in which else 0
             parameter = which[1 - at]
             if parameter is None or which[at] is not None:
                 return
             self.layers.append(_unique(self._names[parameter], self.layers))
-            rows = _dense_rows if name == "dot_general" else _convolution_rows
+            rows = _dense_rows if name == DOT else _convolution_rows
             self._features.append(rows(eqn, operands[at], at))
             self._width = results[0].shape[-1]
         elif _is_relu(jaxpr, eqn) and self._is_of_layer(results[0]):
@@ -273,7 +291,7 @@ class _Walk:
 
 def _dense_rows(eqn: JaxprEqn, features: Any, at: int) -> Float[Array, "rows m"]:
     """The axes that are summed over are the features; every other one counts rows."""
-    summed = eqn.params["dimension_numbers"][0][at]
+    summed = dot_axes(eqn)[0][at]
     kept = [axis for axis in range(features.ndim) if axis not in summed]
     width = int(np.prod([features.shape[axis] for axis in summed], dtype=np.int64))
     return jnp.transpose(features, [*kept, *summed]).reshape(-1, width)
@@ -281,14 +299,14 @@ def _dense_rows(eqn: JaxprEqn, features: Any, at: int) -> Float[Array, "rows m"]
 
 def _convolution_rows(eqn: JaxprEqn, features: Any, at: int) -> Float[Array, "rows m"]:
     """One row an example."""
-    examples = eqn.params["dimension_numbers"].lhs_spec[0] if at == 0 else 0
+    examples = convolution_axes(eqn).lhs_spec[0] if at == 0 else 0
     return jnp.moveaxis(features, examples, 0).reshape(features.shape[examples], -1)
 
 
 def _is_relu(jaxpr: Jaxpr, eqn: JaxprEqn) -> bool:
     """Whether it is max(z, 0) of a z that goes nowhere else: CELU and leaky ReLU take it twice."""
     operands = [atom for atom in eqn.invars if not _is_zero(atom)]
-    if eqn.primitive.name != "max" or len(operands) != 1:
+    if eqn.primitive.name != MAX or len(operands) != 1:
         return False
     uses = sum(atom is operands[0] for other in jaxpr.eqns for atom in other.invars)
     return uses == 1

@@ -14,6 +14,8 @@ from jaxtyping import Float
 
 from rankmon._checks import check_engine
 from rankmon._precision import DOUBLE
+from rankmon._readers import optionally
+from rankmon.activations import UnsupportedActivationError
 from rankmon.contraction import StackJacobian
 from rankmon.flat import FlatProblem
 from rankmon.jacobian import BatchJacobian, ExampleJacobians, is_of_whole_batch
@@ -21,7 +23,7 @@ from rankmon.parts import DEFAULT_MEMORY_LIMIT, bytes_text
 from rankmon.problem import Problem
 from rankmon.rank import NumericalRank, Tolerance, as_tolerance, numerical_rank, undefined_rank
 from rankmon.spectrum import singular_values
-from rankmon.stack import recognized_stack
+from rankmon.stack import DenseStack, recognized_stack
 
 ENGINES = ("auto", "stack", "dense")
 Assembly = Callable[[list[np.ndarray]], Float[np.ndarray, "n k p"]]
@@ -135,9 +137,15 @@ def _stack_jacobian(flat: FlatProblem) -> StackJacobian | None:
     stack = recognized_stack(flat)
     if stack is None or flat.precision.eps > DOUBLE.eps:
         return None
+    return optionally(
+        flat.problem, "the layers' activations", lambda: _if_supported(flat, stack), otherwise=None
+    )
+
+
+def _if_supported(flat: FlatProblem, stack: DenseStack) -> StackJacobian | None:
     try:
         return StackJacobian(flat, stack)
-    except ValueError:  # an activation with a backward rule of its own
+    except UnsupportedActivationError:
         return None
 
 

@@ -7,6 +7,7 @@ q = min(r, M_1, ..., K), qh = min(q, s), M = M_1 + ... + M_{L-1}; K - 1 for K un
 from dataclasses import dataclass, replace
 
 from rankmon import theory
+from rankmon._readers import optionally
 from rankmon._symbols import symbols_of
 from rankmon.activations import activation_names
 from rankmon.expectation import Expectation
@@ -79,8 +80,16 @@ class Claims:
         facts = [Fact("widths", widths_text(stack)), Fact("biases", having[stack.bias])]
         if stack.linear:
             return [*facts, Fact("activations", "none")]
-        names = ", ".join(activation_names(self.flat))
-        return [*facts, Fact("activations", f"{names} (as the network's jaxpr names them)")]
+        names = optionally(
+            self.flat.problem,
+            "the activations' names",
+            lambda: activation_names(self.flat),
+            otherwise=(),
+        )
+        if not names:
+            return facts
+        listed = ", ".join(names)
+        return [*facts, Fact("activations", f"{listed} (as the network's jaxpr names them)")]
 
     @property
     def predictions(self) -> list[Prediction]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from rankmon import lemma8
 from rankmon._precision import eps_of
+from rankmon._readers import optionally
 from rankmon._stacked import stacked_leaves
 from rankmon._tree import MatrixView, is_matrix, matrix_views
 from rankmon.counts import weight_count
@@ -69,7 +70,9 @@ class WeightsProbe:
         Raises:
           ValueError: where no differentiated leaf is a matrix.
         """
-        stacked = stacked_leaves(flat)
+        stacked = optionally(
+            flat.problem, "scanned layers", lambda: stacked_leaves(flat), otherwise=frozenset()
+        )
         matrices = [
             (index, view)
             for index, spec in enumerate(flat.specs)

@@ -26,6 +26,7 @@ from rankmon._dataflow import (
     is_float,
     kinds_of,
 )
+from rankmon._readers import optionally
 from rankmon.flat import FlatProblem
 
 __all__ = ["DenseLayer", "DenseStack", "dense_stack", "recognized_stack"]
@@ -100,7 +101,9 @@ def dense_stack(
 def recognized_stack(flat: FlatProblem) -> DenseStack | None:
     """The network as a stack of dense layers; None where it is none or not traceable in float64."""
     if "stack" not in flat.memo:
-        flat.memo["stack"] = _recognized(flat)
+        flat.memo["stack"] = optionally(
+            flat.problem, "the stack of dense layers", lambda: _recognized(flat), otherwise=None
+        )
     return flat.memo["stack"]
 
 

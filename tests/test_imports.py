@@ -20,13 +20,14 @@ PACKAGE, TAB = Path(rankmon.__file__).parent, Path(rankmon_tensorboard.__file__)
 # The table of the README's "how it is built": each module imports only from those above it.
 ORDER = [
     "_warnings",
+    "_jaxprs",
+    "_readers",
     "_precision",
     "_tree",
     "losses",
     "adapters",
     "_checks",
     "_hparams",
-    "_jaxprs",
     "_lifting",
     "_processes",
     "flat",
