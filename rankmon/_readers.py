@@ -11,11 +11,12 @@ from weakref import WeakKeyDictionary
 from rankmon._warnings import warn_user
 
 T = TypeVar("T")
+D = TypeVar("D")
 
 _warned: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 
 
-def optionally(problem: Any, reader: str, read: Callable[[], T], *, otherwise: T) -> T:
+def optionally(problem: Any, reader: str, read: Callable[[], T], *, otherwise: D) -> T | D:
     """Return what the reader finds; if it raises, `otherwise`, with one warning a problem.
 
     Args:
