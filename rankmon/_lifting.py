@@ -31,7 +31,7 @@ from rankmon._jaxprs import (
     scan_of,
     while_of,
 )
-from rankmon._precision import DOUBLE
+from rankmon._precision import DOUBLE, abstract_array
 
 Function = Callable[..., Any]
 _Values = Sequence[Any]
@@ -227,7 +227,7 @@ def _custom_vjp(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
 
 
 def _shapes(variables: Sequence[Any]) -> list[Any]:
-    return [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in variables]
+    return [abstract_array(v.aval.shape, v.aval.dtype) for v in variables]
 
 
 def _is_float(variable: Any) -> bool:

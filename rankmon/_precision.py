@@ -6,18 +6,19 @@ local to the thread, and leaves the user's configuration as it was.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from rankmon._jaxprs import COND, SCAN, WHILE, programs_in, scan_of, while_of
 from rankmon._readers import unreadable
 
-_DTYPES = "the dtypes of the operations"
-_Found = list[tuple[str, np.dtype]]
+_Operation = tuple[str, np.dtype]
+_Found = list[_Operation]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,12 @@ class Precision:
         is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
         return np.result_type(self.dtype, np.complex64) if is_complex else self.dtype
 
+    def traced_dtype(self, dtype: Any) -> np.dtype:
+        """Return the dtype that such an array has in a program traced in this precision."""
+        if self.dtype is None:
+            return jax.dtypes.canonicalize_dtype(dtype)
+        return self.lifted_dtype(dtype)
+
     def lift(self, leaf: Any) -> np.ndarray:
         """A host copy of a leaf at its lifted dtype."""
         array = np.asarray(leaf)
@@ -61,6 +68,23 @@ class Precision:
 
 DOUBLE = Precision(np.dtype(np.float64), float(np.finfo(np.float64).eps))
 NATIVE = Precision(None, DOUBLE.eps)
+
+
+def abstract_array(shape: Sequence[int], dtype: Any, **placed: Any) -> jax.ShapeDtypeStruct:
+    """Return a shape with exactly this dtype: outside of a float64 scope JAX makes float64 float32.
+
+    Args:
+      shape: of the array.
+      dtype: of the array.
+      **placed: a `sharding`.
+    """
+    with jax.enable_x64(True):
+        return jax.ShapeDtypeStruct(tuple(shape), dtype, **placed)
+
+
+def abstract_arrays(tree: Any) -> Any:
+    """Return the shapes and dtypes of a pytree of arrays."""
+    return jax.tree.map(lambda a: abstract_array(np.shape(a), a.dtype), tree)
 
 
 def eps_of(dtype: Any) -> float:
@@ -84,25 +108,22 @@ def choose_precision(function: Callable[..., Any], *args: Any) -> Precision:
       Whatever the trace raises in the user's own precision, where that fails too.
     """
     lifted = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), DOUBLE.lifted_dtype(leaf.dtype)), args
+        lambda leaf: abstract_array(np.shape(leaf), DOUBLE.lifted_dtype(leaf.dtype)), args
     )
     try:
         with DOUBLE.scope():
             jaxpr = jax.make_jaxpr(function)(*lifted)
     except Exception as error:  # noqa: BLE001  any error: the function may simply not take float64
         return _native_precision(function, args, error)
-    try:
-        found = coarsest_operation(jaxpr)
-    except Exception as error:  # noqa: BLE001  the program of a newer JAX
-        eps = _stored_eps(args)
-        return Precision(DOUBLE.dtype, eps, f"{unreadable(_DTYPES, error)}: ranks at eps {eps:.1e}")
+    found, unread = _coarsest(jaxpr)
     if found is None:
-        return DOUBLE
+        return replace(DOUBLE, warning=unread)
     primitive, dtype = found
     return Precision(
         DOUBLE.dtype,
         eps_of(dtype),
-        f"the network computes in {dtype} inside (first at '{primitive}'), so ranks are counted "
+        unread
+        or f"the network computes in {dtype} inside (first at '{primitive}'), so ranks are counted "
         f"at the eps of {dtype}, {eps_of(dtype):.1e}; for ranks at float64's eps pass "
         "lift_dtype=True to the Problem, which lifts what exists in float64 too",
     )
@@ -111,28 +132,40 @@ def choose_precision(function: Callable[..., Any], *args: Any) -> Precision:
 def _native_precision(function: Callable[..., Any], args: Any, error: Exception) -> Precision:
     with NATIVE.scope():
         jaxpr = jax.make_jaxpr(function)(*args)
-    eps = _stored_eps(args)
-    try:
-        found = coarsest_operation(jaxpr)
-    except Exception as unread:  # noqa: BLE001  the program of a newer JAX
-        return Precision(None, eps, f"{unreadable(_DTYPES, unread)}: ranks at eps {eps:.1e}")
+    found, unread = _coarsest(jaxpr)
+    eps = max([eps_of(leaf.dtype) for leaf in jax.tree.leaves(args)], default=DOUBLE.eps)
     eps = max(eps, eps_of(found[1])) if found else eps
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return Precision(
         None,
         eps,
-        f"the network cannot be traced in float64 ({type(error).__name__}: {reason[:200]}), so it "
-        f"is measured in its own dtype and ranks are counted at eps {eps:.1e}; pass "
+        unread
+        or f"the network cannot be traced in float64 ({type(error).__name__}: {reason[:200]}), so "
+        f"it is measured in its own dtype and ranks are counted at eps {eps:.1e}; pass "
         "lift_dtype=True to the Problem to lift its operations one by one",
     )
 
 
-def _stored_eps(args: Any) -> float:
-    """Return the largest eps among the arrays as they are stored."""
-    return max([eps_of(leaf.dtype) for leaf in jax.tree.leaves(args)], default=DOUBLE.eps)
+def _coarsest(program: ClosedJaxpr) -> tuple[_Operation | None, str | None]:
+    """Return the coarsest operation, and a warning if the flow of the data could not be read."""
+    try:
+        return coarsest_operation(program), None
+    except Exception as error:  # noqa: BLE001  the program of a newer JAX
+        coarse = list(_coarse_operations(program.jaxpr))
+        found = max(coarse, key=lambda item: eps_of(item[1]), default=None)
+        return found, unreadable("the dtypes of the operations", error)
 
 
-def coarsest_operation(jaxpr: Any) -> tuple[str, np.dtype] | None:
+def _coarse_operations(program: Jaxpr) -> Iterator[_Operation]:
+    """Yield the operations that give floats below float64, whether or not data reach them."""
+    for eqn in program.eqns:
+        dtypes = [np.dtype(v.aval.dtype) for v in eqn.outvars if _is_float(v)]  # type: ignore[attr-defined]
+        yield from ((eqn.primitive.name, d) for d in dtypes if eps_of(d) > DOUBLE.eps)
+        for inner in programs_in(eqn):
+            yield from _coarse_operations(inner)
+
+
+def coarsest_operation(jaxpr: ClosedJaxpr) -> _Operation | None:
     """The first operation on data with the largest eps above float64's, or None.
 
     Only operations that floating arguments reach count. Constants (a float32 literal, zeros for a

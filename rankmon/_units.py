@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from rankmon._precision import abstract_array
 from rankmon._processes import gathered
 from rankmon._programs import largest_program
 from rankmon.flat import FlatProblem
@@ -70,7 +71,7 @@ class Units:
     @property
     def shape(self) -> Any:
         """Shapes and dtypes of one unit's inputs."""
-        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), self.inputs)
+        return jax.tree.map(lambda a: abstract_array(a.shape[1:], a.dtype), self.inputs)
 
     def each(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function of every unit; without vmap where there is but one."""
@@ -138,14 +139,14 @@ class Units:
                 piece = next(self._plan(chunk))
                 units = piece.units.stop
                 inputs = jax.tree.map(
-                    lambda a: jax.ShapeDtypeStruct((units, *a.shape[1:]), a.dtype), self.inputs
+                    lambda a: abstract_array((units, *a.shape[1:]), a.dtype), self.inputs
                 )
                 cotangents = (units, piece.rows.stop, self.positions, self._flat.k)
                 return (
                     placed,
                     inputs,
-                    jax.ShapeDtypeStruct(cotangents, self._flat.dtype),
-                    jax.ShapeDtypeStruct((), np.int32),
+                    abstract_array(cotangents, self._flat.dtype),
+                    abstract_array((), np.int32),
                 )
 
             program, chunk, _ = largest_program(
@@ -161,7 +162,7 @@ class Units:
 
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
     sharding = leaf.sharding if isinstance(leaf, jax.Array) else None
-    return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
+    return abstract_array(np.shape(leaf), leaf.dtype, sharding=sharding)
 
 
 def _cotangents(

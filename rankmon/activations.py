@@ -36,6 +36,7 @@ from rankmon._jaxprs import (
     interpreted,
     nested,
 )
+from rankmon._precision import abstract_array, abstract_arrays
 from rankmon.flat import FlatProblem
 from rankmon.stack import DenseStack
 
@@ -92,8 +93,8 @@ def layer_states(flat: FlatProblem, stack: DenseStack) -> Callable[..., LayerSta
         (slope, received), (bend, _) = jax.jvp(slopes, (zeros,), (ones,))
         return [received[at] for at in range(len(shapes))], slope, bend
 
-    leaves = [jax.ShapeDtypeStruct(spec.shape, precision.dtype) for spec in flat.specs]
-    shape = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), inputs)
+    leaves = [abstract_array(spec.shape, precision.dtype) for spec in flat.specs]
+    shape = abstract_arrays(inputs)
     with precision.scope():
         compiled = jax.jit(states).lower(leaves, shape).compile()
 
@@ -128,7 +129,7 @@ def activation_names(flat: FlatProblem) -> tuple[str, ...]:
         )
 
     (batch,) = jax.tree_util.tree_leaves(flat.inputs)
-    leaves = [jax.ShapeDtypeStruct(spec.shape, flat.precision.dtype) for spec in flat.specs]
+    leaves = [abstract_array(spec.shape, flat.precision.dtype) for spec in flat.specs]
     through(_live(flat.program), argument_values(leaves, batch))
     return tuple(names)
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from rankmon._precision import abstract_array
 from rankmon._programs import Make, largest_program
 from rankmon.flat import FlatProblem
 from rankmon.jacobian import (
@@ -200,7 +201,7 @@ class Curvature:
         weighted = np.empty((cotangents, flat.positions, flat.k), self.flat.dtype)
         arguments = (
             *self.flat.shapes_of(flat.inputs, weighted),
-            jax.ShapeDtypeStruct((), np.int32),
+            abstract_array((), np.int32),
         )
         program = self._compile("H_f", make, arguments, most=min(p, _MOST_COLUMNS))
         self._functional_programs[cotangents] = program
@@ -264,16 +265,16 @@ class Curvature:
 
         def shapes(chunk: int) -> tuple[Any, ...]:
             def cut(leaf: Any, shape: tuple[int, ...]) -> Any:
-                return jax.ShapeDtypeStruct((chunk, *shape), leaf.dtype)
+                return abstract_array((chunk, *shape), leaf.dtype)
 
             theta, fixed = self.flat.shapes_of()
             return (
-                jax.ShapeDtypeStruct((p, p), self.flat.dtype),
+                abstract_array((p, p), self.flat.dtype),
                 theta,
                 fixed,
                 chunk_shapes(flat.inputs, chunk),
                 jax.tree.map(lambda t: cut(t, (per, *t.shape[1:])), flat.targets),
-                jax.ShapeDtypeStruct((chunk, per), self.flat.dtype),
+                abstract_array((chunk, per), self.flat.dtype),
             )
 
         guess = max(1, self._workspace // (4 * 8 * per * k * p))
@@ -332,7 +333,7 @@ class Curvature:
 
         arguments = (
             *self.flat.shapes_of(flat.inputs, flat.targets, self.flat.typed_weights),
-            jax.ShapeDtypeStruct((), np.int32),
+            abstract_array((), np.int32),
         )
         return self._compile("H_o", make, arguments, most=min(p, _MOST_COLUMNS))
 

@@ -28,6 +28,7 @@ from rankmon._jaxprs import (
     nested,
     permutation,
 )
+from rankmon._precision import abstract_array
 from rankmon._readers import optionally
 from rankmon.flat import FlatProblem
 
@@ -73,7 +74,7 @@ class DenseKernels:
 
     def __init__(self, flat: FlatProblem, example: Any) -> None:
         shapes = [
-            jax.ShapeDtypeStruct(spec.shape, flat.precision.lifted_dtype(spec.dtype))
+            abstract_array(spec.shape, flat.precision.traced_dtype(spec.dtype))
             for spec in flat.specs
         ]
         self._flat = flat

@@ -35,6 +35,7 @@ from rankmon._jaxprs import (
     interpreted,
     nested,
 )
+from rankmon._precision import abstract_array
 from rankmon._readers import optionally
 from rankmon.flat import FlatProblem
 from rankmon.measurement import (
@@ -238,7 +239,7 @@ class _Walk:
             self._through(program, list(zip(arguments, parameters, strict=True)))
             return self._features, self._positive
 
-        shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in program.in_avals]
+        shapes = [abstract_array(aval.shape, aval.dtype) for aval in program.in_avals]
         with flat.precision.scope():
             compiled = jax.jit(walk).lower(shapes).compile()
         return lambda leaves, inputs: compiled([*leaves, *jax.tree.leaves(inputs)])

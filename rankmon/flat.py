@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from rankmon._checks import check_outputs, check_targets
 from rankmon._lifting import lifted_at
-from rankmon._precision import NATIVE, Precision, choose_precision
+from rankmon._precision import NATIVE, Precision, abstract_array, abstract_arrays, choose_precision
 from rankmon._tree import LeafSpec, leaf_specs, passing_names
 from rankmon._warnings import warn_user
 from rankmon.losses import Loss
@@ -151,10 +151,10 @@ class FlatProblem:
     def program(self) -> ClosedJaxpr:
         """The jaxpr of `apply_leaves` at all leaves, one argument each, and the probe batch."""
         leaves = [
-            jax.ShapeDtypeStruct(spec.shape, self.precision.lifted_dtype(spec.dtype))
+            abstract_array(spec.shape, self.precision.traced_dtype(spec.dtype))
             for spec in self.specs
         ]
-        inputs = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), self.inputs)
+        inputs = abstract_arrays(self.inputs)
         with self.precision.scope():
             return jax.make_jaxpr(self.apply_leaves)(leaves, inputs)
 
@@ -173,17 +173,21 @@ class FlatProblem:
         # Host arrays may be float64 where JAX has x64 off.
         return self.precision.dtype or jax.dtypes.canonicalize_dtype(spec.dtype)
 
+    def _traced(self, leaf: Any) -> np.ndarray:
+        array = np.asarray(leaf)
+        return np.array(array, self.precision.traced_dtype(array.dtype))
+
     @cached_property
     def inputs(self) -> Any:
         """The probe batch's inputs in this problem's precision."""
-        return jax.tree.map(self.precision.lift, self.problem.inputs)
+        return jax.tree.map(self._traced, self.problem.inputs)
 
     @cached_property
     def targets(self) -> Any:
         """The targets, one row for each position, in this problem's precision."""
         axes = len(self.position_axes)
         return jax.tree.map(
-            lambda t: self.precision.lift(t).reshape(self.positions, *t.shape[axes:]),
+            lambda t: self._traced(t).reshape(self.positions, *t.shape[axes:]),
             self.problem.targets,
         )
 
@@ -211,13 +215,13 @@ class FlatProblem:
 
     def shapes_of(self, *trees: Any) -> tuple[Any, ...]:
         """Shapes and dtypes of theta, of the leaves held fixed, and of these pytrees."""
-        theta = jax.ShapeDtypeStruct((self.p,), self.dtype)
+        theta = abstract_array((self.p,), self.dtype)
         fixed = tuple(
-            jax.ShapeDtypeStruct(spec.shape, self.precision.lift(np.empty(0, spec.dtype)).dtype)
+            abstract_array(spec.shape, self.precision.traced_dtype(spec.dtype))
             for spec in self.specs
             if not spec.differentiated
         )
-        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), trees)
+        shapes = abstract_arrays(trees)
         return theta, fixed, *shapes
 
     def compile(self) -> None:
@@ -280,7 +284,7 @@ def flat_problem(problem: Statement, params: Any, specs: tuple[LeafSpec, ...]) -
     """
     _check_moving(specs)
     structure = jax.tree.structure(params)
-    leaves = [jax.ShapeDtypeStruct(spec.shape, spec.dtype) for spec in specs]
+    leaves = [abstract_array(spec.shape, NATIVE.traced_dtype(spec.dtype)) for spec in specs]
     network = _network(problem, structure)
     with NATIVE.scope():
         outputs = jax.eval_shape(network, leaves, problem.inputs)

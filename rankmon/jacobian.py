@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from rankmon._precision import abstract_array
 from rankmon._programs import Make, largest_program
 from rankmon.flat import FlatProblem
 
@@ -30,7 +31,7 @@ def one_example(
 
 def chunk_shapes(tree: Any, chunk: int) -> Any:
     """Shapes and dtypes of so many rows of every leaf."""
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct((chunk, *a.shape[1:]), a.dtype), tree)
+    return jax.tree.map(lambda a: abstract_array((chunk, *a.shape[1:]), a.dtype), tree)
 
 
 def pushed_forward(pull_back: Callable[[Any], Any], z: Any, v: Any) -> Any:
@@ -139,7 +140,7 @@ class BatchJacobian:
 
             return rows
 
-        shapes = (*flat.shapes_of(flat.inputs), jax.ShapeDtypeStruct((), np.int32))
+        shapes = (*flat.shapes_of(flat.inputs), abstract_array((), np.int32))
         rows, chunk, _ = _compiled(flat, make, shapes, most=min(count, _MOST_ROWS), room=self._room)
         return rows, chunk
 

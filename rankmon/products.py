@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from rankmon._precision import abstract_array
 from rankmon._programs import largest_program
 from rankmon.flat import FlatProblem
 from rankmon.jacobian import pushed_forward
@@ -79,7 +80,7 @@ class SingleProducts:
 
     def __init__(self, flat: FlatProblem) -> None:
         self._flat = flat
-        weighted = jax.ShapeDtypeStruct((flat.positions, flat.k), flat.dtype)
+        weighted = abstract_array((flat.positions, flat.k), flat.dtype)
         theta, *known = flat.shapes_of(flat.inputs, flat.targets, flat.typed_weights)
         fixed, inputs, *_ = known
         with flat.precision.scope():
@@ -151,11 +152,11 @@ class BlockProducts:
     def __init__(self, flat: FlatProblem, *, cotangents: int, batch: int, room: int) -> None:
         self._flat = flat
         p, dtype = flat.p, flat.dtype
-        weighted = jax.ShapeDtypeStruct((cotangents, flat.positions, flat.k), dtype)
+        weighted = abstract_array((cotangents, flat.positions, flat.k), dtype)
         known = flat.shapes_of(flat.inputs, flat.targets, flat.typed_weights)
 
         def shapes(m: int) -> tuple[Any, ...]:
-            return *known, weighted, jax.ShapeDtypeStruct((m, p), dtype)
+            return *known, weighted, abstract_array((m, p), dtype)
 
         most = max(1, min(_MOST_VECTORS, batch, room // (8 * p * (2 + cotangents))))
         most = math.ceil(batch / math.ceil(batch / most))
