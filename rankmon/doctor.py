@@ -4,11 +4,16 @@ What may fail in its own way (another package's import, TensorBoard's plugin) is
 of its own. TensorFlow Datasets is asked for the examples' sake, where it is installed.
 """
 
+import json
 import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +32,7 @@ from rankmon.hessian import hessian_ranks
 from rankmon.problem import Problem
 
 LIBRARIES = ("rankmon", "jax", "jaxlib", "flax", "optax", "numpy", "scipy", "tensorboard")
+_SERVER_SECONDS = 60
 DATA_SETS = ("mnist", "fashion_mnist", "cifar10")
 
 
@@ -62,6 +68,7 @@ def findings(logdir: PathLike) -> Iterator[Finding]:
     yield from _plugins()
     yield from _data_sets()
     yield _writable(Path(logdir).expanduser().absolute())
+    yield _server()
 
 
 def _tried(check: Callable[[], Finding]) -> Finding:
@@ -146,6 +153,63 @@ def _plugins() -> Iterator[Finding]:
         else:
             remedy = "TensorBoard may not start; reinstall rankmon"
             yield Finding("TensorBoard plugin", "broken", f"{name}: {error}", remedy)
+
+
+def _server() -> Finding:
+    """Start TensorBoard as the user does, on an empty folder, and ask it for the Ranks tab."""
+    with tempfile.TemporaryDirectory() as folder:
+        logdir, output = Path(folder, "logs"), Path(folder, "output")
+        logdir.mkdir()
+        command = [*_tensorboard(), "--logdir", str(logdir), "--port", "0"]
+        try:
+            with output.open("wb") as sink:
+                server = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
+        except OSError as error:
+            return _no_server(_one_line(error))
+        try:
+            return _answered(server, output)
+        finally:
+            server.kill()
+            server.wait()
+
+
+def _tensorboard() -> list[str]:
+    """Return the `tensorboard` command of this installation."""
+    beside = shutil.which("tensorboard", path=str(Path(sys.executable).parent))
+    return [beside] if beside else [sys.executable, "-m", "tensorboard.main"]
+
+
+def _answered(server: subprocess.Popen[bytes], output: Path) -> Finding:
+    """Return the finding of a server that has been started; it writes its address to `output`."""
+    deadline = time.monotonic() + _SERVER_SECONDS
+    while time.monotonic() < deadline:
+        text = output.read_text(errors="replace")
+        address = re.search(r"http://\S+", text)
+        if address is not None and "Press CTRL" in text:
+            return _tab_of(address[0])
+        if server.poll() is not None:
+            last = (text.strip().splitlines() or [f"exit code {server.returncode}"])[-1]
+            return _no_server(last)
+        time.sleep(0.05)
+    return _no_server(f"no address within {_SERVER_SECONDS} s")
+
+
+def _tab_of(address: str) -> Finding:
+    route = f"{address.rstrip('/')}/data/plugin/ranks/runs"
+    local = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with local.open(route, timeout=30) as answer:
+            json.load(answer)
+    except (OSError, ValueError) as error:
+        remedy = "TensorBoard starts without the Ranks tab; reinstall rankmon in its environment"
+        return Finding("tensorboard command", "broken", _one_line(error), remedy)
+    return Finding("tensorboard command", "ok", "starts, and serves the Ranks tab")
+
+
+def _no_server(detail: str) -> Finding:
+    # 2.19 and 2.20 import pkg_resources, which setuptools 82 no longer has.
+    remedy = 'pip install -U "tensorboard>=2.21"'
+    return Finding("tensorboard command", "broken", detail, remedy)
 
 
 def _data_sets() -> Iterator[Finding]:

@@ -73,7 +73,16 @@ def here(request, tmp_path_factory) -> dict[str, Finding]:
 
 def test_this_installation_is_not_broken(here):
     assert not [finding for finding in here.values() if finding.status == "broken"]
-    for name in ("python", "devices", "float64", "measurement", "matplotlib", "shtab", "logdir"):
+    for name in (
+        "python",
+        "devices",
+        "float64",
+        "measurement",
+        "matplotlib",
+        "shtab",
+        "logdir",
+        "tensorboard command",
+    ):
         assert here[name].status == "ok"
         assert here[name].remedy == ""
 
@@ -125,7 +134,7 @@ def without(monkeypatch):
 
 
 @pytest.fixture
-def distribution(tmp_path, monkeypatch):
+def distribution(tmp_path, monkeypatch, serving):
     """A function that installs a rankmon whose plugin module holds this code, or has no plugin."""
 
     def install(code: str | None) -> None:
@@ -138,6 +147,21 @@ def distribution(tmp_path, monkeypatch):
             (tmp_path / "a_plugin.py").write_text(code)
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        serving("raise SystemExit('not looked at here')")
+
+    return install
+
+
+@pytest.fixture
+def serving(tmp_path, monkeypatch):
+    """A function that puts a tensorboard whose main module holds this code before the real one."""
+
+    def install(code: str) -> None:
+        package = tmp_path / "served" / "tensorboard"
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text("")
+        (package / "main.py").write_text(code)
+        monkeypatch.setenv("PYTHONPATH", str(package.parent), prepend=os.pathsep)
 
     return install
 
@@ -180,6 +204,41 @@ def test_a_plugin_that_is_not_registered(distribution, tmp_path):
     distribution(None)
     plugin = found("TensorBoard plugin", tmp_path)
     assert (plugin.status, plugin.detail) == ("missing", "not registered")
+
+
+# As setuptools 82 leaves TensorBoard 2.20, and a server that knows no such plugin.
+NO_RESOURCES = "import no_pkg_resources"
+NO_TAB = """
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+def run_main():
+    server = HTTPServer(("localhost", 0), BaseHTTPRequestHandler)
+    address = f"http://localhost:{server.server_port}/"
+    print(f"TensorBoard 9 at {address} (Press CTRL+C to quit)", flush=True)
+    server.serve_forever()
+"""
+LAST_WORDS = "def run_main(): raise SystemExit('no space left')"
+
+
+@pytest.mark.parametrize(
+    ("code", "detail", "remedy"),
+    [
+        (NO_RESOURCES, "No module named 'no_pkg_resources'", "tensorboard>=2.21"),
+        (LAST_WORDS, "no space left", "tensorboard>=2.21"),
+        (NO_TAB, "501", "reinstall rankmon"),
+    ],
+    ids=["import fails", "ends at once", "no tab"],
+)
+def test_a_tensorboard_that_does_not_serve_the_tab(
+    distribution, without, serving, tmp_path, code, detail, remedy
+):
+    distribution(None)
+    without("tensorflow-datasets")
+    (tmp_path / "served" / "tensorboard" / "main.py").write_text(code)
+    command = found("tensorboard command", tmp_path)
+    assert command.status == "broken"
+    assert detail in command.detail
+    assert remedy in command.remedy
 
 
 def test_float64_that_is_lost(monkeypatch, tmp_path):
