@@ -9,13 +9,14 @@ import io
 import re
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from rankmon import _events
-from rankmon._files import WholeFile, replace_file
+from rankmon._files import WholeFile, check_no_pipe, replace_file
 from rankmon._hparams import Hparam
 
 PREFIX, SUFFIX = "events.out.tfevents.", ".rankmon"
@@ -26,6 +27,23 @@ _STEP = 0  # before that of any START which follows, and purges what is later
 def event_file_names(folder: Path) -> list[str]:
     """The names of all event files in the folder."""
     return [path.name for path in folder.iterdir() if path.name.startswith(PREFIX)]
+
+
+def is_own(name: str) -> bool:
+    """Return whether the event file of this name holds the records of an attempt."""
+    return name.startswith(PREFIX) and name.endswith(SUFFIX)
+
+
+def prepare_session(folder: Path) -> None:
+    """Remove what a kill has left of a `Session`, as earlier versions named its temporary file.
+
+    Raises:
+      OSError: if the session's file is none that can be replaced.
+    """
+    check_no_pipe(folder / SESSION_NAME)
+    for path in folder.glob(f".{SESSION_NAME}.*"):
+        with suppress(OSError):
+            path.unlink()
 
 
 def new_event_file(folder: Path, names: Iterable[str]) -> WholeFile:

@@ -1,7 +1,7 @@
 """What a record must show for a warning, a callback or a stop; measures and writes nothing."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, Protocol
@@ -153,9 +153,15 @@ class Watch:
         """Whether there are any."""
         return bool(self._alerts)
 
-    def resume(self, first: Mapping[str, float]) -> None:
-        """Takes the first values of a run that goes on."""
-        self._first |= first
+    def resume(self, earlier: Iterable[tuple[int, Mapping[str, float]]]) -> None:
+        """Take up a run that goes on: what its records gave rise to was said then.
+
+        Args:
+          earlier: step and scalars of its records.
+        """
+        self._first, self._holding = {}, set()
+        for step, scalars in earlier:
+            self.look(step, scalars)
 
     def look(self, step: int, scalars: Mapping[str, float]) -> list[tuple[Action, Alarm]]:
         """What begins to hold at this record, and what is to be done about it."""

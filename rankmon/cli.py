@@ -8,18 +8,21 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from rich.console import Console, RenderableType
 
 from rankmon import exports, tables
 from rankmon._arguments import arguments, completions
 from rankmon._files import replace_file
+from rankmon._warnings import RankmonWarning
 from rankmon.closed_forms import closed_forms
 from rankmon.comparison import comparison_of, only_ranks
 from rankmon.doctor import findings
@@ -57,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     try:
-        return COMMANDS[args.command](args)
+        with _warnings_as_lines(args.command):
+            return COMMANDS[args.command](args)
     except BrokenPipeError:
         raise
     except KeyboardInterrupt:
@@ -65,6 +69,29 @@ def _run(args: argparse.Namespace) -> int:
     except (OSError, ValueError, ImportError, MemoryError) as error:
         print(f"rankmon {args.command}: {_message(error)}", file=sys.stderr)
         return 2
+
+
+@contextmanager
+def _warnings_as_lines(command: str) -> Iterator[None]:
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, RankmonWarning):
+                text = tables.printable(str(message).removeprefix("rankmon: "))
+                print(f"rankmon {command}: {text}", file=sys.stderr)
+            else:
+                others(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield
 
 
 def _report(args: argparse.Namespace) -> int:

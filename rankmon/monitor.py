@@ -15,6 +15,7 @@ import numpy as np
 from rankmon._checks import check_flag
 from rankmon._closing import Call, ClosesOnExit, missing_last_probe, why_perhaps_changed
 from rankmon._copies import DeviceCopy
+from rankmon._forks import Home
 from rankmon._hparams import as_hparams
 from rankmon._options import (
     as_alerts,
@@ -156,6 +157,7 @@ class RankMonitor(ClosesOnExit):
         check_processes(overhead=overhead, when_full=when_full, alerts=alerts)
         if not is_first():
             logdir, writers = None, []
+        self._home = Home()
         self._problem = problem
         self._schedule = schedule
         self._trouble = Trouble(on_error)
@@ -212,6 +214,8 @@ class RankMonitor(ClosesOnExit):
         Raises:
           TypeError, ValueError, MemoryError: at the first call, for input that cannot be measured.
         """
+        if self._home.is_elsewhere():
+            return None
         if type(step) is not int or params is None:
             step, params = as_step_and_params(step, params)
         if self._trouble.kept:
@@ -224,6 +228,8 @@ class RankMonitor(ClosesOnExit):
 
     def is_due(self, step: int) -> bool:
         """Whether a call at this step would measure: for scalars that are worth computing then."""
+        if self._home.is_elsewhere():
+            return False
         return bool(self._trouble.guard("the schedule", self._due, step))
 
     def scan(
@@ -285,6 +291,8 @@ class RankMonitor(ClosesOnExit):
           step: the step that they belong to; reports may come in any order.
           scalars: tag -> number.
         """
+        if self._home.is_elsewhere():
+            return
         step, numbers = as_step(step), {str(tag): float(scalars[tag]) for tag in scalars}
 
         def submit() -> None:
@@ -321,6 +329,8 @@ class RankMonitor(ClosesOnExit):
 
     def flush(self) -> None:
         """Hands everything that was measured to the operating system."""
+        if self._home.is_elsewhere():
+            return
         self._wait()
         self._recorder.flush()
         self._trouble.tell()
@@ -354,7 +364,7 @@ class RankMonitor(ClosesOnExit):
         Raises:
           TypeError, ValueError, MemoryError: where nothing was measured before, as for a call.
         """
-        if self._closed:
+        if self._closed or self._home.is_elsewhere():
             return None
         if self._recorder.is_here:
             raise RuntimeError(
@@ -401,6 +411,8 @@ class RankMonitor(ClosesOnExit):
         from construction on. For a checkpointer that insists on shapes (Orbax, with a target to
         restore into) pass `params=` at construction: without, they are final only once measured.
         """
+        if self._home.is_elsewhere():
+            return self._recorder.state_in_fork()
         self._wait()
         return self._recorder.state()
 
@@ -408,8 +420,11 @@ class RankMonitor(ClosesOnExit):
         """Goes on from a saved `state`; records after its last step are superseded, not lost.
 
         Raises:
-          ValueError: where the state is not that of a monitor with these probes.
+          TypeError: where the state is no mapping.
+          ValueError: where it is not that of a monitor with these probes and this probe batch.
         """
+        if self._home.is_elsewhere():
+            return
         self._wait()
         self._recorder.restore(state)
         self._seen = None

@@ -7,14 +7,15 @@ dropped. Measures nothing.
 
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from math import isfinite
 from pathlib import Path
 
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from rankmon import _jsonl
+from rankmon._event_files import event_file_names, is_own
+from rankmon._files import absolute_folder
 from rankmon._trouble import Trouble
 from rankmon.layout import custom_scalars_layout
 from rankmon.writers import (
@@ -25,7 +26,6 @@ from rankmon.writers import (
     SessionWriter,
     TensorBoardWriter,
     Writer,
-    read_jsonl,
 )
 
 MOST_WAITING = 1000
@@ -57,10 +57,10 @@ class Outbox:
     ) -> None:
         self.attempt = 0
         self._trouble = trouble
-        self._logdir = logdir
-        lock = None if logdir is None else RunLock(logdir)
+        folder = self._folder = None if logdir is None else absolute_folder(logdir)
+        lock = None if folder is None else RunLock(folder)
         try:
-            own = _folder_writers(logdir, layout or custom_scalars_layout())
+            own = _folder_writers(folder, layout or custom_scalars_layout(), trouble.warn)
         except BaseException:
             _give_back([], lock)
             raise
@@ -69,20 +69,20 @@ class Outbox:
         self._backlog: list[deque[Record]] = [deque() for _ in self._writers]
         self._dropped = [0] * len(self._writers)
 
-    def last_step(self) -> int | None:
-        """The last step that the run folder has a record of; None without any."""
-        return None if self._logdir is None else _last_step(_jsonl_path(self._logdir))
+    def earlier(self) -> list[tuple[int, Mapping[str, float]]] | None:
+        """Return step and scalars of the records in force in the run folder, by their steps.
 
-    def first_scalars(self) -> dict[str, float]:
-        """The first finite value of each tag in the run folder; none without a folder."""
-        if self._logdir is None or not _jsonl_path(self._logdir).exists():
-            return {}
-        first: dict[str, float] = {}
-        for record in read_jsonl(_jsonl_path(self._logdir)):
-            for tag, value in record.scalars.items():
-                if isfinite(value):
-                    first.setdefault(tag, value)
-        return first
+        None without a folder.
+        """
+        if self._folder is None:
+            return None
+        found: list[tuple[int, Mapping[str, float]]] = []
+        for entry in _jsonl.entries(self._folder / _jsonl.NAME, warn=self._trouble.warn):
+            if "start" in entry:
+                found = [record for record in found if record[0] < entry["start"]]
+            else:
+                found.append((entry["step"], _jsonl.readable_scalars(entry)))
+        return sorted(found, key=lambda record: record[0])
 
     def start(self, step: int) -> None:
         """A new attempt begins: records of `step` and later steps are superseded."""
@@ -118,7 +118,7 @@ class Outbox:
                     what = f"the end of {_name(writer)}'s session"
                     stack.callback(self._trouble.guard, what, writer.end_session, outcome)
             stack.callback(self._report_losses)
-            self._deliver()
+            self.flush()
 
     def _deliver(self) -> None:
         for writer, backlog in zip(self._writers, self._backlog, strict=True):
@@ -151,31 +151,38 @@ def _name(writer: Writer) -> str:
     return type(writer).__name__
 
 
-def _jsonl_path(logdir: str | Path) -> Path:
-    return Path(logdir).expanduser() / _jsonl.NAME
-
-
-def _last_step(path: Path) -> int | None:
-    """The last step of the records in force."""
-    steps: list[int] = []
-    for entry in _jsonl.entries(path):
-        if "start" in entry:
-            steps = [step for step in steps if step < entry["start"]]
-        else:
-            steps.append(entry["step"])
-    return max(steps, default=None)
-
-
-def _folder_writers(logdir: str | Path | None, layout: layout_pb2.Layout) -> list[Writer]:
-    if logdir is None:
+def _folder_writers(
+    folder: Path | None, layout: layout_pb2.Layout, warn: Callable[[str], None]
+) -> list[Writer]:
+    if folder is None:
         return []
+    missing = _missing(folder)
     # First what may refuse the folder: the other leaves a new file behind.
-    jsonl = JsonlWriter(_jsonl_path(logdir))
+    jsonl = JsonlWriter(folder / _jsonl.NAME, warn=warn)
     try:
-        return [TensorBoardWriter(logdir, layout=layout), jsonl]
+        writers: list[Writer] = [TensorBoardWriter(folder, layout=layout, warn=warn), jsonl]
     except BaseException:
         jsonl.close()
         raise
+    if missing:
+        warn(missing)
+    return writers
+
+
+def _missing(folder: Path) -> str | None:
+    """Return what to say of a folder that has lost the files of one kind."""
+    path = folder / _jsonl.NAME
+    has_events, has_jsonl = any(map(is_own, event_file_names(folder))), path.exists()
+    if has_events and not has_jsonl:
+        what, shows = f"{path} beside the event files of earlier attempts", "read_jsonl"
+    elif has_jsonl and not has_events and path.is_file() and path.stat().st_size:
+        what, shows = f"event files beside {path}", "TensorBoard"
+    else:
+        return None
+    return (
+        f"expected {what}, got none; {shows} will show the new records only: restore what was "
+        "removed from a copy, if you have one, before you go on"
+    )
 
 
 def _give_back(writers: Sequence[Writer], lock: RunLock | None) -> None:

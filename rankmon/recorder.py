@@ -12,12 +12,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import jax
 import numpy as np
 
 from rankmon import card
 from rankmon._hparams import Hparam
 from rankmon._scalars import UserScalars
-from rankmon._state import decode, encode
+from rankmon._state import checked, decode, digest, encode
 from rankmon._trouble import Trouble
 from rankmon.alerts import Action, Alarm, Alert, StopTraining, Watch
 from rankmon.budget import Budget
@@ -89,7 +90,9 @@ class Recorder:
         self._budget = budget
         self._prepared: dict[str, PreparedProbe] = {}
         self._states = {probe.name: probe.placeholder_state(problem) for probe in probes}
+        self._batch = _digest_of(problem)
         self._resumes_at: int | None = None
+        self._new_reference = ""  # for the next record that is measured
         self._watch = Watch(alerts)
         self._reported: int | None = None  # the last step of a report
         self._begun = self._opens = False
@@ -142,29 +145,33 @@ class Recorder:
     def state(self) -> dict[str, dict[str, np.ndarray]]:
         """The last steps and the probes' states, as any checkpointer can save them."""
         with self._exclusively():
-            steps = {"last_step": self.last, "last_report": self._reported}
-            own = {key: np.asarray(-1.0 if s is None else float(s)) for key, s in steps.items()}
-            return encode({"monitor": own, **self._states})
+            return self.state_in_fork()
+
+    def state_in_fork(self) -> dict[str, dict[str, np.ndarray]]:
+        """The same without waiting for a lock, which a thread of the parent may hold for ever."""
+        steps = {"last_step": self.last, "last_report": self._reported}
+        own = {key: np.asarray(-1.0 if s is None else float(s)) for key, s in steps.items()}
+        own["batch"] = np.asarray(self._batch)
+        return encode({"monitor": own, **self._states})
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved `state`.
 
         Raises:
-          ValueError: where it is not that of a monitor with these probes.
+          TypeError: where it is no mapping.
+          ValueError: where it is not that of a monitor with these probes and this probe batch.
         """
-        expected = {name: set(values) for name, values in self.state().items()}
-        got = {name: set(values) for name, values in state.items()}
-        if "last_step" in got.get("monitor", ()):
-            got["monitor"].add("last_report")  # states of former versions are without
-        if expected != got:
-            raise ValueError(
-                f"expected the state of a monitor with {expected}, got {got}; restore into a "
-                "monitor with the probes of the one that was saved"
-            )
-        values = decode(state)
+        values = decode(checked(state, self.state()))
         own = {key: int(step) for key, step in values.pop("monitor").items()}
         saved, reported = own["last_step"], own.get("last_report", -1)
         last = None if saved < 0 else saved
+        batch = own.get("batch", -1)
+        if any(values.values()) and -1 not in (batch, self._batch) and batch != self._batch:
+            raise ValueError(
+                "expected the state of a monitor with this probe batch, got that of one with other "
+                "inputs, targets or weights; build the batch of the run that saved it (the same "
+                "examples in the same order), or leave out state= to begin with new references"
+            )
         states: dict[str, State] = {name: values[name] for name in self._states}
         if self.flat is not None:
             states = _fitted(states, self._prepared, last)
@@ -242,20 +249,23 @@ class Recorder:
         scalars |= self.scalars.beside([*scalars, *measurement.arrays], numbers)
         # Not before: a measurement that is interrupted never happened.
         self.last, self._states = step, states
-        return self._write(step, scalars, dict(measurement.arrays))
+        note, self._new_reference = self._new_reference, ""
+        return self._write(step, scalars, dict(measurement.arrays), note)
 
     def _write(
         self,
         step: int,
         scalars: dict[str, float],
         arrays: Mapping[str, np.ndarray] = MappingProxyType({}),
+        note: str = "",
     ) -> tuple[Record, _Found]:
-        """Writes a record, and what the alerts find in it."""
+        """Writes a record, what the alerts find in it, and a note."""
         what = f"the alerts at step {step}"
         found: _Found = self._trouble.guard(what, self._watch.look, step, scalars) or []
         texts: dict[str, str] = {}
-        if found:
-            texts["rankmon/alerts"] = "\n".join(f"* {alarm.message}" for _, alarm in found)
+        said = [*([note] if note else []), *(alarm.message for _, alarm in found)]
+        if said:
+            texts["rankmon/alerts"] = "\n".join(f"* {message}" for message in said)
         page = self._trouble.guard("the card", self._card.page, step, scalars, [*arrays, *texts])
         if page is not None:
             texts[card.TAG] = page
@@ -288,26 +298,33 @@ class Recorder:
 
     def _begin(self, step: int) -> None:
         """A new attempt, which supersedes records of this step and later ones."""
+        start = step if self._resumes_at is None else min(step, self._resumes_at)
+        if not self._begun:
+            self._look_back(start)
         if self.last is not None and step < self.last:
             self._trouble.warn(
                 f"step {step} comes after step {self.last}: from here on earlier records of later "
                 "steps are superseded; for another network use another monitor and logdir",
                 key="back",
             )
-        elif self._resumes_at is None:
-            last = self._trouble.guard("the search for older records", self._outbox.last_step)
-            if last is not None and last >= step:
-                self._trouble.warn(
-                    f"the logdir has records of step {last}, which this new run from step {step} "
-                    "on supersedes, with residuals of its own for H_f_fixed; to continue the old "
-                    "run pass its state=, to keep its records use another logdir"
-                )
-        if self._watch and self._resumes_at is not None:
-            first = self._trouble.guard("the run's first values", self._outbox.first_scalars)
-            self._watch.resume(first or {})
-        self._outbox.start(step if self._resumes_at is None else min(step, self._resumes_at))
+        self._outbox.start(start)
         self._card.begin()
         self._begun, self._opens, self._resumes_at = True, True, None
+
+    def _look_back(self, start: int) -> None:
+        """Take up the records of the run folder, and warn if their state was not given."""
+        has_state = self._resumes_at is not None
+        if has_state and not self._watch:
+            return
+        earlier = self._trouble.guard("the search for older records", self._outbox.earlier)
+        if earlier is None:
+            return
+        before = [record for record in earlier if record[0] < start]
+        self._trouble.guard("the alerts on older records", self._watch.resume, before)
+        if earlier and not has_state:
+            self._trouble.warn(_without_state(start, earlier[-1][0]))
+        if before and not has_state:
+            self._new_reference = _new_reference(self._states)
 
     def _times(self, seconds: float) -> dict[str, float]:
         values = (seconds, self._budget.share_taken(seconds), self._trouble.errors)
@@ -383,3 +400,32 @@ def _fitted(
                     f"got {value.shape}; restore the state of the same problem"
                 )
     return fitted
+
+
+def _digest_of(problem: Problem) -> float:
+    """The digest of the probe batch; -1 where it has none."""
+    try:
+        return digest(jax.tree.leaves((problem.inputs, problem.targets, problem.weights)))
+    except (TypeError, ValueError):
+        return -1.0
+
+
+def _without_state(step: int, last: int) -> str:
+    what = f"supersedes those from step {step} on" if step <= last else f"goes on at step {step}"
+    return (
+        f"expected state= for a logdir with records up to step {last}, got none: this run {what}, "
+        "with new references for what probes remember (the residuals of H_f_fixed, Lemma 8's "
+        "integrals); to continue the old run pass its state=, to keep its records use another "
+        "logdir"
+    )
+
+
+def _new_reference(states: Mapping[str, State]) -> str:
+    """What is said beside the first record of a run that goes on without its state."""
+    names = [name for name, state in states.items() if state]
+    if not names:
+        return ""
+    return (
+        f"resumed without state=: what the probes remember ({', '.join(names)}) begins anew here, "
+        "with the residuals of this step as reference of H_f_fixed"
+    )

@@ -18,7 +18,8 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from tensorboard.util.tensor_util import make_ndarray
 
 from rankmon import _jsonl
-from rankmon._files import PathLike
+from rankmon._files import PathLike, check_no_pipe
+from rankmon._warnings import warn_user
 from rankmon.writers import Record, read_jsonl
 from rankmon_tensorboard.series import ArraySeries, RunSeries, ScalarSeries
 
@@ -55,7 +56,7 @@ def read_runs(logdir: PathLike) -> list[RunSeries]:
             f"expected a log folder, got the file {str(top)!r}; give the folder that it lies in"
         )
     folders = list(_folders(top))
-    found = [_run(folder, name, has_jsonl) for folder, name, has_jsonl in folders]
+    found = [_run(folder, name, logs) for folder, name, logs in folders]
     runs = sorted((run for run in found if _is_rankmons(run)), key=lambda run: _natural(run.name))
     if not runs:
         others = f"none in {len(folders)} folders of logs" if folders else "no logs at all"
@@ -84,20 +85,36 @@ def read_several(folders: Sequence[PathLike]) -> list[RunSeries]:
     return [replace(run, name=path.relative_to(shared).as_posix()) for path, run in runs.items()]
 
 
-def _folders(top: Path) -> Iterator[tuple[Path, str, bool]]:
-    """Each folder that holds a run, its name, and whether it has a rankmon.jsonl."""
+def _folders(top: Path) -> Iterator[tuple[Path, str, list[str]]]:
+    """Each folder that holds a run, its name, and the names of its logs."""
     for folder, below, names in os.walk(top, followlinks=True):
         here = Path(folder)
-        if _jsonl.NAME in names or any(map(io_wrapper.IsSummaryEventsFile, names)):
-            yield here, here.relative_to(top).as_posix(), _jsonl.NAME in names
+        logs = [n for n in names if n == _jsonl.NAME or io_wrapper.IsSummaryEventsFile(n)]
+        if logs:
+            yield here, here.relative_to(top).as_posix(), logs
         # A link to a folder above would lead round in circles.
         below[:] = [n for n in below if not here.resolve().is_relative_to((here / n).resolve())]
 
 
-def _run(folder: Path, name: str, has_jsonl: bool) -> RunSeries:
-    records = read_jsonl(folder / _jsonl.NAME) if has_jsonl else []
-    # A rankmon.jsonl without a record is that of a run that has just begun, or of a crash.
-    return _from_records(name, records) if records else _from_events(name, folder)
+def _run(folder: Path, name: str, logs: Sequence[str]) -> RunSeries:
+    pipes = {log for log in logs if _is_pipe(folder / log)}
+    if _jsonl.NAME in set(logs) - pipes:
+        records = read_jsonl(folder / _jsonl.NAME)
+        # Without a record it is that of a run that has just begun, or of a crash.
+        if records:
+            return _from_records(name, records)
+    # TensorBoard's reader would wait for a pipe for ever.
+    return RunSeries(name) if pipes - {_jsonl.NAME} else _from_events(name, folder)
+
+
+def _is_pipe(path: Path) -> bool:
+    """Whether reading it would block, with a warning then."""
+    try:
+        check_no_pipe(path)
+    except OSError as error:
+        warn_user(f"{error.strerror}: {path} is left out")
+        return True
+    return False
 
 
 def _from_records(name: str, records: Iterable[Record]) -> RunSeries:
@@ -160,8 +177,8 @@ def _array_series(values: _Steps) -> ArraySeries:
     return ArraySeries(np.array(steps, np.int64), vectors)
 
 
-def _text(value: str | bytes) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _is_rankmons(run: RunSeries) -> bool:

@@ -15,6 +15,8 @@ import numpy as np
 
 from rankmon import card
 from rankmon._closing import Call, ClosesOnExit, missing_last_probe, why_perhaps_changed
+from rankmon._files import absolute_folder
+from rankmon._forks import Home
 from rankmon._options import as_count, as_step_and_params
 from rankmon._trouble import Trouble
 from rankmon.card import MedianCard
@@ -87,7 +89,7 @@ class SeedsMonitor(ClosesOnExit):
             )
         own = as_probes(probes, tolerance=tolerance, memory_limit=memory_limit)
         shared = [_Shared(probe) for probe in own]
-        self._folder = None if logdir is None else Path(logdir).expanduser()
+        self._folder = None if logdir is None else absolute_folder(logdir)
         self._monitors = [
             RankMonitor(
                 problem,
@@ -98,6 +100,7 @@ class SeedsMonitor(ClosesOnExit):
             )
             for i in range(self._seeds)
         ]
+        self._home = Home()
         self._trouble = Trouble(options.get("on_error", "warn"))
         self._median: Outbox | None = None
         self._card = MedianCard(self._seeds)
@@ -126,6 +129,8 @@ class SeedsMonitor(ClosesOnExit):
         Raises:
           TypeError, ValueError, MemoryError: for input that does not fit.
         """
+        if self._home.is_elsewhere():
+            return None
         call = Call(*_step_and_params(step, params), extra, scalars)
         if not self._monitors[0].is_due(call.step):
             self._seen = call
@@ -187,6 +192,8 @@ class SeedsMonitor(ClosesOnExit):
 
     def flush(self) -> None:
         """Hands everything that was measured to the operating system."""
+        if self._home.is_elsewhere():
+            return
         for monitor in self._monitors:
             monitor.flush()
         if self._median is not None:
@@ -203,6 +210,8 @@ class SeedsMonitor(ClosesOnExit):
         Returns:
           A record for each seed where something was left to measure.
         """
+        if self._home.is_elsewhere():
+            return []
         if step is not None:
             self._seen = Call(*_step_and_params(step, params), extra, None)
         records: list[Record] = []

@@ -4,32 +4,26 @@ An attempt is one go of the training loop. It begins with `start(step)`, which s
 earlier attempts wrote for that step and later ones: nothing is deleted, readers leave it out. A
 `write` before any `start` begins an attempt at the record's step. Writers hand each record to the
 operating system before `write` returns, and errors surface there; a record whose write failed
-left nothing behind and can be written again. Only one writer of each kind may write to a run
+left nothing behind and can be written again. A file that is removed while it is written to goes on
+as a new one, with a warning and all that it held. Only one writer of each kind may write to a run
 folder at a time: hold a `RunLock`.
 """
 
-import time
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any
 
-import numpy as np
-from tensorboard.compat.proto import event_pb2
-from tensorboard.plugins.custom_scalar import layout_pb2
-from tensorboard.summary.writer.record_writer import RecordWriter
-
-from rankmon import _events, _jsonl
-from rankmon._event_files import SUFFIX, Session, event_file_names, new_event_file
+from rankmon import _jsonl
 from rankmon._events import Outcome
-from rankmon._files import PathLike, RunLock, WholeFile, made_folder
-from rankmon._hparams import Hparam, as_hparams
+from rankmon._files import PathLike, RunLock, WholeFile, keep_lock, made_folder
+from rankmon._tensorboard_writer import TensorBoardWriter
+from rankmon._warnings import warn_user
+from rankmon._writer import ClosingWriter, Record, SessionWriter, Writer, lost_file
 
 __all__ = [
     "JsonlWriter",
     "MemoryWriter",
+    "Outcome",
     "Record",
     "RunLock",
     "ScalarsWriter",
@@ -40,188 +34,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, eq=False)
-class Record:
-    """One measurement: tagged numbers at one training step.
-
-    Attributes:
-      step: the training step.
-      attempt: which go of the training loop it comes from, 1 for the first.
-      wall_time: when it was made, in seconds since the epoch.
-      scalars: tag -> number.
-      arrays: tag -> array of real numbers.
-      texts: tag -> Markdown.
-      hparams: name -> number, string or bool; in the first record of an attempt, if anywhere.
-    """
-
-    step: int
-    attempt: int
-    wall_time: float
-    scalars: Mapping[str, float]
-    arrays: Mapping[str, np.ndarray]
-    texts: Mapping[str, str] = field(default_factory=dict)
-    hparams: Mapping[str, Hparam] = field(default_factory=dict)
-
-
-class Writer(Protocol):
-    """What takes records."""
-
-    def start(self, step: int) -> None:
-        """A new attempt begins: what was written for steps >= step is superseded."""
-        ...
-
-    def write(self, record: Record) -> None:
-        """Takes one record."""
-        ...
-
-    def flush(self) -> None:
-        """Hands all that was taken to the operating system."""
-        ...
-
-    def close(self) -> None:
-        """Flushes and takes nothing more; a second time does nothing."""
-        ...
-
-
-@runtime_checkable
-class SessionWriter(Writer, Protocol):
-    """A writer that also takes how training ended."""
-
-    def end_session(self, outcome: Outcome) -> None:
-        """Training ended so; `close` comes next."""
-        ...
-
-
-class _ClosingWriter(ABC):
-    """A `Writer` that is a context manager and closes on the way out."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """See `Writer`."""
-
-    def __enter__(self) -> Self:
-        """The writer itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes."""
-        self.close()
-
-
-class TensorBoardWriter(_ClosingWriter):
-    """Writes a new TensorBoard event file in the run folder.
-
-    Numbers are kept as float32, as TensorBoard keeps them (`JsonlWriter` keeps all digits). Each
-    array becomes a histogram at its tag, and a tensor of plugin "rankmon" at tag + "/values".
-
-    Give rankmon a folder of its own: TensorBoard reads the files of a folder one after the other,
-    and a new attempt supersedes what any of them said of later steps.
-    """
-
-    def __init__(self, logdir: PathLike, *, layout: layout_pb2.Layout | None = None) -> None:
-        """Creates the folder where it is missing, and the file.
-
-        Args:
-          logdir: the run folder.
-          layout: charts for TensorBoard's "Custom Scalars" page; None for none.
-
-        Raises:
-          ValueError: for a URL.
-          OSError: where the folder or the file cannot be created.
-        """
-        folder = made_folder(logdir)
-        names = event_file_names(folder)
-        self._file = new_event_file(folder, names)
-        self._records = RecordWriter(self._file)
-        self._folder, self._layout = folder, layout
-        self._started = False
-        self._session: Session | None = None
-        self._last_step = 0
-        # The first attempt of a folder supersedes nothing: a START would only purge the records
-        # that a training loop's own event files in the same folder have for these steps.
-        self._resumes = any(name.endswith(SUFFIX) for name in names)
-        self._has_predecessor = self._resumes
-        self._write(_events.version_event(time.time()))
-
-    def start(self, step: int) -> None:
-        """See `Writer`. Also writes the layout, which a restart at step 0 would purge."""
-        now = time.time()
-        if self._has_predecessor:
-            # TensorBoard's server takes a run's first START for its beginning and purges nothing.
-            self._write(_events.start_event(step, now))
-            self._write(_events.start_event(step, now))
-        if self._layout is not None:
-            self._write(_events.layout_event(self._layout, step, now))
-        self._started = self._has_predecessor = True
-
-    def write(self, record: Record) -> None:
-        """See `Writer`.
-
-        Raises:
-          OSError: where the file cannot be written.
-          ValueError: after `close`.
-        """
-        if not self._started:
-            self.start(record.step)
-        if record.hparams:
-            self._session = Session(record.hparams, record.wall_time)
-            self._supersede("unknown", record.wall_time)
-        event = _events.record_event(
-            record.step,
-            record.wall_time,
-            scalars=record.scalars,
-            arrays=record.arrays,
-            texts=record.texts,
-            hparams=record.hparams,
-        )
-        self._write(event)
-        self._last_step = record.step
-
-    def end_session(self, outcome: Outcome) -> None:
-        """See `SessionWriter`; nothing where no record had hyperparameters."""
-        if self._session is not None:
-            now = time.time()
-            self._write(_events.session_end_event(outcome, self._last_step, now))
-            self._supersede(outcome, now)
-
-    def _supersede(self, outcome: Outcome, now: float) -> None:
-        if self._resumes and self._session is not None:
-            self._session.supersede(self._folder, outcome, now)
-
-    def write_image(self, step: int, tag: str, png: bytes) -> None:
-        """Writes a picture for TensorBoard's "Images" page.
-
-        Args:
-          step: the step that it shows.
-          tag: its name.
-          png: the bytes of a PNG file.
-
-        Raises:
-          OSError: where the file cannot be written.
-          ValueError: for bytes that are no PNG, and after `close`.
-        """
-        event = _events.image_event(tag, png, step, time.time())
-        if not self._started:
-            self.start(step)
-        self._write(event)
-
-    def flush(self) -> None:
-        """Nothing: each record has been handed over."""
-
-    def close(self) -> None:
-        """See `Writer`."""
-        self._records.close()
-
-    def _write(self, event: event_pb2.Event) -> None:
-        self._records.write(event.SerializeToString())
-
-
-class JsonlWriter(_ClosingWriter):
+class JsonlWriter(ClosingWriter):
     """Appends one JSON object a line, in full precision; `read_jsonl` reads them back.
 
     A record is {"step", "attempt", "wall_time", "scalars", "arrays", "texts"}, perhaps with
@@ -230,17 +43,23 @@ class JsonlWriter(_ClosingWriter):
     strings "NaN", "Infinity" and "-Infinity".
     """
 
-    def __init__(self, path: PathLike) -> None:
+    def __init__(self, path: PathLike, *, warn: Callable[[str], None] = warn_user) -> None:
         """Opens the file, and creates it and its folder where they are missing.
+
+        Args:
+          path: of the file.
+          warn: is told of damaged lines, and when the file was removed while it was written to.
 
         Raises:
           ValueError: for a URL, or where the file holds something else than records.
           OSError: where the file cannot be written.
         """
         path = Path(made_folder(Path(path).parent), Path(path).name)
+        self._path, self._warn = path, warn
         self._file = WholeFile(path, mode="ab")
         try:
-            self._attempt = max((entry["attempt"] for entry in _jsonl.entries(path)), default=0)
+            entries = _jsonl.entries(path, warn=warn)
+            self._attempt = max((entry["attempt"] for entry in entries), default=0)
             self._needs_newline = not _jsonl.ends_a_line(path)
         except BaseException:
             self._file.close()
@@ -273,13 +92,35 @@ class JsonlWriter(_ClosingWriter):
         self._write(entry | ({"hparams": dict(record.hparams)} if record.hparams else {}))
 
     def flush(self) -> None:
-        """Nothing: each line has been handed over."""
+        """See `Writer`: each line has been handed over, to a file that may be gone."""
+        self._regain()
 
     def close(self) -> None:
         """See `Writer`."""
         self._file.close()
 
+    def _regain(self) -> None:
+        """Goes on in a new file, or in one that has taken its place, if the old one is lost."""
+        keep_lock(self._path.parent)
+        lost = self._file
+        if not lost.is_lost():
+            return
+        made_folder(self._path.parent)
+        file = WholeFile(self._path, mode="ab")
+        whole = file.size == 0 and lost.is_whole()
+        try:
+            if whole:
+                file.append_all_of(lost)
+            self._needs_newline = not _jsonl.ends_a_line(self._path)
+        except BaseException:
+            file.close()
+            raise
+        self._file = file
+        lost.close()
+        self._warn(lost_file(lost, file, whole=whole))
+
     def _write(self, entry: Mapping[str, Any]) -> None:
+        self._regain()
         line = _jsonl.line(entry)
         # A line torn by a crash is ended first, so that this one stands alone.
         self._file.write(b"\n" + line if self._needs_newline else line)
@@ -289,7 +130,7 @@ class JsonlWriter(_ClosingWriter):
 def read_jsonl(path: PathLike, *, superseded: bool = False) -> list[Record]:
     """The records of a `JsonlWriter`'s file, in the order of their steps.
 
-    A line that a crash left torn is left out.
+    A line that a crash left torn is left out, and with a warning whatever else is damaged.
 
     Args:
       path: the file.
@@ -301,25 +142,29 @@ def read_jsonl(path: PathLike, *, superseded: bool = False) -> list[Record]:
 
     Raises:
       OSError: where the file cannot be read.
-      ValueError: where it holds something else than records.
+      ValueError: where it holds no record, but something else.
     """
+    path = Path(path).expanduser()
     records: list[Record] = []
-    for entry in _jsonl.entries(Path(path).expanduser()):
-        try:
-            if "start" not in entry:
-                records.append(_record(entry))
-            elif not superseded:
-                start = int(entry["start"])
-                records = [record for record in records if record.step < start]
-        except (TypeError, ValueError, AttributeError) as error:
-            raise ValueError(
-                f"expected numbers in each record of {path}, got something else ({error}); restore "
-                "the file from a copy, or move it away"
-            ) from error
+    damaged: list[str] = []
+    for entry in _jsonl.entries(path):
+        if "start" not in entry:
+            fields, names = _jsonl.readable_fields(entry)
+            records.append(Record(**fields))
+            damaged += [f"{name} at step {entry['step']}" for name in names]
+        elif not superseded:
+            records = [record for record in records if record.step < entry["start"]]
+    if damaged:
+        first, more = ", ".join(damaged[: _jsonl.MOST_NAMED]), len(damaged) - _jsonl.MOST_NAMED
+        warn_user(
+            f"expected numbers and texts in each record of {path}, got something else as {first}"
+            f"{f' and {more} more' if more > 0 else ''}; the others are read: restore the file "
+            "from a copy if you have one"
+        )
     return sorted(records, key=lambda record: record.step)
 
 
-class MemoryWriter(_ClosingWriter):
+class MemoryWriter(ClosingWriter):
     """Keeps records in memory.
 
     Attributes:
@@ -351,7 +196,7 @@ class MemoryWriter(_ClosingWriter):
         """Nothing: the records stay."""
 
 
-class ScalarsWriter(_ClosingWriter):
+class ScalarsWriter(ClosingWriter):
     """Hands scalars to any object with `write_scalars(step, {tag: value})`, as CLU's writers have.
 
     Hyperparameters too, where it has `write_hparams({name: value})`.
@@ -384,15 +229,3 @@ class ScalarsWriter(_ClosingWriter):
 
 def _nothing(*_: Any) -> None:
     pass
-
-
-def _record(entry: Mapping[str, Any]) -> Record:
-    return Record(
-        step=int(entry["step"]),
-        attempt=int(entry["attempt"]),
-        wall_time=float(entry["wall_time"]),
-        scalars={tag: float(value) for tag, value in entry["scalars"].items()},
-        arrays={tag: np.asarray(value, np.float64) for tag, value in entry["arrays"].items()},
-        texts=dict(entry["texts"]),
-        hparams=as_hparams(entry.get("hparams", {})),
-    )
