@@ -97,6 +97,7 @@ class WholeFile:
         with _explained("a log file that can be written", path):
             self._file = FileIO(path, f"{mode.removesuffix('b')}+")
             self._size = self._file.seek(0, os.SEEK_END)
+        self._lock = _locks.get(path.parent)
         _held.add(self._file)
 
     def write(self, data: bytes) -> None:
@@ -118,6 +119,15 @@ class WholeFile:
                 self._file.truncate(start)
             raise
         self._size = start + len(data)
+
+    def keep_lock(self) -> None:
+        """Keep the lock under which the file was opened, if there is one.
+
+        Raises:
+          OSError: as `RunLock.keep` does.
+        """
+        if self._lock is not None:
+            self._lock.keep()
 
     def is_lost(self) -> bool:
         """Return whether the file was removed, moved, replaced or cut since the last write.
@@ -221,19 +231,26 @@ class RunLock:
         """
         self._path = made_folder(logdir) / LOCK_NAME
         self._file = _locked(self._path)
+        self._successor: BlockingIOError | None = None
         _locks[self._path.parent] = self
 
     def keep(self) -> None:
         """Take the lock once more if its file was removed, as others could take it now.
 
         Raises:
-          BlockingIOError: if another writer has it by now.
+          BlockingIOError: if another writer has taken it; the folder stays that writer's.
           OSError: if the folder cannot be created or written.
         """
+        if self._successor is not None:
+            raise BlockingIOError(*self._successor.args, self._successor.filename)
         if self._file.closed or _is_at(self._file, self._path):
             return
         made_folder(self._path.parent)
-        file = _locked(self._path)
+        try:
+            file = _locked(self._path)
+        except BlockingIOError as error:
+            self._successor = error.with_traceback(None)
+            raise
         self._file.close()
         self._file = file
 
@@ -258,13 +275,7 @@ class RunLock:
         self.release()
 
 
-def keep_lock(folder: Path) -> None:
-    """Keep the lock that this process has on a folder, if it has one, as `RunLock.keep` does."""
-    lock = _locks.get(folder)
-    if lock is not None:
-        lock.keep()
-
-
+# The latest lock of each folder: files that are opened there belong to it.
 _locks: "weakref.WeakValueDictionary[Path, RunLock]" = weakref.WeakValueDictionary()
 
 

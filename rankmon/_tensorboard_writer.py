@@ -19,7 +19,7 @@ from rankmon._event_files import (
     prepare_session,
 )
 from rankmon._events import Outcome
-from rankmon._files import PathLike, WholeFile, keep_lock, made_folder
+from rankmon._files import PathLike, WholeFile, made_folder
 from rankmon._warnings import warn_user
 from rankmon._writer import ClosingWriter, Record, lost_file
 
@@ -144,8 +144,8 @@ class TensorBoardWriter(ClosingWriter):
 
     def _regain(self) -> None:
         """Goes on in a new file if the old one is lost."""
-        keep_lock(self._folder)
         lost = self._file
+        lost.keep_lock()
         if not lost.is_lost():
             return
         made_folder(self._folder)

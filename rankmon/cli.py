@@ -90,6 +90,7 @@ def _warnings_as_lines(command: str) -> Iterator[None]:
             else:
                 others(message, category, filename, lineno, file, line)
 
+        warnings.simplefilter("always", RankmonWarning)
         warnings.showwarning = show
         yield
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from rankmon import _jsonl
 from rankmon._events import Outcome
-from rankmon._files import PathLike, RunLock, WholeFile, keep_lock, made_folder
+from rankmon._files import PathLike, RunLock, WholeFile, made_folder
 from rankmon._tensorboard_writer import TensorBoardWriter
 from rankmon._warnings import warn_user
 from rankmon._writer import ClosingWriter, Record, SessionWriter, Writer, lost_file
@@ -101,8 +101,8 @@ class JsonlWriter(ClosingWriter):
 
     def _regain(self) -> None:
         """Goes on in a new file, or in one that has taken its place, if the old one is lost."""
-        keep_lock(self._path.parent)
         lost = self._file
+        lost.keep_lock()
         if not lost.is_lost():
             return
         made_folder(self._path.parent)

@@ -121,15 +121,3 @@ def test_a_file_of_something_else_is_refused(tmp_path, line):
         with refused(ValueError, "record", "line 1"):
             opening(path)
     assert path.read_text() == line + "\n"
-
-
-def test_a_bad_line_between_records_is_refused(tmp_path):
-    path = tmp_path / "rankmon.jsonl"
-    with JsonlWriter(path) as writer:
-        for step in (0, 10, 20):
-            writer.write(record(step))
-    lines = path.read_text().splitlines()
-    lines[2] = lines[2][:30]
-    path.write_text("\n".join(lines))
-    with refused(ValueError, "line 3"):
-        read_jsonl(path)

@@ -831,8 +831,6 @@ def test_a_fresh_run_over_older_records_says_so(ready, tmp_path):
     assert len(caught) == 1
     with warnings.catch_warnings(record=True) as none:
         warnings.simplefilter("always")
-        with RankMonitor(problem, logdir=tmp_path, every=1, probes=[Light()]) as later:
-            later(11, params)
         with RankMonitor(
             problem, logdir=tmp_path, every=10, probes=[Light()], state=saved
         ) as resumed:
@@ -910,5 +908,5 @@ def test_a_run_that_ended_before_its_first_record_is_at_the_step_before(tmp_path
     writer.start(10)
     writer.close()
     outbox = Outbox(tmp_path, [], trouble=Trouble("raise"))
-    assert outbox.last_step() == 5
+    assert [step for step, _ in outbox.earlier()] == [0, 5]
     outbox.close()
