@@ -101,7 +101,7 @@ def symbols_of(dims: Sequence[int], r: int | None, s: int | None, bias: bool, lo
                 "add the second class's output"
             )
         widths = (*widths[:-1], widths[-1] - 1)
-    o = int(bias)
+    o = int(flag("bias", bias))
     rank = widths[0] if r is None else within("r", r, widths[0], "d")
     most = min(widths[-1], rank + o)
     K = "K - 1" if loss == "cross_entropy" else "K"
@@ -111,6 +111,12 @@ def symbols_of(dims: Sequence[int], r: int | None, s: int | None, bias: bool, lo
 
 def widths_of(dims: Sequence[int]) -> tuple[int, ...]:
     """The widths as integers of at least 1, two or more of them; raises otherwise."""
+    is_sequence = isinstance(dims, Sequence) or getattr(dims, "ndim", None) == 1
+    if not is_sequence or isinstance(dims, (str, bytes)):
+        raise TypeError(
+            f"expected dims to be the widths (d, M_1, ..., K), got {dims!r} "
+            f"({type(dims).__name__}); pass a tuple of integers"
+        )
     widths = tuple(integer("a width in dims", width) for width in dims)
     if len(widths) < 2:
         raise ValueError(
@@ -125,13 +131,26 @@ def widths_of(dims: Sequence[int]) -> tuple[int, ...]:
 
 
 def integer(name: str, value: int) -> int:
-    """The value as an integer; raises TypeError where it is none."""
+    """Return the value as an integer; raise TypeError for anything else, True and False too."""
     try:
-        return operator.index(value)
+        if not isinstance(value, bool):
+            return operator.index(value)
     except TypeError:
+        pass
+    raise TypeError(
+        f"expected {name} to be an integer, got {value!r} ({type(value).__name__}); pass an int"
+    )
+
+
+def flag(name: str, value: bool) -> bool:
+    """Return the value as a bool; raise TypeError for anything but True and False."""
+    of_numpy = getattr(getattr(value, "dtype", None), "kind", None) == "b" and value.shape == ()
+    if not (isinstance(value, bool) or of_numpy):
         raise TypeError(
-            f"expected {name} to be an integer, got {value!r} ({type(value).__name__}); pass an int"
-        ) from None
+            f"expected {name} to be True or False, got {value!r} ({type(value).__name__}); "
+            "choose one"
+        )
+    return bool(value)
 
 
 def within(name: str, value: int, most: int, limit: str) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rankmon import theory
-from rankmon._symbols import symbols_of
+from rankmon._symbols import flag, integer, symbols_of, widths_of
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,14 @@ def closed_forms(
     Raises:
       TypeError, ValueError: as `theory` does.
     """
-    if r is None and n is not None and dims:
-        r = min(dims[0], max(n - int(bias), 0))  # with biases the inputs are centered
+    dims, bias = widths_of(dims), flag("bias", bias)
+    if r is None and n is not None:
+        # With biases the inputs are centered.
+        r = min(dims[0], max(integer("n", n) - int(bias), 0))
     t = symbols_of(dims, r, s, bias, loss)
     columns = theory.rank_functional_columns(dims, r=r, s=s, bias=bias, loss=loss)
     return ClosedForms(
-        dims=tuple(dims),
+        dims=dims,
         bias=bias,
         loss=loss,
         p=theory.number_of_parameters(dims, bias=bias),

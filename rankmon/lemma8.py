@@ -34,6 +34,8 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
+from rankmon._symbols import integer
+
 _matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -273,10 +275,12 @@ def balanced_stack(
         dtype: A floating dtype; by default JAX's own, float64 inside `jax.enable_x64(True)`.
 
     Raises:
+        TypeError: For layers or width that are no integers.
         ValueError: For layers or width below 1, or singular values that are negative or not M.
     """
-    if layers < 1 or width < 1:
-        raise ValueError(f"expected layers and width of at least 1, got {layers} and {width}")
+    for name, number in (("layers", layers), ("width", width)):
+        if integer(name, number) < 1:
+            raise ValueError(f"expected {name} of at least 1, got {number}; pass L and M")
     default = 2.0 ** ((np.arange(width) + 0.5) / width - 0.5)
     values = default if singular_values is None else np.asarray(singular_values, np.float64)
     if values.shape != (width,) or not (values >= 0).all():

@@ -9,10 +9,13 @@ probe batch.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from numbers import Real
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from rankmon._symbols import flag, integer
 from rankmon.spectrum import singular_values
 
 
@@ -70,14 +73,20 @@ def outer_spectrum(
       K min(n, d) eigenvalues, descending; all others of H_o are zero.
 
     Raises:
+      TypeError: for what is no sequence of arrays of numbers.
       ValueError: for weights that are no chain, inputs that do not fit, or values that are not
         finite.
 
     Source: arXiv 2106.16225, section S8.1.
     """
-    chain = [np.asarray(W, np.float64) for W in weights]
-    x = np.asarray(inputs, np.float64)
-    _check(chain, x)
+    if not isinstance(weights, Sequence):
+        raise TypeError(
+            f"expected weights to be a sequence of matrices, got {type(weights).__name__}; pass "
+            "(W^1, ..., W^L)"
+        )
+    chain = [_finite("every weight", W, axes=2) for W in weights]
+    x = _finite("inputs", inputs, axes=2)
+    _check_chain(chain, x)
     _, sigma, axes = np.linalg.svd(x / np.sqrt(len(x)), full_matrices=False)
     root = axes.T * sigma  # Sigma = root root^T
     K = chain[-1].shape[0]
@@ -104,19 +113,19 @@ def outer_plateaus(
       bias: whether the last layer has a bias; E[(h, 1) (h, 1)^T] takes the place of E[h h^T].
 
     Raises:
+      TypeError: for outputs that are no integer, or a bias that is not a bool.
       ValueError: where K <= M_{L-1}: then there are none. And for features that are not finite.
 
     Source: arXiv 2106.16225, section S8.1 (figures S4 and S5); with biases by the same argument.
     """
-    h = np.asarray(features, np.float64)
-    _refuse_nonfinite("features", h, axes=2)
-    width = outputs - h.shape[1]
+    h = _finite("features", features, axes=2)
+    width = integer("outputs", outputs) - h.shape[1]
     if width <= 0:
         raise ValueError(
             f"expected more outputs than features, got K = {outputs} and {h.shape[1]} features; "
             "H_o has these plateaus only where the last layer widens"
         )
-    if bias:
+    if flag("bias", bias):
         h = np.concatenate([h, np.ones((len(h), 1))], axis=1)
     values = singular_values(h / np.sqrt(len(h))) ** 2
     return Plateaus(np.concatenate([values, np.zeros(h.shape[1] - values.size)]), width)
@@ -136,13 +145,13 @@ def functional_plateaus(omega: Float[np.ndarray, "k d"], hidden: int) -> Plateau
       2 min(K, d) levels, descending from the largest to minus the largest.
 
     Raises:
+      TypeError: for a width that is no integer.
       ValueError: for an Omega that is no finite matrix, or a width below 1.
 
     Source: arXiv 2106.16225, section S8.2 (figures S6 and S7).
     """
-    omega = np.asarray(omega, np.float64)
-    _refuse_nonfinite("Omega", omega, axes=2)
-    if hidden < 1:
+    omega = _finite("Omega", omega, axes=2)
+    if integer("hidden", hidden) < 1:
         raise ValueError(f"expected a hidden width of at least 1, got {hidden}; pass M")
     values = singular_values(omega)
     return Plateaus(np.concatenate([values, -values[::-1]]), hidden)
@@ -159,10 +168,15 @@ def match_plateaus(
       tolerance: relative; eigenvalues nearer to a level count as on it.
 
     Raises:
-      ValueError: for a spectrum that is not finite, or smaller than a plateau.
+      ValueError: for a spectrum that is not finite or smaller than a plateau, or a tolerance
+        below 0.
     """
-    measured = np.asarray(eigenvalues, np.float64)
-    _refuse_nonfinite("eigenvalues", measured, axes=1)
+    measured = _finite("eigenvalues", eigenvalues, axes=1)
+    if not isinstance(tolerance, Real) or not 0 <= tolerance < np.inf:
+        raise ValueError(
+            f"expected tolerance to be a finite number >= 0, got {tolerance!r}; for the default "
+            "leave it out"
+        )
     if measured.size < plateaus.width:
         raise ValueError(
             f"expected at least {plateaus.width} eigenvalues, got {measured.size}; pass the "
@@ -185,12 +199,9 @@ def match_plateaus(
     return found
 
 
-def _check(chain: Sequence[np.ndarray], x: np.ndarray) -> None:
-    _refuse_nonfinite("inputs", x, axes=2)
+def _check_chain(chain: Sequence[np.ndarray], x: np.ndarray) -> None:
     if not chain:
         raise ValueError("expected at least one weight matrix, got none; pass (W^1, ..., W^L)")
-    for W in chain:
-        _refuse_nonfinite("every weight", W, axes=2)
     widths = [x.shape[1], *(W.shape[0] for W in chain)]
     for W, fan_in in zip(chain, widths, strict=False):
         if W.shape[1] != fan_in:
@@ -200,10 +211,21 @@ def _check(chain: Sequence[np.ndarray], x: np.ndarray) -> None:
             )
 
 
-def _refuse_nonfinite(name: str, array: np.ndarray, *, axes: int) -> None:
+def _finite(name: str, values: Any, *, axes: int) -> np.ndarray:
+    """Return the values in float64; raise for anything but a finite array of so many axes."""
+    try:
+        if values is None:
+            raise TypeError
+        array = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"expected {name} as an array of numbers, got {type(values).__name__}; pass a NumPy "
+            "or JAX array"
+        ) from None
     if array.ndim != axes or array.size == 0 or not np.all(np.isfinite(array)):
         raise ValueError(
             f"expected {name} as a finite array of {axes} axes, got shape {array.shape}"
             f"{'' if np.all(np.isfinite(array)) else ' with NaN or infinite entries'}; pass one "
             "row for each example, and look at the weights where values overflow"
         )
+    return array

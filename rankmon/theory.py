@@ -20,7 +20,7 @@ last bias E[delta] = 0), the ranks can only be lower.
 from collections.abc import Sequence
 from functools import lru_cache
 
-from rankmon._symbols import Symbols, integer, symbols_of, widths_of, within
+from rankmon._symbols import Symbols, flag, integer, symbols_of, widths_of, within
 
 
 def rank_outer(
@@ -45,7 +45,7 @@ def rank_outer(
         Hessian, "mse".
 
     Raises:
-      TypeError: for widths or ranks that are not integers.
+      TypeError: for widths or ranks that are not integers, or a bias that is not a bool.
       ValueError: for widths, ranks or a loss out of range.
 
     Source: arXiv 2106.16225, Corollary 4, Theorem 12, section S7.3.
@@ -90,7 +90,7 @@ def rank_functional_columns(
       L ranks, first layer first; (0,) for L = 1.
 
     Raises:
-      TypeError: for widths or ranks that are not integers.
+      TypeError: for widths or ranks that are not integers, or a bias that is not a bool.
       ValueError: for widths, ranks or a loss out of range.
 
     Source: without biases arXiv 2106.16225, Theorem 5; with biases not in the paper.
@@ -125,7 +125,7 @@ def rank_functional(
         Hessian, "mse".
 
     Raises:
-      TypeError: for widths or ranks that are not integers.
+      TypeError: for widths or ranks that are not integers, or a bias that is not a bool.
       ValueError: for widths, ranks or a loss out of range.
 
     Source: arXiv 2106.16225, Corollary 6, sections S7.2 and S7.3; bottlenecks with biases are not
@@ -160,7 +160,7 @@ def rank_loss(
         Hessian, "mse".
 
     Raises:
-      TypeError: for widths or ranks that are not integers.
+      TypeError: for widths or ranks that are not integers, or a bias that is not a bool.
       ValueError: for widths, ranks or a loss out of range.
 
     Source: for s >= q without biases, and for two layers or no bottleneck with biases, the formulas
@@ -281,7 +281,7 @@ def rank_per_parameter(
       loss: as for `rank_outer`.
 
     Raises:
-      TypeError: for widths or ranks that are not integers.
+      TypeError: for widths or ranks that are not integers, or a bias that is not a bool.
       ValueError: for widths, ranks or a loss out of range.
 
     Source: arXiv 2106.16225, sections S7.4 and S9.2 (figures S3 and S20).
@@ -303,8 +303,8 @@ def number_of_parameters(dims: Sequence[int], *, bias: bool = False) -> int:
       bias: whether every layer has a bias.
 
     Raises:
-      TypeError: for widths that are not integers.
+      TypeError: for widths that are not integers, or a bias that is not a bool.
       ValueError: for fewer than two widths, or widths below 1.
     """
-    widths = widths_of(dims)
-    return sum(m * (before + int(bias)) for before, m in zip(widths[:-1], widths[1:], strict=True))
+    widths, o = widths_of(dims), int(flag("bias", bias))
+    return sum(m * (before + o) for before, m in zip(widths[:-1], widths[1:], strict=True))

@@ -174,3 +174,30 @@ def test_what_does_not_fit_is_refused():
         functional_plateaus(x, 0)
     with refused(ValueError, "7 eigenvalues", "4"):
         match_plateaus(Plateaus(np.ones(1), 7), np.ones(4))
+
+
+@pytest.mark.parametrize("number", [2.0, "2", True, None, np.ones(2)], ids=str)
+def test_widths_are_integers(number):
+    x = np.ones((4, 3))
+    with refused(TypeError, "outputs", repr(number)):
+        outer_plateaus(x, number)
+    with refused(TypeError, "hidden", repr(number)):
+        functional_plateaus(x, number)
+
+
+def test_flags_and_arrays_are_what_they_should_be():
+    x, W = np.ones((4, 3)), np.ones((5, 3))
+    for bias in (2, "1", None):
+        with refused(TypeError, "bias", "True or False", repr(bias)):
+            outer_plateaus(x, 5, bias=bias)
+    for weights in (None, 5, W):
+        with refused(TypeError, "weights", type(weights).__name__, "W^1"):
+            outer_spectrum(weights, x)
+    with refused(TypeError, "every weight", "str"):
+        outer_spectrum(["W"], x)
+    with refused(TypeError, "inputs", "NoneType"):
+        outer_spectrum([W], None)
+    for tolerance in (-1.0, np.nan, "1", None):
+        with refused((TypeError, ValueError), "tolerance", repr(tolerance)):
+            match_plateaus(Plateaus(np.ones(1), 1), np.ones(4), tolerance=tolerance)
+    assert outer_plateaus(x, np.int64(5), bias=np.True_).width == 2

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from rankmon import theory
+from rankmon.closed_forms import closed_forms
 from refusals import refused
 
 PRIME = 2**31 - 1
@@ -651,6 +652,22 @@ BAD_INPUTS = {
         ((5, 4, 1), {"loss": "cross_entropy"}, ValueError, ("at least 2 outputs", "K = 1"))
     ),
     "unknown_loss": ((5, 4, 3), {"loss": "hinge"}, ValueError, ("loss", "'hinge'", '"mse"')),
+    "no_loss": ((5, 4, 3), {"loss": ["mse"]}, ValueError, ("loss", "['mse']", '"mse"')),
+    "true_r": ((5, 4, 3), {"r": True}, TypeError, ("r to be an integer", "True", "bool")),
+    "bias_two": ((5, 4, 3), {"bias": 2}, TypeError, ("bias", "True or False", "2")),
+    "bias_minus_one": ((5, 4, 3), {"bias": -1}, TypeError, ("bias", "True or False", "-1")),
+    "bias_text": ((5, 4, 3), {"bias": "1"}, TypeError, ("bias", "True or False", "'1'")),
+    "bias_none": ((5, 4, 3), {"bias": None}, TypeError, ("bias", "True or False", "None")),
+}
+BAD_DIMS = {
+    "none": (None, ("dims", "None", "tuple")),
+    "number": (5, ("dims", "5 (int)", "tuple")),
+    "text": ("543", ("dims", "'543'", "tuple")),
+    "generator": ((m for m in (5, 4, 3)), ("dims", "generator", "tuple")),
+    "set": ({5, 4, 3}, ("dims", "set", "tuple")),
+    "dict": ({0: 5, 1: 4, 2: 3}, ("dims", "dict", "tuple")),
+    "matrix": (np.ones((2, 3), int), ("dims", "ndarray", "tuple")),
+    "true_width": ((5, True, 3), ("a width in dims", "True", "bool")),
 }
 
 
@@ -667,6 +684,48 @@ def test_input_errors(
 ) -> None:
     with refused(error, *keys):
         function(dims, **given)
+
+
+@pytest.mark.parametrize(("dims", "keys"), BAD_DIMS.values(), ids=BAD_DIMS.keys())
+def test_what_is_no_sequence_of_widths_is_refused_everywhere(
+    dims: object, keys: tuple[str, ...]
+) -> None:
+    bounds = [theory.rank_outer_bound, theory.rank_functional_bound, theory.rank_per_parameter]
+    for function in (*FORMULAS, *bounds, theory.number_of_parameters, closed_forms):
+        with refused(TypeError, *keys):
+            function(dims)
+    with refused(TypeError, *keys):
+        theory.rank_loss_bound(dims, n=3)
+    with refused(TypeError, *keys):
+        closed_forms(dims, n=3)
+
+
+@pytest.mark.parametrize("bias", [2, -1, 0, "1", None, np.ones(2)], ids=str)
+def test_what_is_no_flag_is_no_bias(bias: object) -> None:
+    for function in (*FORMULAS, theory.rank_per_parameter, theory.number_of_parameters):
+        with refused(TypeError, "bias", "True or False", repr(bias)):
+            function((5, 4, 3), bias=bias)
+    with refused(TypeError, "bias", "True or False", repr(bias)):
+        closed_forms((5, 4, 3), bias=bias, n=7)
+
+
+def test_flags_and_widths_of_numpy_are_taken() -> None:
+    assert theory.rank_outer(np.array([5, 4, 3]), bias=np.True_) == 18
+    assert theory.rank_outer([5, 4, 3], bias=True) == 18
+    assert closed_forms(np.array([5, 4, 3]), bias=np.True_, n=2).r == 1
+
+
+def test_numbers_of_examples_and_active_units_are_integers() -> None:
+    for n in (2.0, "2", None, True):
+        with refused(TypeError, "n to be an integer", repr(n)):
+            theory.rank_loss_bound((5, 4, 3), n=n)
+    for n in (2.0, "2", True):
+        with refused(TypeError, "n to be an integer", repr(n)):
+            closed_forms((5, 4, 3), n=n)
+    with refused(ValueError, "n = 1", "got -4"):
+        closed_forms((5, 4, 3), n=-4)
+    with refused(TypeError, "active to be an integer", "False"):
+        theory.rank_outer_bound((5, 4, 3), active=False)
 
 
 def test_bounds_reject_what_they_do_not_cover() -> None:
