@@ -76,5 +76,9 @@ def _scalars_of(spec: LeafSpec, matrix: Float[Array | np.ndarray, "m n"]) -> Sca
     }
     if m == n:
         sign, log_abs = jnp.linalg.slogdet(matrix)
-        scalars |= {f"det_sign/{name}": sign, f"log_abs_det/{name}": log_abs}
+        regular = scaled[-1] > n * arithmetic  # below that both are rounding
+        scalars |= {
+            f"det_sign/{name}": jnp.where(regular, sign, 0),
+            f"log_abs_det/{name}": jnp.where(regular, log_abs, -jnp.inf),
+        }
     return {tag: jnp.where(finite, value, jnp.nan) for tag, value in scalars.items()}

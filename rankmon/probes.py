@@ -28,7 +28,7 @@ from rankmon.measurement import (
     rank_scalars,
 )
 from rankmon.problem import Problem
-from rankmon.rank import DEFAULT_TOLERANCE, Tolerance, as_tolerance, weight_rank
+from rankmon.rank import DEFAULT_TOLERANCE, Tolerance, as_tolerance, log_abs_det, weight_rank
 from rankmon.stack import DenseStack, recognized_stack
 
 # What a weight's rank_low, rank_high and gap would otherwise overwrite.
@@ -255,7 +255,7 @@ class PreparedLemma8:
 
     def _log_abs_dets(self, snapshot: Snapshot) -> np.ndarray:
         weights = self.stack.weights(snapshot.leaves)
-        return np.array([np.linalg.slogdet(np.asarray(w, np.float64))[1] for w in weights])
+        return np.array([log_abs_det(np.asarray(w, np.float64)) for w in weights])
 
     def _path_scalars(self, path: lemma8.DeterminantPath, snapshot: Snapshot) -> dict[str, float]:
         scalars = {}

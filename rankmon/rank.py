@@ -130,7 +130,8 @@ class WeightRank(NumericalRank):
         2007); NaN likewise.
       condition_number: ratio of the largest to the smallest of min(m, n) singular values; infinite
         where that is zero, NaN likewise.
-      det_sign: sign of det W, 0.0 if singular; None unless W is square.
+      det_sign: sign of det W, 0.0 if singular, that is if the smallest singular value is at most
+        n eps64 ||W||_2; None unless W is square.
       log_abs_det: log|det W| (natural), -inf if singular; None unless W is square.
     """
 
@@ -212,12 +213,28 @@ def weight_rank(
     soft = _soft_ranks(values)
     default = default_relative(matrix.shape, eps, soft["stable_rank"])
     cut = as_tolerance(tolerance).cut(norm, default=default)
-    sign, log_abs = np.linalg.slogdet(matrix) if square else (0.0, 0.0)
+    sign, log_abs = _sign_and_logarithm(matrix, values) if square else (0.0, 0.0)
     return WeightRank(
-        **asdict(numerical_rank(values, cut)),
-        **_determinant(float(sign), float(log_abs), square),
-        **soft,
+        **asdict(numerical_rank(values, cut)), **_determinant(sign, log_abs, square), **soft
     )
+
+
+def log_abs_det(matrix: Float[np.ndarray, "n n"]) -> float:
+    """Return log|det W| as `weight_rank` does, of a finite square matrix."""
+    return _sign_and_logarithm(matrix, singular_values(matrix))[1]
+
+
+def _sign_and_logarithm(
+    matrix: Float[np.ndarray, "n n"], values: Float[np.ndarray, " n"]
+) -> tuple[float, float]:
+    """The sign of det W and log|det W|: 0 and -inf where float64 cannot tell W from a singular one.
+
+    There, and not at the cut of ranks: the determinant is that of the stored numbers.
+    """
+    if values.size and values[-1] <= len(values) * DOUBLE.eps * values[0]:
+        return 0.0, -float("inf")
+    sign, log_abs = np.linalg.slogdet(matrix)
+    return float(sign), float(log_abs)
 
 
 def default_relative(shape: tuple[int, ...], eps: float, stable_rank: float) -> float:

@@ -137,6 +137,22 @@ def test_determinants_and_what_is_not_finite():
         assert bool(np.isnan(value)) == tag.endswith(("/tall", "/wide, bfloat16")), tag
 
 
+def test_a_singular_matrix_has_no_determinant_as_far_as_the_dtype_can_tell():
+    rng = np.random.default_rng(1)
+    factor = rng.integers(-3, 4, (18, 12))
+    params = {
+        "singular": (factor @ factor.T).astype(np.float32),
+        "zeros": np.zeros((3, 3), np.float32),
+        "regular": np.diag([3.0, 1.0, -1e-5]).astype(np.float32),
+        "ones": jnp.ones((2, 2), jnp.bfloat16),
+    }
+    scalars = measured(params)
+    for name in ("singular", "zeros", "ones"):
+        assert (scalars[f"det_sign/{name}"], scalars[f"log_abs_det/{name}"]) == (0, -np.inf)
+    assert scalars["det_sign/regular"] == -1
+    np.testing.assert_allclose(scalars["log_abs_det/regular"], np.log(3e-5), rtol=1e-6)
+
+
 def test_the_tags_are_those_of_the_weights_probe():
     params = initial() | {"square": jnp.eye(4)}
     problem = Problem(lambda p, x: apply(p, x) + p["square"][0, 0], loss="mse", inputs=X, targets=Y)

@@ -230,6 +230,22 @@ def test_lemma8_in_a_discrete_loop():
     assert s["lemma8/balancedness/0"] < 1e-3
 
 
+def test_lemma8_of_a_singular_weight_beside_one_that_is_nearly_so():
+    rng = np.random.default_rng(8)
+    factor = rng.integers(-3, 4, (6, 4))
+    nearly = np.diag([1.0, 1, 1, 1, 1, 1e-12])
+    problem = Problem(
+        lambda w, x: x @ w[0].T @ w[1].T, loss="mse", inputs=np.eye(6), targets=np.eye(6)
+    )
+    params = [(factor @ factor.T).astype(np.float32), nearly]
+    with RankMonitor(problem, every=1, probes=[Lemma8Probe(1e-3), "weights"]) as monitor:
+        s = monitor(0, params).scalars
+    for tag in ("log_abs_det", "lemma8/predicted_log_abs_det"):
+        assert s[f"{tag}/0"] == -np.inf
+        assert s[f"{tag}/1"] == pytest.approx(np.log(1e-12), rel=1e-12)
+    assert s["det_sign/0"] == 0
+
+
 def test_a_weight_named_like_a_part_of_the_hessian_overwrites_nothing():
     problem = Problem(
         lambda p, x: x @ p["H_L"], loss="mse", inputs=np.eye(4), targets=np.ones((4, 2))

@@ -1,5 +1,6 @@
 """Ranks of matrices with prescribed spectra, their margins, and what else weights tell."""
 
+import flint
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -347,6 +348,43 @@ def test_determinants_past_the_range_of_floats(scale):
     assert got.det_sign == -reflections.det_sign
     assert abs(got.det_sign) == 1.0
     assert got.rank == n
+
+
+def integer_matrix(n, rank, seed=0):
+    """An integer matrix of this rank, exact in float32."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(-3, 4, (n, rank)) @ rng.integers(-3, 4, (rank, n))
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        (lambda a: a @ a.T)(np.random.default_rng(3).integers(-3, 4, (18, 12))),
+        integer_matrix(18, 17),
+        integer_matrix(40, 1, seed=3),
+        np.ones((2, 2)),
+        np.zeros((3, 3)),
+        np.zeros((1, 1)),
+    ],
+    ids=["gram", "one-short", "rank-one", "ones", "zeros", "zero"],
+)
+@pytest.mark.parametrize("scale", [1.0, 2.0**-140, 2.0**100])
+def test_a_singular_matrix_has_no_sign_and_no_logarithm(matrix, scale):
+    exact = flint.fmpz_mat(matrix.astype(int).tolist())
+    assert exact.det() == 0
+    stored = (matrix * scale).astype(np.float32)
+    np.testing.assert_array_equal(stored.astype(np.float64), matrix * scale)
+    got = weight_ranks({"w": stored})["w"]
+    assert (got.rank, got.det_sign, got.log_abs_det) == (exact.rank(), 0.0, -np.inf)
+
+
+def test_a_determinant_ends_where_float64_does_and_not_at_the_coarser_cut_of_ranks():
+    for small, is_singular in ((1e-8, False), (1e-13, False), (1e-17, True)):
+        stored = np.diag([1.0, 0.5, 2.0, small]).astype(np.float32)[[1, 0, 2, 3]]
+        got = weight_ranks({"w": stored})["w"]
+        assert got.rank == 3
+        want = (0.0, -np.inf) if is_singular else (-1.0, np.log(np.float64(np.float32(small))))
+        assert (got.det_sign, got.log_abs_det) == (want[0], pytest.approx(want[1], rel=1e-14))
 
 
 def test_only_square_matrices_have_determinants():
