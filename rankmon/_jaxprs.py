@@ -23,6 +23,7 @@ BITCAST = "bitcast_convert_type"
 COPIES = frozenset({CONVERT, "copy", "copy_p"})
 TRANSPOSE, BROADCAST, RESHAPE, SQUEEZE = "transpose", "broadcast_in_dim", "reshape", "squeeze"
 SLICE, DYNAMIC_SLICE, REVERSE = "slice", "dynamic_slice", "rev"
+SPLIT, PAD, CONCATENATE = "split", "pad", "concatenate"
 SUMS = frozenset({"add", "add_any"})
 MAX = "max"
 DOT, CONVOLUTION = "dot_general", "conv_general_dilated"

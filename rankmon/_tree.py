@@ -4,8 +4,8 @@ The one parameter order of the package: leaves in `jax.tree_util` order, each ra
 one after the other, only the leaves that are differentiated.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -14,18 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Projections of flax's attention keep their kernels as (in, heads, head_dim).
-_SPLIT_OUTPUT_LAYERS = frozenset({"query", "key", "value"})
-
 
 @dataclass(frozen=True)
 class LeafSpec:
-    """Name, shape and dtype of one parameter leaf, and whether it is differentiated."""
+    """Name, shape and dtype of one parameter leaf, and whether it is differentiated.
+
+    `chosen` leaves pass the filters, integers among them.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
     differentiated: bool
+    chosen: bool = True
 
     @property
     def size(self) -> int:
@@ -43,17 +44,35 @@ class Bundle:
 
 
 def leaf_names(params: Any) -> tuple[str, ...]:
-    """The leaves' paths joined by "/", less a lone outermost "params" and NNX's last "value"."""
+    """The leaves' paths joined by "/", less a lone outermost "params" and NNX's last "value".
+
+    No two are the same: a path that reads like another one, since keys may hold "/", is numbered.
+    """
     if isinstance(params, Bundle):
-        beside = (f"extra/{name}" for name in leaf_names(params.extra))
-        return (*leaf_names(params.params), *beside)
+        own = leaf_names(params.params)
+        beside = [f"extra/{name}" for name in leaf_names(params.extra)]
+        return (*own, *told_apart(beside, taken=own))
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
     if all(len(path) > 1 and _is_variable_value(path[-1]) for path in paths):
         paths = [path[:-1] for path in paths]
     parts = [tuple(_key_text(key) for key in path) for path in paths]
     if parts and all(len(part) > 1 and part[0] == "params" for part in parts):
         parts = [part[1:] for part in parts]
-    return tuple("/".join(part) or "params" for part in parts)
+    return told_apart(["/".join(part) or "params" for part in parts])
+
+
+def told_apart(names: Sequence[str], *, taken: Collection[str] = ()) -> tuple[str, ...]:
+    """Return the names; one that is taken or came before is numbered, as in "W", "W (2)"."""
+    used, given = set(taken), frozenset(names)
+    results = []
+    for name in names:
+        unique, number = name, 1
+        while unique in used or (number > 1 and unique in given):
+            number += 1
+            unique = f"{name} ({number})"
+        used.add(unique)
+        results.append(unique)
+    return tuple(results)
 
 
 def _is_variable_value(key: Any) -> bool:
@@ -71,7 +90,9 @@ def _key_text(key: Any) -> str:
 def leaf_specs(
     params: Any, *, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
 ) -> tuple[LeafSpec, ...]:
-    """What each leaf is; floating leaves whose name passes the filters are differentiated.
+    """What each leaf is; floating arrays whose name passes the filters are differentiated.
+
+    Python's numbers are settings, such as the rate of a dropout layer, and held fixed.
 
     Args:
       params: any pytree of arrays.
@@ -88,7 +109,7 @@ def leaf_specs(
 
     def spec(place: int, name: str, leaf: Any) -> LeafSpec:
         dtype = _dtype_of(name, leaf)
-        chosen = place < len(own) and name in passing
+        chosen = place < len(own) and name in passing and hasattr(leaf, "dtype")
         if chosen and jnp.issubdtype(dtype, jnp.complexfloating):
             raise TypeError(
                 f"expected real parameters, got {dtype} at {name!r}; complex weights have no "
@@ -96,7 +117,7 @@ def leaf_specs(
                 "real and imaginary part as two leaves"
             )
         floating = bool(jnp.issubdtype(dtype, jnp.floating))
-        return LeafSpec(name, tuple(np.shape(leaf)), dtype, floating and chosen)
+        return LeafSpec(name, tuple(np.shape(leaf)), dtype, floating and chosen, chosen)
 
     leaves = jax.tree_util.tree_leaves(params)
     return tuple(spec(i, *pair) for i, pair in enumerate(zip(names, leaves, strict=True)))
@@ -110,14 +131,14 @@ def passing_names(
     Raises:
       ValueError: where a pattern matches none of the names.
     """
-    include, exclude = as_patterns(include), as_patterns(exclude)
-    for pattern in (*include, *exclude):
-        if names and not any(fnmatchcase(name, pattern) for name in names):
+    kept, left = ({p: matching(names, p) for p in as_patterns(side)} for side in (include, exclude))
+    for pattern, matched in (*kept.items(), *left.items()):
+        if names and not matched:
             raise ValueError(
                 f"expected the path filter {pattern!r} to match a parameter, "
                 f"got none among {list(names)}; mend the pattern (globs over these names)"
             )
-    return frozenset(n for n in names if matches(n, include) and not matches(n, exclude))
+    return frozenset().union(*kept.values()).difference(*left.values())
 
 
 def as_patterns(patterns: Sequence[str]) -> tuple[str, ...]:
@@ -127,112 +148,62 @@ def as_patterns(patterns: Sequence[str]) -> tuple[str, ...]:
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
     """Whether the name matches one of the glob patterns."""
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+    return any(matching((name,), pattern) for pattern in patterns)
+
+
+def matching(names: Iterable[str], pattern: str) -> frozenset[str]:
+    """Return the names that the pattern matches: its brackets as they are, else as a glob's."""
+    literal = pattern.replace("[", "[[]")
+    found = frozenset(name for name in names if fnmatchcase(name, literal))
+    return found or frozenset(name for name in names if fnmatchcase(name, pattern))
 
 
 def _dtype_of(name: str, leaf: Any) -> np.dtype:
     dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        raise TypeError(
+            f"expected arrays of numbers, got a random key ({dtype}) at {name!r}; leave it out of "
+            "the weights (for an NNX model, pass `nnx.state(model, nnx.Param)`), or pass "
+            "jax.random.key_data(key) in extra= and let apply call jax.random.wrap_key_data"
+        )
     if not (jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)):
         raise TypeError(
             f"expected parameters to be a pytree of arrays of numbers, got {type(leaf).__name__} "
             f"of dtype {dtype} at {name!r}; pass the weights only (for a flax TrainState, "
             "`state.params`; for an NNX model, `nnx.state(model, nnx.Param)`)"
         )
-    return dtype
+    # JAX takes arrays in the machine's byte order only.
+    return dtype.newbyteorder("=") if isinstance(dtype, np.dtype) else dtype
 
 
 def is_matrix(spec: LeafSpec) -> bool:
     """Whether the leaf is a weight matrix or a kernel that can be viewed as one.
 
-    Attention's biases have two axes, (heads, head_dim), and are none.
+    Attention's biases have two axes, (heads, head_dim), and are none. Integers of one byte are
+    quantized weights.
     """
     is_bias = spec.name.split("/")[-1] == "bias"
-    return spec.differentiated and len(spec.shape) >= 2 and spec.size > 0 and not is_bias
+    is_weight = spec.differentiated or (spec.chosen and _is_quantized(spec.dtype))
+    return is_weight and len(spec.shape) >= 2 and spec.size > 0 and not is_bias
 
 
-def matrix_leaves(
-    params: Any, *, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
-) -> list[tuple[LeafSpec, Any]]:
-    """The leaves that are matrices, each with its spec.
-
-    Raises:
-      TypeError: for complex leaves and leaves that are not arrays.
-      ValueError: where no leaf is a matrix.
-    """
-    specs = leaf_specs(params, include=include, exclude=exclude)
-    leaves = zip(specs, jax.tree.leaves(params), strict=True)
-    matrices = [(spec, leaf) for spec, leaf in leaves if is_matrix(spec)]
-    if not matrices:
-        raise ValueError(
-            "expected parameters with at least one matrix, got shapes "
-            f"{ {spec.name: spec.shape for spec in specs} }; "
-            "pass the weights, not only biases or scalars"
-        )
-    return matrices
+def _is_quantized(dtype: np.dtype) -> bool:
+    return bool(jnp.issubdtype(dtype, jnp.integer)) and dtype.itemsize == 1
 
 
-@dataclass(frozen=True)
-class MatrixView:
-    """One matrix in a leaf: its name, where it lies, rows and columns."""
-
-    name: str
-    place: tuple[int | slice, ...]
-    shape: tuple[int, int]
-
-    def of(self, leaf: np.ndarray) -> np.ndarray:
-        """The matrix, taken from the leaf."""
-        return leaf[self.place].reshape(self.shape)
-
-
-def matrix_views(spec: LeafSpec, *, by_layer: bool, by_head: bool) -> list[MatrixView]:
-    """The matrices that a leaf stands for.
-
-    Args:
-      spec: of a leaf that `is_matrix`.
-      by_layer: whether the first axis counts layers, each with a matrix of its own.
-      by_head: whether the heads of attention's projections are matrices as well.
-    """
-    layers: list[tuple[str, tuple[int | slice, ...]]] = [(spec.name, ())]
-    inner = spec
-    if by_layer:
-        inner = replace(spec, shape=spec.shape[1:])
-        layers = [(f"{spec.name}/{i}", (i,)) for i in range(spec.shape[0])]
-    views = []
-    for name, place in layers:
-        if len(inner.shape) >= 2:
-            views.append(MatrixView(name, place, matrix_shape(inner)))
-        if by_head:
-            views += [
-                MatrixView(f"{name}/head_{h}", (*place, *head), shape)
-                for h, (head, shape) in enumerate(_heads(inner))
-            ]
-    return views
-
-
-def _heads(spec: LeafSpec) -> list[tuple[tuple[int | slice, ...], tuple[int, int]]]:
-    """Place and shape of each head in a projection of flax's attention; none in other kernels."""
-    if len(spec.shape) != 3:
-        return []
-    first, second, third = spec.shape
-    if _layer(spec) in _SPLIT_OUTPUT_LAYERS:
-        return [((slice(None), h), (first, third)) for h in range(second)]
-    if _layer(spec) == "out":
-        return [((h,), (second, third)) for h in range(first)]
-    return []
-
-
-def _layer(spec: LeafSpec) -> str:
-    """The name of the layer that the leaf belongs to."""
-    return spec.name.split("/")[-2] if "/" in spec.name else ""
-
-
-def matrix_shape(spec: LeafSpec) -> tuple[int, int]:
-    """Rows and columns of the matrix that a kernel stands for.
-
-    A dense kernel is itself; a convolution's (kh, kw, in, out) is (kh kw in) x out; the query, key
-    and value projections of attention, (in, heads, head_dim), are in x (heads head_dim), and the
-    output projection (heads, head_dim, out) is (heads head_dim) x out.
-    """
-    if len(spec.shape) == 3 and _layer(spec) in _SPLIT_OUTPUT_LAYERS:
-        return spec.shape[0], spec.shape[1] * spec.shape[2]
-    return spec.size // spec.shape[-1], spec.shape[-1]
+def left_out(specs: Sequence[LeafSpec]) -> str | None:
+    """Return what to tell of integer matrices that are not taken for weights, if there are any."""
+    wide = [
+        f"{spec.name} {spec.dtype}{list(spec.shape)}"
+        for spec in specs
+        if spec.chosen
+        and len(spec.shape) >= 2
+        and jnp.issubdtype(spec.dtype, jnp.integer)
+        and not _is_quantized(spec.dtype)
+    ]
+    if not wide:
+        return None
+    return (
+        f"expected matrices of floats or of one-byte integers, got {', '.join(wide)}, which are "
+        "left out; convert them to floats if they are weights"
+    )

@@ -9,16 +9,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from rankmon._tree import LeafSpec, matrix_leaves, matrix_shape
+from rankmon._kernels import matrices
+from rankmon._precision import eps_of
+from rankmon._tree import leaf_names
+from rankmon._views import Views, tag_names
+from rankmon.problem import Problem
 
 Scalars = dict[str, Float[Array, ""]]
 
 
 def weight_scalars(
-    params: Any, *, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
+    params: Any,
+    *,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    views: Views | Problem | None = None,
 ) -> Scalars:
     """What the "weights" probe shows of every matrix among the parameters, under its tags.
 
@@ -26,6 +33,7 @@ def weight_scalars(
       params: pytree of arrays.
       include: globs over parameter names.
       exclude: globs over parameter names to leave out.
+      views: as for `weight_ranks`.
 
     Returns:
       Tag -> scalar, in float32 or wider; NaN throughout for a matrix that is not finite.
@@ -36,14 +44,17 @@ def weight_scalars(
     """
     scalars: Scalars = {}
     with jax.numpy_dtype_promotion("standard"):
-        for spec, leaf in matrix_leaves(params, include=include, exclude=exclude):
-            scalars |= _scalars_of(spec, leaf.reshape(matrix_shape(spec)))
+        found = matrices(params, include=include, exclude=exclude, views=views)
+        leaves = leaf_names(views.unpack(params) if isinstance(views, Problem) else params)
+        names = tag_names([view.name for _, view, _ in found], leaves)
+        for name, (spec, view, leaf) in zip(names, found, strict=True):
+            matrix = view.of(jnp.asarray(leaf, spec.dtype))
+            scalars |= _scalars_of(name, matrix, stored=eps_of(spec.dtype))
     return scalars
 
 
-def _scalars_of(spec: LeafSpec, matrix: Float[Array | np.ndarray, "m n"]) -> Scalars:
-    name, (m, n) = spec.name, matrix.shape
-    stored = float(jnp.finfo(matrix.dtype).eps)
+def _scalars_of(name: str, matrix: Float[Array, "m n"], *, stored: float) -> Scalars:
+    m, n = matrix.shape
     matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
     finite = jnp.all(jnp.isfinite(matrix))
     # LAPACK's answer to NaN differs from release to release.

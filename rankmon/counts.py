@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from rankmon._kernels import matrices
 from rankmon._precision import DOUBLE, eps_of
-from rankmon._tree import matrix_leaves, matrix_shape
+from rankmon._views import Views
 from rankmon.certificates import certified_count, spectral_norm
 from rankmon.gram import Gram
+from rankmon.problem import Problem
 from rankmon.rank import (
     NumericalRank,
     Tolerance,
@@ -28,7 +30,9 @@ from rankmon.spectrum import singular_values
 _LARGE = 1024
 
 
-def weight_counts(params: Any, *, tolerance: Tolerance | None = None) -> dict[str, NumericalRank]:
+def weight_counts(
+    params: Any, *, tolerance: Tolerance | None = None, views: Views | Problem | None = None
+) -> dict[str, NumericalRank]:
     """The ranks of every matrix among the parameters, as `weight_ranks`, and nothing else of them.
 
     The same counts at the same cut, several times faster for matrices of more than a thousand rows
@@ -37,6 +41,7 @@ def weight_counts(params: Any, *, tolerance: Tolerance | None = None) -> dict[st
     Args:
       params: any pytree of arrays.
       tolerance: another cut than the default of `weight_rank`.
+      views: as for `weight_ranks`.
 
     Returns:
       A dict from the leaf's path to its `NumericalRank`; where the count was certified, `gap` is a
@@ -53,12 +58,10 @@ def weight_counts(params: Any, *, tolerance: Tolerance | None = None) -> dict[st
     """
     tolerance = as_tolerance(tolerance)
     return {
-        spec.name: weight_count(
-            np.asarray(leaf).reshape(matrix_shape(spec)),
-            eps=eps_of(spec.dtype),
-            tolerance=tolerance,
+        view.name: weight_count(
+            view.of(np.asarray(leaf)), eps=eps_of(spec.dtype), tolerance=tolerance
         )
-        for spec, leaf in matrix_leaves(params)
+        for spec, view, leaf in matrices(params, views=views)
     }
 
 

@@ -37,6 +37,7 @@ from rankmon._jaxprs import (
 )
 from rankmon._precision import abstract_array
 from rankmon._readers import optionally
+from rankmon._tree import told_apart
 from rankmon.flat import FlatProblem
 from rankmon.measurement import (
     Description,
@@ -274,13 +275,18 @@ class _Walk:
             parameter = which[1 - at]
             if parameter is None or which[at] is not None:
                 return
-            self.layers.append(_unique(self._names[parameter], self.layers))
+            self.layers.append(self._unique(self._names[parameter], self.layers))
             rows = _dense_rows if name == DOT else _convolution_rows
             self._features.append(rows(eqn, operands[at], at))
             self._width = results[0].shape[-1]
         elif _is_relu(jaxpr, eqn) and self._is_of_layer(results[0]):
-            self.relus.append(_unique(self.layers[-1], self.relus))
+            self.relus.append(self._unique(self.layers[-1], self.relus))
             self._positive.append((results[0] > 0).reshape(-1, results[0].shape[-1]))
+
+    def _unique(self, name: str, seen: Sequence[str]) -> str:
+        """The name, numbered if a parameter is applied to features more than once."""
+        taken = {*seen, *self._names} if name in seen else seen
+        return told_apart([name], taken=taken)[0]
 
     def _is_of_layer(self, result: Any) -> bool:
         """Whether the examples come first and the last layer's units last: no variance or index."""
@@ -315,9 +321,3 @@ def _is_relu(jaxpr: Jaxpr, eqn: JaxprEqn) -> bool:
 
 def _is_zero(atom: Any) -> bool:
     return isinstance(atom, Literal) and np.size(atom.val) == 1 and not np.any(atom.val)
-
-
-def _unique(name: str, taken: Sequence[str]) -> str:
-    """The name, numbered where a parameter meets features more than once."""
-    again = sum(other == name or other.startswith(f"{name} (") for other in taken)
-    return f"{name} ({again + 1})" if again else name

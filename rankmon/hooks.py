@@ -15,7 +15,9 @@ import optax
 from jax.experimental import io_callback
 from jaxtyping import Array, Int
 
+from rankmon._views import Views
 from rankmon.compiled_weights import Scalars, weight_scalars
+from rankmon.problem import Problem
 from rankmon.schedule import EveryN
 
 
@@ -46,13 +48,14 @@ def watch_weights(
     reporter: Reporter | None = None,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
+    views: Views | Problem | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Passes updates on as they are, and measures the weights' ranks every so many steps.
 
     Goes anywhere into `optax.chain`. It sees the parameters before the update, in the compiled
     step and at their own precision; it cannot see the batch: no Hessian, no loss, no features, and
-    not which leaves hold the matrices of several layers. What is undefined is NaN, which
-    `jax_debug_nans` raises. Under `jax.vmap` it works without a reporter.
+    without `views` not which leaves hold the matrices of several layers. What is undefined is NaN,
+    which `jax_debug_nans` raises. Under `jax.vmap` it works without a reporter.
 
     Args:
       every: measures where step is a multiple of it. The step is the number of updates so far, or
@@ -61,6 +64,7 @@ def watch_weights(
         them in the state alone.
       include: globs over parameter names.
       exclude: globs over parameter names to leave out.
+      views: which axes of kernels are rows and columns, as for `weight_ranks`.
 
     Returns:
       A transformation whose state is a `WatchState`, of one structure from `init` on.
@@ -77,7 +81,7 @@ def watch_weights(
       1
     """
     every = EveryN(every).n
-    measure = partial(weight_scalars, include=include, exclude=exclude)
+    measure = partial(weight_scalars, include=include, exclude=exclude, views=views)
 
     def init(params: Any) -> WatchState:
         blank = {
@@ -118,6 +122,7 @@ def report_weights(
     every: int,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
+    views: Views | Problem | None = None,
 ) -> None:
     """Measures the weights' ranks inside traced code, a user's own `lax.scan`, where step is due.
 
@@ -130,6 +135,7 @@ def report_weights(
       every: measures where step is a multiple of it.
       include: globs over parameter names.
       exclude: globs over parameter names to leave out.
+      views: which axes of kernels are rows and columns, as for `weight_ranks`.
 
     Raises:
       TypeError, ValueError: for input that does not fit, while tracing.
@@ -137,7 +143,8 @@ def report_weights(
     now = jnp.asarray(step, jnp.int32)
 
     def report() -> None:
-        _report(reporter, now, weight_scalars(params, include=include, exclude=exclude))
+        scalars = weight_scalars(params, include=include, exclude=exclude, views=views)
+        _report(reporter, now, scalars)
 
     jax.lax.cond(now % EveryN(every).n == 0, report, lambda: None)
 

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from rankmon._tree import is_matrix, matrix_shape
+from rankmon._tree import is_matrix
+from rankmon._views import matrix_shape
 from rankmon.flat import FlatProblem
 from rankmon.measurement import Snapshot
 from rankmon.outer import OuterSpectrum

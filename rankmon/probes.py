@@ -9,14 +9,15 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from rankmon import lemma8
+from rankmon._kernels import kernel_axes
 from rankmon._precision import eps_of
-from rankmon._readers import optionally
-from rankmon._stacked import stacked_leaves
-from rankmon._tree import MatrixView, is_matrix, matrix_views
+from rankmon._tree import left_out
+from rankmon._views import MatrixView, Views, matrix_views, tag_names
+from rankmon._warnings import warn_user
 from rankmon.counts import weight_count
 from rankmon.features import FeaturesProbe
 from rankmon.flat import FlatProblem
-from rankmon.hessian import HESSIAN_PARTS, HessianProbe
+from rankmon.hessian import HessianProbe
 from rankmon.measurement import (
     Description,
     Fact,
@@ -31,28 +32,30 @@ from rankmon.problem import Problem
 from rankmon.rank import DEFAULT_TOLERANCE, Tolerance, as_tolerance, log_abs_det, weight_rank
 from rankmon.stack import DenseStack, recognized_stack
 
-# What a weight's rank_low, rank_high and gap would otherwise overwrite.
-RESERVED_NAMES = frozenset({*HESSIAN_PARTS, "Omega"})
-
 
 @dataclass(frozen=True)
 class WeightsProbe:
     """Rank, stable and effective rank and condition number of each weight matrix; determinants.
 
-    Layers that the network scans, stacked along the first axis of one leaf, are matrices of their
-    own: "<leaf>/0" and so on.
+    The operations of the network tell which axes of a kernel are rows and columns: for a
+    convolution what it sums over, spatial axes and inputs, against its outputs. Layers that the
+    network scans, stacked along an axis of one leaf, are matrices of their own: "<leaf>/0" and so
+    on.
 
     Args:
       tolerance: another cut than the default of `rank.weight_rank`.
       by_head: also each head of attention's projections by itself, "<layer>/head_0" and so on.
       largest: matrices of more rows and more columns than this get a rank alone, as `weight_counts`
         gives it, since their singular values take minutes.
+      views: axes of rows and of columns, by globs over the leaves' names, as for `weight_ranks`,
+        instead of those that the network's operations tell.
     """
 
     tolerance: Tolerance = DEFAULT_TOLERANCE
     by_head: bool = False
     largest: int = 2048
     name: str = "weights"
+    views: Views | None = None
 
     def __post_init__(self) -> None:
         as_tolerance(self.tolerance)
@@ -70,22 +73,21 @@ class WeightsProbe:
         Raises:
           ValueError: where no differentiated leaf is a matrix.
         """
-        stacked = optionally(
-            flat.problem, "scanned layers", lambda: stacked_leaves(flat), otherwise=frozenset()
+        matrices = matrix_views(
+            flat.specs, known=kernel_axes(flat), views=self.views, by_head=self.by_head
         )
-        matrices = [
-            (index, view)
-            for index, spec in enumerate(flat.specs)
-            if is_matrix(spec)
-            for view in matrix_views(spec, by_layer=index in stacked, by_head=self.by_head)
-        ]
+        told = left_out(flat.specs)
+        if told:
+            warn_user(told)
         if not matrices:
             raise ValueError(
                 "expected parameters with at least one matrix, got shapes "
                 f"{ {spec.name: spec.shape for spec in flat.specs} }; watch the Hessian alone: "
                 "probes=['hessian']"
             )
-        return PreparedWeights(flat, tuple(matrices), self.tolerance, self.largest)
+        leaves = [spec.name for spec in flat.specs]
+        tags = tag_names([view.name for _, view in matrices], leaves)
+        return PreparedWeights(flat, tuple(matrices), tags, self.tolerance, self.largest)
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class PreparedWeights:
 
     flat: FlatProblem
     matrices: tuple[tuple[int, MatrixView], ...]  # each with the index of its leaf
+    tags: tuple[str, ...]
     tolerance: Tolerance
     largest: int
 
@@ -104,11 +107,9 @@ class PreparedWeights:
     def measure(self, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:
         """The ranks of the snapshot's matrices; NaN for those that are not finite."""
         scalars: dict[str, float] = {}
-        for index, view in self.matrices:
+        for name, (index, view) in zip(self.tags, self.matrices, strict=True):
             matrix = view.of(snapshot.leaves[index]).astype(np.float64)
             eps = eps_of(self.flat.specs[index].dtype)
-            # rank_low, rank_high and gap are shared with the Hessian's parts and Omega.
-            name = f"params/{view.name}" if view.name in RESERVED_NAMES else view.name
             if min(matrix.shape) > self.largest:
                 count = weight_count(matrix, eps=eps, tolerance=self.tolerance)
                 scalars |= rank_scalars("rank_weights", name, count)

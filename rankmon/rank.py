@@ -5,15 +5,17 @@ is from crossing that cut travels with it.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from numbers import Real
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from rankmon._kernels import matrices
 from rankmon._precision import DOUBLE, eps_of
-from rankmon._tree import matrix_leaves, matrix_shape
+from rankmon._views import MatrixAxes, Views
+from rankmon.problem import Problem
 from rankmon.spectrum import singular_values
 
 
@@ -133,6 +135,8 @@ class WeightRank(NumericalRank):
       det_sign: sign of det W, 0.0 if singular, that is if the smallest singular value is at most
         n eps64 ||W||_2; None unless W is square.
       log_abs_det: log|det W| (natural), -inf if singular; None unless W is square.
+      view: in `weight_ranks`, which axes of the leaf are rows and columns, and what says so; None
+        for a matrix by itself.
     """
 
     stable_rank: float
@@ -140,6 +144,7 @@ class WeightRank(NumericalRank):
     condition_number: float
     det_sign: float | None
     log_abs_det: float | None
+    view: MatrixAxes | None = None
 
 
 def numerical_rank(
@@ -262,34 +267,42 @@ def _soft_ranks(values: np.ndarray | None) -> dict[str, Any]:
     }
 
 
-def weight_ranks(params: Any, *, tolerance: Tolerance | None = None) -> dict[str, WeightRank]:
+def weight_ranks(
+    params: Any, *, tolerance: Tolerance | None = None, views: Views | Problem | None = None
+) -> dict[str, WeightRank]:
     """The ranks of every matrix among the parameters.
 
-    A leaf of two axes is a matrix; kernels of more axes are viewed as one: a convolution's
-    (kh, kw, in, out) as (kh kw in) x out, attention's projections as in x (heads head_dim). The
+    A leaf of two axes is a matrix; kernels of more axes are viewed as one. Which axes are its rows
+    and columns is known with a problem, from the operation that uses the kernel. Without one the
+    shape decides, and `view` in the result says so: Flax's convolution (kh, kw, in, out) is
+    (kh kw in) x out, and a projection of attention, by its name, in x (heads head_dim). The
     spectrum is computed in float64, the cut follows the dtype that the leaf is stored in.
 
     Args:
-      params: any pytree of arrays.
+      params: any pytree of arrays; with a problem as `views`, what that takes.
       tolerance: another cut than the default of `weight_rank`.
+      views: the axes of rows and of columns, by globs over the leaves' names; axes left out count
+        layers, each a matrix. Or the `Problem` whose network tells them all.
 
     Returns:
-      A dict from the leaf's path to its `WeightRank`.
+      A dict from the leaf's path to its `WeightRank`; layers are numbered, "<path>/0" and so on.
 
     Raises:
       TypeError: for complex leaves and leaves that are not arrays.
-      ValueError: where no leaf is a matrix.
+      ValueError: where no leaf is a matrix, or a view fits none.
 
     Example:
       >>> import numpy as np, rankmon
       >>> rankmon.weight_ranks({"W": np.ones((3, 4))})["W"].rank
       1
+      >>> oihw = {"conv": np.random.default_rng(0).normal(size=(8, 4, 3, 3))}
+      >>> rankmon.weight_ranks(oihw, views={"conv": ((1, 2, 3), (0,))})["conv"].rank
+      8
     """
     return {
-        spec.name: weight_rank(
-            np.asarray(leaf).reshape(matrix_shape(spec)),
-            eps=eps_of(spec.dtype),
-            tolerance=tolerance,
+        view.name: replace(
+            weight_rank(view.of(np.asarray(leaf)), eps=eps_of(spec.dtype), tolerance=tolerance),
+            view=view.axes,
         )
-        for spec, leaf in matrix_leaves(params)
+        for spec, view, leaf in matrices(params, views=views)
     }

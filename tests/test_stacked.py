@@ -8,7 +8,8 @@ from flax import linen as nn
 
 from oracles import gaussian_variables
 from rankmon import Problem, RankMonitor, WeightsProbe
-from rankmon._stacked import stacked_leaves
+from rankmon._kernels import kernel_axes
+from rankmon._views import MatrixAxes
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((7, 6))
@@ -37,6 +38,14 @@ def indexed(params, x):
     return jax.lax.fori_loop(0, 3, lambda i, x: jnp.tanh(x @ params["W"][i]), x)
 
 
+def counted(params, x):
+    def step(state):
+        i, x = state
+        return i + 1, jnp.tanh(x @ params["W"][i])
+
+    return jax.lax.while_loop(lambda state: state[0] < 3, step, (0, x))[1]
+
+
 def vmapped(params, x):
     experts = jax.vmap(lambda W, x: jnp.tanh(x @ W))
     return jnp.mean(experts(params["W"], jnp.stack([x, 2 * x, -x])), axis=0)
@@ -49,7 +58,7 @@ def weights_of(apply, params, **options):
     return {tag: value for tag, value in scalars.items() if tag.startswith("rank_weights/")}
 
 
-@pytest.mark.parametrize("apply", [scanned, unrolled, vmapped], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("apply", [scanned, unrolled, indexed, vmapped], ids=lambda f: f.__name__)
 def test_stacked_layers_are_split(apply):
     params = {"W": kernels([6, 4, 1])}
     assert weights_of(apply, params) == {
@@ -70,8 +79,8 @@ def test_a_leaf_that_is_used_as_one_stays_one():
         return scanned(params, x) + jnp.sum(params["W"] ** 2)
 
     assert set(weights_of(both, {"W": kernels([2, 2])})) == {"rank_weights/W"}
-    # What a loop closes over is not seen to be taken apart.
-    assert set(weights_of(indexed, {"W": kernels([2, 2, 2])})) == {"rank_weights/W"}
+    # What a `while` closes over is not seen to be taken apart.
+    assert set(weights_of(counted, {"W": kernels([2, 2, 2])})) == {"rank_weights/W"}
 
 
 class Block(nn.Module):
@@ -95,8 +104,8 @@ def test_linens_scanned_layers_and_not_their_biases():
     params["layers"]["dense"]["kernel"] = kernels([5, 3, 2]).astype(np.float32)
     problem = Problem.from_linen(module, loss="mse", inputs=X, targets=np.zeros((7, 6)))
     flat = problem.flat(params)
-    names = [flat.specs[index].name for index in stacked_leaves(flat)]
-    assert names == ["layers/dense/kernel"]
+    axes = {flat.specs[index].name: axes for index, axes in kernel_axes(flat).items()}
+    assert axes == {"layers/dense/kernel": MatrixAxes((1,), (2,), "product")}
     with RankMonitor(problem, every=1, probes=["weights"]) as monitor:
         scalars = monitor(0, params).scalars
     found = {tag: value for tag, value in scalars.items() if tag.startswith("rank_weights/")}
