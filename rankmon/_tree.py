@@ -172,8 +172,14 @@ def _dtype_of(name: str, leaf: Any) -> np.dtype:
             f"of dtype {dtype} at {name!r}; pass the weights only (for a flax TrainState, "
             "`state.params`; for an NNX model, `nnx.state(model, nnx.Param)`)"
         )
-    # JAX takes arrays in the machine's byte order only.
     return dtype.newbyteorder("=") if isinstance(dtype, np.dtype) else dtype
+
+
+def in_machine_order(leaf: Any) -> Any:
+    """Return the leaf, an array of NumPy in the byte order that JAX takes."""
+    if not isinstance(leaf, np.ndarray) or leaf.dtype.isnative:
+        return leaf
+    return leaf.astype(leaf.dtype.newbyteorder("="))
 
 
 def is_matrix(spec: LeafSpec) -> bool:

@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
 from rankmon._kernels import matrices
 from rankmon._precision import eps_of
-from rankmon._tree import leaf_names
+from rankmon._tree import in_machine_order, leaf_names
 from rankmon._views import Views, tag_names
 from rankmon.problem import Problem
 
@@ -47,14 +47,14 @@ def weight_scalars(
         found = matrices(params, include=include, exclude=exclude, views=views)
         leaves = leaf_names(views.unpack(params) if isinstance(views, Problem) else params)
         names = tag_names([view.name for _, view, _ in found], leaves)
-        for name, (spec, view, leaf) in zip(names, found, strict=True):
-            matrix = view.of(jnp.asarray(leaf, spec.dtype))
-            scalars |= _scalars_of(name, matrix, stored=eps_of(spec.dtype))
+        for name, (_, view, leaf) in zip(names, found, strict=True):
+            scalars |= _scalars_of(name, jnp.asarray(view.of(in_machine_order(leaf))))
     return scalars
 
 
-def _scalars_of(name: str, matrix: Float[Array, "m n"], *, stored: float) -> Scalars:
+def _scalars_of(name: str, matrix: Real[Array, "m n"]) -> Scalars:
     m, n = matrix.shape
+    stored = eps_of(matrix.dtype)
     matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
     finite = jnp.all(jnp.isfinite(matrix))
     # LAPACK's answer to NaN differs from release to release.

@@ -20,8 +20,8 @@ from rankmon import (
     Problem,
     RankMonitor,
     _jaxprs,
+    _kernels,
     _precision,
-    _stacked,
     activations,
     dense_kernels,
     features,
@@ -59,7 +59,7 @@ READERS = {
     "names": (activations, "_name", "activations' names", "auto"),
     "dense kernels": (dense_kernels, "_dense_kernel", "dense kernels", "sketch"),
     "dense kernels walked": (dense_kernels, "_summed_first", "dense kernels", "sketch"),
-    "scanned layers": (_stacked, "_look", "scanned layers", "auto"),
+    "kernels": (_kernels, "operation_axes", "axes of kernels", "auto"),
     "features": (features, "_dense_rows", "features", "auto"),
 }
 
