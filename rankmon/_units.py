@@ -16,9 +16,12 @@ from rankmon._precision import abstract_array
 from rankmon._processes import gathered
 from rankmon._programs import largest_program
 from rankmon.flat import FlatProblem
+from rankmon.output_hessians import Roots
 
 # More rows at once cost memory and gain nothing: the products are already large.
 _MOST_ROWS = 512
+# On the host and the device, and what they are made of.
+_COTANGENTS_ALIVE = 8
 
 # From leaves, inputs of some units, cotangents [units, rows, positions, k] and a number to arrays
 # with an entry a unit, and arrays with an entry a unit and a row.
@@ -64,11 +67,6 @@ class Units:
         self._programs: dict[Any, tuple[Callable[..., Any], int]] = {}
 
     @property
-    def rows(self) -> int:
-        """The rows of one unit."""
-        return self.positions * self._flat.k
-
-    @property
     def shape(self) -> Any:
         """Shapes and dtypes of one unit's inputs."""
         return jax.tree.map(lambda a: abstract_array(a.shape[1:], a.dtype), self.inputs)
@@ -81,18 +79,18 @@ class Units:
             lambda a: a[None], function(*jax.tree.map(lambda a: a[0], trees))
         )
 
-    def _plan(self, chunk: int) -> Iterator[Piece]:
-        units, rows = max(1, chunk // self.rows), min(chunk, self.rows)
+    def _plan(self, chunk: int, unit_rows: int) -> Iterator[Piece]:
+        units, rows = max(1, chunk // unit_rows), min(chunk, unit_rows)
         for unit in range(0, self.count, units):
             first = min(unit, self.count - units)  # the last piece starts early to keep its size
-            for row in range(0, self.rows, rows):
-                top = min(row, self.rows - rows)
+            for row in range(0, unit_rows, rows):
+                top = min(row, unit_rows - rows)
                 fresh = (first + units - unit) * rows if units > 1 else top + rows - row
                 yield Piece(
                     units=slice(first, first + units),
                     rows=slice(top, top + rows),
                     place=slice(
-                        first * self.rows + top, (first + units - 1) * self.rows + top + rows
+                        first * unit_rows + top, (first + units - 1) * unit_rows + top + rows
                     ),
                     fresh=fresh,
                 )
@@ -102,7 +100,7 @@ class Units:
         key: Any,
         function: RowFunction,
         leaves: Sequence[Any],
-        roots: Float[np.ndarray, "n k k"],
+        roots: Roots,
         first: int,
     ) -> Iterator[tuple[Piece, list[np.ndarray], list[np.ndarray]]]:
         """What the function gives, piece by piece, units and rows in one axis.
@@ -111,24 +109,23 @@ class Units:
           key: what the compiled function is remembered by.
           function: traceable.
           leaves: all parameter leaves, on whatever devices.
-          roots: C_i^T at every position.
+          roots: C_i at every position.
           first: the number that the function takes.
         """
-        roots = roots.reshape(self.count, self.positions, self._flat.k, self._flat.k)
-        roots = roots.astype(self._flat.dtype)
+        unit_rows = self.positions * roots.count
         with self._flat.precision.scope():
-            program, chunk = self._program(key, function, leaves)
+            program, chunk = self._program(key, function, leaves, unit_rows)
         column = np.asarray(first, np.int32)
-        for piece in self._plan(chunk):
+        for piece in self._plan(chunk, unit_rows):
             inputs = jax.tree.map(lambda a: a[piece.units], self.inputs)  # noqa: B023
-            cotangents = _cotangents(roots[piece.units], piece.rows)
+            cotangents = self._cotangents(roots, piece)
             with self._flat.precision.scope():
                 results = gathered(program(leaves, inputs, cotangents, column))
                 by_unit, by_row = jax.tree.map(lambda a: np.asarray(a, np.float64), results)
             yield piece, by_unit, [rows.reshape(-1, rows.shape[-1]) for rows in by_row]
 
     def _program(
-        self, key: Any, function: RowFunction, leaves: Sequence[Any]
+        self, key: Any, function: RowFunction, leaves: Sequence[Any], unit_rows: int
     ) -> tuple[Callable[..., Any], int]:
         """The function compiled for the parameters where they are, and its rows at a time."""
         placed = [_placed(leaf) for leaf in leaves]
@@ -136,7 +133,7 @@ class Units:
         if key not in self._programs:
 
             def shapes(chunk: int) -> tuple[Any, ...]:
-                piece = next(self._plan(chunk))
+                piece = next(self._plan(chunk, unit_rows))
                 units = piece.units.stop
                 inputs = jax.tree.map(
                     lambda a: abstract_array((units, *a.shape[1:]), a.dtype), self.inputs
@@ -153,11 +150,29 @@ class Units:
                 "the Jacobian",
                 lambda _: function,
                 shapes,
-                most=min(self.count * self.rows, _MOST_ROWS),
+                most=min(self.count * unit_rows, self._most_rows),
                 room=self._room,
             )
             self._programs[key] = program, chunk
         return self._programs[key]
+
+
+    @property
+    def _most_rows(self) -> int:
+        """So many that their cotangents are a small part of the room."""
+        one = 8 * self.positions * self._flat.k
+        return max(1, min(_MOST_ROWS, self._room // (_COTANGENTS_ALIVE * one)))
+
+    def _cotangents(
+        self, roots: Roots, piece: Piece
+    ) -> Float[np.ndarray, "units rows positions k"]:
+        """For each row the vector that J_i^T is applied to: zero but at the row's own position."""
+        units = np.arange(self.count)[piece.units]
+        place, column = np.divmod(np.arange(piece.rows.start, piece.rows.stop), roots.count)
+        u = np.zeros((len(units), len(place), self.positions, self._flat.k), self._flat.dtype)
+        example = units[:, None] * self.positions + place
+        u[:, np.arange(len(place)), place] = roots.columns(example, column[None, :])
+        return u
 
 
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -165,12 +180,3 @@ def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
     return abstract_array(np.shape(leaf), leaf.dtype, sharding=sharding)
 
 
-def _cotangents(
-    roots: Float[np.ndarray, "units positions k k"], rows: slice
-) -> Float[np.ndarray, "units rows positions k"]:
-    """For each row the vector that J_i^T is applied to: zero but at the row's own position."""
-    units, positions, k, _ = roots.shape
-    place, output = np.divmod(np.arange(rows.start, rows.stop), k)
-    u = np.zeros((units, len(place), positions, k), roots.dtype)
-    u[:, np.arange(len(place)), place] = roots[:, place, output]
-    return u

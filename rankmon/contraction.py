@@ -16,7 +16,7 @@ the entries of the blocks in the rows of W^l_{ce} and the columns of W^k_{ab}, l
 about n p^2 operations, where p products with basis vectors take about 12 n p^2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,12 +25,12 @@ from jaxtyping import Float, Int
 
 from rankmon.activations import LayerStates, layer_states
 from rankmon.flat import FlatProblem
+from rankmon.output_hessians import EVALUATED_ALIVE, OutputHessians
 from rankmon.parts import (
     HessianParts,
     bytes_text,
     dense_bytes,
     is_wide,
-    output_roots,
     refuse_oversize,
     root_values,
 )
@@ -74,7 +74,7 @@ class StackCurvature:
     def parts(
         self,
         leaves: Sequence[np.ndarray],
-        b: Float[np.ndarray, "n k k"],
+        b: OutputHessians,
         deltas: Sequence[Float[np.ndarray, "n k"]],
     ) -> HessianParts:
         """H_o, and H_f for each of these residuals.
@@ -90,25 +90,28 @@ class StackCurvature:
     def _parts(
         self,
         leaves: Sequence[np.ndarray],
-        b: Float[np.ndarray, "n k k"],
+        b: OutputHessians,
         deltas: Sequence[Float[np.ndarray, "n k"]],
     ) -> HessianParts:
         flat, states = self.flat, self._states(leaves)
         kernels, constant = self._stack.weights(leaves), _has_bias(self._stack)
         sizes = [W.shape[0] * (W.shape[1] + one) for W, one in zip(kernels, constant, strict=True)]
         outer, *functional = (np.zeros((flat.p, flat.p)) for _ in range(1 + len(deltas)))
-        roots = output_roots(flat.weights, b) if is_wide(flat) else None
-        root = None if roots is None else np.empty((*roots.shape[:2], flat.p))
+        roots = b.roots(flat.weights) if is_wide(flat) else None
+        convex = roots is not None and roots.signs is None
+        root = np.empty((flat.positions, roots.count, flat.p)) if convex else None
         for start in range(0, flat.positions, self._chunk):
             part = slice(start, start + self._chunk)
             batch = _Batch(kernels, constant, _cut(states, part))
             weights = flat.weights[part]
-            batch.add_outer(_blocks(outer, kernels, constant), weights[:, None, None] * b[part])
+            batch.add_outer(
+                _blocks(outer, kernels, constant),
+                lambda J: weights[:, None, None] * b.products(J, part),  # noqa: B023
+            )
             for H, delta in zip(functional, deltas, strict=True):
                 batch.add_functional(_blocks(H, kernels, constant), weights[:, None] * delta[part])
             if root is not None:
-                assert roots is not None
-                root[part] = batch.weighted_jacobian(roots[part])
+                root[part] = batch.weighted_jacobian(lambda J: roots.products(J, part))  # noqa: B023
         for H in (outer, *functional):
             _mirror(H, sizes)
         values = None
@@ -121,7 +124,8 @@ class StackCurvature:
         widths = self._stack.dims
         middle = sum(m * after for i, m in enumerate(widths[1:]) for after in widths[i + 1 :])
         factors = 3 * (max(widths) + 1) ** 2
-        example = 8 * (2 * middle + factors)
+        dense = 0 if self.flat.problem.loss.root is not None else EVALUATED_ALIVE * widths[-1] ** 2
+        example = 8 * (2 * middle + factors + dense)
         if example > room:
             raise MemoryError(
                 f"expected the workspace to fit in {bytes_text(room)}, got {bytes_text(example)} "
@@ -151,7 +155,7 @@ class StackJacobian:
         batch = _Batch(stack.weights(leaves), _has_bias(stack), self._states(leaves))
         J = np.empty((flat.positions, flat.k, flat.p))
         with np.errstate(over="ignore", invalid="ignore"):  # overflow is found in the result
-            J[:, :, _places(flat, stack)] = batch.weighted_jacobian(np.eye(flat.k))
+            J[:, :, _places(flat, stack)] = batch.weighted_jacobian(lambda J: J)
         return J
 
 
@@ -226,11 +230,11 @@ class _Batch:
             g.append(e[-1] * slope)
         return e[::-1], g[::-1]
 
-    def add_outer(self, blocks: "_Blocks", weighted: Float[np.ndarray, "n k k"]) -> None:
-        """Adds these examples' share of H_o, on and above the block diagonal."""
+    def add_outer(self, blocks: "_Blocks", curved: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Adds these examples' share of H_o, on and above the block diagonal; curved is w B."""
         J = self.jacobians
         for k in range(len(J)):
-            right = weighted @ J[k]
+            right = curved(J[k])
             for at in range(k + 1):
                 self._add_curved(blocks, at, k, J[at].transpose(0, 2, 1) @ right)
 
@@ -286,12 +290,12 @@ class _Batch:
         blocks[at, k][...] += caeb.transpose(0, 2, 1, 3)
 
     def weighted_jacobian(
-        self, roots: Float[np.ndarray, "n k k"] | Float[np.ndarray, "k k"]
-    ) -> Float[np.ndarray, "n k p"]:
-        """C_i^T dF_i/dtheta, where w_i B_i = C_i C_i^T."""
+        self, rooted: Callable[[np.ndarray], np.ndarray]
+    ) -> Float[np.ndarray, "n r p"]:
+        """C_i^T dF_i/dtheta, where w_i B_i = C_i C_i^T and rooted is C^T."""
         rows = []
         for J, h in zip(self.jacobians, self.received, strict=True):
-            block = (roots @ J)[:, :, :, None] * h[:, None, None, :]
+            block = rooted(J)[:, :, :, None] * h[:, None, None, :]
             rows.append(block.reshape(*block.shape[:2], -1))
         return np.concatenate(rows, axis=2)
 

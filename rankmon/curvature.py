@@ -30,12 +30,12 @@ from rankmon.jacobian import (
     is_of_whole_batch,
     one_example,
 )
+from rankmon.output_hessians import OutputHessians
 from rankmon.parts import (
     DEFAULT_MEMORY_LIMIT,
     HessianParts,
     dense_bytes,
     is_wide,
-    output_roots,
     refuse_oversize,
     root_values,
 )
@@ -91,7 +91,7 @@ class Curvature:
     def parts(
         self,
         leaves: list[np.ndarray],
-        b: Float[np.ndarray, "n k k"],
+        b: OutputHessians,
         deltas: Sequence[Float[np.ndarray, "n k"]],
     ) -> HessianParts:
         """H_o, and H_f for each of these residuals, in the parameter order.
@@ -126,7 +126,7 @@ class Curvature:
         return matrices
 
     def outer(
-        self, theta: np.ndarray, fixed: Sequence[np.ndarray], b: Float[np.ndarray, "n k k"]
+        self, theta: np.ndarray, fixed: Sequence[np.ndarray], b: OutputHessians
     ) -> tuple[Float[np.ndarray, "p p"], Float[np.ndarray, " nk"] | None]:
         """H_o at theta, in float64, and its eigenvalues where the Jacobian gives them."""
         with self.flat.precision.scope():
@@ -209,9 +209,6 @@ class Curvature:
 
     # H_o
 
-    def _output_hessians(self, z: Any, targets: Any) -> Any:
-        return jax.vmap(self.flat.problem.loss.output_hessian)(z, targets)
-
     @cached_property
     def _outer_product(self) -> Callable[..., Any]:
         shapes = self.flat.shapes_of(self.flat.inputs, self.flat.targets, self.flat.typed_weights)
@@ -246,6 +243,13 @@ class Curvature:
         flat, n, k, p = self.flat, self.flat.problem.n, self.flat.k, self.flat.p
         per = flat.positions // n
         jacobian_of = jax.jacrev if per * k <= p else jax.jacfwd
+        loss = flat.problem.loss
+
+        def curved(z: Any, target: Any, jacobian: Any) -> Any:
+            if loss.root is None and k <= p:  # no larger than the Jacobian
+                return loss.output_hessian(z, target) @ jacobian
+            product = jax.vmap(partial(loss.hessian_product, z, target), in_axes=1, out_axes=1)
+            return product(jacobian)
 
         def make(chunk: int) -> Callable[..., Any]:
             def add(total: Any, theta: Any, fixed: Any, inputs: Any, targets: Any, w: Any) -> Any:
@@ -254,12 +258,12 @@ class Curvature:
 
                 z = jax.vmap(example)(inputs).reshape(chunk * per, k)
                 flat_targets = jax.tree.map(lambda t: t.reshape(-1, *t.shape[2:]), targets)
-                b = w.reshape(-1, 1, 1) * self._output_hessians(z, flat_targets)
                 jacobian = jax.vmap(
                     lambda x: jacobian_of(lambda t: one_example(flat, t, fixed, x))(theta)
                 )(inputs).reshape(chunk * per, k, p)
-                bj = jnp.einsum("nkl,nlp->nkp", b, jacobian)
-                return total + jacobian.reshape(-1, p).T @ bj.reshape(-1, p)
+                bj = jax.vmap(curved)(z, flat_targets, jacobian)
+                weighted = w.reshape(-1, 1, 1) * bj
+                return total + jacobian.reshape(-1, p).T @ weighted.reshape(-1, p)
 
             return add
 
@@ -281,17 +285,17 @@ class Curvature:
         return self._compile("H_o", make, shapes, most=min(n, int(guess)), donate=(0,))
 
     def _outer_from_jacobian(
-        self, theta: np.ndarray, fixed: Sequence[np.ndarray], b: Float[np.ndarray, "n k k"]
+        self, theta: np.ndarray, fixed: Sequence[np.ndarray], b: OutputHessians
     ) -> tuple[Float[np.ndarray, "p p"], Float[np.ndarray, " nk"] | None]:
         flat, J = self.flat, self._jacobians(theta, fixed)
         with np.errstate(over="ignore", invalid="ignore"):  # overflow is found in the result
-            weighted = (flat.weights[:, None, None] * b) @ J
+            weighted = flat.weights[:, None, None] * b.products(J)
             outer = J.reshape(-1, flat.p).T @ weighted.reshape(-1, flat.p)
             del weighted
-            roots = output_roots(flat.weights, b)
-            if roots is None or not np.all(np.isfinite(J)):
+            roots = b.roots(flat.weights)
+            if roots is None or roots.signs is not None or not np.all(np.isfinite(J)):
                 return outer, None
-            return outer, root_values((roots @ J).reshape(-1, flat.p))
+            return outer, root_values(roots.products(J).reshape(-1, flat.p))
 
     @cached_property
     def _jacobians(self) -> ExampleJacobians:

@@ -31,6 +31,8 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from rankmon.output_hessians import OutputHessians
+
 _EPS = float(np.finfo(np.float64).eps)
 # Rows and columns of a rectangle that starts at the first coordinate.
 Rectangle = tuple[int, int]
@@ -67,16 +69,9 @@ class InputBasis:
         """Omega = E[delta x^T]."""
         return (self.weights[:, None] * delta).T @ self.coordinates
 
-    def second_moment(self, b: Float[np.ndarray, "n k k"]) -> Float[np.ndarray, "kr kr"]:
+    def second_moment(self, b: OutputHessians) -> Float[np.ndarray, "kr kr"]:
         """S = E[B_i (x) x_i x_i^T]."""
-        x, k, r = self.coordinates, b.shape[1], self.coordinates.shape[1]
-        moment = np.empty((k, r, k, r))
-        for row in range(k):
-            for column in range(row + 1):
-                block = x.T @ ((self.weights * b[:, row, column])[:, None] * x)
-                moment[row, :, column, :] = block
-                moment[column, :, row, :] = block  # the block is symmetric itself
-        return moment.reshape(k * r, k * r)
+        return b.second_moment(self.weights, self.coordinates)
 
 
 @dataclass(frozen=True)

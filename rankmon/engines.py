@@ -21,6 +21,7 @@ from rankmon.curvature import Curvature
 from rankmon.deep_linear import InputBasis, Layers, Reduction, coordinate_count
 from rankmon.flat import FlatProblem
 from rankmon.measurement import Snapshot
+from rankmon.output_hessians import EVALUATED_ALIVE, OutputHessians
 from rankmon.parts import HessianParts, bytes_text
 from rankmon.spectrum import padded, symmetric_spectrum
 from rankmon.stack import DenseStack, recognized_stack
@@ -240,6 +241,8 @@ class _DeepLinear:
         count = coordinate_count(stack.dims, biases, basis)
         moment = flat.k * basis.axes.shape[1]
         need = 8 * (_REDUCED_MATRICES_ALIVE * count**2 + 2 * moment * (moment + count))
+        if flat.problem.loss.root is None:
+            need += 8 * EVALUATED_ALIVE * flat.k**2
         if need > memory_limit:
             raise MemoryError(
                 f"expected the Hessian's {count:,} coordinates that can be non-zero (of p = "
@@ -261,8 +264,6 @@ class _DeepLinear:
         reference: Float[np.ndarray, "n k"] | None,
     ) -> Spectra | None:
         b = self.flat.output_hessians(snapshot.theta, snapshot.fixed)
-        if not np.all(np.isfinite(b)):
-            return None
         try:
             with np.errstate(over="raise", invalid="raise"):
                 return self._spectra(snapshot, b, delta, reference)
@@ -272,7 +273,7 @@ class _DeepLinear:
     def _spectra(
         self,
         snapshot: Snapshot,
-        b: Float[np.ndarray, "n k k"],
+        b: OutputHessians,
         delta: Float[np.ndarray, "n k"],
         reference: Float[np.ndarray, "n k"] | None,
     ) -> Spectra:

@@ -20,7 +20,8 @@ from rankmon._lifting import lifted_at
 from rankmon._precision import NATIVE, Precision, abstract_array, abstract_arrays, choose_precision
 from rankmon._tree import LeafSpec, leaf_specs, passing_names
 from rankmon._warnings import warn_user
-from rankmon.losses import Loss
+from rankmon.losses import Loss, Root
+from rankmon.output_hessians import DenseHessians, FactoredHessians, OutputHessians
 
 
 @runtime_checkable
@@ -224,6 +225,11 @@ class FlatProblem:
         shapes = abstract_arrays(trees)
         return theta, fixed, *shapes
 
+    @property
+    def root_rows(self) -> int:
+        """The rows of all roots of the output Hessians together."""
+        return self.positions * (self.k - self.problem.loss.null_directions)
+
     def compile(self) -> None:
         """Compiles what is evaluated later on, perhaps on another thread.
 
@@ -262,18 +268,40 @@ class FlatProblem:
     @cached_property
     def _output_hessians(self) -> Callable[..., Any]:
         def output_hessians(theta: Any, fixed: Any, inputs: Any, targets: Any) -> Any:
-            z = self.outputs(theta, fixed, inputs)
-            return jax.vmap(self.problem.loss.output_hessian)(z, targets)
+            return self.hessian_data(self.outputs(theta, fixed, inputs), targets)
 
         return self._compiled(output_hessians, self.inputs, self.targets)
 
-    def output_hessians(
-        self, theta: np.ndarray, fixed: Sequence[np.ndarray]
-    ) -> Float[np.ndarray, "n k k"]:
+    def output_hessians(self, theta: np.ndarray, fixed: Sequence[np.ndarray]) -> OutputHessians:
         """The output Hessians B_i = d2l/dz2 at each position, in float64."""
         with self.precision.scope():
-            b = self._output_hessians(theta, fixed, self.inputs, self.targets)
-            return np.array(b, np.float64)
+            return self.hessians_from(
+                self._output_hessians(theta, fixed, self.inputs, self.targets)
+            )
+
+    def hessian_data(self, z: Float[Array, "n k"], targets: Any) -> Any:
+        """What `hessians_from` needs of the outputs, [n, k] arrays alone; traceable."""
+        root = self.problem.loss.root
+        return z if root is None else jax.vmap(root)(z, targets)
+
+    def hessians_from(self, data: Any) -> OutputHessians:
+        """The output Hessians from the values of `hessian_data`."""
+        if self.problem.loss.root is not None:
+            scale, shift, skipped = jax.tree.map(np.asarray, data)
+            shift = None if shift is None else shift.astype(np.float64)
+            return FactoredHessians(Root(scale.astype(np.float64), shift, skipped))
+        z = np.asarray(data)
+
+        def evaluate(part: slice) -> np.ndarray:
+            targets = jax.tree.map(lambda t: t[part], self.targets)
+            with self.precision.scope():
+                return np.asarray(self._dense_hessians(z[part], targets), np.float64)
+
+        return DenseHessians.of(*z.shape, evaluate)
+
+    @cached_property
+    def _dense_hessians(self) -> Callable[..., Any]:
+        return jax.jit(jax.vmap(self.problem.loss.output_hessian))
 
 
 def flat_problem(problem: Statement, params: Any, specs: tuple[LeafSpec, ...]) -> FlatProblem:

@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from rankmon._processes import gathered
 from rankmon.flat import FlatProblem
@@ -31,7 +30,8 @@ from rankmon.gram import (
     gram_resolution,
     triangular_factor,
 )
-from rankmon.parts import DEFAULT_MEMORY_LIMIT, bytes_text, signed_roots
+from rankmon.output_hessians import ROOTED_ALIVE, OutputHessians, Roots
+from rankmon.parts import DEFAULT_MEMORY_LIMIT, bytes_text
 from rankmon.problem import Problem
 from rankmon.rank import NumericalRank, Tolerance, as_tolerance, numerical_rank, undefined_rank
 from rankmon.weighted_jacobian import WeightedJacobian
@@ -120,9 +120,10 @@ class OuterSpectrum:
 
     def __init__(self, flat: FlatProblem, *, memory_limit: int) -> None:
         self._flat = flat
-        self._rows = flat.positions * flat.k
+        self._rows = flat.root_rows
         self._order = min(self._rows, flat.p)
-        need = gram_bytes(self._order)
+        _refuse_dense_roots(flat, memory_limit)
+        need = gram_bytes(self._order) + _roots_bytes(flat)
         if need > memory_limit:
             raise MemoryError(
                 f"expected matrices of {self._order:,} rows and columns, the fewer of N k = "
@@ -139,9 +140,11 @@ class OuterSpectrum:
         b = self._output_hessians(leaves)
         if b is None:
             return self._undefined(method)
-        roots, signs = signed_roots(self._flat.weights, b)
-        for way in self._ways(tolerance, method, convex=not np.any(signs < 0)):
-            spectrum = self._spectrum(way, leaves, roots, signs)
+        roots = b.roots(self._flat.weights)
+        if roots is None:
+            return self._undefined(method)
+        for way in self._ways(tolerance, method, convex=roots.signs is None):
+            spectrum = self._spectrum(way, leaves, roots)
             if spectrum is None:
                 return self._undefined(way)
             found = self._counted(spectrum, tolerance, way)
@@ -176,26 +179,20 @@ class OuterSpectrum:
     def _default(self) -> float:
         return self._flat.p * self._flat.precision.eps
 
-    def _spectrum(
-        self,
-        way: str,
-        leaves: Sequence[Any],
-        roots: Float[np.ndarray, "n k k"],
-        signs: Float[np.ndarray, "n k"],
-    ) -> BoundedSpectrum | None:
+    def _spectrum(self, way: str, leaves: Sequence[Any], roots: Roots) -> BoundedSpectrum | None:
         """The eigenvalues, as many as the smaller side has; None where something overflows."""
         with np.errstate(over="ignore", invalid="ignore"):  # overflow is found in the result
             if way == "gram":
-                gram = Gram.of(self._blocks(leaves, _of_sign(roots, signs, 1)), self._order)
-                if np.any(signs < 0):
-                    gram -= Gram.of(self._blocks(leaves, _of_sign(roots, signs, -1)), self._order)
+                gram = Gram.of(self._blocks(leaves, roots.of_sign(1)), self._order)
+                if roots.signs is not None:
+                    gram -= Gram.of(self._blocks(leaves, roots.of_sign(-1)), self._order)
                 return gram.spectrum() if np.all(np.isfinite(gram.matrix)) else None
             R = triangular_factor(self._blocks(leaves, roots), self._order)
             if not np.isfinite(np.sum(R**2)):  # of which the eigenvalues are a part
                 return None
-            return factor_spectrum(R, signs.ravel() if np.any(signs < 0) else None)
+            return factor_spectrum(R, None if roots.signs is None else roots.signs.ravel())
 
-    def _blocks(self, leaves: Sequence[Any], roots: Float[np.ndarray, "n k k"]) -> Iterator[Block]:
+    def _blocks(self, leaves: Sequence[Any], roots: Roots) -> Iterator[Block]:
         """Columns of A, or of A^T where A has fewer columns than rows."""
         jacobian = self._jacobian
         if self._order < self._rows:
@@ -212,13 +209,12 @@ class OuterSpectrum:
         nothing = undefined_rank(self._flat.p)
         return OuterRank(**asdict(nothing), method=method, finest_cut=float("nan"))
 
-    def _output_hessians(self, leaves: Sequence[Any]) -> Float[np.ndarray, "n k k"] | None:
-        """B_i at every position; None where a parameter or one of these is not finite."""
+    def _output_hessians(self, leaves: Sequence[Any]) -> OutputHessians | None:
+        """B_i at every position; None where a parameter is not finite."""
         flat = self._flat
         with flat.precision.scope():
-            b, finite = gathered(self._state(leaves, flat.inputs, flat.targets))
-            b = np.array(b, np.float64)
-        return b if finite and np.all(np.isfinite(b)) else None
+            data, finite = gathered(self._state(leaves, flat.inputs, flat.targets))
+            return flat.hessians_from(data) if finite else None
 
     @cached_property
     def _state(self) -> Callable[..., Any]:
@@ -229,14 +225,24 @@ class OuterSpectrum:
             z = flat.apply_leaves(leaves, inputs)
             moving = [x for x, s in zip(leaves, flat.specs, strict=True) if s.differentiated]
             finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in moving])
-            b = jax.vmap(flat.problem.loss.output_hessian)(z, targets)
-            return b, jnp.all(finite)
+            return flat.hessian_data(z, targets), jnp.all(finite)
 
         return jax.jit(state)
 
 
-def _of_sign(
-    roots: Float[np.ndarray, "n k k"], signs: Float[np.ndarray, "n k"], sign: int
-) -> Float[np.ndarray, "n k k"]:
-    """The roots with the rows of the other sign left at zero."""
-    return np.where((signs == sign)[:, :, None], roots, 0.0)
+def _roots_bytes(flat: FlatProblem) -> int:
+    """Bytes for the roots of the output Hessians and what they are made of."""
+    each = 1 if flat.problem.loss.root is not None else flat.k
+    return ROOTED_ALIVE * 8 * flat.positions * flat.k * each
+
+
+def _refuse_dense_roots(flat: FlatProblem, memory_limit: int) -> None:
+    """Raises MemoryError where the output Hessians alone, k x k each, do not fit."""
+    if _roots_bytes(flat) > memory_limit:
+        raise MemoryError(
+            f"expected the output Hessians of {flat.problem.loss.name} at {flat.positions:,} "
+            f"positions, {flat.k:,} x {flat.k:,} each, to fit in memory_limit = "
+            f"{bytes_text(memory_limit)}, got {bytes_text(_roots_bytes(flat))}; raise "
+            "memory_limit, take a smaller probe batch, or state the loss as 'cross_entropy', 'mse' "
+            "or 'cosh' if it is one of these: their Hessians take no such matrices"
+        )

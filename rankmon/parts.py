@@ -59,32 +59,6 @@ def is_wide(flat: FlatProblem) -> bool:
     return 2 * flat.positions * flat.k <= flat.p
 
 
-def output_roots(
-    weights: Float[np.ndarray, " n"], b: Float[np.ndarray, "n k k"]
-) -> Float[np.ndarray, "n k k"] | None:
-    """C_i^T with w_i B_i = C_i C_i^T; None where some B_i is indefinite or not finite."""
-    if not np.all(np.isfinite(b)):
-        return None
-    roots, signs = signed_roots(weights, b)
-    return None if np.any(signs < 0) else roots
-
-
-def signed_roots(
-    weights: Float[np.ndarray, " n"], b: Float[np.ndarray, "n k k"]
-) -> tuple[Float[np.ndarray, "n k k"], Float[np.ndarray, "n k"]]:
-    """C_i^T and the diagonals of S_i = +-1 with w_i B_i = C_i S_i C_i^T, for finite B_i.
-
-    Eigenvalues of B_i that are negative by rounding count as zero.
-    """
-    values, vectors = np.linalg.eigh(b)
-    rounding = b.shape[1] * np.finfo(np.float64).eps * np.abs(values).max(axis=1)
-    negative = values < -rounding[:, None]
-    sizes = np.where(negative, -values, np.maximum(values, 0.0))
-    scaled = vectors * np.sqrt(sizes)[:, None, :]
-    roots = np.sqrt(weights)[:, None, None] * scaled.transpose(0, 2, 1)
-    return roots, np.where(negative, -1.0, 1.0)
-
-
 def root_values(root: Float[np.ndarray, "m p"]) -> Float[np.ndarray, " m"]:
     """The eigenvalues of A^T A that are not zero by shape, descending, from A's singular values."""
     return singular_values(root) ** 2

@@ -60,8 +60,7 @@ def outer_product(
     """H_o v; traceable."""
     z, pull_back = jax.vjp(lambda t: flat.outputs(t, fixed, inputs), theta)
     jv = pushed_forward(pull_back, z, v)
-    output_hessians = jax.vmap(flat.problem.loss.output_hessian)(z, targets)
-    bjv = jnp.einsum("nkl,nl->nk", output_hessians, jv)
+    bjv = jax.vmap(flat.problem.loss.hessian_product)(z, targets, jv)
     cotangent = (weights[:, None] * bjv).astype(z.dtype)  # a module may end in float32
     return pull_back(cotangent)[0]
 

@@ -24,10 +24,10 @@ from rankmon.dense_kernels import DenseKernel, DenseKernels
 from rankmon.flat import FlatProblem
 from rankmon.gram import Block, KhatriRao
 from rankmon.jacobian import is_rounding
+from rankmon.output_hessians import Roots
 
 _T = TypeVar("_T")
 _Leaves = Sequence[Any]
-_Roots = Float[np.ndarray, "N k k"]
 
 
 class WeightedJacobian:
@@ -46,16 +46,16 @@ class WeightedJacobian:
         self._flat, self._room = flat, room
         self._rows: _Rows | None = None
 
-    def columns(self, leaves: _Leaves, roots: _Roots) -> Iterator[Block]:
+    def columns(self, leaves: _Leaves, roots: Roots) -> Iterator[Block]:
         """Blocks of columns, each with all N k rows.
 
         Args:
           leaves: all parameter leaves, as they are stored or lifted, on whatever devices.
-          roots: C_i^T at every position.
+          roots: C_i at every position.
         """
         return self._right_rows(leaves).columns(leaves, roots)
 
-    def rows(self, leaves: _Leaves, roots: _Roots) -> Iterator[Float[np.ndarray, "p s"]]:
+    def rows(self, leaves: _Leaves, roots: Roots) -> Iterator[Float[np.ndarray, "p s"]]:
         """Blocks of rows, transposed, each with all p columns; arguments as for `columns`."""
         return self._right_rows(leaves).rows(leaves, roots)
 
@@ -89,13 +89,9 @@ class _Rows:
         self._units = Units(flat, apart=apart, room=room // 2)
         self._kernels = DenseKernels(flat, self._units.shape) if apart else None
 
-    @property
-    def _count(self) -> int:
-        return self._units.count * self._units.rows
-
-    def columns(self, leaves: _Leaves, roots: _Roots) -> Iterator[Block]:
+    def columns(self, leaves: _Leaves, roots: Roots) -> Iterator[Block]:
         yield from self._dense_blocks(leaves, roots)
-        m = self._count
+        m = self._flat.positions * roots.count
         for group in self._groups(max(1, self._room // (2 * 8 * m))):
             for start in range(0, group.size, group.width):
                 first = min(start, group.size - group.width)
@@ -107,15 +103,15 @@ class _Rows:
                     block[piece.place] = part
                 yield block[:, start - first :]
 
-    def rows(self, leaves: _Leaves, roots: _Roots) -> Iterator[Float[np.ndarray, "p s"]]:
+    def rows(self, leaves: _Leaves, roots: Roots) -> Iterator[Float[np.ndarray, "p s"]]:
         group = _Group(self._moving, self._flat.p, self._flat.p)
         differentiated = self._differentiated(group)
         for piece, _, (part,) in self._units.pieces(group, differentiated, leaves, roots, 0):
             yield part[len(part) - piece.fresh :].T
 
-    def _dense_blocks(self, leaves: _Leaves, roots: _Roots) -> Iterator[KhatriRao]:
+    def _dense_blocks(self, leaves: _Leaves, roots: Roots) -> Iterator[KhatriRao]:
         """The kernels that meet one vector, as many at a time as fit."""
-        m = self._count
+        m = self._flat.positions * roots.count
 
         def need(kernel: DenseKernel) -> int:
             return 8 * (self._units.count * math.prod(kernel.summed) + m * math.prod(kernel.left))
@@ -132,7 +128,7 @@ class _Rows:
                 for whole, part in zip(signals, g, strict=True):
                     whole[piece.place] = part
             for left, right in zip(met, signals, strict=True):
-                yield KhatriRao(left, right.reshape(self._units.count, self._units.rows, -1))
+                yield KhatriRao(left, right.reshape(self._units.count, m // self._units.count, -1))
 
     @property
     def _moving(self) -> tuple[int, ...]:

@@ -14,7 +14,9 @@ from rankmon import Problem, Tolerance, hessian_ranks, theory
 from rankmon.choice import spectra_to_ranks
 from rankmon.deep_linear import InputBasis, Layers, Reduction, coordinate_count, nested_basis
 from rankmon.engines import engine_of
+from rankmon.losses import Root
 from rankmon.measurement import Snapshot
+from rankmon.output_hessians import DenseHessians, FactoredHessians
 from rankmon.parts import DEFAULT_MEMORY_LIMIT
 from rankmon.rank import common_cuts, numerical_rank
 from rankmon.spectrum import padded, symmetric_spectrum
@@ -143,7 +145,7 @@ def reduced_spectra(layers, x, w, b, delta, reference):
     biases = [layer.get("b") for layer in layers]
     basis = InputBasis.of(x, w, affine=any(bias is not None for bias in biases))
     products = Layers.at([layer["w"].T for layer in layers], biases, basis.axes)
-    moment = basis.second_moment(b)
+    moment = basis.second_moment(DenseHessians(len(b), b.__getitem__))
     now, held = (Reduction(products, basis.omega(d)) for d in (delta, reference))
     parts = {
         "H_L": now.loss(moment),
@@ -303,7 +305,7 @@ def test_without_biases_as_many_coordinates_as_the_rank(dims, r, s):
     ]
     omega = rng.standard_normal((dims[-1], s)) @ rng.standard_normal((s, r))
     reduction = Reduction(Layers.at(weights, [None] * len(weights), basis.axes), omega)
-    moment = basis.second_moment(np.broadcast_to(np.eye(dims[-1]), (60, dims[-1], dims[-1])))
+    moment = basis.second_moment(FactoredHessians(Root(np.ones((60, dims[-1])))))
     assert len(reduction.functional()) == theory.rank_functional(dims, r=r, s=s)
     # Where s is less than it could be, H_o and H_f share directions that no rectangle shows.
     fewest = theory.rank_loss(dims, r=r, s=s)

@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from oracles import CASES, Case, data
 from rankmon import Problem
 from rankmon.gram import Gram, KhatriRao
+from rankmon.output_hessians import DenseRoots
 from rankmon.weighted_jacobian import WeightedJacobian
 
 ROOM = 2**28
@@ -57,7 +58,7 @@ def expected(name):
         J = np.asarray(jacobian(theta)).reshape(flat.positions, flat.k, -1)
     roots = np.random.default_rng(7).standard_normal((flat.positions, flat.k, flat.k))
     A = np.einsum("nrk,nkp->nrp", roots, J).reshape(-1, flat.p)
-    return flat, jax.tree.leaves(case.params), roots, A
+    return flat, jax.tree.leaves(case.params), DenseRoots(roots), A
 
 
 def assert_gives(jacobian, name):
