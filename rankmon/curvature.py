@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rankmon._precision import abstract_array
-from rankmon._programs import Make, largest_program
+from rankmon._programs import Make, largest_program, operations
 from rankmon.flat import FlatProblem
 from rankmon.jacobian import (
     ExampleJacobians,
@@ -43,6 +43,8 @@ from rankmon.products import functional_product, outer_product
 
 # More columns at once cost memory and gain nothing: the products are already large.
 _MOST_COLUMNS = 128
+# Times that an operation of a product takes longer than one of J^T B J, a product of matrices.
+_PRODUCTS_SLOWNESS = 8
 
 
 class Curvature:
@@ -79,7 +81,9 @@ class Curvature:
         with self.flat.precision.scope():
             self._functional_rows(cotangents)
             if self._one_by_one:
-                self._outer_product  # noqa: B018  what it is held against
+                if not is_wide(self.flat) and self._products_are_cheap():
+                    self._one_by_one = False
+            if self._one_by_one:
                 try:
                     self._jacobians if is_wide(self.flat) else self._outer_chunk  # noqa: B018
                 except Exception:  # noqa: BLE001
@@ -214,6 +218,12 @@ class Curvature:
         shapes = self.flat.shapes_of(self.flat.inputs, self.flat.targets, self.flat.typed_weights)
         product = partial(outer_product, self.flat)
         return jax.jit(product).lower(*shapes, shapes[0]).compile()
+
+    def _products_are_cheap(self) -> bool:
+        """Whether p products take far fewer operations than J^T B J: there are many outputs."""
+        flat = self.flat
+        product = operations(self._outer_product)
+        return 0 < _PRODUCTS_SLOWNESS * product < 2 * flat.positions * flat.k * flat.p
 
     def _agrees_with_products(
         self, outer: Float[np.ndarray, "p p"], theta: np.ndarray, fixed: Sequence[np.ndarray]
