@@ -4,8 +4,9 @@ Training usually runs in float32 with x64 off. A measurement enters `Precision.s
 local to the thread, and leaves the user's configuration as it was.
 """
 
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,6 +65,47 @@ class Precision:
         """A host copy of a leaf at its lifted dtype."""
         array = np.asarray(leaf)
         return np.array(array, self.lifted_dtype(array.dtype))
+
+
+def with_settings_kept(action: Callable[[], Any]) -> Any:
+    """Return the action's result, with JAX's settings of this thread afterwards as before.
+
+    An interrupt may come while a scope is left, before all that it set is as it was.
+    """
+    kept = [scope(getattr(jax.config, f"jax_{name}")) for name, scope in _SETTINGS.items()]
+    for scope in kept:
+        scope.__enter__()
+    try:
+        try:
+            return action()
+        finally:
+            _leave(kept)
+    except Exception:
+        raise
+    except BaseException as error:
+        # Generators that hold a scope open would leave it whenever the traceback is dropped.
+        traceback.clear_frames(error.__traceback__)
+        _leave(kept)
+        raise
+
+
+_SETTINGS: dict[str, Callable[[Any], AbstractContextManager[None]]] = {
+    "disable_jit": jax.disable_jit,
+    "enable_x64": jax.enable_x64,
+    "numpy_dtype_promotion": jax.numpy_dtype_promotion,
+    "numpy_rank_promotion": jax.numpy_rank_promotion,
+    "default_matmul_precision": jax.default_matmul_precision,
+    "debug_nans": jax.debug_nans,
+    "debug_infs": jax.debug_infs,
+    "transfer_guard_host_to_device": jax.transfer_guard_host_to_device,
+    "transfer_guard_device_to_device": jax.transfer_guard_device_to_device,
+    "transfer_guard_device_to_host": jax.transfer_guard_device_to_host,
+}
+
+
+def _leave(scopes: Sequence[AbstractContextManager[None]]) -> None:
+    for scope in reversed(scopes):
+        scope.__exit__(None, None, None)
 
 
 DOUBLE = Precision(np.dtype(np.float64), float(np.finfo(np.float64).eps))

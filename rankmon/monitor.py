@@ -30,6 +30,7 @@ from rankmon._options import (
     check_processes,
     schedule_text,
 )
+from rankmon._precision import with_settings_kept
 from rankmon._processes import gathered, is_first
 from rankmon._trouble import Trouble
 from rankmon._warnings import RankmonWarning
@@ -164,12 +165,13 @@ class RankMonitor(ClosesOnExit):
         self._budget = Budget(share)
         self._worker = Worker(waiting, when_full, trouble=self._trouble) if background else None
         # Who reports from inside a compiled program must not wait for what waits for the program.
-        self._reporter = Worker(_NEVER_FULL, "block", trouble=self._trouble)
+        self._writing = Worker(_NEVER_FULL, "block", trouble=self._trouble)
         self._recorder = Recorder(
             problem,
             as_probes(probes, tolerance=tolerance, memory_limit=memory_limit),
             skips_oversize=oversize == "weights",
             trouble=self._trouble,
+            writing=self._writing,
             budget=self._budget,
             logdir=logdir,
             writers=writers,
@@ -179,9 +181,8 @@ class RankMonitor(ClosesOnExit):
             params=params,
             state=state,
         )
-        # The step that the schedule counts from, and the last one that was handed to the recorder:
-        # they differ after a step that was skipped.
-        self._last = self._submitted = self._recorder.last
+        # A step that was skipped, and the last one before it that was not.
+        self._skipped: tuple[int, int | None] | None = None
         self._seen: Call | None = None
         self._program: CompiledSteps | None = None  # of the last scan
         self._closed = False
@@ -299,7 +300,7 @@ class RankMonitor(ClosesOnExit):
             if self._closed:
                 self._trouble.warn("the monitor got a report after close; it is not written")
             else:
-                self._reporter.submit(lambda: partial(self._recorder.report, step, numbers))
+                self._writing.submit(lambda: partial(self._recorder.report, step, numbers))
 
         self._trouble.attempt(submit)  # on a thread of XLA's nothing may be raised
 
@@ -321,11 +322,29 @@ class RankMonitor(ClosesOnExit):
     def _due(self, step: int) -> bool:
         if not self._schedule.due(step, self._last):
             return False
-        return self._is_back(step) or self._budget.affords()
+        under_way = 0 if self._worker is None else self._worker.unfinished
+        return self._is_back(step) or self._budget.affords(under_way)
 
     def _is_back(self, step: int) -> bool:
         """Whether training went back: records of later steps have to be superseded now."""
         return self._last is not None and step < self._last
+
+    @property
+    def _last(self) -> int | None:
+        """The step that the schedule counts from: the last one that was measured or skipped."""
+        submitted = self._submitted
+        if self._skipped is not None and self._skipped[1] == submitted:
+            return self._skipped[0]
+        return submitted
+
+    @property
+    def _submitted(self) -> int | None:
+        """The last step that was handed over: it waits, is being measured, or has a record."""
+        for worker in (self._worker, self._writing):
+            step = None if worker is None else worker.newest_step()
+            if step is not None:
+                return step
+        return self._recorder.last
 
     def flush(self) -> None:
         """Hands everything that was measured to the operating system."""
@@ -366,12 +385,7 @@ class RankMonitor(ClosesOnExit):
         """
         if self._closed or self._home.is_elsewhere():
             return None
-        if self._recorder.is_here:
-            raise RuntimeError(
-                "expected close to be called from the training thread, got a call from a writer "
-                "that is writing a record; close it in the loop"
-            )
-        for worker in (self._reporter, self._worker):
+        for worker in (self._writing, self._worker):
             if worker is not None:
                 worker.refuse_here()
         try:
@@ -379,23 +393,24 @@ class RankMonitor(ClosesOnExit):
             if step is not None:
                 step, params = as_step_and_params(step, params)
                 if step != self._submitted:
-                    record = self._measure_here(Call(step, params, extra, scalars))
+                    last = Call(step, params, extra, scalars)
+                    record = with_settings_kept(partial(self._measure_here, last))
             else:
                 record = self._measure_last_seen() or record
         finally:
-            self._closed, self._seen = True, None
-            try:
-                self._reporter.close(_nothing)
-            finally:
-                self._close_recorder()
-                self._trouble.tell()
+            self._close_recorder()
+            self._trouble.tell()
         return record
 
     def _close_recorder(self) -> None:
-        if self._worker is None:
-            self._recorder.close(self._outcome)
-        else:
-            self._worker.close(partial(self._recorder.close, self._outcome))
+        close = partial(self._recorder.close, self._outcome)
+        try:
+            if self._worker is None:
+                close()
+            else:
+                self._worker.close(close)
+        finally:
+            self._closed, self._seen = True, None
 
     def _gives_up(self) -> None:
         self._seen, self._outcome = None, "failure"
@@ -411,9 +426,8 @@ class RankMonitor(ClosesOnExit):
         from construction on. For a checkpointer that insists on shapes (Orbax, with a target to
         restore into) pass `params=` at construction: without, they are final only once measured.
         """
-        if self._home.is_elsewhere():
-            return self._recorder.state_in_fork()
-        self._wait()
+        if not self._home.is_elsewhere():
+            self._wait()
         return self._recorder.state()
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -427,24 +441,33 @@ class RankMonitor(ClosesOnExit):
             return
         self._wait()
         self._recorder.restore(state)
-        self._seen = None
-        self._last = self._submitted = self._recorder.last
+        self._seen = self._skipped = None
 
     # Measuring
 
     def _wait(self) -> Record | None:
         """Until reports are written and the worker is done; its last record."""
-        if self._recorder.is_here:
+        if self._writing.is_here:
             return None  # a writer that asks for the state cannot wait for its own record
         # Programs under way may still report.
         self._trouble.guard("the wait for reports", jax.effects_barrier)
-        self._reporter.wait()
-        return None if self._worker is None else self._worker.wait()
+        record = None if self._worker is None else self._worker.wait()
+        self._writing.wait()
+        return record
 
     def _measure(self, call: Call) -> Record | None:
         if self._closed:
             self._trouble.warn("the monitor was called after close; nothing is measured any more")
             return None
+        # Already here: where the call is interrupted, its parameters are still to be measured.
+        self._seen = call
+        try:
+            return with_settings_kept(partial(self._measure_now, call))
+        except Exception:
+            self._seen = None
+            raise
+
+    def _measure_now(self, call: Call) -> Record | None:
         if self._worker is None:
             return self._measure_here(call)
         flat = self._ready(call)
@@ -462,26 +485,23 @@ class RankMonitor(ClosesOnExit):
     def _measure_here(self, call: Call) -> Record:
         flat = self._ready(call)
         counts = {} if self._worker is None else self._worker.counts()
-        self._budget.probe_begins()
 
         def take() -> Snapshot:
             return Snapshot.take(flat, call.step, self._tree(call))
 
         try:
-            return self._recorder.record(call.step, take, call.scalars, counts)
+            record = self._recorder.record(call.step, take, call.scalars, counts)
         finally:
-            if self._recorder.last == call.step:  # an interrupted measurement never happened
-                self._counts_from(call.step)
+            self._trouble.tell_warnings()
+        self._seen = None
+        return record
 
     def _tree(self, call: Call) -> Any:
         """The pytree that is measured, with all of it in this process."""
         return gathered(self._problem.unpack(call.params, call.extra))
 
-    def _counts_from(self, step: int) -> None:
-        self._last, self._submitted, self._seen = step, step, None
-
     def _submit(self, worker: Worker, flat: FlatProblem, call: Call) -> None:
-        """Hands copies to the worker, or remembers the parameters of a step that it skips."""
+        """Hands copies to the worker, or keeps the parameters of a step that it skips."""
 
         def copied() -> DeviceCopy:
             return DeviceCopy.take(flat, call.step, self._tree(call))
@@ -492,11 +512,11 @@ class RankMonitor(ClosesOnExit):
                 held = self._recorder.scalars.held(call.scalars, call.step)
             return partial(_record, self._recorder, call.step, copy, held, worker.counts())
 
-        if worker.submit(job, must=self._is_back(call.step)):
-            self._budget.probe_begins()
-            self._counts_from(call.step)
+        before = self._submitted
+        if worker.submit(job, must=self._is_back(call.step), step=call.step):
+            self._seen = None
         else:
-            self._last, self._seen = call.step, call
+            self._skipped = call.step, before
 
     def _measure_last_seen(self) -> Record | None:
         call = self._seen
@@ -506,11 +526,7 @@ class RankMonitor(ClosesOnExit):
         if changed:
             self._trouble.warn(missing_last_probe(call.step, changed))
             return None
-        return self._measure_here(call)
-
-
-def _nothing() -> None:
-    pass
+        return with_settings_kept(partial(self._measure_here, call))
 
 
 def _record(

@@ -1,14 +1,16 @@
 """Records on their way to the writers of a run: attempts, what waits to be written, the lock.
 
-A record that a writer refused stays in that writer's backlog and is tried again with the next one,
-at `flush` and at `close`. The backlog holds `MOST_WAITING` records; of more, the oldest are
-dropped. Measures nothing.
+A record or the beginning of an attempt that a writer refused stays in that writer's backlog, before
+all that is newer, and is tried again with the next record, at `flush` and at `close`. The backlog
+holds `MOST_WAITING` records; of more, the oldest are dropped. Measures nothing.
 """
 
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from itertools import compress, count
 from pathlib import Path
 
 from tensorboard.plugins.custom_scalar import layout_pb2
@@ -29,6 +31,48 @@ from rankmon.writers import (
 )
 
 MOST_WAITING = 1000
+
+
+@dataclass(frozen=True)
+class _Start:
+    """The beginning of an attempt, which supersedes records of its step and later ones."""
+
+    step: int
+
+
+class _Backlog:
+    """A writer, and what it has not taken yet, in order.
+
+    Args:
+      writer: takes records and starts.
+    """
+
+    def __init__(self, writer: Writer) -> None:
+        self.writer, self.name = writer, type(writer).__name__
+        self.records = self.dropped = 0  # how many wait, and how many no longer do
+        self._waiting: deque[Record | _Start] = deque()
+
+    def append(self, entry: Record | _Start) -> None:
+        """Take an entry, which waits behind all others."""
+        self._waiting.append(entry)
+        self.records += isinstance(entry, Record)
+
+    def drop_oldest(self) -> None:
+        """Drop the oldest record; the starts before it stay, since they supersede others."""
+        kinds = (isinstance(entry, Record) for entry in self._waiting)
+        del self._waiting[next(compress(count(), kinds))]
+        self.records, self.dropped = self.records - 1, self.dropped + 1
+
+    def deliver(self) -> None:
+        """Hand all to the writer; an entry stays until the writer has taken it."""
+        while self._waiting:
+            entry = self._waiting[0]
+            if isinstance(entry, _Start):
+                self.writer.start(entry.step)
+            else:
+                self.writer.write(entry)
+            self._waiting.popleft()
+            self.records -= isinstance(entry, Record)
 
 
 class Outbox:
@@ -65,9 +109,8 @@ class Outbox:
             _give_back([], lock)
             raise
         self._give_back = weakref.finalize(self, _give_back, own, lock)
-        self._writers = [*own, *writers]
-        self._backlog: list[deque[Record]] = [deque() for _ in self._writers]
-        self._dropped = [0] * len(self._writers)
+        self._backlogs = [_Backlog(writer) for writer in (*own, *writers)]
+        self._closed = False
 
     def earlier(self) -> list[tuple[int, Mapping[str, float]]] | None:
         """Return step and scalars of the records in force in the run folder, by their steps.
@@ -85,70 +128,64 @@ class Outbox:
         return sorted(found, key=lambda record: record[0])
 
     def start(self, step: int) -> None:
-        """A new attempt begins: records of `step` and later steps are superseded."""
+        """Begin a new attempt: with its first record, those of `step` and later are superseded."""
         self.attempt += 1
-        for writer in self._writers:
-            self._trouble.guard(_name(writer), writer.start, step)
+        for backlog in self._backlogs:
+            backlog.append(_Start(step))
 
     def write(self, record: Record) -> None:
         """Hands the record, and what waits before it, to every writer."""
-        for index, backlog in enumerate(self._backlog):
+        for backlog in self._backlogs:
             backlog.append(record)
-            if len(backlog) > MOST_WAITING:
-                self._drop_oldest(index)
+        for backlog in self._backlogs:
+            if backlog.records > MOST_WAITING:
+                self._drop_oldest(backlog)
         self._deliver()
 
     def flush(self) -> None:
         """Tries what waits once more, and flushes."""
         self._deliver()
-        for writer in self._writers:
-            self._trouble.guard(f"flush of {_name(writer)}", writer.flush)
+        for backlog in self._backlogs:
+            self._trouble.guard(f"flush of {backlog.name}", backlog.writer.flush)
 
     def close(self, outcome: Outcome = "success") -> None:
         """Tries what waits once more, closes the writers and gives the run folder back.
 
+        A second time does nothing.
+
         Args:
           outcome: how training ended.
         """
+        if self._closed:
+            return
+        self._closed = True
         with ExitStack() as stack:
             stack.callback(self._give_back)
-            for writer in reversed(self._writers):
-                stack.callback(self._trouble.guard, f"close of {_name(writer)}", writer.close)
+            for backlog in reversed(self._backlogs):
+                writer = backlog.writer
+                stack.callback(self._trouble.guard, f"close of {backlog.name}", writer.close)
                 if isinstance(writer, SessionWriter):
-                    what = f"the end of {_name(writer)}'s session"
+                    what = f"the end of {backlog.name}'s session"
                     stack.callback(self._trouble.guard, what, writer.end_session, outcome)
             stack.callback(self._report_losses)
             self.flush()
 
     def _deliver(self) -> None:
-        for writer, backlog in zip(self._writers, self._backlog, strict=True):
-            self._trouble.guard(_name(writer), _write_all, writer, backlog)
+        for backlog in self._backlogs:
+            self._trouble.guard(backlog.name, backlog.deliver)
 
-    def _drop_oldest(self, index: int) -> None:
-        self._backlog[index].popleft()
-        self._dropped[index] += 1
-        name = _name(self._writers[index])
+    def _drop_oldest(self, backlog: _Backlog) -> None:
+        backlog.drop_oldest()
         self._trouble.warn(
-            f"{name} has {MOST_WAITING} records waiting; the oldest are dropped from now on",
-            key=f"backlog of {name}",
+            f"{backlog.name} has {MOST_WAITING} records waiting; the oldest are dropped from now "
+            "on",
+            key=f"backlog of {backlog.name}",
         )
 
     def _report_losses(self) -> None:
-        for writer, backlog, dropped in zip(
-            self._writers, self._backlog, self._dropped, strict=True
-        ):
-            if backlog or dropped:
-                self._trouble.warn(f"{_name(writer)} never took {len(backlog) + dropped} records")
-
-
-def _write_all(writer: Writer, backlog: deque[Record]) -> None:
-    while backlog:
-        writer.write(backlog[0])
-        backlog.popleft()
-
-
-def _name(writer: Writer) -> str:
-    return type(writer).__name__
+        for backlog in self._backlogs:
+            if lost := backlog.records + backlog.dropped:
+                self._trouble.warn(f"{backlog.name} never took {lost} records")
 
 
 def _folder_writers(

@@ -1,13 +1,14 @@
 """What measures a snapshot and writes its record: probes and their states, times, card, attempts.
 
-Knows no schedule and starts no thread. One measurement at a time, from whichever thread; reports
-may come beside it from others.
+Knows no schedule. One measurement at a time, from whichever thread. A record is put together and
+written on a thread of its own, so that an interrupt finds the step measured and its record with the
+writers, or neither.
 """
 
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -35,9 +36,10 @@ from rankmon.measurement import (
 )
 from rankmon.outbox import Outbox
 from rankmon.problem import Problem
+from rankmon.worker import Worker
 from rankmon.writers import Outcome, Record, Writer
 
-_Found = list[tuple[Action, Alarm]]
+_Found = Sequence[tuple[Action, Alarm]]
 _TIMES = ("monitor/seconds", "monitor/overhead", "monitor/errors")
 
 
@@ -49,6 +51,7 @@ class Recorder:
       probes: what measures it.
       skips_oversize: whether a probe that does not fit in memory is left out.
       trouble: decides what an error does.
+      writing: the thread that puts records together and writes them, and reports too.
       budget: is told what each probe takes.
       logdir: as for `Outbox`.
       writers: as for `Outbox`.
@@ -59,7 +62,6 @@ class Recorder:
       state: to `restore` at once.
 
     Attributes:
-      last: the step of the last measurement, None before the first.
       flat: the problem at the parameters' structure, None before `prepare`.
       scalars: converts those of the user.
     """
@@ -71,6 +73,7 @@ class Recorder:
         *,
         skips_oversize: bool,
         trouble: Trouble,
+        writing: Worker,
         budget: Budget,
         logdir: str | Path | None,
         writers: Sequence[Writer],
@@ -80,16 +83,20 @@ class Recorder:
         params: Any = None,
         state: Mapping[str, Any] | None = None,
     ) -> None:
-        self.last: int | None = None
         self.flat: FlatProblem | None = None
         self.scalars = UserScalars(trouble, reserved=(card.TAG, *_TIMES))
         self._problem = problem
         self._probes = probes
         self._skips_oversize = skips_oversize
         self._trouble = trouble
+        self._writing = writing
         self._budget = budget
         self._prepared: dict[str, PreparedProbe] = {}
-        self._states = {probe.name: probe.placeholder_state(problem) for probe in probes}
+        # The last step, and the probes' states after it: one value, of which nothing can be torn.
+        self._measured: tuple[int | None, dict[str, State]] = (
+            None,
+            {probe.name: probe.placeholder_state(problem) for probe in probes},
+        )
         self._batch = _digest_of(problem)
         self._resumes_at: int | None = None
         self._new_reference = ""  # for the next record that is measured
@@ -97,13 +104,17 @@ class Recorder:
         self._reported: int | None = None  # the last step of a report
         self._begun = self._opens = False
         self._card, self._hparams = Card(facts), hparams
-        self._lock = threading.RLock()
-        self._writing: int | None = None
+        self._found: deque[tuple[Action, Alarm]] = deque()  # in records; nothing was done about it
         if params is not None:
             self.prepare(params)
         if state is not None:
             self.restore(state)
         self._outbox = Outbox(logdir, writers, trouble=trouble)
+
+    @property
+    def last(self) -> int | None:
+        """The step of the last measurement, None before the first."""
+        return self._measured[0]
 
     def prepare(self, params: Any) -> FlatProblem:
         """Checks the parameters' structure and compiles the probes, unless that was done.
@@ -127,16 +138,18 @@ class Recorder:
             raise ValueError(
                 "expected a probe that fits in memory_limit, got none; add the 'weights' probe"
             )
-        self._states = _fitted(self._states, prepared, self.last)
-        self.flat, self._prepared = flat, prepared
-        self._card.describe(flat, self._descriptions())
+        last, states = self._measured
+        self._measured = last, _fitted(states, prepared, last)
+        self._card.describe(flat, self._descriptions(prepared))
+        self._prepared = prepared
+        self.flat = flat  # last: an interrupted preparation is made again
         return flat
 
-    def _descriptions(self) -> dict[str, Description]:
+    def _descriptions(self, prepared: Mapping[str, PreparedProbe]) -> dict[str, Description]:
         """What the probes say of themselves; those that cannot are left out."""
         described = {
             name: self._trouble.guard(f"the card of probe {name!r}", _description, probe)
-            for name, probe in self._prepared.items()
+            for name, probe in prepared.items()
         }
         return {name: found for name, found in described.items() if found is not None}
 
@@ -144,15 +157,11 @@ class Recorder:
 
     def state(self) -> dict[str, dict[str, np.ndarray]]:
         """The last steps and the probes' states, as any checkpointer can save them."""
-        with self._exclusively():
-            return self.state_in_fork()
-
-    def state_in_fork(self) -> dict[str, dict[str, np.ndarray]]:
-        """The same without waiting for a lock, which a thread of the parent may hold for ever."""
-        steps = {"last_step": self.last, "last_report": self._reported}
+        last, states = self._measured
+        steps = {"last_step": last, "last_report": self._reported}
         own = {key: np.asarray(-1.0 if s is None else float(s)) for key, s in steps.items()}
         own["batch"] = np.asarray(self._batch)
-        return encode({"monitor": own, **self._states})
+        return encode({"monitor": own, **states})
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved `state`.
@@ -172,14 +181,17 @@ class Recorder:
                 "inputs, targets or weights; build the batch of the run that saved it (the same "
                 "examples in the same order), or leave out state= to begin with new references"
             )
-        states: dict[str, State] = {name: values[name] for name in self._states}
+        states: dict[str, State] = {name: values[name] for name in self._measured[1]}
         if self.flat is not None:
             states = _fitted(states, self._prepared, last)
-        with self._exclusively():
-            self.last, self._states = last, states
+
+        def resume() -> None:
+            self._measured = last, states
             self._reported = None if reported < 0 else reported
             self._resumes_at = max(saved, reported) + 1
             self._begun = False
+
+        self._writing.do(resume)
 
     # Records
 
@@ -198,41 +210,30 @@ class Recorder:
           extra: the user's scalars.
           counts: more scalars of the monitor.
         """
+        # For the record of a call that was interrupted: its states are those that this one needs.
+        self._writing.wait()
         began = time.monotonic()
         try:
             what = f"the measurement at step {step}"
             measured = take and self._trouble.guard(what, self._probe, step, take)
             numbers = self.scalars.numbers(extra, step)
-            with self._exclusively():
-                record, found = self._record(step, measured, numbers, counts, began)
+            write = partial(self._record, step, measured, numbers, counts, began)
+            record: Record = self._writing.do(write, step=step)
         finally:
             self._budget.probe_ends(time.monotonic() - began)
-        self._act(found)
+        self._act(self._found)
         return record
 
     def report(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes numbers that were measured elsewhere, in whatever order they come."""
-        with self._exclusively():
-            if not self._begun:
-                self._begin(step)
-            self._reported = max(step, -1 if self._reported is None else self._reported)
-            _, found = self._write(step, dict(scalars))
-        self._act(found)
-
-    @property
-    def is_here(self) -> bool:
-        """Whether this thread is writing a record just now: who asks is one of the writers."""
-        return self._writing == threading.get_ident()
-
-    @contextmanager
-    def _exclusively(self) -> Iterator[None]:
-        """One thread at a time; measuring and the alerts' actions, which may wait, stay outside."""
-        with self._lock:
-            outer, self._writing = self._writing, threading.get_ident()
-            try:
-                yield
-            finally:
-                self._writing = outer
+        if not self._begun:
+            self._begin(step)
+        record, found = self._assembled(step, dict(scalars))
+        self._reported = max(step, -1 if self._reported is None else self._reported)
+        try:
+            self._outbox.write(record)
+        finally:
+            self._act(deque(found))
 
     def _record(
         self,
@@ -241,25 +242,29 @@ class Recorder:
         numbers: Mapping[str, float],
         counts: Mapping[str, float],
         began: float,
-    ) -> tuple[Record, _Found]:
-        measurement, states = measured or (Measurement({}), self._states)
-        if not self._begun or (self.last is not None and step < self.last):
+    ) -> Record:
+        last, states = self._measured
+        measurement, states = measured or (Measurement({}), states)
+        if not self._begun or (last is not None and step < last):
             self._begin(step)
         scalars = {**measurement.scalars, **counts, **self._times(time.monotonic() - began)}
         scalars |= self.scalars.beside([*scalars, *measurement.arrays], numbers)
-        # Not before: a measurement that is interrupted never happened.
-        self.last, self._states = step, states
-        note, self._new_reference = self._new_reference, ""
-        return self._write(step, scalars, dict(measurement.arrays), note)
+        note = self._new_reference
+        record, found = self._assembled(step, scalars, dict(measurement.arrays), note)
+        # Not before: a step whose record could not be put together was not measured.
+        self._measured, self._new_reference = (step, states), ""
+        self._found.extend(found)
+        self._outbox.write(record)
+        return record
 
-    def _write(
+    def _assembled(
         self,
         step: int,
         scalars: dict[str, float],
         arrays: Mapping[str, np.ndarray] = MappingProxyType({}),
         note: str = "",
     ) -> tuple[Record, _Found]:
-        """Writes a record, what the alerts find in it, and a note."""
+        """A record with the note, and what the alerts find in it."""
         what = f"the alerts at step {step}"
         found: _Found = self._trouble.guard(what, self._watch.look, step, scalars) or []
         texts: dict[str, str] = {}
@@ -272,7 +277,6 @@ class Recorder:
         record = Record(
             step, self._outbox.attempt, time.time(), scalars, arrays, texts, self._hparams_now()
         )
-        self._outbox.write(record)
         return record, found
 
     def _hparams_now(self) -> dict[str, Hparam]:
@@ -283,10 +287,11 @@ class Recorder:
         own = self._card.hparams
         return {**self._hparams, **{name: own[name] for name in own if name not in self._hparams}}
 
-    def _act(self, found: _Found) -> None:
+    def _act(self, found: deque[tuple[Action, Alarm]]) -> None:
         """Warns, calls back, and last stops, as the alerts ask for."""
         stop: StopTraining | None = None
-        for action, alarm in found:
+        while found:
+            action, alarm = found.popleft()
             if action == "stop":
                 stop = stop or StopTraining(alarm)
             elif callable(action):
@@ -324,7 +329,7 @@ class Recorder:
         if earlier and not has_state:
             self._trouble.warn(_without_state(start, earlier[-1][0]))
         if before and not has_state:
-            self._new_reference = _new_reference(self._states)
+            self._new_reference = _new_reference(self._measured[1])
 
     def _times(self, seconds: float) -> dict[str, float]:
         values = (seconds, self._budget.share_taken(seconds), self._trouble.errors)
@@ -343,7 +348,7 @@ class Recorder:
             )
         scalars: dict[str, float] = {"monitor/nonfinite": snapshot.nonfinite}
         arrays: dict[str, np.ndarray] = {}
-        states = dict(self._states)
+        states = dict(self._measured[1])
         for name, probe in self._prepared.items():
             what = f"probe {name!r} at step {step}"
             result = self._trouble.guard(what, _measured, probe, snapshot, states[name])
@@ -357,13 +362,11 @@ class Recorder:
 
     def flush(self) -> None:
         """Hands what was recorded to the operating system."""
-        with self._exclusively():
-            self._outbox.flush()
+        self._writing.do(self._outbox.flush)
 
     def close(self, outcome: Outcome = "success") -> None:
-        """Closes the writers, and tells them how training ended."""
-        with self._exclusively():
-            self._outbox.close(outcome)
+        """Closes the writers, tells them how training ended, and ends their thread."""
+        self._writing.close(partial(self._outbox.close, outcome))
 
 
 def _measured(probe: PreparedProbe, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:

@@ -17,7 +17,6 @@ def spent(budget, clock, seconds, *, preparing=0.0):
     budget.start()
     with budget.spending():
         clock.now += preparing
-    budget.probe_begins()
     clock.now += seconds
     budget.probe_ends(seconds)
 
@@ -42,15 +41,12 @@ def test_what_is_under_way_counts():
     clock = Clock()
     budget = Budget(0.5, clock=clock)
     budget.start()
-    budget.probe_begins()
     clock.now += 1000
-    assert not budget.affords()  # nobody knows yet what a probe costs
+    assert not budget.affords(1)  # nobody knows yet what a probe costs
     budget.probe_ends(10.0)
-    for _ in range(98):
-        assert budget.affords()
-        budget.probe_begins()
+    assert all(budget.affords(under_way) for under_way in range(98))
     # 10 + 98 * 10 + 10 seconds of 1000 + 990 are more than half.
-    assert not budget.affords()
+    assert not budget.affords(98)
 
 
 def test_without_a_share_everything_is_affordable():
