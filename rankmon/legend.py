@@ -189,7 +189,10 @@ LEGEND = (
         "a number of yours whose tag is one of the monitor's own",
     ),
     Entry(
-        ("rankmon/alerts",), "text", "what the alerts found, at the step where it begins to hold"
+        ("rankmon/alerts",),
+        "text",
+        "what the alerts found, at the step where it begins to hold; where a run went on without "
+        "its state",
     ),
     Entry(("rankmon/card",), "text", "what is monitored, and the rows of this table that apply"),
 )

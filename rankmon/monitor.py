@@ -425,6 +425,7 @@ class RankMonitor(ClosesOnExit):
         two words each, since JAX with x64 off would round the numbers themselves. One structure
         from construction on. For a checkpointer that insists on shapes (Orbax, with a target to
         restore into) pass `params=` at construction: without, they are final only once measured.
+        It has a digest of the probe batch, without which H_f_fixed's residuals mean nothing.
         """
         if not self._home.is_elsewhere():
             self._wait()

@@ -86,6 +86,10 @@ class Outbox:
       trouble: decides what an error of a writer does.
       layout: charts for the run folder; those of `custom_scalars_layout` if not given.
 
+    Attributes:
+      attempt: how many attempts have begun.
+      has_lost_lines: whether the folder's earlier records are in its event files only.
+
     Raises:
       OSError: where logdir cannot be written or has another live writer.
       ValueError: where logdir is a URL, or its rankmon.jsonl holds something else than records.
@@ -103,7 +107,10 @@ class Outbox:
         self._trouble = trouble
         folder = self._folder = None if logdir is None else absolute_folder(logdir)
         lock = None if folder is None else RunLock(folder)
+        self.has_lost_lines = False
         try:
+            if folder is not None:
+                self.has_lost_lines = self._look_for_earlier_files(folder)
             own = _folder_writers(folder, layout or custom_scalars_layout(), trouble.warn)
         except BaseException:
             _give_back([], lock)
@@ -111,6 +118,22 @@ class Outbox:
         self._give_back = weakref.finalize(self, _give_back, own, lock)
         self._backlogs = [_Backlog(writer) for writer in (*own, *writers)]
         self._closed = False
+
+    def _look_for_earlier_files(self, folder: Path) -> bool:
+        """Warn if an earlier attempt's files of one kind are missing; whether the lines are."""
+        path = folder / _jsonl.NAME
+        has_events, has_lines = any(map(is_own, event_file_names(folder))), path.exists()
+        if has_events and not has_lines:
+            what, shows = f"{path} beside the event files of earlier attempts", "read_jsonl"
+        elif path.is_file() and path.stat().st_size and not has_events:
+            what, shows = f"event files beside {path}", "TensorBoard"
+        else:
+            return False
+        self._trouble.warn(
+            f"expected {what}, got none; {shows} will show the new records only: restore what was "
+            "removed from a copy, if you have one, before you go on"
+        )
+        return not has_lines
 
     def earlier(self) -> list[tuple[int, Mapping[str, float]]] | None:
         """Return step and scalars of the records in force in the run folder, by their steps.
@@ -193,33 +216,13 @@ def _folder_writers(
 ) -> list[Writer]:
     if folder is None:
         return []
-    missing = _missing(folder)
     # First what may refuse the folder: the other leaves a new file behind.
     jsonl = JsonlWriter(folder / _jsonl.NAME, warn=warn)
     try:
-        writers: list[Writer] = [TensorBoardWriter(folder, layout=layout, warn=warn), jsonl]
+        return [TensorBoardWriter(folder, layout=layout, warn=warn), jsonl]
     except BaseException:
         jsonl.close()
         raise
-    if missing:
-        warn(missing)
-    return writers
-
-
-def _missing(folder: Path) -> str | None:
-    """Return what to say of a folder that has lost the files of one kind."""
-    path = folder / _jsonl.NAME
-    has_events, has_jsonl = any(map(is_own, event_file_names(folder))), path.exists()
-    if has_events and not has_jsonl:
-        what, shows = f"{path} beside the event files of earlier attempts", "read_jsonl"
-    elif has_jsonl and not has_events and path.is_file() and path.stat().st_size:
-        what, shows = f"event files beside {path}", "TensorBoard"
-    else:
-        return None
-    return (
-        f"expected {what}, got none; {shows} will show the new records only: restore what was "
-        "removed from a copy, if you have one, before you go on"
-    )
 
 
 def _give_back(writers: Sequence[Writer], lock: RunLock | None) -> None:

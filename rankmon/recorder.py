@@ -326,9 +326,12 @@ class Recorder:
             return
         before = [record for record in earlier if record[0] < start]
         self._trouble.guard("the alerts on older records", self._watch.resume, before)
-        if earlier and not has_state:
-            self._trouble.warn(_without_state(start, earlier[-1][0]))
-        if before and not has_state:
+        if has_state:
+            return
+        lost = self._outbox.has_lost_lines
+        if earlier or lost:
+            self._trouble.warn(_without_state(start, earlier[-1][0] if earlier else None))
+        if before or lost:
             self._new_reference = _new_reference(self._measured[1])
 
     def _times(self, seconds: float) -> dict[str, float]:
@@ -413,10 +416,12 @@ def _digest_of(problem: Problem) -> float:
         return -1.0
 
 
-def _without_state(step: int, last: int) -> str:
-    what = f"supersedes those from step {step} on" if step <= last else f"goes on at step {step}"
+def _without_state(step: int, last: int | None) -> str:
+    goes_on = last is not None and step > last
+    what = f"goes on at step {step}" if goes_on else f"supersedes those from step {step} on"
+    until = "" if last is None else f" up to step {last}"
     return (
-        f"expected state= for a logdir with records up to step {last}, got none: this run {what}, "
+        f"expected state= for a logdir with records{until}, got none: this run {what}, "
         "with new references for what probes remember (the residuals of H_f_fixed, Lemma 8's "
         "integrals); to continue the old run pass its state=, to keep its records use another "
         "logdir"

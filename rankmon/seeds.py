@@ -87,18 +87,25 @@ class SeedsMonitor(ClosesOnExit):
                 f"expected options {', '.join(_OPTIONS[:-1])} or {_OPTIONS[-1]}, got "
                 f"{sorted(unknown)}; the others are not for several seeds"
             )
+        names = [f"seed_{i}" for i in range(self._seeds)]
+        if state is not None and not (isinstance(state, Mapping) and set(names) <= state.keys()):
+            got = sorted(state) if isinstance(state, Mapping) else type(state).__name__
+            raise ValueError(
+                f"expected the state of a SeedsMonitor with {self._seeds} seeds, got {got}; pass "
+                "what monitor.state was, of as many seeds"
+            )
         own = as_probes(probes, tolerance=tolerance, memory_limit=memory_limit)
         shared = [_Shared(probe) for probe in own]
         self._folder = None if logdir is None else absolute_folder(logdir)
         self._monitors = [
             RankMonitor(
                 problem,
-                logdir=None if self._folder is None else self._folder / f"seed_{i}",
+                logdir=None if self._folder is None else self._folder / name,
                 probes=shared,
-                state=None if state is None else state[f"seed_{i}"],
+                state=None if state is None else state[name],
                 **options,
             )
-            for i in range(self._seeds)
+            for name in names
         ]
         self._home = Home()
         self._trouble = Trouble(options.get("on_error", "warn"))

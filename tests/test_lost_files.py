@@ -116,6 +116,23 @@ def test_files_that_are_lost_after_the_last_record_come_back(tmp_path, ends):
     monitor.close()
 
 
+def test_a_lost_folder_on_a_full_disk_comes_back_once_there_is_space(tmp_path):
+    folder = tmp_path / "run"
+    monitor = monitor_of(folder)
+    for step in range(3):
+        monitor(step, WEIGHTS)
+    size = (folder / "rankmon.jsonl").stat().st_size
+    shutil.rmtree(folder)
+    with warned(str(folder), "free some space"):
+        for room in (0, 30, size // 2):
+            with files_limited_to(room):
+                monitor.flush()
+    with warned("rankmon.jsonl", "removed"):
+        monitor(3, WEIGHTS)
+    monitor.close()
+    assert steps_in(folder) == [0, 1, 2, 3]
+
+
 def test_a_lost_folder_comes_back_with_the_session_of_a_restart(tmp_path):
     folder = tmp_path / "run"
     with monitor_of(folder, hparams={"lr": 1}) as monitor:
@@ -331,8 +348,9 @@ def test_what_is_damaged_in_a_record_is_left_out_and_said(tmp_path, capsys, chan
 def test_halves_of_characters_in_texts_and_tags_break_no_page(tmp_path, capsys):
     change = {"texts": {"rankmon/alerts": "* \ud800"}, "scalars": {"rank/\udfff": 2.0}}
     (tmp_path / "rankmon.jsonl").write_text(line_of(0, **change) + "\n")
-    assert main(["report", str(tmp_path), "--html", str(tmp_path / "report.html")]) == 0
-    assert "step 0" in capsys.readouterr().out
+    for kind in ("html", "csv", "json"):
+        assert main(["report", str(tmp_path), f"--{kind}", str(tmp_path / "report")]) == 0
+        assert "step 0" in capsys.readouterr().out
 
 
 def test_a_text_of_numbers_in_an_event_file_breaks_no_table(tmp_path, capsys):

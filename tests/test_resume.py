@@ -152,6 +152,16 @@ def test_the_mark_is_at_the_record_that_is_measured_and_not_at_a_report(tmp_path
     assert [r.step for r in records if "rankmon/alerts" in r.texts] == [6]
 
 
+def test_a_resume_without_state_and_lines_is_marked_too(tmp_path):
+    run(tmp_path, [0, 1])
+    (tmp_path / "rankmon.jsonl").unlink()
+    with warned("state=", "logdir") as caught:
+        run(tmp_path, [2, 3])
+    assert len(caught) == 2  # that the lines are missing, too
+    records = read_jsonl(tmp_path / "rankmon.jsonl")
+    assert [r.step for r in records if "rankmon/alerts" in r.texts] == [2]
+
+
 def test_what_remembers_nothing_or_supersedes_all_is_not_marked(tmp_path):
     for name, steps, probes in (("a", [3], [Light()]), ("b", [0, 1], REMEMBERS)):
         run(tmp_path / name, [0, 1], probes=probes)
@@ -230,6 +240,9 @@ def test_the_seeds_states_have_digests_too():
     rankmon.SeedsMonitor(PROBLEM, **options, state=monitor.state)
     with refused(ValueError, "probe batch"):
         rankmon.SeedsMonitor(problem_of(2 * X, Y), **options, state=monitor.state)
+    for state in (7, {"seed_0": monitor.state["seed_0"]}):
+        with refused(ValueError, "2 seeds", "state"):
+            rankmon.SeedsMonitor(PROBLEM, **options, state=state)
 
 
 # States as checkpointers give them back
