@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rankmon._tree import in_machine_order, leaf_names
 from rankmon.losses import Loss
 
 
@@ -22,16 +23,53 @@ def check_engine(name: str, known: Sequence[str]) -> None:
         raise ValueError(f"expected engine to be one of {known}, got {name!r}; use 'auto'")
 
 
+def host_copies(name: str, tree: Any) -> Any:
+    """Return copies of the arrays on the host, in the machine's byte order."""
+
+    def copy(leaf: Any) -> np.ndarray:
+        if jnp.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+            raise TypeError(
+                f"expected {name} to be arrays of numbers, got a random key ({leaf.dtype}); pass "
+                "jax.random.key_data(key) and let apply call jax.random.wrap_key_data"
+            )
+        return np.array(in_machine_order(np.asarray(leaf)))
+
+    return jax.tree.map(copy, tree)
+
+
 def leading_axis(name: str, tree: Any) -> int:
     """The common leading axis n of all leaves."""
     leaves = jax.tree.leaves(tree)
     sizes = {leaf.shape[:1] for leaf in leaves}
+    if len(sizes - {()}) > 1:
+        raise ValueError(
+            f"expected {name} with one common leading axis n, got shapes {_shown(tree)}; stack "
+            "the examples along the first axis. Of a graph, one example with axes of its own, pass "
+            "the array with a row for each output and close over the others: "
+            "Problem(lambda params, nodes: net(params, nodes, edges), inputs=nodes, ...)"
+        )
     if len(sizes) != 1 or sizes <= {(), (0,)}:
         raise ValueError(
             f"expected {name} to be arrays with one common leading axis n >= 1, got shapes "
             f"{[leaf.shape for leaf in leaves]}; stack the examples along the first axis"
         )
     return int(sizes.pop()[0])
+
+
+def check_some_numbers(inputs: Any) -> None:
+    """Refuses inputs without a number in any of their arrays."""
+    if not any(leaf.size for leaf in jax.tree.leaves(inputs)):
+        raise ValueError(
+            f"expected inputs with at least one number for each example, got shapes "
+            f"{_shown(inputs)}; for a network without inputs pass np.zeros((n, 1))"
+        )
+
+
+def _shown(tree: Any) -> str:
+    """The shapes of a tree's first arrays, with their names."""
+    named = list(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
+    shown = [f"{name} {np.shape(leaf)}" for name, leaf in named[:6]]
+    return "{" + ", ".join(shown + ["..."] * (len(named) > 6)) + "}"
 
 
 def check_finite(name: str, tree: Any) -> None:
@@ -58,10 +96,10 @@ def check_weights(weights: np.ndarray, n: int) -> None:
             f"expected weights [n, ...] with n = {n}, got shape {weights.shape}; "
             "give one weight an example (or a position)"
         )
-    if np.any(weights < 0) or not np.sum(weights) > 0:
+    if np.any(weights < 0) or not np.any(weights > 0):
         raise ValueError(
             "expected non-negative weights with a positive sum, got "
-            f"minimum {np.min(weights)} and sum {np.sum(weights)}; "
+            f"weights from {np.min(weights)} to {np.max(weights)}; "
             "use 0 to mask an example and 1 to keep it"
         )
 

@@ -62,9 +62,9 @@ class Precision:
         return self.lifted_dtype(dtype)
 
     def lift(self, leaf: Any) -> np.ndarray:
-        """A host copy of a leaf at its lifted dtype."""
+        """A host copy of a leaf at its lifted dtype, in the machine's byte order."""
         array = np.asarray(leaf)
-        return np.array(array, self.lifted_dtype(array.dtype))
+        return np.array(array, self.lifted_dtype(array.dtype).newbyteorder("="))
 
 
 def with_settings_kept(action: Callable[[], Any]) -> Any:

@@ -6,7 +6,7 @@ fixed; what the user states is in `problem`.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -130,7 +130,11 @@ class FlatProblem:
 
     def split(self, leaves: list[np.ndarray]) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         """The differentiated leaves raveled, theta [p], and the leaves held fixed."""
-        moving = [np.ravel(x) for x, s in zip(leaves, self.specs, strict=True) if s.differentiated]
+        moving = [
+            np.ravel(x).astype(self.dtype)
+            for x, s in zip(leaves, self.specs, strict=True)
+            if s.differentiated
+        ]
         fixed = tuple(x for x, s in zip(leaves, self.specs, strict=True) if not s.differentiated)
         return np.concatenate(moving), fixed
 
@@ -199,15 +203,17 @@ class FlatProblem:
         if w is None:
             return np.full(self.positions, 1.0 / self.positions)
         trailing = (1,) * (len(self.position_axes) - w.ndim)
-        w = np.broadcast_to(w.astype(np.float64).reshape(w.shape + trailing), self.position_axes)
-        return np.ravel(w) / np.sum(w)
+        w = w.astype(np.float64) / np.max(w)  # the sum of huge ones overflows
+        w = np.ravel(np.broadcast_to(w.reshape(w.shape + trailing), self.position_axes))
+        return w / np.sum(w)
 
     @cached_property
     def dtype(self) -> np.dtype:
         """The dtype of theta."""
+        if self.precision.dtype is not None:
+            return self.precision.dtype
         moving = [spec.dtype for spec in self.specs if spec.differentiated]
-        native = jax.dtypes.canonicalize_dtype(np.result_type(*moving))
-        return self.precision.dtype or native
+        return jax.dtypes.canonicalize_dtype(_common_dtype(moving))
 
     @cached_property
     def typed_weights(self) -> np.ndarray:
@@ -311,6 +317,7 @@ def flat_problem(problem: Statement, params: Any, specs: tuple[LeafSpec, ...]) -
       TypeError, ValueError: with what was expected, what came and what to do.
     """
     _check_moving(specs)
+    _tell_python_numbers(params, specs)
     structure = jax.tree.structure(params)
     leaves = [abstract_array(spec.shape, NATIVE.traced_dtype(spec.dtype)) for spec in specs]
     network = _network(problem, structure)
@@ -354,6 +361,25 @@ def _network(problem: Statement, structure: Any) -> Callable[[Any, Any], Any]:
         return problem.outputs(jax.tree.unflatten(structure, leaves), inputs)
 
     return network
+
+
+def _tell_python_numbers(params: Any, specs: Sequence[LeafSpec]) -> None:
+    leaves = zip(specs, jax.tree.leaves(params), strict=True)
+    numbers = [spec.name for spec, leaf in leaves if isinstance(leaf, float)]
+    if numbers:
+        warn_user(
+            f"expected parameters as arrays, got Python numbers at {numbers}, which are held fixed "
+            "like the rate of a dropout layer; write jnp.asarray(...) for one that is trained"
+        )
+
+
+def _common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype:
+    """A dtype that holds all of these; float32 for float16 beside bfloat16, and the like."""
+    with jax.numpy_dtype_promotion("standard"):
+        try:
+            return reduce(jnp.promote_types, dtypes)
+        except jax.dtypes.TypePromotionError:  # floats of eight bits are promoted to nothing
+            return np.dtype(np.float32)
 
 
 def _check_moving(specs: Sequence[LeafSpec]) -> None:

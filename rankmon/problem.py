@@ -15,7 +15,9 @@ from jaxtyping import Float
 from rankmon._checks import (
     check_finite,
     check_flag,
+    check_some_numbers,
     check_weights,
+    host_copies,
     leading_axis,
 )
 from rankmon._lifting import lifted
@@ -89,11 +91,12 @@ class Problem:
         # Copies: a data loader may use its buffers again.
         with jax.transfer_guard("allow"):
             inputs, targets, weights = gathered((inputs, targets, weights))
-            self.inputs = jax.tree.map(np.array, inputs)
-            self.targets = jax.tree.map(np.array, targets)
-            self.weights = None if weights is None else np.array(weights)
+            self.inputs = host_copies("inputs", inputs)
+            self.targets = host_copies("targets", targets)
+            self.weights = None if weights is None else host_copies("weights", np.array(weights))
         self.include, self.exclude = as_patterns(include), as_patterns(exclude)
         self.n = leading_axis("inputs", self.inputs)
+        check_some_numbers(self.inputs)
         if leading_axis("targets", self.targets) != self.n:
             raise ValueError(
                 f"expected inputs and targets with the same number of examples, got {self.n} and "

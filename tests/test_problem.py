@@ -12,8 +12,16 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import oracles
+from rankmon import (
+    RankMonitor,
+    RankmonWarning,
+    hessian_ranks,
+    hessian_spectra,
+    weight_ranks,
+)
+from rankmon.compiled_weights import weight_scalars
 from rankmon.problem import Problem
-from refusals import refused
+from refusals import refused, warned
 
 RNG = np.random.default_rng(0)
 N, D, K, T = 6, 4, 3, 2
@@ -274,6 +282,110 @@ def test_buffers_that_are_used_again_change_nothing():
     assert_same(flat.loss_and_residuals(*flat.split(leaves)), naive(oracles.mse, X @ W, Y))
 
 
+# Arrays as they come
+
+
+def swapped(tree):
+    """The arrays with their bytes the other way round."""
+    return jax.tree.map(lambda a: a.astype(a.dtype.newbyteorder()), tree)
+
+
+def test_either_byte_order_gives_the_same_numbers():
+    def network(params, x, extra):
+        return jnp.tanh(x["x"] + extra["table"][x["i"]]) @ params["w"] + params["n"][0]
+
+    inputs = {"x": X, "i": np.arange(N) % 2}
+    given = (inputs, Y, np.arange(1.0, N + 1), {"w": W, "n": np.array([1, 2])})
+    extra = {"table": RNG.standard_normal((2, D)), "steps": np.array([3, 4])}
+    spectra = []
+    for x, y, weights, params in (given, swapped(given)):
+        stated = problem(network, inputs=x, targets=y, weights=weights)
+        own = extra if params is given[3] else swapped(extra)
+        spectra.append(hessian_spectra(stated, stated.unpack(params, own)))
+        assert weight_scalars(jax.tree.map(np.float32, params))["rank_weights/w"] == 3
+        assert weight_ranks(params)["w"].rank == 3
+        with RankMonitor(stated, every=1) as monitor:
+            assert monitor(0, params, extra=own).scalars["rank/H_o"] == 12
+    for part, values in spectra[0].items():
+        np.testing.assert_array_equal(values, spectra[1][part])
+
+
+NARROW = [
+    (jnp.float16, jnp.bfloat16),
+    (jnp.float8_e4m3fn, jnp.float16),
+    (jnp.float8_e5m2, jnp.float8_e4m3fn),
+]
+
+
+@pytest.mark.parametrize("dtypes", NARROW, ids=lambda pair: "-".join(d.__name__ for d in pair))
+def test_narrow_floats_beside_one_another(dtypes):
+    params = {"a": W.astype(dtypes[0]), "b": np.eye(K).astype(dtypes[1])}
+    wide = jax.tree.map(lambda leaf: leaf.astype(np.float64), params)
+
+    def network(params, x):
+        return jnp.tanh(x @ params["a"].astype(x.dtype)) @ params["b"].astype(x.dtype)
+
+    want = hessian_spectra(problem(network), wide)
+    for part, values in hessian_spectra(problem(network), params).items():
+        np.testing.assert_array_equal(values, want[part])
+
+    def only_float32(params, x):
+        assert x.dtype == np.float32
+        return network(params, x)
+
+    stated = problem(only_float32, inputs=X.astype(np.float32), targets=Y.astype(np.float32))
+    with pytest.warns(RankmonWarning, match="float64"):
+        assert hessian_ranks(stated, params)["H_o"].size == 21
+    np.testing.assert_allclose(
+        stated.residuals(params), problem(network).residuals(wide), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        np.array([1, 2, 3, 0, 1, 2]) * 4e307,
+        np.array([1, 2, 3, 0, 1, 2], np.float32) * np.float32(2.0**126),
+        np.array([1, 2, 3, 0, 1, 2], np.float16) * np.float16(2e4),
+        np.array([1, 2, 3, 0, 1, 2]) * 2**61,
+        np.array([1, 2, 3, 0, 1, 2]) * 5e-324,
+    ],
+    ids=["float64", "float32", "float16", "int64", "tiny"],
+)
+def test_weights_whose_sum_overflows(weights):
+    want = measured(problem(weights=np.array([1, 2, 3, 0, 1, 2])))
+    assert_same(measured(problem(weights=weights)), want)
+
+
+def test_pythons_numbers_are_settings():
+    params = {"w": W, "dropout": {"p": 0.5, "n": 3}, "scale": np.float64(2.0)}
+
+    def network(params, x):
+        return x @ params["w"] * (1 - params["dropout"]["p"]) * params["scale"]
+
+    with warned("dropout/p", "held fixed", "jnp.asarray"):
+        spectra = hessian_spectra(problem(network), params)
+    whole = hessian_spectra(problem(network), params | {"dropout": {"p": np.float64(0.5)}})
+    assert [len(spectra["H_L"]), len(whole["H_L"])] == [13, 14]
+    fixed = hessian_spectra(
+        problem(network, exclude="dropout/*"), params | {"dropout": {"p": np.float64(0.5)}}
+    )
+    np.testing.assert_allclose(spectra["H_L"], fixed["H_L"], rtol=1e-12, atol=1e-14)
+
+
+def test_a_key_comes_along_as_its_data():
+    def network(params, x, extra):
+        noise = jax.random.normal(jax.random.wrap_key_data(extra["key"]), (K,))
+        return x @ params["w"] + 0 * noise.astype(x.dtype)
+
+    key = jax.random.key(3)
+    stated = problem(network)
+    flat = stated.flat(stated.unpack(PARAMS, {"key": jax.random.key_data(key)}))
+    assert flat.p == W.size
+    with refused(TypeError, "random key", "'extra/key'", "key_data"):
+        stated.flat(stated.unpack(PARAMS, {"key": key}))
+
+
 # What is refused
 
 
@@ -287,7 +399,34 @@ REFUSED_AT_ONCE = {
     "n": (partial(problem, targets=Y[:4]), ValueError, "inputs", "targets", "6", "4"),
     "scalar": (partial(problem, inputs=1.0), ValueError, "inputs", "()", "stack"),
     "lists": (partial(problem, inputs=[[1.0, 2.0]] * N), ValueError, "inputs", "()", "stack"),
-    "ragged": (partial(problem, inputs=(X, X[:3])), ValueError, "inputs", "(6, 4), (3, 4)"),
+    "ragged": (partial(problem, inputs=(X, X[:3])), ValueError, "inputs", "0 (6, 4), 1 (3, 4)"),
+    "graph": (
+        partial(problem, inputs={"nodes": X, "senders": np.arange(9), "n_edge": np.array([9])}),
+        ValueError,
+        "{n_edge (1,), nodes (6, 4), senders (9,)}",
+        "close over",
+        "inputs=nodes",
+    ),
+    "key": (
+        partial(problem, inputs={"x": X, "key": jax.random.split(jax.random.key(0), N)}),
+        TypeError,
+        "inputs",
+        "random key",
+        "key_data",
+    ),
+    "key-targets": (
+        partial(problem, targets=jax.random.split(jax.random.key(0), N)),
+        TypeError,
+        "targets",
+        "random key",
+        "key_data",
+    ),
+    "no-features": (partial(problem, inputs=X[:, :0]), ValueError, "(6, 0)", "np.zeros((n, 1))"),
+    "no-features-twice": (
+        partial(problem, inputs={"x": X[:, :0], "y": np.ones((N, 2, 0))}),
+        ValueError,
+        "x (6, 0), y (6, 2, 0)",
+    ),
     "empty": (partial(problem, inputs=X[:0], targets=Y[:0]), ValueError, "inputs", "(0, 4)"),
     "no-inputs": (partial(problem, inputs={}), ValueError, "inputs", "[]", "stack"),
     "no-targets": (partial(problem, targets=None), ValueError, "targets", "[]", "stack"),
