@@ -156,7 +156,6 @@ class Units:
             self._programs[key] = program, chunk
         return self._programs[key]
 
-
     @property
     def _most_rows(self) -> int:
         """So many that their cotangents are a small part of the room."""
@@ -178,5 +177,3 @@ class Units:
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
     sharding = leaf.sharding if isinstance(leaf, jax.Array) else None
     return abstract_array(np.shape(leaf), leaf.dtype, sharding=sharding)
-
-

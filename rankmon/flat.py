@@ -6,7 +6,7 @@ fixed; what the user states is in `problem`.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, reduce
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -374,12 +374,10 @@ def _tell_python_numbers(params: Any, specs: Sequence[LeafSpec]) -> None:
 
 
 def _common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype:
-    """A dtype that holds all of these; float32 for float16 beside bfloat16, and the like."""
-    with jax.numpy_dtype_promotion("standard"):
-        try:
-            return reduce(jnp.promote_types, dtypes)
-        except jax.dtypes.TypePromotionError:  # floats of eight bits are promoted to nothing
-            return np.dtype(np.float32)
+    """A dtype that holds all of these; float32 at least if they differ."""
+    if len(set(dtypes)) == 1:
+        return dtypes[0]
+    return np.result_type(np.float32, *(dtype for dtype in dtypes if dtype.itemsize >= 4))
 
 
 def _check_moving(specs: Sequence[LeafSpec]) -> None:

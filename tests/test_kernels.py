@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -183,32 +182,26 @@ def test_uses_that_disagree_leave_it_to_the_shape():
     assert (view.rows, view.columns, view.source) == ((0, 1), (2,), "shape")
 
 
-class Equinox(eqx.Module):
-    query: eqx.nn.Conv1d
-    conv: eqx.nn.Conv2d
-    grouped: eqx.nn.Conv2d
-    up: eqx.nn.ConvTranspose2d
-
-    def __init__(self):
-        keys = jax.random.split(jax.random.key(0), 4)
-        self.query = eqx.nn.Conv1d(4, 8, 1, key=keys[0])
-        self.conv = eqx.nn.Conv2d(4, 8, 3, key=keys[1])
-        self.grouped = eqx.nn.Conv2d(8, 6, 2, groups=2, key=keys[2])
-        self.up = eqx.nn.ConvTranspose2d(6, 5, 2, stride=2, key=keys[3])
-
-    def __call__(self, x):
-        x = self.query(x.reshape(4, -1)).reshape(8, *x.shape[1:])[:4]
-        return jnp.ravel(self.up(self.grouped(jnp.tanh(self.conv(x)))))
-
-
 def test_equinox_keeps_outputs_first():
-    model = Equinox()
-    params, static = eqx.partition(model, eqx.is_inexact_array)
-    apply = lambda p, x: jax.vmap(eqx.combine(p, static))(x)  # noqa: E731
+    eqx = pytest.importorskip("equinox")
+    keys = jax.random.split(jax.random.key(0), 4)
+    layers = {
+        "query": eqx.nn.Conv1d(4, 8, 1, key=keys[0]),
+        "conv": eqx.nn.Conv2d(4, 8, 3, key=keys[1]),
+        "grouped": eqx.nn.Conv2d(8, 6, 2, groups=2, key=keys[2]),
+        "up": eqx.nn.ConvTranspose2d(6, 5, 2, stride=2, key=keys[3]),
+    }
+    params, static = eqx.partition(layers, eqx.is_inexact_array)
+
+    def network(layers, x):
+        x = layers["query"](x.reshape(4, -1)).reshape(8, *x.shape[1:])[:4]
+        return jnp.ravel(layers["up"](layers["grouped"](jnp.tanh(layers["conv"](x)))))
+
+    apply = lambda p, x: jax.vmap(partial(network, eqx.combine(p, static)))(x)  # noqa: E731
     x = np.asarray(IMAGES.transpose(0, 3, 1, 2), np.float32)
     problem = Problem(apply, loss="mse", inputs=x, targets=np.zeros((2, 5 * 4 * 6), np.float32))
     found = monitored(problem, params)
-    # Gaussian or uniform draws have the full rank of out x (in / groups ...).
+    # Random draws have the full rank of out x (in / groups ...).
     assert {n: r for n, r in found.items() if n.endswith("weight")} == {
         "query/weight": 4, "conv/weight": 8, "grouped/weight": 6, "up/weight": 5,
     }  # fmt: skip
