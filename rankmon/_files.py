@@ -155,6 +155,20 @@ class WholeFile:
             self._size = start
             raise
 
+    def put_back(self) -> None:
+        """Write what the file holds to its path, from which it was removed.
+
+        Raises:
+          OSError: if that fails; nothing is at the path then.
+        """
+        file = WholeFile(self.path, mode="xb")
+        try:
+            file.append_all_of(self)
+        except BaseException:
+            file.discard()
+            raise
+        file.close()
+
     def is_whole(self) -> bool:
         """Return whether the file still holds all that was written to it, wherever it is."""
         try:

@@ -143,19 +143,25 @@ class TensorBoardWriter(ClosingWriter):
         _put(self._records, event)
 
     def _regain(self) -> None:
-        """Goes on in a new file if the old one is lost."""
+        """Puts a file that is lost back in its place, and goes on in a new one.
+
+        Of TensorBoard's readers some read on at the old file's path, others keep the file open that
+        has none any more: both take up what is in a new file.
+        """
         lost = self._file
         lost.keep_lock()
         if not lost.is_lost():
             return
         made_folder(self._folder)
+        whole, is_replaced = lost.is_whole(), lost.path.exists()
+        if whole and not is_replaced:
+            lost.put_back()
         names = [*event_file_names(self._folder), lost.path.name]
         file, records = _begun(new_event_file(self._folder, names))
-        whole = lost.is_whole()
         try:
-            if whole and self._first_start is not None:  # a server may have read the lost file
-                _supersede(records, self._first_start, time.time())
-            if whole:
+            if whole and is_replaced:
+                if self._first_start is not None:
+                    _supersede(records, self._first_start, time.time())
                 file.append_all_of(lost)
         except BaseException:
             file.discard()

@@ -28,7 +28,13 @@ from rankmon.writers import RunLock
 from refusals import refused, warned
 from test_hparams import page_of, values
 from test_monitor import Light, Remembering
-from test_writers import event_files, files_limited_to, scalar_steps
+from test_writers import (
+    event_files,
+    files_limited_to,
+    legacy_events,
+    scalar_steps,
+    server_events,
+)
 
 PROBLEM = Problem(lambda W, x: x @ W, loss="mse", inputs=np.eye(2), targets=np.ones((2, 2)))
 WEIGHTS = np.eye(2)
@@ -91,6 +97,20 @@ def test_a_run_whose_files_are_lost_goes_on_with_all_records(tmp_path, lose):
     with monitor_of(folder, state=monitor.state) as resumed:
         resumed(5, WEIGHTS)
     assert steps_in(folder) == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("lose", LOSSES, ids=lambda lose: lose.__name__)
+def test_a_reader_that_had_read_the_lost_file_shows_each_step_once(tmp_path, lose):
+    folder = tmp_path / "run"
+    with TensorBoardWriter(folder) as writer:
+        for step in (0, 1):
+            writer.write(Record(step, 1, 0.0, {"light": 1.0}, {}))
+        legacy, server = legacy_events(folder), server_events(folder)
+        lose(folder)
+        with warned("removed"):
+            writer.write(Record(2, 1, 0.0, {"light": 1.0}, {}))
+    assert [event.step for event in legacy.Reload().Scalars("light")] == [0, 1, 2]
+    assert [event.step for event in server.Reload().Tensors("light")] == [0, 1, 2]
 
 
 def test_files_that_were_cut_go_on_with_what_comes(tmp_path):
