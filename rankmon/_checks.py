@@ -27,7 +27,7 @@ def host_copies(name: str, tree: Any) -> Any:
     """Return copies of the arrays on the host, in the machine's byte order."""
 
     def copy(leaf: Any) -> np.ndarray:
-        if jnp.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+        if jnp.issubdtype(getattr(leaf, "dtype", np.float64), jax.dtypes.prng_key):
             raise TypeError(
                 f"expected {name} to be arrays of numbers, got a random key ({leaf.dtype}); pass "
                 "jax.random.key_data(key) and let apply call jax.random.wrap_key_data"

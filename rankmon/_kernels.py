@@ -247,34 +247,40 @@ def _product(eqn: JaxprEqn, place: int, part: _Part) -> _Use:
 # Arrangements
 
 
+_ENTRY_BY_ENTRY = ELEMENTWISE | SUMS | COPIES | ROUNDINGS | {REVERSE}
+_CUTS = frozenset({SLICE, DYNAMIC_SLICE, SPLIT, PAD})
+
+
 def _moved(eqn: JaxprEqn, place: int, part: _Part) -> list[_Value] | None:
     """What the results hold of this part of an operand; None if that cannot be said."""
-    name = eqn.primitive.name
-    old = _shape(eqn.invars[place])
-    moved = []
+    name, old = eqn.primitive.name, _shape(eqn.invars[place])
+    moved: list[_Value] = []
     for result in eqn.outvars:
-        new, labels = _shape(result), None
-        if name in COPIES | ROUNDINGS or name == REVERSE:
-            labels = part.labels
-        elif name in ELEMENTWISE | SUMS and old == new:
-            labels = part.labels
-        elif name == TRANSPOSE:
-            labels = tuple(part.labels[axis] for axis in permutation(eqn))
-        elif name == BROADCAST:
-            labels = _broadcast(part.labels, old, new, broadcast_places(eqn))
-        elif name == SQUEEZE or (name == RESHAPE and is_plain_reshape(eqn)):
-            labels = _reshaped(part.labels, new)
-        if labels is not None:
-            moved.append((replace(part, labels=labels),))
-            continue
-        cut = _cut(part, old, new) if name in _CUTS and place == 0 or name == CONCATENATE else None
-        if cut is None:
+        if (name in _CUTS and place == 0) or name == CONCATENATE:
+            held = _cut(part, old, _shape(result))
+        else:
+            labels = _arranged(eqn, part.labels, old, _shape(result))
+            held = None if labels is None else replace(part, labels=labels)
+        if held is None:
             return None
-        moved.append((cut,))
+        moved.append((held,))
     return moved
 
 
-_CUTS = frozenset({SLICE, DYNAMIC_SLICE, SPLIT, PAD})
+def _arranged(
+    eqn: JaxprEqn, labels: tuple[_Label, ...], old: _Shape, new: _Shape
+) -> tuple[_Label, ...] | None:
+    """What the axes of a result run over, of an operation on all entries of its operand."""
+    name = eqn.primitive.name
+    if name in _ENTRY_BY_ENTRY and old == new:
+        return labels
+    if name == TRANSPOSE:
+        return tuple(labels[axis] for axis in permutation(eqn))
+    if name == BROADCAST:
+        return _broadcast(labels, old, new, broadcast_places(eqn))
+    if name == SQUEEZE or (name == RESHAPE and is_plain_reshape(eqn)):
+        return _reshaped(labels, new)
+    return None
 
 
 def _shape(atom: Any) -> _Shape:

@@ -144,8 +144,9 @@ def integer(name: str, value: int) -> int:
 
 def flag(name: str, value: bool) -> bool:
     """Return the value as a bool; raise TypeError for anything but True and False."""
-    of_numpy = getattr(getattr(value, "dtype", None), "kind", None) == "b" and value.shape == ()
-    if not (isinstance(value, bool) or of_numpy):
+    kind = getattr(getattr(value, "dtype", None), "kind", None)
+    is_numpys = kind == "b" and getattr(value, "shape", None) == ()
+    if not (isinstance(value, bool) or is_numpys):
         raise TypeError(
             f"expected {name} to be True or False, got {value!r} ({type(value).__name__}); "
             "choose one"

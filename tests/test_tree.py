@@ -13,7 +13,7 @@ from flax import nnx, struct
 from flax.core import freeze
 
 from oracles import gaussian_variables
-from rankmon._tree import Bundle, is_matrix, leaf_names, leaf_specs
+from rankmon._tree import Bundle, is_matrix, leaf_names, leaf_specs, matches
 from rankmon._views import matrix_shape
 from refusals import refused
 
@@ -165,6 +165,7 @@ def test_brackets_in_names_may_be_written_as_they_are(pattern, chosen):
     assert {spec.name for spec in specs if spec.differentiated} == chosen
     specs = leaf_specs(params, exclude=pattern)
     assert {spec.name for spec in specs if not spec.differentiated} == chosen
+    assert all(matches(name, ["no", pattern]) for name in chosen)
 
 
 def test_names_and_specs_follow_the_order_of_the_leaves():
