@@ -503,7 +503,7 @@ X, Y, EYE = np.ones((6, 2)), np.ones((6, 2)), np.eye(2)
         (lambda: stack(2, 0), ValueError, "got 0"),
         (lambda: stack(2.0, 2), TypeError, "layers to be an integer, got 2.0"),
         (lambda: stack(2, "2"), TypeError, "width to be an integer, got '2'"),
-        (lambda: stack(True, 2), TypeError, "layers to be an integer, got True"),
+        (lambda: stack(True, 9), TypeError, "layers to be an integer, got True"),
         (lambda: stack(2, 2, singular_values=(1.0,)), ValueError, "singular values"),
         (lambda: stack(2, 2, singular_values=(1.0, -1.0)), ValueError, "singular values"),
         (lambda: DeterminantPath.start(0, [0.0], [0.0, 1.0]), ValueError, "per layer"),
