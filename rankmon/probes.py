@@ -38,9 +38,9 @@ class WeightsProbe:
     """Rank, stable and effective rank and condition number of each weight matrix; determinants.
 
     The operations of the network tell which axes of a kernel are rows and columns: for a
-    convolution what it sums over, spatial axes and inputs, against its outputs. Layers that the
-    network scans, stacked along an axis of one leaf, are matrices of their own: "<leaf>/0" and so
-    on.
+    convolution what it sums over, spatial axes and inputs, against its outputs, those of all groups
+    side by side. Layers that the network scans, stacked along an axis of one leaf, are matrices of
+    their own: "<leaf>/0" and so on.
 
     Args:
       tolerance: another cut than the default of `rank.weight_rank`.
