@@ -282,11 +282,11 @@ def main():
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     for line in sys.stdin:
-        gc.collect()
-        gc.freeze()  # so that no fork's collection copies all pages
         order = json.loads(line)
         if order.pop("here", False):
             train(order, lambda *_: None)
+            gc.collect()
+            gc.freeze()  # a fork's collections would copy every page
             answer = {}
         else:
             answer = forked(order)
