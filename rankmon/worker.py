@@ -65,7 +65,8 @@ class _Job:
     """
 
     def __init__(self, action: Callable[[], Any], step: int | None = None) -> None:
-        self.step, self.done, self.result = step, False, None
+        self.step, self.done = step, False
+        self.result: Any = None
         self._action: Callable[[], Any] | None = action
         self._bell = threading.Lock()
         self._bell.acquire()

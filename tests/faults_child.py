@@ -173,6 +173,7 @@ def train(order, say):
     folder = Path(order["folder"])
     step, params, state = loaded(folder)
     say("begins", step)
+    began = time.monotonic()
     tap.watch(folder / "run", order.get("event"), order.get("how", ""))
     interrupts = Interrupts()
     memory = rankmon.MemoryWriter()
@@ -209,6 +210,7 @@ def train(order, say):
         limit_files(resource.RLIM_INFINITY)
         monitor.close(step, params)
         say("closed", step)
+        say("seconds", time.monotonic() - began)
     tap.folder = None
     say("steps", [record.step for record in memory.all_records])
     say("interrupts", interrupts.count)
