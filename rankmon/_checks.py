@@ -37,10 +37,26 @@ def host_copies(name: str, tree: Any) -> Any:
     return jax.tree.map(copy, tree)
 
 
+def check_concrete(what: str, tree: Any) -> None:
+    """Refuse arrays without values: those of a function that JAX is tracing."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
+        raise TypeError(
+            f"expected {what} outside of jax.jit, jax.vmap and jax.grad, got traced arrays; call "
+            "it in the Python loop around the compiled step (a loop inside of a program: "
+            "monitor.scan, or hooks.report_weights for the weights alone)"
+        )
+
+
 def leading_axis(name: str, tree: Any) -> int:
     """The common leading axis n of all leaves."""
     leaves = jax.tree.leaves(tree)
     sizes = {leaf.shape[:1] for leaf in leaves}
+    if len(leaves) > 1 and sizes == {()}:
+        raise ValueError(
+            f"expected {name} to be arrays with one common leading axis n >= 1, got {len(leaves)} "
+            f"single values of shape () and dtype {leaves[0].dtype}; pass one array of numbers, "
+            f"np.asarray({name}) of lists"
+        )
     if len(sizes - {()}) > 1:
         raise ValueError(
             f"expected {name} with one common leading axis n, got shapes {_shown(tree)}; stack "
@@ -49,9 +65,10 @@ def leading_axis(name: str, tree: Any) -> int:
             "Problem(lambda params, nodes: net(params, nodes, edges), inputs=nodes, ...)"
         )
     if len(sizes) != 1 or sizes <= {(), (0,)}:
+        shapes = [leaf.shape for leaf in leaves[:6]] + ["..."] * (len(leaves) > 6)
         raise ValueError(
             f"expected {name} to be arrays with one common leading axis n >= 1, got shapes "
-            f"{[leaf.shape for leaf in leaves]}; stack the examples along the first axis"
+            f"{shapes}; stack the examples along the first axis"
         )
     return int(sizes.pop()[0])
 
@@ -76,9 +93,12 @@ def check_finite(name: str, tree: Any) -> None:
     """Refuses leaves that are not numbers, and NaN or infinity among them."""
     for leaf in jax.tree.leaves(tree):
         if not (jnp.issubdtype(leaf.dtype, jnp.number) or jnp.issubdtype(leaf.dtype, jnp.bool_)):
-            raise TypeError(
-                f"expected {name} to be numbers, got dtype {leaf.dtype}; convert them first"
+            remedy = (
+                "stack its entries into one numeric array, np.stack(list(a)), or cast it"
+                if leaf.dtype == object
+                else "convert them first"
             )
+            raise TypeError(f"expected {name} to be numbers, got dtype {leaf.dtype}; {remedy}")
         if jnp.issubdtype(leaf.dtype, jnp.floating):
             bad = int(np.sum(~np.isfinite(leaf.astype(np.float64))))
             if bad:
@@ -169,15 +189,27 @@ def _check_classes(targets: np.ndarray, outputs: tuple[int, ...]) -> None:
         )
 
 
+def _how_to_give_one(outputs: Any, n: int) -> str:
+    picked = "[0]" if isinstance(outputs, (tuple, list)) else "[...]"
+    if isinstance(outputs, dict) and outputs:
+        picked = f"[{next(iter(outputs))!r}]"
+    rows = [a for a in jax.tree.leaves(outputs) if np.shape(a)[:1] == (n,)]
+    if len(rows) < 2:
+        return f"wrap it: `lambda params, x: apply(params, x){picked}`"
+    return (
+        "concatenate what the loss needs (a VAE's mean and log variance too, or its KL term is "
+        "not measured) and take it apart in a callable loss: `lambda params, x: jnp.concatenate("
+        "jax.tree.leaves(apply(params, x)), axis=-1)`; if the loss needs one of them alone, "
+        f"`apply(params, x){picked}`"
+    )
+
+
 def check_outputs(outputs: Any, n: int) -> None:
     """Refuses what apply must not give, with an error that shows what to write instead."""
     if not hasattr(outputs, "shape"):
-        picked = "[0]" if isinstance(outputs, (tuple, list)) else "[...]"
-        if isinstance(outputs, dict) and outputs:
-            picked = f"[{next(iter(outputs))!r}]"
         raise TypeError(
             f"expected apply(params, inputs) to give one array [n, k], got a "
-            f"{type(outputs).__name__}; wrap it: `lambda params, x: apply(params, x){picked}`"
+            f"{type(outputs).__name__}; {_how_to_give_one(outputs, n)}"
         )
     if not jnp.issubdtype(outputs.dtype, jnp.floating):
         raise TypeError(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 import jax
 import numpy as np
 
-from rankmon.adapters import is_nnx_live
+from rankmon._containers import is_live
 
 
 class Call(NamedTuple):
@@ -65,9 +65,11 @@ def missing_last_probe(step: int, changed: str) -> str:
 
 def why_perhaps_changed(params: Any) -> str | None:
     """Why the parameters may no longer be those of the call that showed them; None if they are."""
-    if is_nnx_live(params):
-        return "are an NNX model's, which training changes in place"
+    if is_live(params):
+        return "are variables (of NNX or Keras), which training changes in place"
     leaves = jax.tree.leaves(params)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return "were traced: the monitor was called inside of jax.jit"
     if any(getattr(leaf, "is_deleted", bool)() for leaf in leaves):
         return "were donated to your train step"
     if any(isinstance(leaf, np.ndarray) for leaf in leaves):

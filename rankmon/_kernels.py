@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
+from rankmon._containers import as_arrays
 from rankmon._jaxprs import (
     BROADCAST,
     CALLS,
@@ -109,6 +110,7 @@ def matrices(
     if isinstance(views, Problem):
         known = kernel_axes(views.flat(params))
         params, views = views.unpack(params), None
+    params = as_arrays(params)
     specs = leaf_specs(params, include=include, exclude=exclude)
     found = matrix_views(specs, known=known, views=views)
     told = left_out(specs)

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from rankmon._diagnosis import check_uses_parameters
 from rankmon.flat import FlatProblem
 from rankmon.measurement import Snapshot
 from rankmon.parts import HESSIAN_PARTS
-from rankmon.problem import Problem
+from rankmon.problem import Problem, check_problem
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,9 @@ class Once:
         Raises:
           TypeError, ValueError: for input that does not fit.
         """
+        check_problem(problem, params)
         flat = problem.flat(params)
+        check_uses_parameters(flat)
         if reference is not None:
             reference = np.array(reference, np.float64)
             if reference.shape != (flat.positions, flat.k):

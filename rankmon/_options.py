@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
+from rankmon._checks import check_concrete
 from rankmon._processes import count
 from rankmon.alerts import Alert
 from rankmon.schedule import EveryN, Schedule
@@ -19,6 +21,7 @@ def as_step(step: Any) -> int:
     Raises:
       TypeError: for what is no integer, and for a jax.Array.
     """
+    check_concrete("the monitor to be called", step)
     if isinstance(step, jax.Array):
         raise TypeError(
             "expected step to be a Python or NumPy integer, got a jax.Array, whose value the "
@@ -39,14 +42,30 @@ def as_step_and_params(step: Any, params: Any) -> tuple[int, Any]:
       TypeError: for what is neither.
     """
     if params is not None:
+        if _is_integer(params) and not _is_integer(step):
+            raise TypeError(
+                f"expected monitor(step, params), got {type(step).__name__} as step and "
+                f"{type(params).__name__} as params; write the step first"
+            )
         return as_step(step), params
     if not (hasattr(step, "step") and hasattr(step, "params")):
         raise TypeError(
             f"expected monitor(step, params) or monitor(state) with a flax TrainState, got "
             f"{type(step).__name__} alone; pass the training step and the parameters"
         )
+    check_concrete("the monitor to be called", step.step)
+    if np.ndim(step.step):
+        raise TypeError(
+            f"expected the state of one network, got a step of shape {np.shape(step.step)}; for "
+            "seeds side by side use SeedsMonitor, of pmap's replicas pass one: "
+            "flax.jax_utils.unreplicate(state)"
+        )
     with jax.transfer_guard("allow"):
         return int(step.step), step
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer))
 
 
 def as_schedule(every: int | None, schedule: Schedule | None) -> Schedule:

@@ -56,11 +56,18 @@ class CompiledLoop:
       ys: the steps' outputs, leading axis `length`; zeros where a step was not made yet.
 
     Raises:
-      TypeError: where step_fn does not give a pair, or a carry unlike the one it takes.
+      TypeError: inside of jit or vmap; where step_fn does not give a pair, or a carry unlike the
+        one it takes.
       ValueError: where the leading axes of xs are not `length`.
     """
 
     def __init__(self, steps: CompiledSteps, carry: Any, length: int, xs: Any = None) -> None:
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((carry, xs))):
+            raise TypeError(
+                "expected monitor.scan outside of jax.jit and jax.vmap, got a traced carry; for "
+                "seeds side by side vmap step_fn and call a SeedsMonitor in the Python loop, for "
+                "weights inside of a program use hooks.report_weights"
+            )
         for leaf in jax.tree.leaves(xs):
             if np.shape(leaf)[:1] != (length,):
                 raise ValueError(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from rankmon._checks import check_concrete
 from rankmon._kernels import matrices
 from rankmon._precision import DOUBLE, eps_of
 from rankmon._views import Views
@@ -57,6 +58,7 @@ def weight_counts(
       1
     """
     tolerance = as_tolerance(tolerance)
+    check_concrete("weights to be measured", params)
     return {
         view.name: weight_count(
             view.of(np.asarray(leaf)), eps=eps_of(spec.dtype), tolerance=tolerance

@@ -14,7 +14,7 @@ from rankmon import theory
 from rankmon._precision import DOUBLE
 from rankmon.flat import FlatProblem
 from rankmon.measurement import Snapshot, rank_scalars
-from rankmon.problem import Problem
+from rankmon.problem import Problem, check_problem
 from rankmon.rank import (
     DEFAULT_TOLERANCE,
     NumericalRank,
@@ -180,6 +180,7 @@ def predicted_ranks(problem: Problem, params: Any) -> PredictedRanks:
 
     Source: arXiv 2106.16225, and the extensions that `theory` names.
     """
+    check_problem(problem, params)
     flat = problem.flat(params)
     expectation = Expectation.of(flat)
     stack = expectation.stack

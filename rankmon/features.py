@@ -1,9 +1,9 @@
 """What each layer of any network receives on the probe batch, and which ReLUs are dead.
 
-The network's own jaxpr is walked: where a product or a convolution meets a parameter, its other
-operand is that layer's features; where max(z, 0) stands, its result tells which units are dead.
-Not seen are layers inside `lax.scan`, `while` and `cond`, and those whose kernel is computed or a
-part of a parameter.
+The network's own jaxpr is walked: the operand of a product or a convolution with a parameter is
+that layer's features; the result of max(z, 0) shows which units are dead. A kernel may be computed
+from parameters (weight and spectral normalization), and has then the name of the largest of them.
+Layers inside `lax.scan`, `while` and `cond` are not seen.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,17 +18,11 @@ from jaxtyping import Array, Bool, Float
 
 from rankmon import theory
 from rankmon._jaxprs import (
-    BROADCAST,
     CALLS,
     CONVOLUTION,
-    COPIES,
     CUSTOM_CALLS,
     DOT,
     MAX,
-    RESHAPE,
-    REVERSE,
-    SQUEEZE,
-    TRANSPOSE,
     convolution_axes,
     dot_axes,
     evaluated,
@@ -61,9 +55,6 @@ from rankmon.rank import (
 from rankmon.spectrum import singular_values
 from rankmon.stack import recognized_stack
 
-# What leaves a parameter the same numbers in another arrangement.
-_REARRANGEMENTS = COPIES | {TRANSPOSE, RESHAPE, SQUEEZE, BROADCAST, REVERSE}
-
 
 @dataclass(frozen=True)
 class FeaturesProbe:
@@ -94,17 +85,17 @@ class FeaturesProbe:
         Raises:
           ValueError: where no layer and no ReLU is seen.
         """
-        walk = _Walk([spec.name for spec in flat.specs], flat.problem.n)
-        compiled = optionally(flat.problem, "features", lambda: walk.compiled(flat), otherwise=None)
-        if compiled is None:
+        found = optionally(flat.problem, "features", lambda: _compiled_walk(flat), otherwise=None)
+        if found is None:
             return PreparedFeatures(flat, lambda *_: ([], []), [], [], self.tolerance)
-        if not (walk.layers or walk.relus):
+        compiled, layers, relus = found
+        if not (layers or relus):
             raise ValueError(
                 "expected a network in which a parameter meets its features in a product or a "
                 "convolution, or one with a ReLU, got none outside of loops; leave the features "
                 "probe out"
             )
-        return PreparedFeatures(flat, compiled, walk.layers, walk.relus, self.tolerance)
+        return PreparedFeatures(flat, compiled, layers, relus, self.tolerance)
 
 
 @dataclass(frozen=True)
@@ -212,76 +203,115 @@ class PreparedFeatures:
         )
 
 
-_Seen = tuple[Any, int | None]  # a value, and the parameter that it is
+@dataclass(frozen=True)
+class _Source:
+    """Where a value comes from.
+
+    Attributes:
+      leaf: the parameter that it is, or the largest of those that it is computed from.
+      of_data: whether it depends on the probe batch.
+    """
+
+    leaf: int | None = None
+    of_data: bool = False
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether it is a parameter, or computed from parameters alone."""
+        return self.leaf is not None and not self.of_data
+
+
+_Seen = tuple[Any, _Source]
+
+
+def _compiled_walk(flat: FlatProblem) -> tuple[Callable[..., Any], list[str], list[str]]:
+    """Compile a function from leaves and inputs to features and to where ReLUs are positive.
+
+    Returns:
+      The function, the names of the parameters that are applied to those features, and for each
+      ReLU the name of the last one before it.
+    """
+    program, leaves = flat.program, len(flat.specs)
+    sources = [_Source(leaf=i) for i in range(leaves)]
+    sources += [_Source(of_data=True)] * (len(program.in_avals) - leaves)
+    layers: list[str] = []
+    relus: list[str] = []
+
+    def walk(arguments: Sequence[Any]) -> Any:
+        own = _Walk(flat)  # it holds traced arrays, which must not outlive the trace
+        own.along(program, list(zip(arguments, sources, strict=True)))
+        layers[:], relus[:] = own.layers, own.relus
+        return own.features, own.positive
+
+    shapes = [abstract_array(aval.shape, aval.dtype) for aval in program.in_avals]
+    with flat.precision.scope():
+        compiled = jax.jit(walk).lower(shapes).compile()
+    return lambda leaves, inputs: compiled([*leaves, *jax.tree.leaves(inputs)]), layers, relus
 
 
 class _Walk:
-    """Evaluates a network's jaxpr and writes down what meets parameters, and its ReLUs.
+    """Evaluates a network's jaxpr, and notes the layers and ReLUs on the way.
 
     Attributes:
-      layers: the names of the parameters that meet features, in the order of evaluation.
+      layers: the names of the parameters that are applied to features, in this order.
+      features: those features.
       relus: for each ReLU the name of the last parameter before it.
+      positive: where each ReLU is positive.
     """
 
-    def __init__(self, names: Sequence[str], n: int) -> None:
+    def __init__(self, flat: FlatProblem) -> None:
         self.layers: list[str] = []
+        self.features: list[Float[Array, "_rows _m"]] = []
         self.relus: list[str] = []
-        self._names, self._n = names, n
-        self._width: int | None = None  # of the last layer's product
-        self._features: list[Float[Array, "_rows _m"]] = []
-        self._positive: list[Bool[Array, "_rows _m"]] = []
+        self.positive: list[Bool[Array, "_rows _m"]] = []
+        self._specs, self._n = flat.specs, flat.problem.n
+        self._names = [spec.name for spec in flat.specs]
+        self._width: int | None = None  # the units of the last layer, if they come last
 
-    def compiled(self, flat: FlatProblem) -> Callable[..., Any]:
-        """A function from leaves and inputs to the features, and where ReLUs are positive."""
-        program = flat.program
-
-        def walk(arguments: Sequence[Any]) -> Any:
-            parameters = [i if i < len(flat.specs) else None for i in range(len(arguments))]
-            self._through(program, list(zip(arguments, parameters, strict=True)))
-            return self._features, self._positive
-
-        shapes = [abstract_array(aval.shape, aval.dtype) for aval in program.in_avals]
-        with flat.precision.scope():
-            compiled = jax.jit(walk).lower(shapes).compile()
-        return lambda leaves, inputs: compiled([*leaves, *jax.tree.leaves(inputs)])
-
-    def _through(self, program: ClosedJaxpr, arguments: Sequence[_Seen]) -> list[_Seen]:
-        """The program's results, and which parameter each is, in whatever arrangement."""
+    def along(self, program: ClosedJaxpr, arguments: Sequence[_Seen]) -> list[_Seen]:
+        """Return the program's results and where they come from."""
         return interpreted(
-            program, arguments, constant=lambda _, value: (value, None), operation=self._operation
+            program,
+            arguments,
+            constant=lambda _, value: (value, _Source()),
+            operation=self._operation,
         )
 
     def _operation(self, jaxpr: Jaxpr, eqn: JaxprEqn, seen: list[_Seen]) -> list[_Seen]:
         name = eqn.primitive.name
         if name in CALLS | CUSTOM_CALLS:
-            return self._through(nested(eqn), seen)
-        operands, which = [value for value, _ in seen], [at for _, at in seen]
-        results = evaluated(jaxpr, eqn, operands)
-        self._note(jaxpr, eqn, operands, which, results)
-        found = which[:1] if name in _REARRANGEMENTS else [None] * len(results)
-        return list(zip(results, found, strict=True))
-
-    def _note(
-        self,
-        jaxpr: Jaxpr,
-        eqn: JaxprEqn,
-        operands: Sequence[Any],
-        which: Sequence[int | None],
-        results: Sequence[Any],
-    ) -> None:
-        name = eqn.primitive.name
+            return self.along(nested(eqn), seen)
+        operands, sources = [value for value, _ in seen], [source for _, source in seen]
+        results, source = evaluated(jaxpr, eqn, operands), self._merged(sources)
         if name in (DOT, CONVOLUTION):
-            at = which.index(None) if None in which else 0
-            parameter = which[1 - at]
-            if parameter is None or which[at] is not None:
-                return
-            self.layers.append(self._unique(self._names[parameter], self.layers))
-            rows = _dense_rows if name == DOT else _convolution_rows
-            self._features.append(rows(eqn, operands[at], at))
-            self._width = results[0].shape[-1]
-        elif _is_relu(jaxpr, eqn) and self._is_of_layer(results[0]):
+            self._note_layer(eqn, operands, sources, results[0])
+        elif source.of_data and _is_relu(jaxpr, eqn) and self._is_of_layer(results[0]):
             self.relus.append(self._unique(self.layers[-1], self.relus))
-            self._positive.append((results[0] > 0).reshape(-1, results[0].shape[-1]))
+            self.positive.append((results[0] > 0).reshape(-1, results[0].shape[-1]))
+        return [(result, source) for result in results]
+
+    def _merged(self, sources: Sequence[_Source]) -> _Source:
+        leaves = [source.leaf for source in sources if source.leaf is not None]
+        largest = max(leaves, key=lambda leaf: self._specs[leaf].size, default=None)
+        return _Source(largest, any(source.of_data for source in sources))
+
+    def _note_layer(
+        self, eqn: JaxprEqn, operands: Sequence[Any], sources: Sequence[_Source], result: Any
+    ) -> None:
+        """Note a product of features with a kernel, which may be computed from parameters."""
+        kernels = [source.is_kernel for source in sources]
+        at = kernels.index(False) if False in kernels else 0  # the place of the features
+        leaf = sources[1 - at].leaf
+        if not (kernels[1 - at] and sources[at].of_data) or leaf is None:
+            return
+        self.layers.append(self._unique(self._names[leaf], self.layers))
+        if eqn.primitive.name == DOT:
+            self.features.append(_dense_rows(eqn, operands[at], at))
+            self._width = _dense_units(eqn, operands[1 - at], 1 - at)
+        else:
+            self.features.append(_convolution_rows(eqn, operands[at], at))
+            is_last = convolution_axes(eqn).out_spec[1] == result.ndim - 1
+            self._width = result.shape[-1] if is_last else None
 
     def _unique(self, name: str, seen: Sequence[str]) -> str:
         """The name, numbered if a parameter is applied to features more than once."""
@@ -302,6 +332,13 @@ def _dense_rows(eqn: JaxprEqn, features: Any, at: int) -> Float[Array, "rows m"]
     kept = [axis for axis in range(features.ndim) if axis not in summed]
     width = int(np.prod([features.shape[axis] for axis in summed], dtype=np.int64))
     return jnp.transpose(features, [*kept, *summed]).reshape(-1, width)
+
+
+def _dense_units(eqn: JaxprEqn, kernel: Any, at: int) -> int | None:
+    """Return the size of the kernel's last axis that is not summed over."""
+    summed, batch = (axes[at] for axes in dot_axes(eqn))
+    free = [axis for axis in range(kernel.ndim) if axis not in (*summed, *batch)]
+    return kernel.shape[free[-1]] if free else None
 
 
 def _convolution_rows(eqn: JaxprEqn, features: Any, at: int) -> Float[Array, "rows m"]:

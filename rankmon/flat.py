@@ -15,7 +15,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, Float
 
-from rankmon._checks import check_outputs, check_targets
+from rankmon._checks import check_concrete, check_outputs, check_targets
 from rankmon._lifting import lifted_at
 from rankmon._precision import NATIVE, Precision, abstract_array, abstract_arrays, choose_precision
 from rankmon._tree import LeafSpec, leaf_specs, passing_names
@@ -117,6 +117,7 @@ class FlatProblem:
           ValueError: where the structure, a shape or a dtype is no longer what it was.
         """
         params = self.problem.unpack(params)
+        check_concrete("parameters to be measured", params)
         specs = leaf_specs(params, include=self.problem.include, exclude=self.problem.exclude)
         if jax.tree.structure(params) != self.structure or specs != self.specs:
             known, now = set(self.specs), set(specs)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rankmon._checks import check_engine
+from rankmon._diagnosis import check_uses_parameters
 from rankmon._hparams import Hparam
 from rankmon._once import Once
 from rankmon._warnings import warn_user
@@ -74,10 +75,12 @@ class HessianProbe:
         """Checks the memory and finds what theory says of this network.
 
         Raises:
-          ValueError: where JAX cannot differentiate the network twice, or a filter matches nothing.
+          ValueError: where the outputs do not depend on the parameters, JAX cannot differentiate
+            the network twice, or a filter matches nothing.
           MemoryError: where p is past what dense matrices allow in `memory_limit`.
         """
         flat = flat.narrowed(self.include, self.exclude)
+        check_uses_parameters(flat)
         choice = chosen_engine(
             flat, name=self.engine, memory_limit=self.memory_limit, time_limit=self.time_limit
         )

@@ -4,16 +4,17 @@ What only the parameters show is measured where they are, in the compiled step; 
 with it the Hessian, is out of sight there: for those, `RankMonitor` and its `scan`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.custom_batching import custom_vmap
 from jax.experimental import io_callback
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, UInt
 
 from rankmon._views import Views
 from rankmon.compiled_weights import Scalars, weight_scalars
@@ -34,12 +35,17 @@ class WatchState(NamedTuple):
     Attributes:
       updates: how many were made.
       step: the step of the last measurement, -1 before the first.
-      scalars: its numbers by tag, those of the "weights" probe; zeros before the first.
+      bits: the bits of `scalars` as integers, in which `jax_debug_nans` finds no NaN.
     """
 
     updates: Int[Array, ""]
     step: Int[Array, ""]
-    scalars: Scalars
+    bits: dict[str, UInt[Array, ""]]
+
+    @property
+    def scalars(self) -> Scalars:
+        """The last measurement by tag, as the "weights" probe names it; zeros before the first."""
+        return {tag: _numbers(bits) for tag, bits in self.bits.items()}
 
 
 def watch_weights(
@@ -54,8 +60,8 @@ def watch_weights(
 
     Goes anywhere into `optax.chain`. It sees the parameters before the update, in the compiled
     step and at their own precision; it cannot see the batch: no Hessian, no loss, no features, and
-    without `views` not which leaves hold the matrices of several layers. What is undefined is NaN,
-    which `jax_debug_nans` raises. Under `jax.vmap` it works without a reporter.
+    without `views` not which leaves hold the matrices of several layers. What is undefined is NaN.
+    Under `jax.vmap` it works without a reporter.
 
     Args:
       every: measures where step is a multiple of it. The step is the number of updates so far, or
@@ -81,14 +87,12 @@ def watch_weights(
       1
     """
     every = EveryN(every).n
-    measure = partial(weight_scalars, include=include, exclude=exclude, views=views)
+    measure = partial(_measured_bits, include=include, exclude=exclude, views=views)
 
     def init(params: Any) -> WatchState:
-        blank = {
-            tag: jnp.zeros(shape.shape, shape.dtype)
-            for tag, shape in jax.eval_shape(measure, params).items()
-        }
-        return WatchState(jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32), blank)
+        return WatchState(
+            jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32), _blank(measure, params)
+        )
 
     def update(
         updates: Any, state: WatchState, params: Any = None, *, step: Any = None, **extra: Any
@@ -99,17 +103,13 @@ def watch_weights(
                 "the parameters, so pass them as the third argument"
             )
         now = state.updates if step is None else jnp.asarray(step, jnp.int32)
-
-        def measured() -> tuple[Array, Scalars]:
-            scalars = measure(params)
-            if reporter is not None:
-                _report(reporter, now, scalars)
-            return now, scalars
-
-        last, scalars = jax.lax.cond(
-            now % every == 0, measured, lambda: (state.step, state.scalars)
+        due = now % every == 0
+        last, bits = jax.lax.cond(
+            due, lambda: (now, measure(params)), lambda: (state.step, state.bits)
         )
-        return updates, WatchState(state.updates + 1, last, scalars)
+        if reporter is not None:
+            _report(reporter, due, now, bits)
+        return updates, WatchState(state.updates + 1, last, bits)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -141,21 +141,60 @@ def report_weights(
       TypeError, ValueError: for input that does not fit, while tracing.
     """
     now = jnp.asarray(step, jnp.int32)
+    due = now % EveryN(every).n == 0
+    measure = partial(_measured_bits, include=include, exclude=exclude, views=views)
+    blank = _blank(measure, params)
+    _report(reporter, due, now, jax.lax.cond(due, lambda: measure(params), lambda: blank))
 
-    def report() -> None:
+
+def _measured_bits(
+    params: Any, *, include: Sequence[str], exclude: Sequence[str], views: Views | Problem | None
+) -> dict[str, UInt[Array, ""]]:
+    with jax.debug_nans(False), jax.debug_infs(False):  # they check single operations without jit
         scalars = weight_scalars(params, include=include, exclude=exclude, views=views)
-        _report(reporter, now, scalars)
+        return {
+            tag: jax.lax.bitcast_convert_type(value, f"uint{8 * value.dtype.itemsize}")
+            for tag, value in scalars.items()
+        }
 
-    jax.lax.cond(now % EveryN(every).n == 0, report, lambda: None)
+
+def _numbers(bits: Any) -> Any:
+    """The floating numbers of these bits: of traced ones, of shapes, or on the host."""
+    dtype = f"float{8 * bits.dtype.itemsize}"
+    if isinstance(bits, jax.core.Tracer):
+        return jax.lax.bitcast_convert_type(bits, dtype)
+    if isinstance(bits, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(bits.shape, dtype)
+    return np.asarray(bits).view(dtype)
 
 
-def _report(reporter: Reporter, step: Array, scalars: Scalars) -> None:
-    tags = list(scalars)
+def _blank(measure: Callable[[Any], Any], params: Any) -> dict[str, UInt[Array, ""]]:
+    """Zeros in place of all scalars."""
+    shapes = jax.eval_shape(measure, params)
+    return {tag: jnp.zeros(shape.shape, shape.dtype) for tag, shape in shapes.items()}
+
+
+def _report(reporter: Reporter, due: Array, step: Array, bits: dict[str, UInt[Array, ""]]) -> None:
+    tags = list(bits)
 
     def on_host(step: np.ndarray, *values: np.ndarray) -> None:
         # NumPy alone: a computation of JAX in here could wait for the one that called.
-        numbers = [float(np.asarray(value)) for value in values]
+        numbers = [float(_numbers(np.asarray(value))) for value in values]
         reporter.report(int(np.asarray(step)), dict(zip(tags, numbers, strict=True)))
 
-    # Effects have an order on one device only.
-    io_callback(on_host, None, step, *scalars.values(), ordered=jax.device_count() == 1)
+    @custom_vmap
+    def report(due: Array, step: Array, values: list[Array]) -> Array:
+        # Effects have an order on one device only.
+        ordered = jax.device_count() == 1
+        call = partial(io_callback, on_host, None, step, *values, ordered=ordered)
+        jax.lax.cond(due, call, lambda: None)
+        return jnp.zeros(())  # custom_vmap wants a result
+
+    @report.def_vmap
+    def refuse(*_: Any) -> NoReturn:
+        raise TypeError(
+            "expected weights to be reported outside of jax.vmap, got several seeds at once; call "
+            "a SeedsMonitor in the Python loop, or take watch_weights without a reporter"
+        )
+
+    report(due, step, list(bits.values()))

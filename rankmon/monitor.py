@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from rankmon._checks import check_flag
+from rankmon._checks import check_concrete, check_flag
 from rankmon._closing import Call, ClosesOnExit, missing_last_probe, why_perhaps_changed
 from rankmon._copies import DeviceCopy
 from rankmon._forks import Home
@@ -41,7 +41,7 @@ from rankmon.flat import FlatProblem
 from rankmon.measurement import Fact, Probe, Snapshot
 from rankmon.parts import DEFAULT_MEMORY_LIMIT
 from rankmon.probes import as_probes
-from rankmon.problem import Problem
+from rankmon.problem import Problem, check_problem
 from rankmon.rank import DEFAULT_TOLERANCE, Tolerance
 from rankmon.recorder import Recorder
 from rankmon.schedule import Schedule
@@ -142,11 +142,7 @@ class RankMonitor(ClosesOnExit):
           MemoryError: where `params` are given and the Hessian does not fit.
           OSError: where logdir cannot be written or has another live writer.
         """
-        if not isinstance(problem, Problem):
-            raise TypeError(
-                f"expected a rankmon.Problem, got {type(problem).__name__}; build one from apply, "
-                "loss, inputs and targets"
-            )
+        check_problem(problem)
         check_choice("oversize", oversize, ("raise", "weights"))
         check_choice("on_error", on_error, ("warn", "raise"))
         check_choice("when_full", when_full, ("block", "skip"))
@@ -480,6 +476,7 @@ class RankMonitor(ClosesOnExit):
         self._budget.start()
         if self._recorder.flat is not None:
             return self._recorder.flat
+        check_concrete("parameters to be measured", (call.params, call.extra))
         with self._budget.spending():
             return self._recorder.prepare(self._problem.unpack(call.params, call.extra))
 
@@ -499,6 +496,7 @@ class RankMonitor(ClosesOnExit):
 
     def _tree(self, call: Call) -> Any:
         """The pytree that is measured, with all of it in this process."""
+        check_concrete("parameters to be measured", (call.params, call.extra))
         return gathered(self._problem.unpack(call.params, call.extra))
 
     def _submit(self, worker: Worker, flat: FlatProblem, call: Call) -> None:

@@ -20,7 +20,7 @@ from rankmon.contraction import StackJacobian
 from rankmon.flat import FlatProblem
 from rankmon.jacobian import BatchJacobian, ExampleJacobians, is_of_whole_batch
 from rankmon.parts import DEFAULT_MEMORY_LIMIT, bytes_text
-from rankmon.problem import Problem
+from rankmon.problem import Problem, check_problem
 from rankmon.rank import NumericalRank, Tolerance, as_tolerance, numerical_rank, undefined_rank
 from rankmon.spectrum import singular_values
 from rankmon.stack import DenseStack, recognized_stack
@@ -104,6 +104,7 @@ def _jacobian(
     problem: Problem, params: Any, engine: str, memory_limit: int
 ) -> tuple[FlatProblem, Float[np.ndarray, "nk p"]]:
     check_engine(engine, ENGINES)
+    check_problem(problem, params)
     flat = problem.flat(params)
     need = 8 * flat.positions * flat.k * (_JACOBIANS_ALIVE * flat.p + flat.positions * flat.k)
     if need > memory_limit:

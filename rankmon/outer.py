@@ -32,7 +32,7 @@ from rankmon.gram import (
 )
 from rankmon.output_hessians import ROOTED_ALIVE, OutputHessians, Roots
 from rankmon.parts import DEFAULT_MEMORY_LIMIT, bytes_text
-from rankmon.problem import Problem
+from rankmon.problem import Problem, check_problem
 from rankmon.rank import NumericalRank, Tolerance, as_tolerance, numerical_rank, undefined_rank
 from rankmon.weighted_jacobian import WeightedJacobian
 
@@ -99,6 +99,7 @@ def outer_rank(
     tolerance = as_tolerance(tolerance)
     if method not in METHODS:
         raise ValueError(f"expected method to be one of {METHODS}, got {method!r}; use 'auto'")
+    check_problem(problem, params)
     flat = problem.flat(params)
     key = ("outer", memory_limit)
     if key not in flat.memo:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rankmon._checks import (
+    check_concrete,
     check_finite,
     check_flag,
     check_some_numbers,
@@ -20,14 +21,36 @@ from rankmon._checks import (
     host_copies,
     leading_axis,
 )
+from rankmon._containers import as_arrays, as_given
+from rankmon._diagnosis import explained
 from rankmon._lifting import lifted
 from rankmon._processes import gathered
 from rankmon._tree import Bundle, as_patterns, leaf_specs
-from rankmon.adapters import is_module, linen_apply, linen_unpack, nnx_network, plain
+from rankmon.adapters import (
+    how_to_state,
+    linen_apply,
+    linen_unpack,
+    nnx_network,
+    plain,
+)
 from rankmon.flat import FlatProblem, flat_problem
 from rankmon.losses import LossFunction, as_loss
 
 Apply = Callable[..., Any]
+
+
+def check_problem(problem: Any, params: Any = None) -> None:
+    """Refuse what is not a `Problem`, as the first argument of a measurement.
+
+    Raises:
+      TypeError: with what to write.
+    """
+    if isinstance(problem, Problem):
+        return
+    remedy = "build one from apply, loss, inputs and targets"
+    if isinstance(params, Problem):
+        remedy = "the problem comes first and the parameters second"
+    raise TypeError(f"expected a rankmon.Problem, got {type(problem).__name__}; {remedy}")
 
 
 class Problem:
@@ -78,16 +101,17 @@ class Problem:
         Raises:
           TypeError, ValueError: with what was expected, what came and what to do.
         """
-        if not callable(apply) or is_module(apply):
+        remedy = how_to_state(apply)
+        if remedy is not None:
             raise TypeError(
-                f"expected apply to be a function apply(params, inputs) -> outputs [n, k], got "
-                f"{type(apply).__name__}; for a flax module use Problem.from_linen or "
-                "Problem.from_nnx, for anything else write a lambda"
+                "expected apply to be a function apply(params, inputs) -> outputs [n, k], got "
+                f"{type(apply).__name__}; {remedy}"
             )
         self.apply = apply
         check_flag("lift_dtype", lift_dtype)
         self.lift_dtype = lift_dtype
         self.loss = as_loss(lifted(loss) if lift_dtype and callable(loss) else loss)
+        check_concrete("a Problem to be stated", (inputs, targets, weights))
         # Copies: a data loader may use its buffers again.
         with jax.transfer_guard("allow"):
             inputs, targets, weights = gathered((inputs, targets, weights))
@@ -97,10 +121,13 @@ class Problem:
         self.include, self.exclude = as_patterns(include), as_patterns(exclude)
         self.n = leading_axis("inputs", self.inputs)
         check_some_numbers(self.inputs)
-        if leading_axis("targets", self.targets) != self.n:
+        of_targets = leading_axis("targets", self.targets)
+        if of_targets != self.n:
+            is_list = isinstance(inputs, list) or isinstance(targets, list)
+            remedy = "stack the lists, np.stack(inputs)" if is_list else "cut both to one batch"
             raise ValueError(
                 f"expected inputs and targets with the same number of examples, got {self.n} and "
-                f"{leading_axis('targets', self.targets)}; cut both to the same probe batch"
+                f"{of_targets}; {remedy}"
             )
         for name, tree in (("inputs", self.inputs), ("targets", self.targets)):
             check_finite(name, tree)
@@ -173,10 +200,11 @@ class Problem:
         tree = self._unpack(params)
         if extra is None:
             return tree
-        return Bundle(tree.params if isinstance(tree, Bundle) else tree, extra)
+        return Bundle(tree.params if isinstance(tree, Bundle) else tree, as_arrays(extra))
 
     def outputs(self, tree: Any, inputs: Any) -> Any:
         """The network's outputs at an unpacked pytree; traceable."""
+        tree = as_given(tree)
         if isinstance(tree, Bundle):
             return self.apply(tree.params, inputs, tree.extra)
         return self.apply(tree, inputs)
@@ -193,7 +221,13 @@ class Problem:
         specs = leaf_specs(params, include=self.include, exclude=self.exclude)
         key = (jax.tree.structure(params), specs)
         if key not in self._flat:
-            self._flat[key] = flat_problem(self, params, specs)
+            try:
+                self._flat[key] = flat_problem(self, params, specs)
+            except Exception as error:
+                told = explained(self, params, error)
+                if told is error:
+                    raise
+                raise told from error
         return self._flat[key]
 
     def residuals(self, params: Any) -> Float[np.ndarray, "n k"]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from rankmon._checks import check_concrete
 from rankmon._kernels import matrices
 from rankmon._precision import DOUBLE, eps_of
 from rankmon._views import MatrixAxes, Views
@@ -299,6 +300,7 @@ def weight_ranks(
       >>> rankmon.weight_ranks(oihw, views={"conv": ((1, 2, 3), (0,))})["conv"].rank
       8
     """
+    check_concrete("weights to be measured", params)
     return {
         view.name: replace(
             weight_rank(view.of(np.asarray(leaf)), eps=eps_of(spec.dtype), tolerance=tolerance),

@@ -14,7 +14,9 @@ import jax
 import numpy as np
 
 from rankmon import card
+from rankmon._checks import check_concrete
 from rankmon._closing import Call, ClosesOnExit, missing_last_probe, why_perhaps_changed
+from rankmon._containers import as_arrays
 from rankmon._files import absolute_folder
 from rankmon._forks import Home
 from rankmon._options import as_count, as_step_and_params
@@ -153,8 +155,9 @@ class SeedsMonitor(ClosesOnExit):
     def _calls(self, call: Call) -> list[Call]:
         """The call of each seed, with its share of what was given, copied to the host once."""
         scalars = self._trouble.guard("scalars", self._broadcast, call.scalars or {}) or {}
+        check_concrete("seeds to be measured", (call.params, call.extra))
         with jax.transfer_guard("allow"):
-            leaves, structure = jax.tree.flatten((call.params, call.extra))
+            leaves, structure = jax.tree.flatten(as_arrays((call.params, call.extra)))
             arrays = [np.asarray(leaf) for leaf in leaves]
         for array in arrays:
             if array.shape[:1] != (self._seeds,):

@@ -248,3 +248,106 @@ def test_a_network_without_layers_is_refused():
     )
     with refused(ValueError, "ReLU", "features probe"):
         RankMonitor(problem, every=1, probes=["features"])(0, {"scale": np.ones(3)})
+
+
+# Kernels that are computed from parameters
+
+
+class Normalized(nn.Module):
+    """A layer whose kernel is computed, between two plain ones."""
+
+    kind: str
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(5)(x))
+        inner = nn.Dense(4)
+        if self.kind == "weight":
+            x = nn.WeightNorm(inner)(x)
+        else:
+            x = nn.SpectralNorm(inner)(x, update_stats=False)
+        return nn.Dense(3)(nn.relu(x))
+
+
+def weight_normed(layer, variables):
+    kernel = layer["kernel"]
+    scale = variables["params"]["WeightNorm_0"]["Dense_1/kernel/scale"]
+    return scale * kernel / np.sqrt(np.sum(kernel**2, axis=0))
+
+
+def spectral_normed(layer, variables):
+    """By one step of the power iteration from the stored vector."""
+    v = variables["batch_stats"]["SpectralNorm_0"]["Dense_1/kernel/u"] @ layer["kernel"].T
+    return layer["kernel"] / np.linalg.norm(v / np.linalg.norm(v) @ layer["kernel"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "normed"), [("weight", weight_normed), ("spectral", spectral_normed)]
+)
+def test_layers_beside_and_of_normalized_kernels(kind, normed):
+    x = RNG.standard_normal((12, 6)).astype(np.float32)
+    module = Normalized(kind)
+    variables = gaussian_variables(module, x)
+    problem = Problem.from_linen(module, loss="mse", inputs=x, targets=np.zeros((12, 3)))
+    params = variables["params"]
+    params["Dense_1"]["bias"][:2] = -1e3
+    scalars = measured(problem, variables)
+    hidden = np.maximum(x @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"], 0)
+    z = hidden @ normed(params["Dense_1"], variables) + params["Dense_1"]["bias"]
+    received = {"Dense_0": x, "Dense_1": hidden, "Dense_2": np.maximum(z, 0)}
+    ranks = {tag: value for tag, value in scalars.items() if tag.startswith("rank_features/")}
+    assert ranks == {
+        f"rank_features/{name}/kernel": np.linalg.matrix_rank(rows, tol=1e-4)
+        for name, rows in received.items()
+    }
+    dead = {tag: value for tag, value in scalars.items() if tag.startswith("dead_units/")}
+    assert dead == {
+        f"dead_units/{name}/kernel": (rows <= 0).all(0).sum()
+        for name, rows in (("Dense_0", hidden), ("Dense_1", z))
+    }
+
+
+@pytest.mark.parametrize(
+    ("kernel", "name"),
+    [
+        (lambda p: p["W"] * p["scale"], "W"),
+        (lambda p: p["W"] + p["A"] @ p["B"], "W"),
+        (lambda p: p["scale"] * p["V"].T, "V"),
+        (lambda p: p["stack"][1], "stack"),
+    ],
+    ids=["scaled", "low-rank", "tied", "sliced"],
+)
+def test_computed_kernels_have_the_name_of_the_largest_parameter(kernel, name):
+    shapes = {"W": (4, 5), "A": (4, 1), "B": (1, 5), "V": (5, 4), "scale": (), "stack": (2, 4, 5)}
+    params = {name: RNG.standard_normal(shape) for name, shape in shapes.items()}
+    x = RNG.standard_normal((9, 3)) @ RNG.standard_normal((3, 4))
+    problem = Problem(
+        lambda p, x: jax.nn.relu(x @ kernel(p)), loss="mse", inputs=x, targets=np.zeros((9, 5))
+    )
+    scalars = measured(problem, params)
+    ranks = {tag: rank for tag, rank in scalars.items() if tag.startswith("rank_features/")}
+    assert ranks == {f"rank_features/{name}": 3}
+    dead = (np.asarray(x @ kernel(params)) <= 0).all(0).sum()
+    assert scalars[f"dead_units/{name}"] == dead
+
+
+def test_units_of_a_network_of_one_example_are_seen():
+    """Under vmap products have the kernel first, as Equinox writes its layers."""
+
+    def of_one(params, x):
+        return params["V"] @ jax.nn.relu(params["W"] @ x + params["b"])
+
+    params = {"W": RNG.standard_normal((5, 4)), "V": RNG.standard_normal((3, 5))}
+    params["b"] = np.array([0, -1e3, 0, -1e3, 0.1])
+    x = RNG.standard_normal((9, 4))
+    problem = Problem(
+        lambda p, x: jax.vmap(lambda one: of_one(p, one))(x),
+        loss="mse",
+        inputs=x,
+        targets=np.zeros((9, 3)),
+    )
+    scalars = measured(problem, params)
+    hidden = np.maximum(x @ params["W"].T + params["b"], 0)
+    assert scalars["rank_features/W"] == 4
+    assert scalars["rank_features/V"] == np.linalg.matrix_rank(hidden)
+    assert scalars["dead_units/W"] == (hidden == 0).all(0).sum()

@@ -398,7 +398,7 @@ REFUSED_AT_ONCE = {
     "loss-type": (partial(problem, loss=2), TypeError, "loss", "int", "callable"),
     "n": (partial(problem, targets=Y[:4]), ValueError, "inputs", "targets", "6", "4"),
     "scalar": (partial(problem, inputs=1.0), ValueError, "inputs", "()", "stack"),
-    "lists": (partial(problem, inputs=[[1.0, 2.0]] * N), ValueError, "inputs", "()", "stack"),
+    "lists": (partial(problem, inputs=[[1.0, 2.0]] * N), ValueError, "inputs", "12", "np.asarray"),
     "ragged": (partial(problem, inputs=(X, X[:3])), ValueError, "inputs", "0 (6, 4), 1 (3, 4)"),
     "graph": (
         partial(problem, inputs={"nodes": X, "senders": np.arange(9), "n_edge": np.array([9])}),
@@ -449,7 +449,7 @@ REFUSED_AT_ONCE = {
         TypeError,
         "inputs",
         "object",
-        "convert",
+        "np.stack",
     ),
     "text": (partial(problem, targets=np.array(["cat"] * N)), TypeError, "targets", "<U3"),
     "weights-n": (partial(problem, weights=np.ones(4)), ValueError, "weights", "6", "(4,)"),

@@ -1,0 +1,131 @@
+"""Models of Equinox and variables of Keras as pytrees of arrays, which leaves change in place.
+
+No framework is imported before something of it is given.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True, eq=False)
+class Static:
+    """What is not an array in a model, as a part of the tree's structure."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether both hold the same."""
+        return isinstance(other, Static) and (
+            self.value is other.value
+            or (type(self.value) is type(other.value) and bool(self.value == other.value))
+        )
+
+    def __hash__(self) -> int:
+        """Return that of the type: not everything in a model has a hash."""
+        return hash(type(self.value))
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclass(frozen=True)
+class Named:
+    """A sequence of Keras's variables as arrays, each under the path of its variable."""
+
+    arrays: tuple[Any, ...]
+    paths: tuple[str, ...]
+    kind: type
+
+    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+        """Return the arrays with their names, and the rest."""
+        keys = map(jax.tree_util.DictKey, self.paths)
+        return tuple(zip(keys, self.arrays, strict=True)), (self.paths, self.kind)
+
+    @classmethod
+    def tree_unflatten(cls, rest: Any, arrays: Any) -> "Named":
+        """Return the sequence with other arrays."""
+        return cls(tuple(arrays), *rest)
+
+
+def as_arrays(params: Any) -> Any:
+    """Return the tree with arrays as leaves where Equinox or Keras have others; see `as_given`.
+
+    Raises:
+      TypeError: for a model of Keras, which is no pytree.
+    """
+    if "equinox" in sys.modules:
+        module = sys.modules["equinox"].Module
+        params = _mapped(_static_but_arrays, params, lambda node: isinstance(node, module))
+    if "keras" in sys.modules:
+        params = _mapped(_named, params, _are_keras_variables)
+    return params
+
+
+def as_given(tree: Any) -> Any:
+    """Return what the user's function takes: the tree as it was before `as_arrays`."""
+    back = _mapped(lambda node: node.kind(node.arrays), tree, lambda node: isinstance(node, Named))
+    return _mapped(lambda node: node.value, back, lambda node: isinstance(node, Static))
+
+
+def _mapped(change: Callable[[Any], Any], tree: Any, at: Callable[[Any], bool]) -> Any:
+    return jax.tree.map(lambda node: change(node) if at(node) else node, tree, is_leaf=at)
+
+
+def _static_but_arrays(model: Any) -> Any:
+    def is_array(leaf: Any) -> bool:
+        return isinstance(leaf, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))
+
+    return jax.tree.map(lambda leaf: leaf if is_array(leaf) else Static(leaf), model)
+
+
+def _is_keras_variable(value: Any) -> bool:
+    return isinstance(value, sys.modules["keras"].Variable)
+
+
+def _are_keras_variables(node: Any) -> bool:
+    if isinstance(node, sys.modules["keras"].Layer):
+        raise TypeError(
+            f"expected parameters to be a pytree of arrays, got a Keras {type(node).__name__}; "
+            "pass model.trainable_variables"
+        )
+    several = type(node) in (list, tuple) and bool(node) and all(map(_is_keras_variable, node))
+    return several or _is_keras_variable(node)
+
+
+def _named(variables: Any) -> Any:
+    if _is_keras_variable(variables):
+        return _array_of(variables)
+    paths = [variable.path for variable in variables]
+    return Named(tuple(map(_array_of, variables)), _without_model(paths), type(variables))
+
+
+def _array_of(variable: Any) -> Any:
+    value = variable.value
+    return value if isinstance(value, jax.Array) else np.asarray(variable.numpy())
+
+
+def _without_model(paths: list[str]) -> tuple[str, ...]:
+    """Return the paths without the model's name, which Keras numbers in each process."""
+    parts = [path.split("/") for path in paths]
+    if len({part[0] for part in parts}) == 1 and all(len(part) > 2 for part in parts):
+        return tuple("/".join(part[1:]) for part in parts)
+    return tuple(paths)
+
+
+def is_live(params: Any) -> bool:
+    """Return whether training changes these in place: variables of NNX and Keras, and models."""
+    kinds: list[type] = []
+    if "flax.nnx" in sys.modules:
+        nnx = sys.modules["flax.nnx"]
+        kinds += [nnx.Module, nnx.Optimizer, nnx.Variable]
+    if "keras" in sys.modules:
+        kinds.append(sys.modules["keras"].Variable)
+
+    def is_one(node: Any) -> bool:
+        return isinstance(node, tuple(kinds))
+
+    return any(map(is_one, jax.tree.leaves(params, is_leaf=is_one)))
