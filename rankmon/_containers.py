@@ -57,12 +57,18 @@ def as_arrays(params: Any) -> Any:
     Raises:
       TypeError: for a model of Keras, which is no pytree.
     """
-    if "equinox" in sys.modules:
-        module = sys.modules["equinox"].Module
-        params = _mapped(_static_but_arrays, params, lambda node: isinstance(node, module))
-    if "keras" in sys.modules:
+    modules = kinds("equinox", "Module")
+    if modules:
+        params = _mapped(_static_but_arrays, params, lambda node: isinstance(node, modules))
+    if kinds("keras", "Variable"):
         params = _mapped(_named, params, _are_keras_variables)
     return params
+
+
+def kinds(library: str, *names: str) -> tuple[type, ...]:
+    """Return those classes of a library that it has, once something has imported it."""
+    found = (getattr(sys.modules.get(library), name, None) for name in names)
+    return tuple(kind for kind in found if isinstance(kind, type))
 
 
 def as_given(tree: Any) -> Any:
@@ -83,11 +89,11 @@ def _static_but_arrays(model: Any) -> Any:
 
 
 def _is_keras_variable(value: Any) -> bool:
-    return isinstance(value, sys.modules["keras"].Variable)
+    return isinstance(value, kinds("keras", "Variable"))
 
 
 def _are_keras_variables(node: Any) -> bool:
-    if isinstance(node, sys.modules["keras"].Layer):
+    if isinstance(node, kinds("keras", "Layer")):
         raise TypeError(
             f"expected parameters to be a pytree of arrays, got a Keras {type(node).__name__}; "
             "pass model.trainable_variables"
@@ -118,14 +124,9 @@ def _without_model(paths: list[str]) -> tuple[str, ...]:
 
 def is_live(params: Any) -> bool:
     """Return whether training changes these in place: variables of NNX and Keras, and models."""
-    kinds: list[type] = []
-    if "flax.nnx" in sys.modules:
-        nnx = sys.modules["flax.nnx"]
-        kinds += [nnx.Module, nnx.Optimizer, nnx.Variable]
-    if "keras" in sys.modules:
-        kinds.append(sys.modules["keras"].Variable)
+    live = (*kinds("flax.nnx", "Module", "Optimizer", "Variable"), *kinds("keras", "Variable"))
 
     def is_one(node: Any) -> bool:
-        return isinstance(node, tuple(kinds))
+        return isinstance(node, live)
 
     return any(map(is_one, jax.tree.leaves(params, is_leaf=is_one)))

@@ -6,13 +6,12 @@ imported before something of it is given.
 """
 
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
-from rankmon._containers import as_arrays
+from rankmon._containers import as_arrays, kinds
 from rankmon._tree import Bundle
 
 Apply = Callable[..., Any]
@@ -185,8 +184,7 @@ def how_to_state(apply: Any) -> str | None:
             "write Problem(lambda model, x: jax.vmap(model)(x), ...) and pass the model itself "
             "as parameters"
         )
-    keras = sys.modules.get("keras")
-    if keras is not None and isinstance(apply, keras.Layer):
+    if isinstance(apply, kinds("keras", "Layer")):
         return (
             "write Problem(lambda p, x: model.stateless_call(p, model.non_trainable_variables, x)"
             "[0], ...) and pass model.trainable_variables as parameters"
@@ -197,8 +195,7 @@ def how_to_state(apply: Any) -> str | None:
 
 
 def _is_of(library: str, value: Any) -> bool:
-    found = sys.modules.get(library)
-    return found is not None and isinstance(value, found.Module)
+    return isinstance(value, kinds(library, "Module"))
 
 
 def _is_train_state(params: Any) -> bool:

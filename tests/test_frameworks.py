@@ -497,6 +497,14 @@ def test_keras_models_that_are_stated_in_another_way(keras, state, kind, keys):
         state(keras)
 
 
+@pytest.mark.parametrize("library", ["keras", "equinox"])
+def test_another_module_of_that_name_changes_nothing(library, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, ModuleType(library))
+    with RankMonitor(Problem(tanh_network, **STATED), every=1, probes=["weights"]) as monitor:
+        record = monitor(0, PLAIN)
+    assert record.scalars["rank_weights/W"] == 4
+
+
 def test_a_function_of_other_parameters_is_refused_by_the_monitor():
     outside = SimpleNamespace(**PLAIN)
     problem = Problem(lambda p, x: jnp.tanh(x @ outside.W) @ outside.V, **STATED)

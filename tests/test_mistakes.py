@@ -222,6 +222,11 @@ def test_the_advice_to_concatenate_keeps_the_kl_term():
     assert hessian_ranks(advised, PARAMS)["H_o"].rank == 12
 
 
+def test_parameters_that_are_arrays_of_objects():
+    with refused(TypeError, "objects", "'W'", "astype"):
+        PROBLEM.flat({"W": PARAMS["W"].astype(object)})
+
+
 def named(value: Any, **options: Any) -> Any:
     return lambda: problem(inputs=value, **options)
 
