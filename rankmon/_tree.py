@@ -167,14 +167,11 @@ def _dtype_of(name: str, leaf: Any) -> np.dtype:
             "jax.random.key_data(key) in extra= and let apply call jax.random.wrap_key_data"
         )
     if not (jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)):
-        if isinstance(leaf, np.ndarray) and dtype == object:
-            raise TypeError(
-                f"expected parameters to be arrays of numbers, got an array of objects at {name!r};"
-                " give it a numeric dtype, .astype(np.float32)"
-            )
+        is_array = isinstance(leaf, np.ndarray) and dtype.hasobject
+        cast = "cast the array, .astype(np.float32), or " if is_array else ""
         raise TypeError(
             f"expected parameters to be a pytree of arrays of numbers, got {type(leaf).__name__} "
-            f"of dtype {dtype} at {name!r}; pass the weights only (for a flax TrainState, "
+            f"of dtype {dtype} at {name!r}; {cast}pass the weights only (for a flax TrainState, "
             "`state.params`; for an NNX model, `nnx.state(model, nnx.Param)`)"
         )
     return dtype.newbyteorder("=") if isinstance(dtype, np.dtype) else dtype

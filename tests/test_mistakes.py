@@ -223,7 +223,7 @@ def test_the_advice_to_concatenate_keeps_the_kl_term():
 
 
 def test_parameters_that_are_arrays_of_objects():
-    with refused(TypeError, "objects", "'W'", "astype"):
+    with refused(TypeError, "object", "'W'", "astype"):
         PROBLEM.flat({"W": PARAMS["W"].astype(object)})
 
 
