@@ -45,14 +45,14 @@ def resident(field):
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
 
 
-def measured(k, n, engine):
-    """Spectra or ranks of the parts, seconds, and by how much memory grew."""
+def measured(k, n, engine, limit):
+    """The ranks of the parts, seconds, and by how much resident memory grew."""
     apply, params, x, labels = stated(k, n)
     options = {"loss": "cross_entropy", "inputs": x, "targets": labels, "include": INCLUDE}
     jax.block_until_ready(jnp.ones(1000) @ jnp.ones((1000, 1000)))  # loads what products need
     before, begun = resident("VmRSS"), time.perf_counter()
     problem = rankmon.Problem(apply, **options)
-    ranks = rankmon.hessian_ranks(problem, params, engine=engine, memory_limit=LIMIT)
+    ranks = rankmon.hessian_ranks(problem, params, engine=engine, memory_limit=limit)
     seconds, grown = time.perf_counter() - begun, resident("VmHWM") - before
     return ranks, seconds, grown
 
@@ -107,7 +107,7 @@ def main():
         print(f"{k} classes: eigenvalues are off from autodiff by {error:.1e} ||H||")
         kept[f"{k} classes: as by autodiff"] = error < 1e-12
     k = 400 if args.quick else args.classes
-    ranks, seconds, grown = alone(measured, k, n, args.engine)
+    ranks, seconds, grown = alone(measured, k, n, args.engine, LIMIT)
     counts = {part: rank.rank for part, rank in ranks.items()}
     print(f"{k:,} classes, {n} examples: {counts}, {seconds:.0f} s, {grown / 2**20:,.0f} MiB more")
     kept["memory grows by the limit at the most"] = grown <= LIMIT

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from rankmon._pace import compiled
 from rankmon.parts import bytes_text
 
 # What library calls fused by XLA for CPUs (YNNPACK) take is in no count of the compiler's.
@@ -41,11 +42,11 @@ def largest_program(
     chunk = most
     while True:
         arguments = shapes(chunk) if callable(shapes) else shapes
-        lowered = jax.jit(make(chunk), donate_argnums=donate).lower(*arguments)
-        compiled = _compiled(lowered)
-        need = _temporary_bytes(compiled)
+        traced = jax.jit(make(chunk), donate_argnums=donate).trace(*arguments)
+        program = compiled(part, traced, _COUNTED)
+        need = _temporary_bytes(program)
         if need <= room:
-            return compiled, chunk, need
+            return program, chunk, need
         if chunk == 1:
             raise MemoryError(
                 f"expected {part}'s workspace to fit in {bytes_text(room)}, got "
@@ -55,20 +56,16 @@ def largest_program(
         chunk = max(1, min(chunk // 2, int(chunk * room / need)))
 
 
-def _compiled(lowered: Any) -> Any:
-    """Compile so that all temporary memory is counted, if this compiler knows that option."""
-    try:
-        return lowered.compile(compiler_options=_COUNTED)
-    except Exception:  # noqa: BLE001  an older or another compiler; what else fails, fails again
-        return lowered.compile()
-
-
-def _temporary_bytes(compiled: Any) -> int:
-    analysis = compiled.memory_analysis()
+def _temporary_bytes(program: Any) -> int:
+    analysis = program.memory_analysis()
     return int(analysis.temp_size_in_bytes) if analysis is not None else 0
 
 
-def operations(compiled: Any) -> float:
-    """Return the operations of one call as the compiler counts them; 0 if it does not."""
-    counted = compiled.cost_analysis()
+def operations(program: Any) -> float:
+    """Return the operations of one call as the compiler counts them; 0 if it does not.
+
+    Args:
+      program: lowered or compiled.
+    """
+    counted = program.cost_analysis()
     return float(counted.get("flops", 0.0)) if isinstance(counted, dict) else 0.0

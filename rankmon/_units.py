@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from rankmon._pace import Pace
 from rankmon._precision import abstract_array
 from rankmon._processes import gathered
 from rankmon._programs import largest_program
@@ -102,6 +103,7 @@ class Units:
         leaves: Sequence[Any],
         roots: Roots,
         first: int,
+        pace: Pace,
     ) -> Iterator[tuple[Piece, list[np.ndarray], list[np.ndarray]]]:
         """What the function gives, piece by piece, units and rows in one axis.
 
@@ -111,12 +113,13 @@ class Units:
           leaves: all parameter leaves, on whatever devices.
           roots: C_i at every position.
           first: the number that the function takes.
+          pace: the time that these pieces may take.
         """
         unit_rows = self.positions * roots.count
         with self._flat.precision.scope():
             program, chunk = self._program(key, function, leaves, unit_rows)
         column = np.asarray(first, np.int32)
-        for piece in self._plan(chunk, unit_rows):
+        for piece in pace.over("the Jacobian", list(self._plan(chunk, unit_rows))):
             inputs = jax.tree.map(lambda a: a[piece.units], self.inputs)  # noqa: B023
             cotangents = self._cotangents(roots, piece)
             with self._flat.precision.scope():

@@ -4,22 +4,31 @@ Exact spectra where they fit and are done in time (`engines`), else `large`; nei
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, runtime_checkable
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
+from rankmon._precision import abstract_array
+from rankmon._programs import operations
 from rankmon.engines import ENGINES as EXACT_ENGINES
 from rankmon.engines import Engine, Spectra, engine_of
 from rankmon.flat import FlatProblem
 from rankmon.large import LargeHessian, Ranks
 from rankmon.measurement import Snapshot
 from rankmon.parts import HESSIAN_PARTS, bytes_text
+from rankmon.products import functional_product, outer_product
 from rankmon.rank import NumericalRank, Tolerance, common_cuts, numerical_rank
 from rankmon.stack import recognized_stack
 from rankmon.stochastic import StochasticHessian
 
 ENGINES = (*EXACT_ENGINES, "sketch", "slq")
+# Operations of products that are done in a second, about.
+_OPERATIONS = 1.5e10
+# Operations with one parameter for one example: a convolution's kernels are used at every place.
+_MOST_USES = 1e4
 # Three spectra of matrices of this order, order^3 times this: read off 7,000 rows on two cores.
 _SECONDS = 3.5e-10
 
@@ -72,6 +81,9 @@ class ExactRanks:
         tolerance: Tolerance,
     ) -> Ranks | None:
         """The ranks and the eigenvalues of the parts; None where one of them is not finite."""
+        self.flat.pace.say(
+            f"the spectra of {self.engine.order:,} rows", _SECONDS * self.engine.order**3
+        )
         spectra = self.engine.spectra(snapshot, delta, reference)
         if spectra is None:
             return None
@@ -132,19 +144,52 @@ def chosen_engine(flat: FlatProblem, *, name: str, memory_limit: int, time_limit
     if name != "auto":
         return Choice(exact, "asked for")
     seconds = _SECONDS * engine.order**3
+    if engine.name == "dense":
+        seconds += _assembly_seconds(flat, time_limit)
     if seconds <= time_limit:
         return Choice(exact, _why(flat, engine))
     return _sketch_instead(
         _large(flat, memory_limit, time_limit),
-        f"spectra of {engine.order:,} rows take about {seconds:.0f} s, more than time_limit = "
-        f"{time_limit:g} s",
+        f"matrices of {engine.order:,} rows and their spectra take about {seconds:.0f} s, more "
+        f"than time_limit = {time_limit:g} s",
     )
 
 
+def _assembly_seconds(flat: FlatProblem, time_limit: float) -> float:
+    """About how long p products take; 0 where that is surely less than the limit."""
+    most = flat.p**2 * flat.positions * _MOST_USES
+    if most < _OPERATIONS * time_limit:
+        return 0.0
+    return flat.p * _operations(flat) / _OPERATIONS
+
+
+def _operations(flat: FlatProblem) -> float:
+    """About how many operations a product with H_o and one with H_f take; 0 if unknown."""
+    if "operations" not in flat.memo:
+        try:
+            flat.memo["operations"] = _counted_operations(flat)
+        except Exception:  # noqa: BLE001  what cannot be differentiated is refused elsewhere
+            flat.memo["operations"] = 0.0
+    return flat.memo["operations"]
+
+
+def _counted_operations(flat: FlatProblem) -> float:
+    theta, *known = flat.shapes_of(flat.inputs, flat.targets, flat.typed_weights)
+    fixed, inputs, *_ = known
+    with flat.precision.scope():
+        weighted = abstract_array((flat.positions, flat.k), flat.dtype)
+        outer = jax.jit(partial(outer_product, flat)).lower(theta, *known, theta)
+        functional = jax.jit(partial(functional_product, flat))
+        return operations(outer) + operations(
+            functional.lower(theta, fixed, inputs, weighted, theta)
+        )
+
+
 def _sketch_instead(large: LargeHessian, reason: str) -> Choice:
+    exact = "" if large.outer is None else "H_o's is exact, those of H_L and H_f "
     told = (
-        f"the Hessian's ranks come from a sketch, since {reason}: H_o's is exact, those of H_L and "
-        f"H_f are intervals, and a probe may take {large.time_limit:g} s; "
+        f"the Hessian's ranks come from a sketch, since {reason}: {exact or 'they '}are intervals, "
+        f"and a probe may take {large.time_limit:g} s; "
         "RankMonitor(overhead=0.05) keeps probes to that share of the time, engine='dense' insists "
         "on matrices"
     )

@@ -100,7 +100,7 @@ class StackCurvature:
         roots = b.roots(flat.weights) if is_wide(flat) else None
         convex = roots is not None and roots.signs is None
         root = np.empty((flat.positions, roots.count, flat.p)) if convex else None
-        for start in range(0, flat.positions, self._chunk):
+        for start in flat.pace.over("H_o and H_f", range(0, flat.positions, self._chunk)):
             part = slice(start, start + self._chunk)
             batch = _Batch(kernels, constant, _cut(states, part))
             weights = flat.weights[part]

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from rankmon._pace import compiled
 from rankmon._precision import abstract_array
 from rankmon._programs import Make, largest_program, operations
 from rankmon.flat import FlatProblem
@@ -122,7 +123,7 @@ class Curvature:
         with self.flat.precision.scope():
             rows, chunk = self._functional_rows(len(deltas))
             arguments = self._arguments(theta, fixed, np.stack(deltas))
-            for start in range(0, p, chunk):
+            for start in self.flat.pace.over("H_f", range(0, p, chunk)):
                 start = min(start, p - chunk)
                 blocks = np.asarray(rows(*arguments, np.asarray(start, np.int32)))
                 for j, matrix in enumerate(matrices):
@@ -182,7 +183,7 @@ class Curvature:
         weighted = np.empty((self.flat.positions, self.flat.k), self.flat.dtype)
         theta, *others = self.flat.shapes_of(self.flat.inputs, weighted)
         product = partial(functional_product, self.flat)
-        return jax.jit(product).lower(theta, *others, theta).compile()
+        return compiled("a product with H_f", jax.jit(product).trace(theta, *others, theta))
 
     def _functional_rows(self, cotangents: int) -> tuple[Callable[..., Any], int]:
         flat, p = self.flat, self.flat.p
@@ -217,7 +218,7 @@ class Curvature:
     def _outer_product(self) -> Callable[..., Any]:
         shapes = self.flat.shapes_of(self.flat.inputs, self.flat.targets, self.flat.typed_weights)
         product = partial(outer_product, self.flat)
-        return jax.jit(product).lower(*shapes, shapes[0]).compile()
+        return compiled("a product with H_o", jax.jit(product).trace(*shapes, shapes[0]))
 
     def _products_are_cheap(self) -> bool:
         """Whether p products take far fewer operations than J^T B J: there are many outputs."""
@@ -239,7 +240,7 @@ class Curvature:
         targets = jax.tree.map(lambda t: t.reshape(n, per, *t.shape[1:]), flat.targets)
         weights = self.flat.typed_weights.reshape(n, per)
         total = jnp.zeros((flat.p, flat.p), self.flat.dtype)
-        for start in range(0, n, chunk):
+        for start in flat.pace.over("H_o", range(0, n, chunk)):
             # The last chunk starts early to keep its shape; what it repeats gets weight 0.
             first = min(start, n - chunk)
             part = slice(first, first + chunk)
@@ -318,7 +319,7 @@ class Curvature:
         flat, p = self.flat, self.flat.p
         matrix = np.empty((p, p))
         rows, chunk = self._outer_rows
-        for start in range(0, p, chunk):
+        for start in flat.pace.over("H_o", range(0, p, chunk)):
             start = min(start, p - chunk)
             matrix[start : start + chunk] = rows(
                 theta,

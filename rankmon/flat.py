@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from rankmon._checks import check_concrete, check_outputs, check_targets
 from rankmon._lifting import lifted_at
+from rankmon._pace import Pace, compiled
 from rankmon._precision import NATIVE, Precision, abstract_array, abstract_arrays, choose_precision
 from rankmon._tree import LeafSpec, leaf_specs, passing_names
 from rankmon._warnings import warn_user
@@ -247,7 +248,13 @@ class FlatProblem:
             self._output_hessians  # noqa: B018
 
     def _compiled(self, function: Callable[..., Any], *trees: Any) -> Callable[..., Any]:
-        return jax.jit(function).lower(*self.shapes_of(*trees)).compile()
+        traced = jax.jit(function).trace(*self.shapes_of(*trees))
+        return compiled("the loss and its derivatives in the outputs", traced)
+
+    @cached_property
+    def pace(self) -> Pace:
+        """What was said of how long measurements take."""
+        return Pace()
 
     @cached_property
     def _evaluate(self) -> Callable[..., Any]:

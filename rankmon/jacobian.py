@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from rankmon._pace import compiled
 from rankmon._precision import abstract_array
 from rankmon._programs import Make, largest_program
 from rankmon.flat import FlatProblem
@@ -107,7 +108,7 @@ class ExampleJacobians:
         per = flat.positions // n
         J = np.empty((flat.positions, flat.k, flat.p))
         with flat.precision.scope():
-            for start in range(0, n, chunk):
+            for start in flat.pace.over("the Jacobian", range(0, n, chunk)):
                 start = min(start, n - chunk)
                 inputs = jax.tree.map(lambda a: a[start : start + chunk], flat.inputs)  # noqa: B023
                 J[start * per : (start + chunk) * per] = self._rows(theta, tuple(fixed), inputs)
@@ -151,7 +152,7 @@ class BatchJacobian:
         flat, (rows, chunk) = self._flat, self._program
         J = np.empty((flat.positions * flat.k, flat.p))
         with flat.precision.scope():
-            for start in range(0, len(J), chunk):
+            for start in flat.pace.over("the Jacobian", range(0, len(J), chunk)):
                 start = min(start, len(J) - chunk)
                 first = np.asarray(start, np.int32)
                 J[start : start + chunk] = rows(theta, tuple(fixed), flat.inputs, first)
@@ -166,7 +167,7 @@ class BatchJacobian:
             return pushed_forward(pull_back, z, v)
 
         theta, *others = flat.shapes_of(flat.inputs)
-        return jax.jit(push).lower(theta, *others, theta).compile()
+        return compiled("a product with the Jacobian", jax.jit(push).trace(theta, *others, theta))
 
     def product(
         self, theta: np.ndarray, fixed: Sequence[np.ndarray], v: Float[np.ndarray, " p"]

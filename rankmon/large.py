@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from rankmon._pace import OutOfTimeError
 from rankmon._tree import is_matrix
 from rankmon._views import matrix_shape
 from rankmon.flat import FlatProblem
@@ -29,6 +30,8 @@ _FIRST_SIDE = 64
 _MOST_VECTORS, _MOST_ROWS = 1024, 256
 # That show which directions of a weight matrix are reached.
 _GRADIENTS = 8
+# That a norm of each part takes, about.
+_NORM_PRODUCTS = 40
 _SEED = 0
 
 
@@ -62,6 +65,7 @@ class _Progress:
     """What is kept between measurements: programs, and how large a sketch was of use."""
 
     side: int = _FIRST_SIDE
+    outer_is_slow: bool = False
     single: SingleProducts | None = None
     blocks: dict[int, BlockProducts] = field(default_factory=dict)
 
@@ -150,9 +154,10 @@ class LargeHessian:
         default = self.flat.p * self.flat.precision.eps
         cuts = common_cuts(norms, tolerance, default=default)
         ranks: dict[str, NumericalRank] = {}
-        if self.outer is not None:
-            ranks["H_o"] = self.outer.rank(snapshot.leaves, Tolerance(absolute=cuts["H_o"]), "auto")
-            if ranks["H_o"].rank is None:
+        outer = self._outer_rank(snapshot, cuts["H_o"])
+        if outer is not None:
+            ranks["H_o"] = outer
+            if outer.rank is None:
                 return None
         others = [part for part in parts if part not in ranks]
         blocks = self.progress.blocks[len(deltas)]
@@ -173,6 +178,21 @@ class LargeHessian:
             told=(self._told(incomplete),) if incomplete else (),
         )
 
+    def _outer_rank(self, snapshot: Snapshot, cut: float) -> NumericalRank | None:
+        """H_o's rank from its rows; None if that takes memory or more than half of the time."""
+        if self.outer is None or self.progress.outer_is_slow:
+            return None
+        try:
+            return self.outer.rank(
+                snapshot.leaves,
+                Tolerance(absolute=cut),
+                "auto",
+                time_limit=self.time_limit / 2,
+            )
+        except OutOfTimeError:
+            self.progress.outer_is_slow = True
+            return None
+
     def _norms(
         self, snapshot: Snapshot, deltas: Sequence[Float[np.ndarray, "n k"]]
     ) -> dict[str, float]:
@@ -182,6 +202,10 @@ class LargeHessian:
         outer = single.outer(*at)
         functional, *held = (single.functional(*at, delta) for delta in deltas)
         products = (lambda v: outer(v) + functional(v), outer, functional, *held)
+        begun = time.monotonic()
+        products[0](np.ones(self.flat.p))
+        seconds = (time.monotonic() - begun) * (_NORM_PRODUCTS + 2 * self.progress.side)
+        self.flat.pace.say("the least that a sketch shows", seconds)
         return {
             part: spectral_norm(product, self.flat.p, seed=_SEED)
             for part, product in zip(HESSIAN_PARTS, products, strict=False)
@@ -245,7 +269,8 @@ class LargeHessian:
     def _sizes(self, residuals: int) -> _Sizes:
         """What fits, each in its share of memory, with so many residuals."""
         share, p = self.memory_limit // 4, self.flat.p
-        parts = 1 + residuals + (self.outer is None)  # H_L, H_f, H_f_fixed, perhaps H_o
+        outer = self.outer is None or self.progress.outer_is_slow
+        parts = 1 + residuals + outer  # H_L, H_f, H_f_fixed, perhaps H_o
         return _Sizes(
             batch=min(max(share // (8 * p * (parts + 1)), 1), _MOST_VECTORS),
             rows=min(max(share // (4 * 8 * p), 1), _MOST_ROWS),

@@ -9,8 +9,9 @@ the rows C_i^T dF_i/dtheta, [N k, p]:
 so that nothing of the size p x p or p x N k is held. Where p < N k, H_o itself is the small matrix.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rankmon._pace import OutOfTimeError, Pace
 from rankmon._processes import gathered
 from rankmon.flat import FlatProblem
 from rankmon.gram import (
@@ -37,6 +39,8 @@ from rankmon.rank import NumericalRank, Tolerance, as_tolerance, numerical_rank,
 from rankmon.weighted_jacobian import WeightedJacobian
 
 METHODS = ("auto", "gram", "qr")
+# One spectrum of a matrix of this order, order^3 times this: read off 7,000 rows on two cores.
+_SECONDS = 1.2e-10
 
 
 @dataclass(frozen=True)
@@ -135,8 +139,24 @@ class OuterSpectrum:
         self._room = (memory_limit - need) // 2
         self._jacobian = WeightedJacobian(flat, room=self._room)
 
-    def rank(self, leaves: Sequence[Any], tolerance: Tolerance, method: str) -> OuterRank:
-        """The rank at these leaves, sharded or not; arguments as for `outer_rank`."""
+    def rank(
+        self,
+        leaves: Sequence[Any],
+        tolerance: Tolerance,
+        method: str,
+        *,
+        time_limit: float = math.inf,
+    ) -> OuterRank:
+        """The rank at these leaves, sharded or not; other arguments as for `outer_rank`.
+
+        Raises:
+          OutOfTimeError: if it is expected to take more than so many seconds.
+        """
+        seconds = _SECONDS * self._order**3
+        if seconds > time_limit:
+            raise OutOfTimeError(f"the spectrum of {self._order:,} rows")
+        self._flat.pace.say(f"the spectrum of {self._order:,} rows", seconds)
+        pace = replace(self._flat.pace, limit=time_limit)
         leaves = [leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for leaf in leaves]
         b = self._output_hessians(leaves)
         if b is None:
@@ -145,7 +165,7 @@ class OuterSpectrum:
         if roots is None:
             return self._undefined(method)
         for way in self._ways(tolerance, method, convex=roots.signs is None):
-            spectrum = self._spectrum(way, leaves, roots)
+            spectrum = self._spectrum(way, leaves, roots, pace)
             if spectrum is None:
                 return self._undefined(way)
             found = self._counted(spectrum, tolerance, way)
@@ -180,25 +200,27 @@ class OuterSpectrum:
     def _default(self) -> float:
         return self._flat.p * self._flat.precision.eps
 
-    def _spectrum(self, way: str, leaves: Sequence[Any], roots: Roots) -> BoundedSpectrum | None:
+    def _spectrum(
+        self, way: str, leaves: Sequence[Any], roots: Roots, pace: Pace
+    ) -> BoundedSpectrum | None:
         """The eigenvalues, as many as the smaller side has; None where something overflows."""
         with np.errstate(over="ignore", invalid="ignore"):  # overflow is found in the result
             if way == "gram":
-                gram = Gram.of(self._blocks(leaves, roots.of_sign(1)), self._order)
+                gram = Gram.of(self._blocks(leaves, roots.of_sign(1), pace), self._order)
                 if roots.signs is not None:
-                    gram -= Gram.of(self._blocks(leaves, roots.of_sign(-1)), self._order)
+                    gram -= Gram.of(self._blocks(leaves, roots.of_sign(-1), pace), self._order)
                 return gram.spectrum() if np.all(np.isfinite(gram.matrix)) else None
-            R = triangular_factor(self._blocks(leaves, roots), self._order)
+            R = triangular_factor(self._blocks(leaves, roots, pace), self._order)
             if not np.isfinite(np.sum(R**2)):  # of which the eigenvalues are a part
                 return None
             return factor_spectrum(R, None if roots.signs is None else roots.signs.ravel())
 
-    def _blocks(self, leaves: Sequence[Any], roots: Roots) -> Iterator[Block]:
+    def _blocks(self, leaves: Sequence[Any], roots: Roots, pace: Pace) -> Iterator[Block]:
         """Columns of A, or of A^T where A has fewer columns than rows."""
         jacobian = self._jacobian
         if self._order < self._rows:
-            return jacobian.rows(leaves, roots)
-        return jacobian.columns(leaves, roots)
+            return jacobian.rows(leaves, roots, pace)
+        return jacobian.columns(leaves, roots, pace)
 
     def _counted(self, spectrum: BoundedSpectrum, tolerance: Tolerance, way: str) -> OuterRank:
         flat, values = self._flat, spectrum.values

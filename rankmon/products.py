@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from rankmon._pace import compiled
 from rankmon._precision import abstract_array
 from rankmon._programs import largest_program
 from rankmon.flat import FlatProblem
@@ -87,9 +88,11 @@ class SingleProducts:
                 jax.jit(partial(function, flat))
                 for function in (outer_product, functional_product, weighted_gradient)
             )
-            self._outer = outer.lower(theta, *known, theta).compile()
-            self._functional = functional.lower(theta, fixed, inputs, weighted, theta).compile()
-            self._gradient = gradient.lower(theta, fixed, inputs, weighted).compile()
+            self._outer = compiled("a product with H_o", outer.trace(theta, *known, theta))
+            self._functional = compiled(
+                "a product with H_f", functional.trace(theta, fixed, inputs, weighted, theta)
+            )
+            self._gradient = compiled("a gradient", gradient.trace(theta, fixed, inputs, weighted))
 
     def outer(
         self, theta: np.ndarray, fixed: Sequence[np.ndarray]

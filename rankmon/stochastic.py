@@ -6,6 +6,7 @@ Lanczos itself is matfree's, what it tells is in `quadrature`, and the products 
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rankmon._once import Once
+from rankmon._pace import OutOfTimeError
 from rankmon.flat import FlatProblem
 from rankmon.large import Ranks, outer_of
 from rankmon.measurement import Snapshot
@@ -229,7 +231,10 @@ class StochasticHessian:
         }
         if self.outer is not None:
             cut = Tolerance(absolute=cuts["H_o"])
-            ranks["H_o"] = self.outer.rank(snapshot.leaves, cut, "auto")
+            with suppress(OutOfTimeError):  # then random vectors show it too
+                ranks["H_o"] = self.outer.rank(
+                    snapshot.leaves, cut, "auto", time_limit=self.time_limit
+                )
             if ranks["H_o"].rank is None:
                 return None
         own = counted(spectra["H_f"], tolerance.cut(norms["H_f"], default=default))

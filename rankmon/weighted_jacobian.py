@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from rankmon._pace import Pace
 from rankmon._processes import gathered
 from rankmon._units import RowFunction, Units
 from rankmon.dense_kernels import DenseKernel, DenseKernels
@@ -46,18 +47,24 @@ class WeightedJacobian:
         self._flat, self._room = flat, room
         self._rows: _Rows | None = None
 
-    def columns(self, leaves: _Leaves, roots: Roots) -> Iterator[Block]:
+    def columns(self, leaves: _Leaves, roots: Roots, pace: Pace | None = None) -> Iterator[Block]:
         """Blocks of columns, each with all N k rows.
 
         Args:
           leaves: all parameter leaves, as they are stored or lifted, on whatever devices.
           roots: C_i at every position.
-        """
-        return self._right_rows(leaves).columns(leaves, roots)
+          pace: the time that all blocks may take; any by default.
 
-    def rows(self, leaves: _Leaves, roots: Roots) -> Iterator[Float[np.ndarray, "p s"]]:
+        Raises:
+          OutOfTimeError: if they are expected to take longer.
+        """
+        return self._right_rows(leaves).columns(leaves, roots, pace or self._flat.pace)
+
+    def rows(
+        self, leaves: _Leaves, roots: Roots, pace: Pace | None = None
+    ) -> Iterator[Float[np.ndarray, "p s"]]:
         """Blocks of rows, transposed, each with all p columns; arguments as for `columns`."""
-        return self._right_rows(leaves).rows(leaves, roots)
+        return self._right_rows(leaves).rows(leaves, roots, pace or self._flat.pace)
 
     def _right_rows(self, leaves: _Leaves) -> "_Rows":
         if self._rows is None or not self._rows.agree(leaves):
@@ -89,27 +96,28 @@ class _Rows:
         self._units = Units(flat, apart=apart, room=room // 2)
         self._kernels = DenseKernels(flat, self._units.shape) if apart else None
 
-    def columns(self, leaves: _Leaves, roots: Roots) -> Iterator[Block]:
-        yield from self._dense_blocks(leaves, roots)
+    def columns(self, leaves: _Leaves, roots: Roots, pace: Pace) -> Iterator[Block]:
+        yield from self._dense_blocks(leaves, roots, pace)
         m = self._flat.positions * roots.count
-        for group in self._groups(max(1, self._room // (2 * 8 * m))):
-            for start in range(0, group.size, group.width):
-                first = min(start, group.size - group.width)
-                block = np.empty((m, group.width))
-                differentiated = self._differentiated(group)
-                for piece, _, (part,) in self._units.pieces(
-                    group, differentiated, leaves, roots, first
-                ):
-                    block[piece.place] = part
-                yield block[:, start - first :]
+        groups = self._groups(max(1, self._room // (2 * 8 * m)))
+        blocks = [(group, start) for group in groups for start in range(0, group.size, group.width)]
+        for group, start in pace.over("the Jacobian", blocks):
+            first = min(start, group.size - group.width)
+            block = np.empty((m, group.width))
+            differentiated = self._differentiated(group)
+            for piece, _, (part,) in self._units.pieces(
+                group, differentiated, leaves, roots, first, pace
+            ):
+                block[piece.place] = part
+            yield block[:, start - first :]
 
-    def rows(self, leaves: _Leaves, roots: Roots) -> Iterator[Float[np.ndarray, "p s"]]:
+    def rows(self, leaves: _Leaves, roots: Roots, pace: Pace) -> Iterator[Float[np.ndarray, "p s"]]:
         group = _Group(self._moving, self._flat.p, self._flat.p)
         differentiated = self._differentiated(group)
-        for piece, _, (part,) in self._units.pieces(group, differentiated, leaves, roots, 0):
+        for piece, _, (part,) in self._units.pieces(group, differentiated, leaves, roots, 0, pace):
             yield part[len(part) - piece.fresh :].T
 
-    def _dense_blocks(self, leaves: _Leaves, roots: Roots) -> Iterator[KhatriRao]:
+    def _dense_blocks(self, leaves: _Leaves, roots: Roots, pace: Pace) -> Iterator[KhatriRao]:
         """The kernels that meet one vector, as many at a time as fit."""
         m = self._flat.positions * roots.count
 
@@ -121,7 +129,7 @@ class _Rows:
             met = [np.empty((self._units.count, math.prod(kernel.summed))) for kernel in kernels]
             signals = [np.empty((m, math.prod(kernel.left))) for kernel in kernels]
             for piece, h, g in self._units.pieces(
-                kernels, self._signals(kernels), leaves, roots, 0
+                kernels, self._signals(kernels), leaves, roots, 0, pace
             ):
                 for whole, part in zip(met, h, strict=True):
                     whole[piece.units] = part

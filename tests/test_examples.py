@@ -166,7 +166,7 @@ def test_a_training_loop_pays_what_is_promised(tmp_path):
     assert "wall time with / without the monitor" in (tmp_path / "benchmark_loop.txt").read_text()
 
 
-SCALE = ["scale_coverage", "scale_outer", "slq_peers", "scale_growth", "large_cnn"]
+SCALE = ["scale_coverage", "scale_outer", "slq_peers", "scale_growth", "large_cnn", "many_classes"]
 
 
 @pytest.mark.slow

@@ -21,11 +21,13 @@ PACKAGE, TAB = Path(rankmon.__file__).parent, Path(rankmon_tensorboard.__file__)
 ORDER = [
     "_warnings",
     "_jaxprs",
+    "_pace",
     "_readers",
     "_precision",
     "_containers",
     "_tree",
     "losses",
+    "output_hessians",
     "adapters",
     "_checks",
     "_hparams",

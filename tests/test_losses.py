@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import oracles
+from rankmon._jaxprs import programs_in
 from rankmon.losses import as_loss
+from rankmon.output_hessians import FactoredRoots
 from refusals import refused
 
 RNG = np.random.default_rng(0)
@@ -253,3 +255,75 @@ def test_an_unknown_name_is_told_the_known_ones():
 def test_what_is_neither_a_name_nor_callable_is_refused():
     with refused(TypeError, "callable", "int"):
         as_loss(3)
+
+
+# Without k x k arrays
+
+
+def products(z, t):
+    """The root's product with each basis vector, and C C^T of the host's columns."""
+    loss, k = as_loss("cross_entropy"), len(z)
+    by_product = jax.vmap(lambda v: loss.hessian_product(z, t, v))(np.eye(k))
+    root = jax.tree.map(lambda a: np.asarray(a)[None], loss.root(z, t))
+    C = FactoredRoots(root).columns(np.zeros(k - 1, int), np.arange(k - 1)).T
+    return np.asarray(by_product), C @ C.T
+
+
+@pytest.mark.parametrize(
+    ("z", "t"),
+    [
+        (logits(1e-12), one_hot(1, 3)),
+        (logits(1e-200), one_hot(0, 3)),
+        (np.array([500.0, 500.5, -150.0]), np.array([0.25, 0.5, 0.25])),
+        (np.array([3.0, -4.0]), one_hot(0, 2)),
+        (np.zeros(7), one_hot(6, 7)),
+        (np.linspace(-30, 30, 6), 0.9 * one_hot(2, 6) + 0.1 / 6),
+    ],
+    ids=["1e-12", "1e-200", "large-soft", "two", "uniform", "smoothed"],
+)
+def test_the_root_of_cross_entropy_loses_no_digits_where_one_class_has_all_the_mass(z, t):
+    _, _, want = exact_cross_entropy(z, t)
+    for got in products(z, t):
+        tolerance = 1e-15 * (10 + np.ptp(z)) * np.max(np.abs(want))
+        np.testing.assert_allclose(got, want, rtol=0, atol=tolerance)
+
+
+def sizes(program):
+    """The sizes of all arrays in a program."""
+    for eqn in program.eqns:
+        yield from (v.aval.size for v in eqn.outvars)
+        for inner in programs_in(eqn):
+            yield from sizes(inner)
+
+
+def smoothed(z, label):
+    t = 0.9 * jax.nn.one_hot(label, z.shape[0]) + 0.1 / z.shape[0]
+    return -jnp.sum(t * jax.nn.log_softmax(z))
+
+
+def logistic(z, t):
+    return jnp.sum(jax.nn.softplus(z) - t * z)
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("mse", np.ones(300)),
+        ("cosh", np.ones(300)),
+        ("cross_entropy", np.int32(2)),
+        ("cross_entropy", np.full(300, 1 / 300)),
+        (smoothed, np.int32(2)),
+        (logistic, np.ones(300)),
+    ],
+    ids=["mse", "cosh", "label", "soft", "custom-smoothed", "custom-sigmoid"],
+)
+def test_nothing_but_the_whole_output_hessian_is_larger_than_the_outputs(name, target):
+    loss, z = as_loss(name), np.linspace(-2, 2, 300)
+
+    def parts(z, v):
+        return loss.value(z, target), loss.residual(z, target), loss.hessian_product(z, target, v)
+
+    assert max(sizes(jax.make_jaxpr(parts)(z, z).jaxpr)) == 300
+    v = RNG.standard_normal(300)
+    product = jax.jit(loss.hessian_product)(z, target, v)
+    np.testing.assert_allclose(product, loss.output_hessian(z, target) @ v, rtol=0, atol=1e-14)
