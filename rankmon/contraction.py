@@ -18,7 +18,7 @@ about n p^2 operations, where p products with basis vectors take about 12 n p^2.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -98,8 +98,9 @@ class StackCurvature:
         sizes = [W.shape[0] * (W.shape[1] + one) for W, one in zip(kernels, constant, strict=True)]
         outer, *functional = (np.zeros((flat.p, flat.p)) for _ in range(1 + len(deltas)))
         roots = b.roots(flat.weights) if is_wide(flat) else None
-        convex = roots is not None and roots.signs is None
-        root = np.empty((flat.positions, roots.count, flat.p)) if convex else None
+        if roots is not None and roots.signs is not None:
+            roots = None
+        root = None if roots is None else np.empty((flat.positions, roots.count, flat.p))
         for start in flat.pace.over("H_o and H_f", range(0, flat.positions, self._chunk)):
             part = slice(start, start + self._chunk)
             batch = _Batch(kernels, constant, _cut(states, part))
@@ -110,8 +111,9 @@ class StackCurvature:
             )
             for H, delta in zip(functional, deltas, strict=True):
                 batch.add_functional(_blocks(H, kernels, constant), weights[:, None] * delta[part])
-            if root is not None:
-                root[part] = batch.weighted_jacobian(lambda J: roots.products(J, part))  # noqa: B023
+            if root is not None and roots is not None:
+                rooted = partial(roots.products, part=part)
+                root[part] = batch.weighted_jacobian(rooted)
         for H in (outer, *functional):
             _mirror(H, sizes)
         values = None

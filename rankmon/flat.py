@@ -311,7 +311,7 @@ class FlatProblem:
             with self.precision.scope():
                 return np.asarray(self._dense_hessians(z[part], targets), np.float64)
 
-        return DenseHessians.of(*z.shape, evaluate)
+        return DenseHessians.of(self.positions, self.k, evaluate)
 
     @cached_property
     def _dense_hessians(self) -> Callable[..., Any]:

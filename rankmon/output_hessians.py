@@ -20,10 +20,18 @@ _ENTRIES_AT_ONCE = 2**22
 
 
 class Roots(ABC):
-    """C_i and S_i of each example."""
+    """C_i and S_i of each example.
 
-    count: int  # r, the columns of each C_i
-    signs: Float[np.ndarray, "n r"] | None  # None if all are 1
+    Attributes:
+      signs: the diagonals of S_i; None if all are 1.
+    """
+
+    signs: Float[np.ndarray, "n r"] | None
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """The columns of each C_i."""
 
     @abstractmethod
     def products(
