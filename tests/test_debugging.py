@@ -93,7 +93,7 @@ def assert_close(got, want):
 @pytest.mark.parametrize(
     "flag",
     [
-        pytest.param(flag, marks=[] if name in ("leaks", "nans") else pytest.mark.slow)
+        pytest.param(flag, marks=[] if name == "nans" else pytest.mark.slow)
         for name, flag in FLAGS.items()
     ],
     ids=FLAGS,
@@ -106,6 +106,13 @@ def test_training_is_as_without_the_monitor(flag):
     plain, expected = watching()
     trained(plain)
     assert_close(counted(memory.records), counted(expected.records))
+
+
+def test_the_features_probe_keeps_no_tracers():
+    with jax.checking_leaks():
+        monitor, memory = watching(probes=["features"])
+        trained(monitor)
+    assert memory.records[0].scalars["rank_features/V"] > 0
 
 
 @pytest.mark.parametrize("flag", [FLAGS["nans"], FLAGS["infs"]], ids=["nans", "infs"])

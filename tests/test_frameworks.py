@@ -127,7 +127,7 @@ def plain_of(model):
     return {"kernel": kernel, "bias": bias, "last": last, "last_bias": last_bias}
 
 
-@pytest.mark.parametrize("kind", [Rematerialized, Scanned])
+@pytest.mark.parametrize("kind", [pytest.param(Rematerialized, marks=pytest.mark.slow), Scanned])
 def test_nnx_transforms_over_blocks_with_dropout(kind):
     model = kind(nnx.Rngs(0))
     problem = Problem.from_nnx(model, **STATED)

@@ -77,7 +77,13 @@ def assert_eigenvalues(got, want):
 
 @pytest.mark.parametrize(
     ("kind", "k"),
-    [("labels", 50), ("labels", 400), ("smoothed", 50), ("tokens", 50), ("logistic", 50)],
+    [
+        ("labels", 50),
+        ("labels", 400),
+        ("tokens", 50),
+        pytest.param("smoothed", 50, marks=pytest.mark.slow),
+        pytest.param("logistic", 50, marks=pytest.mark.slow),
+    ],
 )
 def test_spectra_and_ranks_of_one_layer_equal_autodiff(kind, k):
     problem, params = stated(kind, k)
@@ -92,7 +98,12 @@ def test_spectra_and_ranks_of_one_layer_equal_autodiff(kind, k):
 
 
 @pytest.mark.parametrize(
-    ("kind", "engine"), [("one_hot", "stack"), ("linear", "deep_linear"), ("logistic", "stack")]
+    ("kind", "engine"),
+    [
+        ("linear", "deep_linear"),
+        pytest.param("one_hot", "stack", marks=pytest.mark.slow),
+        pytest.param("logistic", "stack", marks=pytest.mark.slow),
+    ],
 )
 def test_spectra_of_all_layers_equal_autodiff(kind, engine):
     it = case(kind, 20)

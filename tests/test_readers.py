@@ -133,8 +133,11 @@ def mystery_case(apply):
     return oracles.Case(apply.__name__, apply, params, x, y, "mse", oracles.mse)
 
 
-@pytest.mark.parametrize("engine", ["auto", "dense", "sketch"])
-@pytest.mark.parametrize("apply", [activated, multiplied], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    ("apply", "engine"),
+    [(activated, "auto"), (multiplied, "sketch")],
+    ids=["activated-auto", "multiplied-sketch"],
+)
 def test_readers_go_on_through_an_unknown_higher_order_primitive(apply, engine):
     case = mystery_case(apply)
     record = monitored(
@@ -200,19 +203,10 @@ class NnxLayers(nnx.Module):
         return forward(x, self.layers)
 
 
-def recurrence(params, x):
-    def step(h, row):
-        return jnp.tanh(h @ params["U"] + row @ params["W"]), None
-
-    return jax.lax.scan(step, jnp.zeros((len(x), 2), x.dtype), jnp.swapaxes(x, 0, 1))[0]
-
-
 def scanned_networks():
     """Yield apply in float32, apply in float64, parameters and inputs."""
     rng = np.random.default_rng(0)
     sequences, rows = rng.standard_normal((4, 3, 2)), rng.standard_normal((4, 2))
-    weights = {"U": rng.standard_normal((2, 2)), "W": rng.standard_normal((2, 2))}
-    yield recurrence, recurrence, weights, sequences
     for module, double, x in (
         (Recurrent(), Recurrent(jnp.float64), sequences),
         (ScannedLayers(), ScannedLayers(), rows),
@@ -225,7 +219,7 @@ def scanned_networks():
 
 
 def test_scanned_networks_have_the_ranks_of_dense_autodiff():
-    """lax.scan, nn.RNN, nn.scan and nnx.scan; lifted, since Flax's carries are float32."""
+    """nn.RNN, nn.scan and nnx.scan; lifted, since Flax's carries are float32."""
     y = np.random.default_rng(2).standard_normal((4, 2))
     for apply, double, params, x in scanned_networks():
         problem = Problem(apply, loss="mse", inputs=x, targets=y, lift_dtype=True)
