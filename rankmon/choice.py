@@ -20,7 +20,14 @@ from rankmon.large import LargeHessian, Ranks
 from rankmon.measurement import Snapshot
 from rankmon.parts import HESSIAN_PARTS, bytes_text
 from rankmon.products import functional_product, outer_product
-from rankmon.rank import NumericalRank, Tolerance, common_cuts, numerical_rank
+from rankmon.rank import (
+    NumericalRank,
+    Tolerance,
+    below_rounding,
+    common_cuts,
+    finest_cuts,
+    numerical_rank,
+)
 from rankmon.stack import recognized_stack
 from rankmon.stochastic import StochasticHessian
 
@@ -87,11 +94,15 @@ class ExactRanks:
         spectra = self.engine.spectra(snapshot, delta, reference)
         if spectra is None:
             return None
-        own = tolerance.cut(abs(spectra["H_f"][0]), default=self.flat.p * self.flat.precision.eps)
+        flat, norms = self.flat, _norms(spectra)
+        finest = finest_cuts(norms, p=flat.p, eps=flat.precision.eps)
+        ranks = spectra_to_ranks(spectra, flat, tolerance)
+        own = tolerance.cut(norms["H_f"], default=flat.p * flat.precision.eps)
         return Ranks(
-            spectra_to_ranks(spectra, self.flat, tolerance),
-            numerical_rank(np.abs(spectra["H_f"]), own).rank or 0,
-            {part: spectra[part] for part in HESSIAN_PARTS if part in spectra},
+            ranks,
+            numerical_rank(np.abs(spectra["H_f"]), own, finest=finest["H_f"]).rank or 0,
+            {part: spectra[part] for part in norms},
+            told=below_rounding({part: rank.tolerance for part, rank in ranks.items()}, finest),
         )
 
     def describe(self) -> str:
@@ -103,9 +114,17 @@ def spectra_to_ranks(
     spectra: Spectra, flat: FlatProblem, tolerance: Tolerance
 ) -> dict[str, NumericalRank]:
     """The parts' ranks at their common cut, p * eps * max(||H_L||_2, ||X||_2) by default."""
-    norms = {part: float(abs(spectra[part][0])) for part in HESSIAN_PARTS if part in spectra}
+    norms = _norms(spectra)
     cuts = common_cuts(norms, tolerance, default=flat.p * flat.precision.eps)
-    return {part: numerical_rank(np.abs(spectra[part]), cut) for part, cut in cuts.items()}
+    finest = finest_cuts(norms, p=flat.p, eps=flat.precision.eps)
+    return {
+        part: numerical_rank(np.abs(spectra[part]), cut, finest=finest[part])
+        for part, cut in cuts.items()
+    }
+
+
+def _norms(spectra: Spectra) -> dict[str, float]:
+    return {part: float(abs(spectra[part][0])) for part in HESSIAN_PARTS if part in spectra}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from rankmon.measurement import Snapshot
 from rankmon.outer import OuterSpectrum
 from rankmon.parts import HESSIAN_PARTS, bytes_text
 from rankmon.products import BlockProducts, SingleProducts
-from rankmon.rank import NumericalRank, Tolerance, common_cuts
+from rankmon.rank import NumericalRank, Tolerance, below_rounding, common_cuts, finest_cuts
 from rankmon.reach import most_rank
 from rankmon.sketch import Products, Sketch, side_for, sketched, spectral_norm
 
@@ -153,6 +153,7 @@ class LargeHessian:
             return None
         default = self.flat.p * self.flat.precision.eps
         cuts = common_cuts(norms, tolerance, default=default)
+        finest = finest_cuts(norms, p=self.flat.p, eps=self.flat.precision.eps)
         ranks: dict[str, NumericalRank] = {}
         outer = self._outer_rank(snapshot, cuts["H_o"])
         if outer is not None:
@@ -162,10 +163,14 @@ class LargeHessian:
         others = [part for part in parts if part not in ranks]
         blocks = self.progress.blocks[len(deltas)]
         products = _products(blocks, snapshot, deltas, others)
-        sketches = self._grown(products, self._sizes(len(deltas)), cuts, begun)
+        told = {part: max(cuts[part], finest[part]) for part in others}
+        sketches = self._grown(products, self._sizes(len(deltas)), told, begun)
         if not all(sketch.is_finite for sketch in sketches.values()):
             return None
-        counted = {part: sketch.counted(cuts[part]) for part, sketch in sketches.items()}
+        counted = {
+            part: sketch.counted(cuts[part], finest=finest[part])
+            for part, sketch in sketches.items()
+        }
         own = tolerance.cut(norms["H_f"], default=default)
         incomplete = [part for part, rank in counted.items() if not rank.complete]
         if incomplete:
@@ -174,8 +179,11 @@ class LargeHessian:
         ranks |= counted
         return Ranks(
             {part: ranks[part] for part in norms},
-            sketches["H_f"].counted(own).rank or 0,
-            told=(self._told(incomplete),) if incomplete else (),
+            sketches["H_f"].counted(own, finest=finest["H_f"]).rank or 0,
+            told=(
+                *((self._told(incomplete),) if incomplete else ()),
+                *below_rounding({part: cuts[part] for part in others}, finest),
+            ),
         )
 
     def _outer_rank(self, snapshot: Snapshot, cut: float) -> NumericalRank | None:
@@ -216,6 +224,7 @@ class LargeHessian:
     ) -> dict[str, Sketch]:
         """Sketches that are complete, or the largest that memory and time allow."""
         batch, rows, most = sizes
+        most = min(most, self.flat.p)  # then it is the matrix itself
         side = min(self.progress.side, most)
         while True:
             started = time.monotonic()

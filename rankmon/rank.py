@@ -82,6 +82,25 @@ def common_cuts(
     }
 
 
+def finest_cuts(norms: Mapping[str, float], *, p: int, eps: float) -> dict[str, float]:
+    """Return the least cut of each part that tells eigenvalues from the rounding of products."""
+    return common_cuts(norms, Tolerance(relative=min(p, 10) * eps), default=0.0)
+
+
+def below_rounding(cuts: Mapping[str, float], finest: Mapping[str, float]) -> tuple[str, ...]:
+    """Return what the user should know of cuts below the finest ones, if any are.
+
+    The same words at every step, so that they are said once.
+    """
+    if all(cut >= finest[part] for part, cut in cuts.items()):
+        return ()
+    return (
+        "expected a tolerance above the rounding of the Hessian's products, 10 eps times its norm, "
+        "got a smaller one: rank and low count what is above that rounding, high all that may be; "
+        "raise the tolerance or leave it out",
+    )
+
+
 def as_tolerance(tolerance: Tolerance | None) -> Tolerance:
     """The tolerance, or the default one for None.
 
@@ -154,6 +173,7 @@ def numerical_rank(
     *,
     size: int | None = None,
     errors: Float[np.ndarray, " m"] | None = None,
+    finest: float = 0.0,
 ) -> NumericalRank:
     """Counts the singular values (or absolute eigenvalues) above a cut.
 
@@ -163,11 +183,14 @@ def numerical_rank(
       size: the most that the rank could be; the number of values where not given.
       errors: how far off each value may be: `low` then counts what is above 10 x cut for certain,
         and `high` what may be above cut / 10.
+      finest: the least cut that tells values from rounding. Below it `rank` and `low` count at this
+        cut instead, and `high` all that is not an exact zero.
     """
     values = np.asarray(values, np.float64)
     off = np.zeros_like(values) if errors is None else errors
     ordered = np.sort(values)[::-1]
-    rank = int(np.sum(ordered > cut))
+    told = max(cut, finest)
+    rank = int(np.sum(ordered > told))
     below = ordered[rank] if rank < ordered.size else 0.0
     if rank == 0:
         gap = float("nan")
@@ -178,8 +201,8 @@ def numerical_rank(
         rank=rank,
         tolerance=float(cut),
         size=ordered.size if size is None else size,
-        low=int(np.sum(values - off > 10 * cut)),
-        high=int(np.sum(values + off > cut / 10)),
+        low=int(np.sum(values - off > 10 * told)),
+        high=int(np.sum(values + off > (cut / 10 if cut >= finest else 0.0))),
         gap=gap,
     )
 

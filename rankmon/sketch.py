@@ -27,6 +27,7 @@ import scipy.sparse.linalg
 from jaxtyping import Float
 
 from rankmon.rank import NumericalRank
+from rankmon.spectrum import symmetric_spectrum
 
 # That a bound from random vectors fails.
 CHANCE = 1e-3
@@ -46,7 +47,7 @@ class SketchedRank(NumericalRank):
     the estimates on either side of the cut.
 
     Attributes:
-      side: s, rows and columns of the sketch.
+      side: s, rows and columns of the sketch; p where the matrix itself was the cheaper one.
       complete: whether the sketch was large enough to see where the spectrum falls below tolerance
         / 10; where not, `rank` is the least that there is, and `high` what the leaves allow
         (`reach`), p at the most.
@@ -58,7 +59,7 @@ class SketchedRank(NumericalRank):
     def at_most(self, count: int) -> "SketchedRank":
         """The same, where this is the most that values above tolerance / 10 can be."""
         assert self.low is not None
-        return replace(self, high=max(count, self.low))
+        return replace(self, high=min(max(count, self.low), self.size))
 
 
 @dataclass(frozen=True)
@@ -112,12 +113,21 @@ class Sketch:
         most = int(np.sum(self.at_most() > cut))
         return self.is_complete(cut) and most <= int(np.sum(self.estimates() > cut / 10))
 
-    def counted(self, cut: float) -> SketchedRank:
-        """The rank at this cut with its margin."""
-        low, complete = self.exceeding(10 * cut), self.is_complete(cut / 10)
-        high = int(np.sum(self.at_most() > cut / 10)) if complete else self.p
+    def counted(self, cut: float, *, finest: float = 0.0) -> SketchedRank:
+        """The rank at this cut with its margin.
+
+        Args:
+          cut: absolute.
+          finest: the least cut that tells values from the rounding of the products; below it `rank`
+            and `low` count at this one instead, and `high` is p.
+        """
+        told = max(cut, finest)
+        complete = self.is_complete(told / 10)
+        seen = complete and cut >= finest
+        high = min(int(np.sum(self.at_most() > cut / 10)), self.p) if seen else self.p
+        low = min(self.exceeding(10 * told), high)
         estimates = self.estimates()
-        rank = min(max(int(np.sum(estimates > cut)), low), high) if complete else low
+        rank = min(max(int(np.sum(estimates > told)), low), high) if complete else low
         below = estimates[rank] if rank < self.side else 0.0
         gap = math.nan
         if rank and complete:
@@ -129,6 +139,31 @@ class Sketch:
         seen = int(np.sum(self.estimates() > cut))
         end_is_in_sight = seen < 0.98 * self.side
         return max(side_for(seen), self.side * 5 // 4) if end_is_in_sight else 2 * self.side
+
+
+@dataclass(frozen=True)
+class WholeMatrix(Sketch):
+    """The absolute eigenvalues of A itself, which is cheaper where a sketch would have its side."""
+
+    def at_most(self) -> Float[np.ndarray, " p"]:
+        """The eigenvalues."""
+        return self.values
+
+    def estimates(self) -> Float[np.ndarray, " p"]:
+        """The eigenvalues."""
+        return self.values
+
+    def exceeding(self, cut: float) -> int:
+        """How many of them exceed the cut."""
+        return int(np.sum(self.values > cut))
+
+    def is_complete(self, cut: float) -> bool:
+        """Always: there are no others."""
+        return True
+
+    def is_sharp(self, cut: float) -> bool:
+        """Always: bounds and estimates are the same."""
+        return True
 
 
 def side_for(rank: int) -> int:
@@ -145,6 +180,7 @@ def sketched(
     """Sketches of several matrices at once, from products with `side` vectors.
 
     Memory: s^2 numbers a matrix, and p times (a batch of vectors, its products, some rows of Y).
+    With a side of p or more the matrices themselves, from products with p vectors.
 
     Args:
       products: rows v -> rows A v for each of the matrices, by name, for at most `batch` rows.
@@ -154,6 +190,8 @@ def sketched(
       rows: of Y^T at once.
       seed: of X and Y.
     """
+    if side >= p:
+        return _whole(products, p, batch)
     sketches: dict[str, np.ndarray] = {}
     left, right = _Gaussian(seed, 1, rows, p), _Gaussian(seed, 0, batch, p)
     for start in range(0, side, batch):
@@ -166,6 +204,21 @@ def sketched(
                 with np.errstate(over="ignore", invalid="ignore"):  # it is found in the result
                     S[first : first + len(y), start : start + len(x)] = y @ image.T
     return {name: Sketch(_singular_values(S), p) for name, S in sketches.items()}
+
+
+def _whole(products: Products, p: int, batch: int) -> dict[str, Sketch]:
+    matrices: dict[str, np.ndarray] = {}
+    for start in range(0, p, batch):
+        units = np.eye(min(batch, p - start), p, start)
+        for name, image in products(units).items():
+            matrices.setdefault(name, np.empty((p, p)))[start : start + len(units)] = image
+    return {name: WholeMatrix(_absolute_eigenvalues(A), p) for name, A in matrices.items()}
+
+
+def _absolute_eigenvalues(A: np.ndarray) -> np.ndarray:
+    if not np.all(np.isfinite(A)):
+        return np.full(len(A), np.nan)
+    return np.abs(symmetric_spectrum(A))
 
 
 class _Gaussian:

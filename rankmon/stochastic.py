@@ -26,7 +26,7 @@ from rankmon.parts import DEFAULT_MEMORY_LIMIT, bytes_text
 from rankmon.problem import Problem
 from rankmon.products import functional_product, outer_product
 from rankmon.quadrature import StochasticSpectrum, starts
-from rankmon.rank import NumericalRank, Tolerance, common_cuts
+from rankmon.rank import NumericalRank, Tolerance, below_rounding, common_cuts, finest_cuts
 
 _STEPS, _LEAST_PROBES, _MOST_PROBES = 96, 4, 64
 
@@ -226,9 +226,12 @@ class StochasticHessian:
             return None
         default = self.flat.p * self.flat.precision.eps
         cuts = common_cuts(norms, tolerance, default=default)
+        finest = finest_cuts(norms, p=self.flat.p, eps=self.flat.precision.eps)
         ranks: dict[str, NumericalRank] = {
-            part: counted(spectrum, cuts[part]) for part, spectrum in spectra.items()
+            part: counted(spectrum, cuts[part], finest=finest[part])
+            for part, spectrum in spectra.items()
         }
+        told = below_rounding({part: cuts[part] for part in ranks}, finest)
         if self.outer is not None:
             cut = Tolerance(absolute=cuts["H_o"])
             with suppress(OutOfTimeError):  # then random vectors show it too
@@ -237,8 +240,8 @@ class StochasticHessian:
                 )
             if ranks["H_o"].rank is None:
                 return None
-        own = counted(spectra["H_f"], tolerance.cut(norms["H_f"], default=default))
-        return Ranks(ranks, own.rank or 0)
+        own = tolerance.cut(norms["H_f"], default=default)
+        return Ranks(ranks, counted(spectra["H_f"], own, finest=finest["H_f"]).rank or 0, told=told)
 
     def _spectra(
         self, decompose: Mapping[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]]
@@ -261,10 +264,16 @@ class StochasticHessian:
         )
 
 
-def counted(spectrum: StochasticSpectrum, cut: float) -> NumericalRank:
-    """The rank at this cut; low and high end 95 % intervals at ten times more and less."""
-    value = spectrum.count(cut).value
-    low, high = spectrum.count(10 * cut).low, spectrum.count(cut / 10).high
-    low, high = max(math.ceil(low - 1e-6), 0), min(math.floor(high + 1e-6), spectrum.p)
+def counted(spectrum: StochasticSpectrum, cut: float, *, finest: float = 0.0) -> NumericalRank:
+    """The rank at this cut; low and high end 95 % intervals at ten times more and less.
+
+    Below the finest cut that tells values from rounding, rank and low are counted at that one.
+    """
+    told = max(cut, finest)
+    value = spectrum.count(told).value
+    low = spectrum.count(10 * told).low
+    high = spectrum.count(cut / 10).high if cut >= finest else float(spectrum.p)
+    high = min(math.floor(high + 1e-6), spectrum.p)
+    low = min(max(math.ceil(low - 1e-6), 0), high)
     rank = min(max(round(value), low), high)
     return NumericalRank(rank, cut, spectrum.p, low, high, math.nan)

@@ -12,12 +12,12 @@ import pytest
 
 from oracles import CASES, data, dense_parts, mlp
 from rankmon import HessianProbe, Problem, RankMonitor, Tolerance, hessian_ranks, theory
-from rankmon.choice import chosen_engine
+from rankmon.choice import ENGINES, chosen_engine
 from rankmon.large import DEFAULT_TIME_LIMIT
 from rankmon.parts import DEFAULT_MEMORY_LIMIT
 from rankmon.sketch import SketchedRank
 from rankmon.writers import MemoryWriter
-from refusals import refused
+from refusals import refused, warned
 from shared_problems import problem_of
 
 # An indefinite output Hessian; several positions an example, with weights. Deep linear networks are
@@ -243,3 +243,52 @@ def test_what_a_sketch_cannot_show_is_told_once():
             monitor(step, params)
     assert len(warned) == 1
     assert writer.records[1].scalars["rank_high/H_L"] < problem.flat(params).p
+
+
+# Counts
+
+
+def theory_of(dims, n):
+    r, s = min(n, dims[0]), min(n, dims[0], dims[-1])
+    return {"H_L": theory.rank_loss(dims, r=r, s=s), "H_o": theory.rank_outer(dims, r=r)}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("shape", [((4, 3, 2), 2), ((3, 2, 1), 3)], ids=str)
+def test_counts_are_in_order_at_few_parameters(engine, shape):
+    problem, params, _ = linear(*shape)
+    found = hessian_ranks(problem, params, engine=engine, reference=problem.residuals(params))
+    for rank in found.values():
+        assert 0 <= rank.low <= rank.rank <= rank.high <= rank.size == problem.flat(params).p
+    if engine != "slq":
+        for part, truth in theory_of(*shape).items():
+            assert (found[part].low, found[part].rank, found[part].high) == (truth,) * 3
+
+
+BELOW = [Tolerance(absolute=1e-300), Tolerance(absolute=0.0), Tolerance(relative=1e-19)]
+
+
+@pytest.mark.parametrize(
+    ("engine", "tolerance"),
+    [*((engine, BELOW[0]) for engine in ENGINES[1:]), *(("dense", other) for other in BELOW[1:])],
+    ids=str,
+)
+def test_a_cut_below_rounding_is_said_and_rounding_is_not_counted(engine, tolerance):
+    shape = (4, 3, 2), 2
+    problem, params, _ = linear(*shape)
+    with warned("rounding", "raise the tolerance"):
+        found = hessian_ranks(problem, params, engine=engine, tolerance=tolerance)
+    for rank in found.values():
+        assert rank.low <= rank.rank <= rank.high <= rank.size
+    truth = theory_of(*shape)["H_L"]
+    assert found["H_L"].low <= truth <= found["H_L"].high
+    assert found["H_L"].rank == truth or engine == "slq"
+
+
+def test_a_sketch_does_not_count_the_rounding_of_products():
+    """It counted up to its 4096 rows, of p = 400."""
+    problem, params, ranks = linear(*SMALL)
+    with warned("rounding", "raise the tolerance"):
+        found = hessian_ranks(problem, params, engine="sketch", tolerance=BELOW[0])
+    truth = theory.rank_loss(SMALL[0], **ranks)
+    assert (found["H_L"].low, found["H_L"].rank, found["H_L"].high) == (truth, truth, 400)

@@ -124,3 +124,23 @@ def test_estimates_are_of_the_right_size():
     assert Sketch(values, P).side == 3
     estimates = sketch_of(matrix(values), 400).estimates()
     np.testing.assert_allclose(estimates[:3], values, rtol=0.3)
+
+
+@pytest.mark.parametrize("p", [1, 3, 20, 64])
+def test_the_matrix_itself_where_a_sketch_would_have_its_side(p):
+    """Exact counts, and never more than p: 64 rows of a sketch said up to 37 for p = 20."""
+    truth = (p + 1) // 2
+    Q, _ = np.linalg.qr(np.random.default_rng(p).standard_normal((p, p)))
+    A = (Q * np.r_[-np.ones(truth), np.zeros(p - truth)]) @ Q.T
+    found = sketched(lambda v: {"A": v @ A}, p, p, batch=7, rows=4, seed=0)["A"].counted(CUT)
+    assert (found.low, found.rank, found.high) == (truth, truth, truth)
+    assert (found.size, found.side, found.complete) == (p, p, True)
+
+
+@pytest.mark.parametrize("side", [150, 400, P])
+def test_a_cut_below_rounding_does_not_count_it(side):
+    """With a cut of 1e-300 every singular value of the sketch was counted, up to its side."""
+    values = np.r_[np.ones(30), np.full(20, 1e-3)]
+    sketch = sketch_of(matrix(values), side)
+    found = sketch.counted(1e-300, finest=10 * 2.0**-52)
+    assert (found.low, found.rank, found.high) == (50, 50, P)
