@@ -4,7 +4,7 @@ JAX renames primitives and parameters between versions. Everything else in rankm
 so that there is one place to mend.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -142,6 +142,14 @@ def programs_in(eqn: JaxprEqn) -> Iterator[Jaxpr]:
                 yield item.jaxpr
             elif isinstance(item, Jaxpr):
                 yield item
+
+
+def holds(program: Jaxpr, names: Collection[str]) -> bool:
+    """Return whether an operation of one of these names is in the program, however deep."""
+    return any(
+        eqn.primitive.name in names or any(holds(inner, names) for inner in programs_in(eqn))
+        for eqn in program.eqns
+    )
 
 
 def at_highest_precision(params: dict[str, Any], precision: Any) -> dict[str, Any]:

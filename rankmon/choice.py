@@ -234,6 +234,28 @@ def _why(flat: FlatProblem, engine: Engine) -> str:
     return f"chosen since {kind.get(engine.name, fits)}"
 
 
+def compile_derivatives(engine: RankEngine | Engine, *, cotangents: int) -> None:
+    """Compile what a measurement with so many residuals needs.
+
+    Raises:
+      ValueError: if JAX cannot differentiate the network or the loss twice.
+      MemoryError: if a matrix or a program does not fit in memory_limit.
+    """
+    try:
+        engine.compile(cotangents=cotangents)
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(
+            "expected a network and a loss that JAX can differentiate twice, got "
+            f"{type(error).__name__}: {reason[:300]}; write them in JAX's operations, and "
+            "the rules of a custom_vjp or custom_jvp in operations that JAX can differentiate once "
+            "more (a pure_callback needs a custom_jvp of its own), or watch the weights alone "
+            "(RankMonitor: probes=['weights'])"
+        ) from error
+
+
 def check_time_limit(seconds: float) -> None:
     """Refuses what is no positive number of seconds."""
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):

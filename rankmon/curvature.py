@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from rankmon._jaxprs import CUSTOM_VJP_CALLS, holds
 from rankmon._pace import compiled
 from rankmon._precision import abstract_array
 from rankmon._programs import Make, largest_program, operations
@@ -253,7 +254,8 @@ class Curvature:
     def _outer_chunk(self) -> tuple[Callable[..., Any], int]:
         flat, n, k, p = self.flat, self.flat.problem.n, self.flat.k, self.flat.p
         per = flat.positions // n
-        jacobian_of = jax.jacrev if per * k <= p else jax.jacfwd
+        by_columns = per * k > p and not holds(flat.program.jaxpr, CUSTOM_VJP_CALLS)
+        jacobian_of = jax.jacfwd if by_columns else jax.jacrev
         loss = flat.problem.loss
 
         def curved(z: Any, target: Any, jacobian: Any) -> Any:

@@ -16,7 +16,13 @@ from rankmon._diagnosis import check_uses_parameters
 from rankmon._hparams import Hparam
 from rankmon._once import Once
 from rankmon._warnings import warn_user
-from rankmon.choice import ENGINES, Choice, check_time_limit, chosen_engine
+from rankmon.choice import (
+    ENGINES,
+    Choice,
+    check_time_limit,
+    chosen_engine,
+    compile_derivatives,
+)
 from rankmon.engines import ENGINES as EXACT_ENGINES
 from rankmon.engines import engine_of
 from rankmon.expectation import Expectation
@@ -84,16 +90,7 @@ class HessianProbe:
         choice = chosen_engine(
             flat, name=self.engine, memory_limit=self.memory_limit, time_limit=self.time_limit
         )
-        try:
-            choice.engine.compile(cotangents=2)
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise ValueError(
-                "expected a network and a loss that JAX can differentiate twice, got "
-                f"{type(error).__name__}: {error}; mend the network, or watch the weights alone: "
-                "probes=['weights']"
-            ) from error
+        compile_derivatives(choice.engine, cotangents=2)
         return PreparedHessian(
             flat=flat,
             choice=choice,
@@ -249,6 +246,7 @@ def hessian_ranks(
     check_time_limit(time_limit)
     once = Once.of(problem, params, reference)
     choice = chosen_engine(once.flat, name=engine, memory_limit=memory_limit, time_limit=time_limit)
+    compile_derivatives(choice.engine, cotangents=len(once.parts) - 2)
     delta = once.residuals()
     found = (
         None
@@ -294,6 +292,7 @@ def hessian_spectra(
     check_engine(engine, EXACT_ENGINES)
     once = Once.of(problem, params, reference)
     exact = engine_of(once.flat, name=engine, memory_limit=memory_limit)
+    compile_derivatives(exact, cotangents=len(once.parts) - 2)
     delta = once.residuals()
     spectra = None if delta is None else exact.spectra(once.snapshot, delta, once.reference)
     if spectra is None:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from rankmon._jaxprs import CUSTOM_VJP_CALLS, holds
 from rankmon._pace import compiled
 from rankmon._precision import abstract_array
 from rankmon._programs import largest_program
@@ -46,7 +47,42 @@ def functional_product(
     v: Float[Array, " p"],
 ) -> Float[Array, " p"]:
     """H_f v, with the residuals times the weights of the mean; traceable."""
-    return jax.jvp(lambda t: weighted_gradient(flat, t, fixed, inputs, weighted), (theta,), (v,))[1]
+
+    def gradient(t: Any) -> Any:
+        return weighted_gradient(flat, t, fixed, inputs, weighted)
+
+    if _takes_forward_mode(flat):
+        return jax.jvp(gradient, (theta,), (v,))[1]
+    return jax.vjp(gradient, theta)[1](v)[0]  # H_f is symmetric
+
+
+def _takes_forward_mode(flat: FlatProblem) -> bool:
+    """Return whether a gradient can be differentiated in forward mode, which is cheaper.
+
+    It cannot where the forward rule of a `custom_vjp` calls the function itself: that has reverse
+    mode alone, however often. JAX says so when the program is lowered.
+    """
+    key = "forward mode"
+    if key not in flat.memo:
+        flat.memo[key] = not holds(flat.program.jaxpr, CUSTOM_VJP_CALLS) or _lowers(flat)
+    return flat.memo[key]
+
+
+def _lowers(flat: FlatProblem) -> bool:
+    theta, *known = flat.shapes_of(flat.inputs)
+    weighted = abstract_array((flat.positions, flat.k), flat.dtype)
+
+    def product(theta: Any, fixed: Any, inputs: Any, weighted: Any, v: Any) -> Any:
+        return jax.jvp(
+            lambda t: weighted_gradient(flat, t, fixed, inputs, weighted), (theta,), (v,)
+        )[1]
+
+    try:
+        with flat.precision.scope():
+            jax.jit(product).lower(theta, *known, weighted, theta)
+    except Exception:  # noqa: BLE001  of several kinds
+        return False
+    return True
 
 
 def outer_product(

@@ -211,6 +211,13 @@ class StochasticHessian:
     def compile(self, *, cotangents: int) -> None:
         """Compiles what is evaluated besides Lanczos' steps, which compile when they are used."""
         self.flat.compile()
+        theta, fixed, inputs, weighted = self.flat.shapes_of(
+            self.flat.inputs, np.empty((self.flat.positions, self.flat.k), self.flat.dtype)
+        )
+        with self.flat.precision.scope():  # that it has derivatives should be known now
+            jax.eval_shape(
+                partial(functional_product, self.flat), theta, fixed, inputs, weighted, theta
+            )
 
     def ranks(
         self,
