@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from rankmon._checks import check_concrete, check_outputs, check_targets
 from rankmon._lifting import lifted_at
+from rankmon._one_example import check_loss
 from rankmon._pace import Pace, compiled
 from rankmon._precision import NATIVE, Precision, abstract_array, abstract_arrays, choose_precision
 from rankmon._tree import LeafSpec, leaf_specs, passing_names
@@ -336,19 +337,13 @@ def flat_problem(problem: Statement, params: Any, specs: tuple[LeafSpec, ...]) -
             network = lifted_at(network, leaves, problem.inputs)
     shape = tuple(outputs.shape)
     check_targets(problem.loss, problem.targets, problem.weights, shape)
+    check_loss(problem.loss, outputs, problem.targets)
     k = shape[-1]
 
     def measured(leaves: Any, inputs: Any, targets: Any) -> Any:
         z = network(leaves, inputs).reshape(-1, k)
         targets = jax.tree.map(lambda t: t.reshape(-1, *t.shape[len(shape) - 1 :]), targets)
-        value = jax.vmap(problem.loss.value)(z, targets)
-        shapes = [f"{leaf.dtype}{list(leaf.shape[1:])}" for leaf in jax.tree.leaves(value)]
-        if getattr(value, "ndim", 0) != 1 or not jnp.issubdtype(value.dtype, jnp.floating):
-            raise ValueError(
-                "expected loss(output[k], target) to give a floating scalar, got "
-                f"{', '.join(shapes)}; sum it over the outputs"
-            )
-        return value, jax.vmap(problem.loss.residual)(z, targets)
+        return jax.vmap(problem.loss.value)(z, targets), jax.vmap(problem.loss.residual)(z, targets)
 
     precision = choose_precision(measured, leaves, problem.inputs, problem.targets)
     return FlatProblem(

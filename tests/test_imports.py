@@ -30,6 +30,7 @@ ORDER = [
     "output_hessians",
     "adapters",
     "_checks",
+    "_one_example",
     "_hparams",
     "_lifting",
     "_processes",
