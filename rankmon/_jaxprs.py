@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
 T = TypeVar("T")
@@ -25,7 +26,7 @@ TRANSPOSE, BROADCAST, RESHAPE, SQUEEZE = "transpose", "broadcast_in_dim", "resha
 SLICE, DYNAMIC_SLICE, REVERSE = "slice", "dynamic_slice", "rev"
 SPLIT, PAD, CONCATENATE = "split", "pad", "concatenate"
 SUMS = frozenset({"add", "add_any"})
-MAX = "max"
+MAX, REDUCE = "max", "reduce"
 DOT, CONVOLUTION = "dot_general", "conv_general_dilated"
 ELEMENTWISE = frozenset(
     """
@@ -142,6 +143,50 @@ def programs_in(eqn: JaxprEqn) -> Iterator[Jaxpr]:
                 yield item.jaxpr
             elif isinstance(item, Jaxpr):
                 yield item
+
+
+def with_programs(eqn: JaxprEqn, changed: Callable[[ClosedJaxpr], ClosedJaxpr]) -> dict[str, Any]:
+    """Return an operation's parameters with each program among them changed.
+
+    Raises:
+      ValueError: if a program has constants that are no arguments, before the change or after it,
+        and the operation has no place for them.
+    """
+
+    def one(value: Any) -> Any:
+        if isinstance(value, ClosedJaxpr):
+            return changed(value)
+        if isinstance(value, Jaxpr):
+            if value.constvars:
+                raise ValueError("expected a program without constants, got some; keep it")
+            closed = changed(ClosedJaxpr(value, ()))
+            if closed.consts:
+                raise ValueError("expected a program without constants, got some; keep it")
+            return closed.jaxpr
+        return value
+
+    def each(value: Any) -> Any:
+        if isinstance(value, (tuple, list)):
+            items = [one(item) for item in value]
+            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        return one(value)
+
+    return {name: each(value) for name, value in eqn.params.items()}
+
+
+def holds_functions(eqn: JaxprEqn) -> bool:
+    """Return whether Python functions are among an operation's parameters (rules, callbacks).
+
+    A reduction's, from which its program was made, is nowhere used again.
+    """
+    params = eqn.params.items()
+    if eqn.primitive.name == REDUCE:
+        params = [(name, value) for name, value in params if name != "computation"]
+    return any(
+        callable(item) and not isinstance(item, (type, np.dtype))
+        for _, value in params
+        for item in (value if isinstance(value, (tuple, list)) else (value,))
+    )
 
 
 def holds(program: Jaxpr, names: Collection[str]) -> bool:

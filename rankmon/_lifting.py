@@ -26,10 +26,12 @@ from rankmon._jaxprs import (
     at_highest_precision,
     branches_of,
     evaluated,
+    holds_functions,
     interpreted,
     nested,
     scan_of,
     while_of,
+    with_programs,
 )
 from rankmon._precision import DOUBLE, abstract_array
 
@@ -97,26 +99,32 @@ def _cast(value: Any, dtype: Any) -> Any:
 
 
 def _operation(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
-    """Any operation without a rule of its own: in float64, unless it does not take that."""
-    if any(_holds_program(value) for value in eqn.params.values()):
+    """Any operation without a rule of its own: in float64, unless it does not take that.
+
+    The programs that it carries (a scatter's update, a reduction's, those of a linear solve) are
+    lifted as well.
+    """
+    if holds_functions(eqn):
         return _as_it_is(jaxpr, eqn, values)
-    params = {name: _lifted_param(value) for name, value in eqn.params.items()}
-    params = at_highest_precision(params, jax.lax.Precision.HIGHEST)
     try:
+        params = with_programs(eqn, _lifted_program)
+        params = {name: _lifted_param(value) for name, value in params.items()}
+        params = at_highest_precision(params, jax.lax.Precision.HIGHEST)
         results = eqn.primitive.bind(*values, **params)
-    except (TypeError, ValueError, NotImplementedError):
+    except Exception:  # noqa: BLE001  what takes no float64 says so in many ways
         return _as_it_is(jaxpr, eqn, values)
     return results if eqn.primitive.multiple_results else [results]
+
+
+def _lifted_program(program: ClosedJaxpr) -> ClosedJaxpr:
+    """The same program of arguments in float64, lifted; for an operation that carries it."""
+    shapes = [abstract_array(aval.shape, _wide(aval.dtype)) for aval in program.in_avals]
+    return jax.make_jaxpr(lambda *args: _run(program, args))(*shapes)
 
 
 def _lifted_param(value: Any) -> Any:
     """float64 for a dtype below it, as `new_dtype` or `preferred_element_type`."""
     return _wide(value) if isinstance(value, np.dtype) else value
-
-
-def _holds_program(value: Any) -> bool:
-    items = value if isinstance(value, (tuple, list)) else (value,)
-    return any(isinstance(item, (Jaxpr, ClosedJaxpr)) or callable(item) for item in items)
 
 
 def _as_it_is(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:

@@ -73,12 +73,134 @@ def accumulated(dtype, w, x):
     return lax.dot(x.astype(dtype), w.astype(dtype), preferred_element_type=dtype)
 
 
+def square(dtype, w, x):
+    """A well-conditioned symmetric matrix [4, 4] that depends on w, [4, 3]."""
+    w = w.astype(dtype)
+    return w @ w.T + jnp.eye(4, dtype=dtype) * jnp.arange(1, 5, dtype=dtype)
+
+
+EDGES = np.array([0, 2, 1, 0, 2, 2])  # of the rows of x
+
+
+def segment_sums(dtype, w, x):
+    messages = dense(dtype, w, x)[np.array([0, 1, 2, 3, 4, 0])]
+    return jax.ops.segment_sum(messages, EDGES, num_segments=3)
+
+
+def segment_maxima(dtype, w, x):
+    messages = dense(dtype, w, x)[np.array([0, 1, 2, 3, 4, 0])]
+    return jax.ops.segment_max(messages, EDGES, num_segments=3)
+
+
+def scattered(dtype, w, x):
+    z = dense(dtype, w, x)
+    zeros = jnp.zeros((4, 3), dtype)
+    return zeros.at[EDGES[:5]].add(z) * zeros.at[EDGES[:3]].set(z[:3]).at[1].multiply(z[4])
+
+
+def extremes_scattered(dtype, w, x):
+    z = dense(dtype, w, x)
+    return z.at[EDGES].min(z[::-1][:1] / 3).at[EDGES].max(z[:1] / 2)
+
+
+def gradient_of_a_gather(dtype, w, x):
+    def energy(z):
+        return jnp.sum(jnp.sin(z[EDGES]) ** 2)
+
+    return jax.grad(energy)(dense(dtype, w, x))
+
+
+def inverse(dtype, w, x):
+    return jnp.linalg.inv(square(dtype, w, x))
+
+
+def solved(dtype, w, x):
+    return jnp.linalg.solve(square(dtype, w, x), x[:4].astype(dtype))
+
+
+def solved_by_iterations(dtype, w, x):
+    return jax.scipy.sparse.linalg.cg(square(dtype, w, x), x[0].astype(dtype), tol=0, maxiter=4)[0]
+
+
+def factored(dtype, w, x):
+    a = square(dtype, w, x)
+    q, r = jnp.linalg.qr(a)
+    return q + r + jnp.linalg.cholesky(a) + jnp.linalg.eigvalsh(a) + jnp.linalg.det(a)
+
+
+def eigenvectors(dtype, w, x):
+    values, vectors = jnp.linalg.eigh(square(dtype, w, x))
+    return (vectors * jnp.exp(-values)) @ vectors.T
+
+
+def singular(dtype, w, x):
+    return (
+        jnp.linalg.svd(square(dtype, w, x), compute_uv=False) + jnp.linalg.pinv(w.astype(dtype))[0]
+    )
+
+
+def reduced(dtype, w, x):
+    """By a program of its own: the sum of squares, on top of the start."""
+    return lax.reduce(dense(dtype, w, x), jnp.asarray(0.5, dtype), lambda a, b: a * b + a + b, [0])
+
+
+def windows(dtype, w, x):
+    z = dense(dtype, w, x)[None, :, :, None]
+    pooled = nn.max_pool(z, (2, 2)) + nn.avg_pool(z, (2, 2))
+    steepest = jax.grad(lambda z: jnp.sum(nn.max_pool(z, (2, 2)) ** 2))(z)
+    return pooled.sum() + steepest[0, :, :, 0]
+
+
+def windows_of_a_program(dtype, w, x):
+    product = lambda a, b: a * b + a + b  # noqa: E731
+    z = dense(dtype, w, x)
+    return lax.reduce_window(z, np.asarray(0, dtype), product, (2, 1), (1, 1), "VALID")
+
+
+def cumulative(dtype, w, x):
+    z = dense(dtype, w, x)
+    return jnp.cumsum(z, 0) + lax.cummax(z) + lax.cumlogsumexp(z) + jnp.cumprod(z, 0)
+
+
+def associative(dtype, w, x):
+    return lax.associative_scan(lambda a, b: a * b + b, dense(dtype, w, x))
+
+
+def ordered(dtype, w, x):
+    z = dense(dtype, w, x)
+    first, second = lax.sort((z, 2 * z), num_keys=1, dimension=0)
+    return first * second + lax.top_k(z.T, 2)[0].sum() + jnp.sort(z, axis=1) + jnp.median(z)
+
+
+def while_small(dtype, w, x):
+    z = dense(dtype, w, x)
+
+    def step(state):
+        count, z = state
+        return count + 1, jnp.sin(z) * 2
+
+    return lax.while_loop(lambda s: s[0] < 3, step, (0, z))[1]
+
+
+def transformed(dtype, w, x):
+    return jnp.fft.irfft(jnp.fft.rfft(dense(dtype, w, x), axis=0)[:2], axis=0) + lax.lgamma(
+        2 + dense(dtype, w, x)[:2]
+    )
+
+
 FUNCTIONS = [
     dense, jitted, checkpointed, mapped, scanned, looped, chosen, rounded_only, convolved,
     accumulated,
 ]  # fmt: skip
+# Operations that carry a program of their own, or that linear algebra has in two dtypes alone.
+PROGRAMS = [
+    segment_sums, segment_maxima, scattered, extremes_scattered, gradient_of_a_gather, inverse,
+    solved, solved_by_iterations, factored, eigenvectors, singular, reduced, windows,
+    windows_of_a_program, cumulative, associative, ordered, while_small, transformed,
+]  # fmt: skip
 # The dtypes of each: all of them for the plain product, one for what it stands in.
 DTYPES = {f: LOW if f is dense else [LOW[i % 3]] for i, f in enumerate(FUNCTIONS)}
+DTYPES |= {f: [jnp.float32] for f in PROGRAMS}
 
 
 def name_of(value):
