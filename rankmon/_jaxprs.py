@@ -27,6 +27,11 @@ SLICE, DYNAMIC_SLICE, REVERSE = "slice", "dynamic_slice", "rev"
 SPLIT, PAD, CONCATENATE = "split", "pad", "concatenate"
 SUMS = frozenset({"add", "add_any"})
 MAX, REDUCE = "max", "reduce"
+_REDUCTIONS = frozenset(
+    """
+    reduce_sum reduce_prod reduce_max reduce_min cumsum cumprod cummax cummin
+    """.split()
+)
 DOT, CONVOLUTION = "dot_general", "conv_general_dilated"
 ELEMENTWISE = frozenset(
     """
@@ -186,6 +191,22 @@ def holds_functions(eqn: JaxprEqn) -> bool:
         callable(item) and not isinstance(item, (type, np.dtype))
         for _, value in params
         for item in (value if isinstance(value, (tuple, list)) else (value,))
+    )
+
+
+def reduces_to_another_dtype(program: Jaxpr) -> bool:
+    """Return whether a reduction's result is of another dtype than its operand, which is an error.
+
+    JAX traces it all the same, and fails when it compiles, where a NumPy array of int64 is closed
+    over by a function that was traced before with x64 off.
+    """
+    return any(
+        (
+            eqn.primitive.name in _REDUCTIONS
+            and eqn.invars[0].aval.dtype != eqn.outvars[0].aval.dtype  # type: ignore[attr-defined]
+        )
+        or any(map(reduces_to_another_dtype, programs_in(eqn)))
+        for eqn in program.eqns
     )
 
 

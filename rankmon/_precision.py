@@ -15,7 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from rankmon._jaxprs import COND, SCAN, WHILE, programs_in, scan_of, while_of
+from rankmon._jaxprs import (
+    COND,
+    SCAN,
+    WHILE,
+    programs_in,
+    reduces_to_another_dtype,
+    scan_of,
+    while_of,
+)
 from rankmon._readers import unreadable
 
 _Operation = tuple[str, np.dtype]
@@ -47,6 +55,11 @@ class Precision:
             stack.enter_context(jax.debug_nans(False))
             stack.enter_context(jax.debug_infs(False))
             yield
+
+    def with_warning(self, warning: str | None) -> "Precision":
+        """Return the same with this warning, if there is one, in front of its own."""
+        texts = [text for text in (warning, self.warning) if text]
+        return replace(self, warning="; ".join(texts) or None)
 
     def lifted_dtype(self, dtype: Any) -> np.dtype:
         """This precision's dtype for floats, its complex one for complex numbers, else the same."""
@@ -136,7 +149,7 @@ def eps_of(dtype: Any) -> float:
     return float(jnp.finfo(dtype).eps)
 
 
-def choose_precision(function: Callable[..., Any], *args: Any) -> Precision:
+def choose_precision(function: Callable[..., Any], *args: Any, lifts: bool = False) -> Precision:
     """The precision in which `function(*args)` can be measured, found by tracing it.
 
     float64 where the trace has float64 operations only; float64 scopes with the coarser eps where
@@ -145,6 +158,7 @@ def choose_precision(function: Callable[..., Any], *args: Any) -> Precision:
     Args:
       function: takes pytrees of arrays, gives one array.
       *args: arrays, or their shapes and dtypes, as the user stores them.
+      lifts: whether the function is one that was lifted, to which no lifting is advised.
 
     Raises:
       Whatever the trace raises in the user's own precision, where that fails too.
@@ -155,36 +169,56 @@ def choose_precision(function: Callable[..., Any], *args: Any) -> Precision:
     try:
         with DOUBLE.scope():
             jaxpr = jax.make_jaxpr(function)(*lifted)
+        if reduces_to_another_dtype(jaxpr.jaxpr):
+            raise TypeError("an int64 constant of NumPy that JAX keeps as int32")  # noqa: TRY301
     except Exception as error:  # noqa: BLE001  any error: the function may simply not take float64
-        return _native_precision(function, args, error)
+        return _native_precision(function, args, error, lifts=lifts)
     found, unread = _coarsest(jaxpr)
     if found is None:
         return replace(DOUBLE, warning=unread)
     primitive, dtype = found
+    remedy = (
+        "lift_dtype=True could not lift this operation: give it float64, or write it in others"
+        if lifts
+        else "for ranks at float64's eps pass lift_dtype=True to the Problem, which lifts what "
+        "exists in float64 too"
+    )
     return Precision(
         DOUBLE.dtype,
         eps_of(dtype),
         unread
         or f"the network computes in {dtype} inside (first at '{primitive}'), so ranks are counted "
-        f"at the eps of {dtype}, {eps_of(dtype):.1e}; for ranks at float64's eps pass "
-        "lift_dtype=True to the Problem, which lifts what exists in float64 too",
+        f"at the eps of {dtype}, {eps_of(dtype):.1e}; {remedy}",
     )
 
 
-def _native_precision(function: Callable[..., Any], args: Any, error: Exception) -> Precision:
+def coarsest_eps(program: ClosedJaxpr) -> float:
+    """Return the largest eps of the operations on data."""
+    found, _ = _coarsest(program)
+    return eps_of(found[1]) if found else DOUBLE.eps
+
+
+def _native_precision(
+    function: Callable[..., Any], args: Any, error: Exception, *, lifts: bool
+) -> Precision:
     with NATIVE.scope():
         jaxpr = jax.make_jaxpr(function)(*args)
     found, unread = _coarsest(jaxpr)
     eps = max([eps_of(leaf.dtype) for leaf in jax.tree.leaves(args)], default=DOUBLE.eps)
     eps = max(eps, eps_of(found[1])) if found else eps
+    remedy = (
+        "make NumPy integer arrays that the network or the loss closes over int32, or pass them "
+        "through jnp.asarray"
+        if lifts or "int64" in str(error)
+        else "pass lift_dtype=True to the Problem to lift its operations one by one"
+    )
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return Precision(
         None,
         eps,
         unread
         or f"the network cannot be traced in float64 ({type(error).__name__}: {reason[:200]}), so "
-        f"it is measured in its own dtype and ranks are counted at eps {eps:.1e}; pass "
-        "lift_dtype=True to the Problem to lift its operations one by one",
+        f"it is measured in its own dtype and ranks are counted at eps {eps:.1e}; {remedy}",
     )
 
 

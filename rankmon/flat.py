@@ -16,10 +16,10 @@ from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, Float
 
 from rankmon._checks import check_concrete, check_outputs, check_targets
-from rankmon._lifting import lifted_at
+from rankmon._network import Network, chosen_network
 from rankmon._one_example import check_loss
 from rankmon._pace import Pace, compiled
-from rankmon._precision import NATIVE, Precision, abstract_array, abstract_arrays, choose_precision
+from rankmon._precision import NATIVE, Precision, abstract_array, abstract_arrays
 from rankmon._tree import LeafSpec, leaf_specs, passing_names
 from rankmon._warnings import warn_user
 from rankmon.losses import Loss, Root
@@ -333,19 +333,21 @@ def flat_problem(problem: Statement, params: Any, specs: tuple[LeafSpec, ...]) -
     with NATIVE.scope():
         outputs = jax.eval_shape(network, leaves, problem.inputs)
         check_outputs(outputs, problem.n)
-        if problem.lift_dtype:
-            network = lifted_at(network, leaves, problem.inputs)
     shape = tuple(outputs.shape)
     check_targets(problem.loss, problem.targets, problem.weights, shape)
     check_loss(problem.loss, outputs, problem.targets)
     k = shape[-1]
 
-    def measured(leaves: Any, inputs: Any, targets: Any) -> Any:
-        z = network(leaves, inputs).reshape(-1, k)
-        targets = jax.tree.map(lambda t: t.reshape(-1, *t.shape[len(shape) - 1 :]), targets)
-        return jax.vmap(problem.loss.value)(z, targets), jax.vmap(problem.loss.residual)(z, targets)
+    def measured(network: Network) -> Callable[..., Any]:
+        def losses(leaves: Any, inputs: Any, targets: Any) -> Any:
+            z = network(leaves, inputs).reshape(-1, k)
+            rows = jax.tree.map(lambda t: t.reshape(-1, *t.shape[len(shape) - 1 :]), targets)
+            loss = problem.loss
+            return jax.vmap(loss.value)(z, rows), jax.vmap(loss.residual)(z, rows)
 
-    precision = choose_precision(measured, leaves, problem.inputs, problem.targets)
+        return losses
+
+    network, precision = chosen_network(problem, network, measured, leaves, jax.tree.leaves(params))
     return FlatProblem(
         problem=problem,
         network=network,

@@ -33,6 +33,7 @@ ORDER = [
     "_one_example",
     "_hparams",
     "_lifting",
+    "_network",
     "_processes",
     "flat",
     "_diagnosis",

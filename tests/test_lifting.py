@@ -1,5 +1,6 @@
 """Lifting against the same functions written without casts, and against dense autodiff."""
 
+import warnings
 from functools import cache, partial
 
 import flax.linen as nn
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 from jax import lax
 
+from oracles import Case, dense_parts, mse
 from rankmon import Problem, RankmonWarning, hessian_ranks, hessian_spectra
 from rankmon._lifting import lifted, lifted_at
 from rankmon._precision import DOUBLE, coarsest_operation
-from refusals import refused
+from refusals import assert_explains, refused
 
 LOW = [jnp.float32, jnp.bfloat16, jnp.float16]
 
@@ -151,12 +153,6 @@ def windows(dtype, w, x):
     return pooled.sum() + steepest[0, :, :, 0]
 
 
-def windows_of_a_program(dtype, w, x):
-    product = lambda a, b: a * b + a + b  # noqa: E731
-    z = dense(dtype, w, x)
-    return lax.reduce_window(z, np.asarray(0, dtype), product, (2, 1), (1, 1), "VALID")
-
-
 def cumulative(dtype, w, x):
     z = dense(dtype, w, x)
     return jnp.cumsum(z, 0) + lax.cummax(z) + lax.cumlogsumexp(z) + jnp.cumprod(z, 0)
@@ -196,7 +192,7 @@ FUNCTIONS = [
 PROGRAMS = [
     segment_sums, segment_maxima, scattered, extremes_scattered, gradient_of_a_gather, inverse,
     solved, solved_by_iterations, factored, eigenvectors, singular, reduced, windows,
-    windows_of_a_program, cumulative, associative, ordered, while_small, transformed,
+    cumulative, associative, ordered, while_small, transformed,
 ]  # fmt: skip
 # The dtypes of each: all of them for the plain product, one for what it stands in.
 DTYPES = {f: LOW if f is dense else [LOW[i % 3]] for i, f in enumerate(FUNCTIONS)}
@@ -231,6 +227,21 @@ def test_values_and_derivatives_are_those_without_casts(function, dtypes):
             for array, want in zip(found, truth, strict=True):
                 assert array.dtype == np.float64
                 np.testing.assert_allclose(array, want, rtol=1e-12, atol=1e-12, err_msg=str(dtype))
+
+
+def windows_of_a_program(dtype, w, x):
+    product = lambda a, b: a * b + a + b  # noqa: E731
+    z = dense(dtype, w, x)
+    return lax.reduce_window(z, np.asarray(0, dtype), product, (2, 1), (1, 1), "VALID")
+
+
+def test_windows_of_a_program_of_their_own():
+    """Their values: JAX has no Jacobian of these."""
+    w, x = normal(4, 3), normal(5, 4, seed=1)
+    with DOUBLE.scope():
+        low = lifted(partial(windows_of_a_program, jnp.float32))
+        np.testing.assert_allclose(low(w, x), windows_of_a_program(jnp.float64, w, x), rtol=1e-12)
+        assert coarsest_operation(jax.make_jaxpr(low)(w, x)) is None
 
 
 @jax.custom_jvp
@@ -430,3 +441,165 @@ def test_a_recurrent_network_with_a_float32_carry_is_measured_in_float64():
 def test_only_true_and_false_are_taken():
     with refused(TypeError, "lift_dtype", "True or False", "'float64'"):
         stated(None, lift_dtype="float64")
+
+
+# Graphs
+
+
+NODES = normal(8, 2, seed=3).astype(np.float32)
+ENDS = np.array([[0, 1, 2, 3, 4, 5, 6, 7, 0, 3], [1, 2, 3, 4, 5, 6, 7, 0, 4, 7]])
+GRAPH = {
+    "W": normal(2, 4, seed=1).astype(np.float32),
+    "V": normal(4, 4, seed=2).astype(np.float32),
+    "U": normal(4, 3, seed=4).astype(np.float32),
+    "b": normal(1, seed=5).astype(np.float32),
+}
+LABELS = normal(8, 3, seed=6).astype(np.float32)
+
+
+def graph_network(params, x, ends=ENDS):
+    """Two rounds of messages along the edges: a sum, and the difference to the largest."""
+    sources, targets = ends
+    h = jnp.tanh(x @ params["W"] + params["b"])
+    h = jnp.tanh(jax.ops.segment_sum(h[sources], targets, num_segments=8) @ params["V"] + h)
+    return (h - jax.ops.segment_max(h[sources], targets, num_segments=8)) @ params["U"]
+
+
+@cache
+def graph_parts():
+    return dense_parts(Case("graph", graph_network, GRAPH, NODES, LABELS, "mse", mse))
+
+
+def assert_exact(problem, params, parts):
+    """The ranks are those of dense autodiff, and nothing is said."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = hessian_ranks(problem, params)
+    for part, rank in found.items():
+        values = np.abs(np.linalg.eigvalsh(parts[part]))
+        assert rank.rank == np.sum(values > rank.tolerance), part
+        assert rank.tolerance < 1e-12 * max(values.max(), np.abs(parts["H_L"]).max() * 37)
+
+
+@pytest.mark.parametrize("lift_dtype", [False, True])
+def test_a_graph_network_has_its_ranks_lifted_or_not(lift_dtype):
+    given = {"loss": "mse", "inputs": NODES, "targets": LABELS, "lift_dtype": lift_dtype}
+    assert_exact(Problem(graph_network, **given), GRAPH, graph_parts())
+
+
+def test_a_network_with_an_inverse_in_it():
+    def apply(w, x):
+        return x @ jnp.linalg.inv(jnp.eye(6) * 3 + w @ w.T)[:, :3]
+
+    params = normal(6, 2, seed=8).astype(np.float32)
+    problem = Problem(apply, loss="mse", inputs=X, targets=Y, lift_dtype=True)
+    assert_exact(problem, params, dense_parts(Case("inverse", apply, params, X, Y, "mse", mse)))
+
+
+# What JAX keeps of NumPy's int64
+
+
+def test_an_edge_list_of_numpy_in_a_jitted_network():
+    """JAX keeps the array as int32 from its first use on, and fails in float64's scope."""
+
+    def network(ends):
+        def apply(params, x):
+            h = jnp.tanh(x @ params["W"] + params["b"])
+            h = jnp.tanh(h[ends].sum((0, 1)) @ params["V"] + h)
+            return (h - h[ends].max((0, 1))) @ params["U"]
+
+        return apply
+
+    apply = jax.jit(network(ENDS.copy()))
+    apply(GRAPH, NODES)
+    parts = dense_parts(Case("edges", network(ENDS), GRAPH, NODES, LABELS, "mse", mse))
+    assert_exact(Problem(apply, loss="mse", inputs=NODES, targets=LABELS), GRAPH, parts)
+
+
+def test_a_sum_of_a_numpy_array_in_a_jitted_network():
+    counts = np.array([[1, 2], [3, 4]])
+
+    @jax.jit
+    def apply(w, x):
+        return jnp.tanh(x @ w) * (jnp.sum(counts) / 10 + jnp.max(counts, axis=0)[0])
+
+    w = normal(6, 3, seed=9).astype(np.float32)
+    apply(w, X)
+    parts = dense_parts(Case("sum", lambda w, x: 4.0 * jnp.tanh(x @ w), w, X, Y, "mse", mse))
+    assert_exact(Problem(apply, loss="mse", inputs=X, targets=Y), w, parts)
+
+
+def test_a_loss_that_closes_over_one_is_told_what_to_write():
+    pairs = np.array([[0, 1], [1, 2]])
+
+    @jax.jit
+    def loss(z, y):
+        return jnp.sum((z[pairs] - y[pairs]) ** 2)
+
+    loss(Y[0], Y[1])
+    with pytest.warns(RankmonWarning, match=r"int32.*jnp\.asarray") as said:
+        hessian_ranks(
+            Problem(lambda w, x: x @ w, loss=loss, inputs=X, targets=Y), normal(6, 3, seed=9)
+        )
+    assert not any("lift_dtype" in str(warning.message) for warning in said)
+
+
+# What is lifted without being asked, and what is left
+
+
+def recurrent(dtype, params, x):
+    """Its carry is float32 whatever comes in."""
+    step = lambda c, row: (  # noqa: E731
+        jnp.tanh(c @ params + row.astype(dtype).astype("float32") @ params),
+        None,
+    )
+    return lax.scan(step, jnp.zeros((len(x), 3), "float32"), jnp.swapaxes(x, 0, 1))[0]
+
+
+def unrolled(params, x):
+    carry = jnp.zeros((len(x), 3))
+    for i in range(x.shape[1]):
+        carry = jnp.tanh(carry @ params + x[:, i] @ params)
+    return carry
+
+
+SEQUENCES, SQUARE = normal(5, 4, 3), normal(3, 3, seed=1).astype(np.float32)
+RECURRENT = {"loss": "mse", "inputs": SEQUENCES, "targets": normal(5, 3, seed=2)}
+
+
+def test_what_has_no_trace_in_float64_is_lifted_if_it_casts_to_nothing_coarser():
+    case = Case("rnn", unrolled, SQUARE, *(RECURRENT[n] for n in ("inputs", "targets")), "mse", mse)
+    problem = Problem(partial(recurrent, jnp.float32), **RECURRENT)
+    assert_exact(problem, SQUARE, dense_parts(case))
+    with pytest.warns(RankmonWarning, match="lift_dtype=True"):
+        mixed = Problem(partial(recurrent, jnp.bfloat16), **RECURRENT)
+        assert hessian_ranks(mixed, SQUARE)["H_L"].tolerance > 1e-3
+
+
+def test_what_cannot_be_lifted_is_said_without_the_advice_to_lift():
+    def apply(w, x):
+        z = (x @ w).astype(jnp.float32)
+        return z + lax.bitcast_convert_type(lax.bitcast_convert_type(z, jnp.int32), jnp.float32)
+
+    def through_a_callback(w, x):
+        z = (x @ w).astype(jnp.float32)
+        return z + 0 * jax.pure_callback(np.sin, jax.ShapeDtypeStruct(z.shape, z.dtype), z)
+
+    for network in (apply, through_a_callback):
+        problem = Problem(network, loss="mse", inputs=X, targets=Y, lift_dtype=True)
+        said = problem.flat(normal(6, 3)).warning
+        assert "float32" in said
+        assert "pass lift_dtype" not in said
+        assert "could not lift" in said
+
+
+def test_a_lifted_network_of_other_outputs_is_said():
+    def apply(w, x):
+        z = jax.nn.sigmoid((x @ w).astype(jnp.float32))
+        return lax.fori_loop(0, 40, lambda _, z: 3.9 * z * (1 - z), z)  # chaos
+
+    flat = Problem(apply, loss="mse", inputs=X, targets=Y, lift_dtype=True).flat(normal(6, 3))
+    assert_explains(flat.warning, "rounding", "lift_dtype=True")
+    assert flat.precision.eps == DOUBLE.eps
+    assert without_casts().flat(PARAMS).warning is None
+    assert stated(jnp.float32, lift_dtype=True).flat(PARAMS).warning is None

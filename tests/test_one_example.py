@@ -123,8 +123,11 @@ def test_one_that_couples_examples_without_an_error_is_said_once(loss):
         lambda z, y: jnp.linalg.norm(jnp.array([1.0, 2.0]) * (z - y)),
         lambda z, y: jax.nn.logsumexp(z) - z @ y,
         lambda z, y: jnp.sum((z - y) ** 2, axis=-1),
+        lambda z, y: jnp.sum((z[:1] - y[:1]) ** 2) + jnp.sum(jnp.exp(z[1:])) ** 2,
+        lambda z, y: jnp.sum((z[np.array([0, 1])] - y) ** 4) ** 0.5,
     ],
-    ids=["sum", "mean", "norm", "cosine", "max", "weights", "weighted-norm", "logits", "axis"],
+    ids=["sum", "mean", "norm", "cosine", "max", "weights", "weighted-norm", "logits", "axis"]
+    + ["slices", "indices"],
 )
 def test_losses_of_one_example_pass(loss):
     with warnings.catch_warnings():

@@ -309,7 +309,7 @@ TOKENS = np.random.default_rng(2).integers(0, 6, (8, 3))
     ("module", "inputs", "warning"),
     [
         (_Narrow(), VECTORS, "computes in float32 inside"),
-        (_Recurrent(), SEQUENCES, "cannot be traced in float64"),
+        (_Recurrent(), SEQUENCES, None),
         (_Attention(), SEQUENCES[:, :2], None),
         (_Embedded(), TOKENS, None),
     ],
