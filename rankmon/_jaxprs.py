@@ -184,12 +184,11 @@ def holds_functions(eqn: JaxprEqn) -> bool:
 
     A reduction's, from which its program was made, is nowhere used again.
     """
-    params = eqn.params.items()
-    if eqn.primitive.name == REDUCE:
-        params = [(name, value) for name, value in params if name != "computation"]
+    unused = {"computation"} if eqn.primitive.name == REDUCE else set()
     return any(
         callable(item) and not isinstance(item, (type, np.dtype))
-        for _, value in params
+        for name, value in eqn.params.items()
+        if name not in unused
         for item in (value if isinstance(value, (tuple, list)) else (value,))
     )
 

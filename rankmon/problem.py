@@ -96,7 +96,8 @@ class Problem:
           exclude: globs over parameter names; matching leaves are held fixed.
           lift_dtype: evaluate in float64 also what apply or a callable loss casts to a coarser
             dtype inside (mixed precision), instead of counting ranks at that dtype's eps. The
-            network is then that of training but for its rounding.
+            network is then that of training but for its rounding. (One that JAX cannot trace in
+            float64, and that casts to nothing coarser than its parameters, is lifted anyway.)
 
         Raises:
           TypeError, ValueError: with what was expected, what came and what to do.
