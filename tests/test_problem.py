@@ -331,7 +331,8 @@ def test_narrow_floats_beside_one_another(dtypes):
 
     def only_float32(params, x):
         assert x.dtype == np.float32
-        return network(params, x)
+        z = network(params, x)
+        return z + 0 * jax.lax.bitcast_convert_type(z, jnp.int32)  # no float64 has such bits
 
     stated = problem(only_float32, inputs=X.astype(np.float32), targets=Y.astype(np.float32))
     with pytest.warns(RankmonWarning, match="float64"):
@@ -707,11 +708,11 @@ def test_nonfinite_weights_are_data():
 
 
 def test_float64_host_parameters_of_a_float32_network_warn_of_nothing():
-    """A float32 carry forbids float64; with x64 off JAX would warn of truncated casts."""
+    """A carry of float32's bits forbids float64; with x64 off JAX would warn of truncated casts."""
 
     def network(params, x):
         total = jax.lax.scan(lambda c, a: (c + a.sum(), None), jnp.float32(0), params["w"])[0]
-        return x @ params["w"] * total
+        return x @ params["w"] * total + 0 * jax.lax.bitcast_convert_type(total, jnp.int32)
 
     loss, _ = measured(problem(network))
     want, _ = naive(oracles.mse, X @ W * W.sum(), Y)
