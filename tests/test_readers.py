@@ -21,6 +21,7 @@ from rankmon import (
     RankMonitor,
     _jaxprs,
     _kernels,
+    _lifting,
     _precision,
     activations,
     dense_kernels,
@@ -60,6 +61,7 @@ READERS = {
     "dense kernels": (dense_kernels, "_dense_kernel", "dense kernels", "sketch"),
     "dense kernels walked": (dense_kernels, "_summed_first", "dense kernels", "sketch"),
     "kernels": (_kernels, "operation_axes", "axes of kernels", "auto"),
+    "lifting": (_lifting, "_any_operation", "operations to lift", "auto"),
     "features": (features, "_dense_rows", "features", "auto"),
 }
 
@@ -74,10 +76,10 @@ def test_a_reader_that_raises_is_left_out_with_one_warning(monkeypatch, reader):
 
     case = oracles.CASES["tanh-mse"]
     monkeypatch.setattr(module, function, raises)
-    with warned(words, "renamed_in_the_next_jax", "report"):
-        record = monitored(
-            Problem(case.apply, **case.statement), case.params, FeaturesProbe(), engine=engine
-        )
+    problem = Problem(case.apply, **case.statement, lift_dtype=reader == "lifting")
+    with warned(words, "renamed_in_the_next_jax", "report") as caught:
+        record = monitored(problem, case.params, FeaturesProbe(), engine=engine)
+    assert sum("report" in str(warning.message) for warning in caught) == 1
     assert_ranks(record, case)
     assert record.scalars["rank_weights/0/w"] == 4
 
