@@ -92,9 +92,9 @@ def _difference(
 ) -> str | None:
     """Return what to say of lifted outputs that differ from the given ones by more than rounding.
 
-    Parameters that are being traced have no values to try.
+    Shapes alone, arrays that are being traced and those of other processes have no values to try.
     """
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+    if not all(map(_has_values, leaves)):
         return None
     with NATIVE.scope():
         stored = [_host(NATIVE, leaf) for leaf in leaves]
@@ -115,6 +115,12 @@ def _difference(
         f"of the largest, got {off / scale if scale else np.inf:.1e}: ranks are those of the "
         "lifted network; leave out lift_dtype=True, or report it with the network"
     )
+
+
+def _has_values(leaf: Any) -> bool:
+    if isinstance(leaf, jax.Array):
+        return not isinstance(leaf, jax.core.Tracer) and leaf.is_fully_addressable
+    return isinstance(leaf, (np.ndarray, np.generic, float, int))
 
 
 def _host(precision: Precision, leaf: Any) -> Any:

@@ -83,6 +83,8 @@ def test_spectra_are_those_without_the_rule(activation):
 
 @pytest.mark.parametrize("engine", sorted({*ENGINES} - {"deep_linear", "stack"}))
 def test_every_engine_takes_it(engine):
+    if engine == "slq":
+        pytest.importorskip("matfree")
     problem, params, want = shared()
     found = hessian_ranks(problem, params, engine=engine, reference=problem.residuals(params))
     for part, rank in found.items():
@@ -152,6 +154,8 @@ def _no_second_derivative():
 
 @pytest.mark.parametrize("engine", ["auto", "sketch", "slq"])
 def test_where_no_way_works_all_say_how_to_write_the_rule(engine):
+    if engine == "slq":
+        pytest.importorskip("matfree")
     problem, params, _ = stated(_no_second_derivative())
     keys = "differentiate twice", "custom_vjp", "pure_callback", "probes=", "weights"
     with refused(ValueError, *keys) as caught:
