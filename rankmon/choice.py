@@ -25,6 +25,7 @@ from rankmon.rank import (
     Tolerance,
     below_rounding,
     common_cuts,
+    finest_cut,
     finest_cuts,
     numerical_rank,
 )
@@ -96,11 +97,12 @@ class ExactRanks:
             return None
         flat, norms = self.flat, _norms(spectra)
         finest = finest_cuts(norms, p=flat.p, eps=flat.precision.eps)
+        own_finest = finest_cut(norms["H_f"], p=flat.p, eps=flat.precision.eps)
         ranks = spectra_to_ranks(spectra, flat, tolerance)
         own = tolerance.cut(norms["H_f"], default=flat.p * flat.precision.eps)
         return Ranks(
             ranks,
-            numerical_rank(np.abs(spectra["H_f"]), own, finest=finest["H_f"]).rank or 0,
+            numerical_rank(np.abs(spectra["H_f"]), own, finest=own_finest).rank or 0,
             {part: spectra[part] for part in norms},
             told=below_rounding({part: rank.tolerance for part, rank in ranks.items()}, finest),
         )

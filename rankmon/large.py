@@ -20,7 +20,14 @@ from rankmon.measurement import Snapshot
 from rankmon.outer import OuterSpectrum
 from rankmon.parts import HESSIAN_PARTS, bytes_text
 from rankmon.products import BlockProducts, SingleProducts
-from rankmon.rank import NumericalRank, Tolerance, below_rounding, common_cuts, finest_cuts
+from rankmon.rank import (
+    NumericalRank,
+    Tolerance,
+    below_rounding,
+    common_cuts,
+    finest_cut,
+    finest_cuts,
+)
 from rankmon.reach import most_rank
 from rankmon.sketch import Products, Sketch, side_for, sketched, spectral_norm
 
@@ -154,6 +161,7 @@ class LargeHessian:
         default = self.flat.p * self.flat.precision.eps
         cuts = common_cuts(norms, tolerance, default=default)
         finest = finest_cuts(norms, p=self.flat.p, eps=self.flat.precision.eps)
+        own_finest = finest_cut(norms["H_f"], p=self.flat.p, eps=self.flat.precision.eps)
         ranks: dict[str, NumericalRank] = {}
         outer = self._outer_rank(snapshot, cuts["H_o"])
         if outer is not None:
@@ -179,7 +187,7 @@ class LargeHessian:
         ranks |= counted
         return Ranks(
             {part: ranks[part] for part in norms},
-            sketches["H_f"].counted(own, finest=finest["H_f"]).rank or 0,
+            sketches["H_f"].counted(own, finest=own_finest).rank or 0,
             told=(
                 *((self._told(incomplete),) if incomplete else ()),
                 *below_rounding({part: cuts[part] for part in others}, finest),

@@ -83,8 +83,16 @@ def common_cuts(
 
 
 def finest_cuts(norms: Mapping[str, float], *, p: int, eps: float) -> dict[str, float]:
-    """Return the least cut of each part that tells eigenvalues from the rounding of products."""
-    return common_cuts(norms, Tolerance(relative=min(p, 10) * eps), default=0.0)
+    """Return the least cut of each part that tells eigenvalues from the rounding of products.
+
+    As for `common_cuts`, H_L's norm counts too; a part by itself has `finest_cut`.
+    """
+    return {part: finest_cut(max(norm, norms["H_L"]), p=p, eps=eps) for part, norm in norms.items()}
+
+
+def finest_cut(norm: float, *, p: int, eps: float) -> float:
+    """Return the rounding of products with a matrix of this norm, and of its spectrum."""
+    return min(p, 10) * eps * norm
 
 
 def below_rounding(cuts: Mapping[str, float], finest: Mapping[str, float]) -> tuple[str, ...]:

@@ -26,7 +26,14 @@ from rankmon.parts import DEFAULT_MEMORY_LIMIT, bytes_text
 from rankmon.problem import Problem
 from rankmon.products import functional_product, outer_product
 from rankmon.quadrature import StochasticSpectrum, starts
-from rankmon.rank import NumericalRank, Tolerance, below_rounding, common_cuts, finest_cuts
+from rankmon.rank import (
+    NumericalRank,
+    Tolerance,
+    below_rounding,
+    common_cuts,
+    finest_cut,
+    finest_cuts,
+)
 
 _STEPS, _LEAST_PROBES, _MOST_PROBES = 96, 4, 64
 
@@ -234,6 +241,7 @@ class StochasticHessian:
         default = self.flat.p * self.flat.precision.eps
         cuts = common_cuts(norms, tolerance, default=default)
         finest = finest_cuts(norms, p=self.flat.p, eps=self.flat.precision.eps)
+        own_finest = finest_cut(norms["H_f"], p=self.flat.p, eps=self.flat.precision.eps)
         ranks: dict[str, NumericalRank] = {
             part: counted(spectrum, cuts[part], finest=finest[part])
             for part, spectrum in spectra.items()
@@ -248,7 +256,7 @@ class StochasticHessian:
             if ranks["H_o"].rank is None:
                 return None
         own = tolerance.cut(norms["H_f"], default=default)
-        return Ranks(ranks, counted(spectra["H_f"], own, finest=finest["H_f"]).rank or 0, told=told)
+        return Ranks(ranks, counted(spectra["H_f"], own, finest=own_finest).rank or 0, told=told)
 
     def _spectra(
         self, decompose: Mapping[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]]

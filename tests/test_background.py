@@ -322,13 +322,13 @@ def test_the_worker_has_the_settings_of_the_calling_thread(ready, x64):
 
 @pytest.mark.parametrize("x64", [False, True])
 def test_a_network_that_only_runs_in_the_users_precision(x64):
-    """A constant of the parameters' own dtype: measured in it, as on the loop's own thread."""
+    """Bits of the parameters' own dtype: measured in it, as on the loop's own thread."""
     with jax.enable_x64(x64):
         start = jnp.asarray(np.eye(2))
-        zeros = np.zeros((2, 2), start.dtype)
+        bits = jnp.int64 if x64 else jnp.int32
 
         def apply(w, x):
-            w = jax.lax.add(w, zeros)  # refuses another dtype
+            w = w + 0 * jax.lax.bitcast_convert_type(w, bits)  # another dtype has others
             z = x.astype(start.dtype) @ w
             return z.astype(jnp.float32) if x64 else z
 

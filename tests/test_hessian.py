@@ -7,7 +7,10 @@ import pytest
 
 from oracles import CASES, dense_parts, mlp
 from rankmon import (
+    HessianProbe,
+    MemoryWriter,
     Problem,
+    RankMonitor,
     RankmonWarning,
     Tolerance,
     hessian_ranks,
@@ -151,6 +154,20 @@ def test_functional_term_falls_at_the_common_cut_and_not_at_its_own():
     assert ranks["H_f"].rank == 0
     assert ranks["H_L"].rank == ranks["H_o"].rank == theory.rank_outer((5, 4, 4, 3))
     assert ranks["H_f_fixed"].rank == theory.rank_functional((5, 4, 4, 3))
+
+
+@pytest.mark.parametrize("engine", ["auto", "dense", "sketch"])
+def test_functional_term_has_its_own_rank_far_below_the_norm_of_the_hessian(engine):
+    """Its products are rounded in proportion to itself: the residual is noise beside H_L alone."""
+    case, memory = CASES["linear-mse"], MemoryWriter()
+    z = np.asarray(case.apply(case.params, case.inputs))
+    noise = np.random.default_rng(1).standard_normal(z.shape)
+    near = Problem(case.apply, loss="mse", inputs=case.inputs, targets=z + 1e-13 * noise)
+    probe = HessianProbe(engine=engine)
+    with RankMonitor(near, every=1, probes=[probe], writers=[memory]) as monitor:
+        monitor(0, case.params)
+    assert memory.records[0].scalars["rank/H_f"] < theory.rank_functional((5, 4, 4, 3))
+    assert memory.records[0].scalars["rank_self/H_f"] == theory.rank_functional((5, 4, 4, 3))
 
 
 def test_nonfinite_weights_have_no_rank(monkeypatch):
