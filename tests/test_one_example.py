@@ -101,7 +101,10 @@ def mean_over_axis_0(z, y):
     return jnp.sum(jnp.mean((z - y) ** 2, axis=0))
 
 
-@pytest.mark.parametrize("loss", [barlow, triplet_without_labels, mean_over_axis_0])
+@pytest.mark.parametrize(
+    "loss",
+    [pytest.param(barlow, marks=pytest.mark.slow), triplet_without_labels, mean_over_axis_0],
+)
 def test_one_that_couples_examples_without_an_error_is_said_once(loss):
     problem = Problem(lambda w, x: x @ w, loss=loss, inputs=X, targets=Y)
     with warned("one example", "into apply", "[n, 1]", "ndim == 1") as said:

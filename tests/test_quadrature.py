@@ -252,8 +252,9 @@ def test_without_matfree_it_says_what_to_install(monkeypatch):
 # The engine
 
 
-def test_the_engine_counts_at_a_coarse_cut():
-    problem, params, exact, _ = measured("tanh")
+@pytest.mark.parametrize("name", ["linear", pytest.param("tanh", marks=pytest.mark.slow)])
+def test_the_engine_counts_at_a_coarse_cut(name):
+    problem, params, exact, _ = measured(name)
     found = hessian_ranks(problem, params, tolerance=Tolerance(relative=0.01), engine="slq")
     assert list(found) == ["H_L", "H_o", "H_f"]
     for part, rank in found.items():
