@@ -19,7 +19,8 @@ import numpy as np
 class LeafSpec:
     """Name, shape and dtype of one parameter leaf, and whether it is differentiated.
 
-    `chosen` leaves pass the filters, integers among them.
+    `chosen` leaves pass the filters, integers among them. A Python number `is_number`: a setting,
+    which is held fixed, and which an optimizer may make an array.
     """
 
     name: str
@@ -27,6 +28,7 @@ class LeafSpec:
     dtype: np.dtype
     differentiated: bool
     chosen: bool = True
+    is_number: bool = False
 
     @property
     def size(self) -> int:
@@ -109,7 +111,7 @@ def leaf_specs(
 
     def spec(place: int, name: str, leaf: Any) -> LeafSpec:
         dtype = _dtype_of(name, leaf)
-        chosen = place < len(own) and name in passing and hasattr(leaf, "dtype")
+        chosen, is_number = place < len(own) and name in passing, not hasattr(leaf, "dtype")
         if chosen and jnp.issubdtype(dtype, jnp.complexfloating):
             raise TypeError(
                 f"expected real parameters, got {dtype} at {name!r}; complex weights have no "
@@ -117,7 +119,8 @@ def leaf_specs(
                 "real and imaginary part as two leaves"
             )
         floating = bool(jnp.issubdtype(dtype, jnp.floating))
-        return LeafSpec(name, tuple(np.shape(leaf)), dtype, floating and chosen, chosen)
+        moves = floating and chosen and not is_number
+        return LeafSpec(name, tuple(np.shape(leaf)), dtype, moves, chosen, is_number)
 
     leaves = jax.tree_util.tree_leaves(params)
     return tuple(spec(i, *pair) for i, pair in enumerate(zip(names, leaves, strict=True)))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -234,7 +235,7 @@ class _DeepLinear:
 
     @classmethod
     def of(cls, flat: FlatProblem, stack: DenseStack, memory_limit: int) -> "_DeepLinear":
-        x = flat.inputs
+        (x,) = jax.tree.leaves(flat.inputs)
         x = np.asarray(x, np.float64).reshape(len(x), -1)
         biases = [layer.bias is not None for layer in stack.layers]
         basis = InputBasis.of(x, flat.weights, affine=any(biases))

@@ -7,6 +7,7 @@ the rank of the inputs. The closed forms themselves are in `theory`.
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -54,9 +55,9 @@ class Expectation:
         """What theory can say of this problem."""
         name = flat.problem.loss.name
         loss = None if name.startswith("custom:") else name
-        inputs = flat.inputs
+        inputs, *others = jax.tree.leaves(flat.inputs)
         usable = (
-            isinstance(inputs, np.ndarray)
+            not others
             and np.issubdtype(inputs.dtype, np.floating)
             and inputs.ndim >= 2
             and len(flat.position_axes) == 1

@@ -121,7 +121,7 @@ class FlatProblem:
         params = self.problem.unpack(params)
         check_concrete("parameters to be measured", params)
         specs = leaf_specs(params, include=self.problem.include, exclude=self.problem.exclude)
-        if jax.tree.structure(params) != self.structure or specs != self.specs:
+        if jax.tree.structure(params) != self.structure or not _fit(specs, self.specs):
             known, now = set(self.specs), set(specs)
             raise ValueError(
                 f"expected parameters {_describe([s for s in self.specs if s not in now])}, got "
@@ -326,7 +326,7 @@ def flat_problem(problem: Statement, params: Any, specs: tuple[LeafSpec, ...]) -
       TypeError, ValueError: with what was expected, what came and what to do.
     """
     _check_moving(specs)
-    _tell_python_numbers(params, specs)
+    _tell_python_numbers(specs)
     structure = jax.tree.structure(params)
     leaves = [abstract_array(spec.shape, NATIVE.traced_dtype(spec.dtype)) for spec in specs]
     network = _network(problem, structure)
@@ -368,14 +368,28 @@ def _network(problem: Statement, structure: Any) -> Callable[[Any, Any], Any]:
     return network
 
 
-def _tell_python_numbers(params: Any, specs: Sequence[LeafSpec]) -> None:
-    leaves = zip(specs, jax.tree.leaves(params), strict=True)
-    numbers = [spec.name for spec, leaf in leaves if isinstance(leaf, float)]
+def _fit(specs: Sequence[LeafSpec], known: Sequence[LeafSpec]) -> bool:
+    """Whether parameters are like the known ones, but for Python's numbers that became arrays."""
+    pairs = zip(specs, known, strict=True)
+    return all(now == was or (was.is_number and now.shape == ()) for now, was in pairs)
+
+
+def _tell_python_numbers(specs: Sequence[LeafSpec]) -> None:
+    numbers = _python_floats(specs)
     if numbers:
         warn_user(
             f"expected parameters as arrays, got Python numbers at {numbers}, which are held fixed "
-            "like the rate of a dropout layer; write jnp.asarray(...) for one that is trained"
+            "like the rate of a dropout layer; write jnp.asarray(...) for one that is trained, "
+            "or leave it out by exclude="
         )
+
+
+def _python_floats(specs: Sequence[LeafSpec]) -> list[str]:
+    return [
+        spec.name
+        for spec in specs
+        if spec.is_number and spec.chosen and jnp.issubdtype(spec.dtype, jnp.floating)
+    ]
 
 
 def _common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype:
@@ -387,9 +401,12 @@ def _common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype:
 
 def _check_moving(specs: Sequence[LeafSpec]) -> None:
     if not any(spec.differentiated and spec.size for spec in specs):
+        numbers = (
+            "write jnp.asarray(...) around Python's numbers, " if _python_floats(specs) else ""
+        )
         raise ValueError(
             f"expected parameters with at least one floating leaf to differentiate, got "
-            f"{_describe(specs)}; pass the weights, or widen include="
+            f"{_describe(specs)}; {numbers}pass the weights, or widen include="
         )
 
 

@@ -6,6 +6,7 @@ A probe is a frozen description; `prepare` checks it against a problem before tr
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+import jax
 import numpy as np
 
 from rankmon import lemma8
@@ -182,7 +183,8 @@ class Lemma8Probe:
             raise ValueError(
                 "expected a probe batch without weights for Lemma 8, got weights; leave them out"
             )
-        inputs = np.asarray(flat.inputs, np.float64).reshape(flat.problem.n, -1)
+        (inputs,) = jax.tree.leaves(flat.inputs)
+        inputs = np.asarray(inputs, np.float64).reshape(flat.problem.n, -1)
         return PreparedLemma8(flat, stack, inputs, self.learning_rate)
 
 

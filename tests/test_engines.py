@@ -234,6 +234,19 @@ def test_a_stack_that_computes_in_float32_is_evaluated_as_it_is():
     assert engine_for(problem, params).name == "dense"
 
 
+@pytest.mark.parametrize("name", ["linear_bias-mse", "relu-mse"])
+def test_one_array_in_a_container_is_the_input_of_a_stack(name):
+    case, statement = CASES[name], dict(CASES[name].statement)
+    statement["inputs"] = {"x": statement["inputs"]}
+    problem = Problem(lambda params, batch: case.apply(params, batch["x"]), **statement)
+    assert engine_for(problem, case.params).name == CHOSEN[name]
+    with RankMonitor(problem, every=1) as monitor, RankMonitor(stated(case), every=1) as plain:
+        scalars, wanted = (m(0, case.params).scalars for m in (monitor, plain))
+    ranks = {tag: value for tag, value in wanted.items() if tag.startswith("rank")}
+    assert ranks == {tag: scalars.get(tag) for tag in ranks}
+    assert "rank_theory/H_L" in ranks or name == "relu-mse"
+
+
 def test_filtered_parameters_take_the_dense_engine():
     case = CASES["tanh-mse"]
     assert engine_for(stated(case, include=["1/*"]), case.params).name == "dense"

@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 import oracles
 from rankmon import (
+    MemoryWriter,
     RankMonitor,
     RankmonWarning,
     hessian_ranks,
@@ -372,6 +373,30 @@ def test_pythons_numbers_are_settings():
         problem(network, exclude="dropout/*"), params | {"dropout": {"p": np.float64(0.5)}}
     )
     np.testing.assert_allclose(spectra["H_L"], fixed["H_L"], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("background", [False, True], ids=["foreground", "background"])
+def test_a_python_number_that_an_optimizer_makes_an_array(background):
+    """optax.apply_updates gives arrays for numbers: it stays what it was at first, held fixed."""
+    memory = MemoryWriter()
+    stated = problem(lambda params, x: x @ params["w"] * params["scale"])
+    monitor = RankMonitor(stated, every=1, background=background, writers=[memory])
+    with warned("scale", "held fixed"), monitor:
+        for step, scale in enumerate([0.5, jnp.float32(0.5), 0.5, np.float32(0.0)]):
+            monitor(step, {"w": W, "scale": scale})
+    assert [record.scalars["rank/H_o"] for record in memory.records] == [12, 12, 12, 0]
+
+
+def test_python_numbers_alone_are_told_to_become_arrays():
+    with refused(ValueError, "scale", "jnp.asarray"):
+        problem(lambda params, x: x[:, :K] * params["scale"]).flat({"scale": 0.5})
+
+
+def test_python_numbers_beside_the_parameters_are_no_mistake():
+    stated = problem(lambda params, x, extra: x @ params["w"] * extra["scale"])
+    with RankMonitor(stated, every=1) as monitor:
+        record = monitor(0, {"w": W}, extra={"scale": 0.5})
+    assert record.scalars["rank/H_o"] == 12
 
 
 def test_a_key_comes_along_as_its_data():
