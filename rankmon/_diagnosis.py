@@ -5,6 +5,7 @@ Each mistake is undone, and it is named only if the network then fits its inputs
 
 import copy
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rankmon._containers import as_given
+from rankmon._containers import as_arrays, as_given, kinds
 from rankmon._jaxprs import CALLS, CUSTOM_CALLS, interpreted, nested
 from rankmon._readers import optionally
 from rankmon._tree import Bundle, leaf_specs
@@ -68,7 +69,7 @@ def explained(problem: Any, params: Any, error: Exception) -> Exception:
       error: what was raised; it is returned, with a note, if nothing better is known.
     """
     is_ours = str(error).startswith("expected ")
-    for trial in (_stacked,) if is_ours else (_stacked, _other_arguments, _more_than_parameters):
+    for trial in (_stacked,) if is_ours else (_stacked, *_TRIALS):
         found = _confirmed(trial, problem, params)
         if found is not None:
             return TypeError(found)
@@ -176,11 +177,28 @@ def _more_than_parameters(problem: Any, params: Any) -> Iterator[_Trial]:
     """A state of training, or variables with other collections."""
     given = as_given(params)
     if hasattr(given, "params") and not isinstance(given, Bundle):
-        yield problem, given.params, _inside(type(given).__name__, "state.params")
-    if isinstance(given, dict) and "params" in given:
-        yield problem, given["params"], _inside("a dict", "params['params']")
+        yield problem, as_arrays(given.params), _inside(type(given).__name__, "state.params")
+    for key in ("params", "model") if isinstance(given, dict) else ():
+        if key in given:
+            yield problem, as_arrays(given[key]), _inside("a dict", f"params[{key!r}]")
     for i, part in enumerate(given if isinstance(given, (tuple, list)) else ()):
-        yield problem, part, _inside(type(given).__name__, f"its entry {i}")
+        yield problem, as_arrays(part), _inside(type(given).__name__, f"its entry {i}")
+
+
+def _in_training_mode(problem: Any, params: Any) -> Iterator[_Trial]:
+    """A model of Equinox whose dropout wants a key."""
+    given = as_given(params)
+    if isinstance(given, kinds("equinox", "Module")):
+        inference = sys.modules["equinox"].nn.inference_mode(given)
+        yield (
+            problem,
+            as_arrays(inference),
+            "expected a model in inference mode, got one that draws random numbers; pass "
+            "eqx.nn.inference_mode(model) to the monitor",
+        )
+
+
+_TRIALS = (_other_arguments, _more_than_parameters, _in_training_mode)
 
 
 def _inside(kind: str, place: str) -> str:

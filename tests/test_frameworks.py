@@ -352,8 +352,14 @@ def test_seeds_of_an_equinox_model():
             lambda: Problem(lambda model, x: model(x), **STATED).flat(eqx_model()),
             ["one example", "jax.vmap"],
         ),
+        (lambda: EQUINOX.flat((eqx_model(), {"count": jnp.zeros(())})), ["tuple", "its entry 0"]),
+        (lambda: EQUINOX.flat({"model": eqx_model(), "step": 3}), ["params['model']"]),
+        (
+            lambda: EQUINOX.flat(eqx.nn.Sequential([eqx_model(), eqx.nn.Dropout(0.5)])),
+            ["inference_mode(model)"],
+        ),
     ],
-    ids=["as-function", "no-vmap"],
+    ids=["as-function", "no-vmap", "with-state", "in-a-dict", "dropout"],
 )
 def test_equinox_models_that_are_stated_in_another_way(state, keys):
     with refused(TypeError, *keys):
