@@ -217,7 +217,7 @@ class RankMonitor(ClosesOnExit):
             step, params = as_step_and_params(step, params)
         if self._trouble.kept:
             self._trouble.tell()
-        if self.is_due(step):
+        if self._trouble.guard("the schedule", self._due, step):
             return self._measure(Call(step, params, extra, scalars))
         if not self._closed:
             self._seen = Call(step, params, extra, scalars)
@@ -337,9 +337,10 @@ class RankMonitor(ClosesOnExit):
     def _submitted(self) -> int | None:
         """The last step that was handed over: it waits, is being measured, or has a record."""
         for worker in (self._worker, self._writing):
-            step = None if worker is None else worker.newest_step()
-            if step is not None:
-                return step
+            if worker is not None and worker.unfinished:
+                step = worker.newest_step()
+                if step is not None:
+                    return step
         return self._recorder.last
 
     def flush(self) -> None:

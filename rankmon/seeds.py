@@ -7,6 +7,7 @@ eigenvalues take the time, and LAPACK has all cores for those of one seed alread
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from rankmon.parts import DEFAULT_MEMORY_LIMIT
 from rankmon.probes import as_probes
 from rankmon.problem import Problem
 from rankmon.rank import DEFAULT_TOLERANCE, Tolerance
+from rankmon.worker import Worker
 from rankmon.writers import Record
 
 _OPTIONS = ("every", "schedule", "oversize", "on_error", "alerts", "hparams")
@@ -99,18 +101,24 @@ class SeedsMonitor(ClosesOnExit):
         own = as_probes(probes, tolerance=tolerance, memory_limit=memory_limit)
         shared = [_Shared(probe) for probe in own]
         self._folder = None if logdir is None else absolute_folder(logdir)
+        self._latest = [_Latest() for _ in names]
         self._monitors = [
             RankMonitor(
                 problem,
                 logdir=None if self._folder is None else self._folder / name,
                 probes=shared,
+                writers=[latest],
                 state=None if state is None else state[name],
                 **options,
             )
-            for name in names
+            for name, latest in zip(names, self._latest, strict=True)
         ]
         self._home = Home()
         self._trouble = Trouble(options.get("on_error", "warn"))
+        # Of the median: an interrupt finds it written, or still to be written.
+        self._writing = Worker(0, "block", trouble=self._trouble)
+        # The seeds that a due call still has to measure, and the records that they had before it.
+        self._under_way: tuple[list[Call], list[Record | None]] | None = None
         self._median: Outbox | None = None
         self._card = MedianCard(self._seeds)
         self._last: int | None = None  # the step of the last median
@@ -141,14 +149,29 @@ class SeedsMonitor(ClosesOnExit):
         if self._home.is_elsewhere():
             return None
         call = Call(*_step_and_params(step, params), extra, scalars)
+        records = self._finish()  # a call that was interrupted between two seeds
+        if records is not None and records[0].step == call.step:
+            return records
+        self._seen = call
         if not self._monitors[0].is_due(call.step):
-            self._seen = call
             return None
+        self._under_way = self._calls(call), [latest.record for latest in self._latest]
         self._seen = None
-        records = []
-        for monitor, own in zip(self._monitors, self._calls(call), strict=True):
-            record = monitor(own.step, own.params, extra=own.extra, scalars=own.scalars)
-            records += [] if record is None else [record]
+        return self._finish()
+
+    def _finish(self) -> list[Record] | None:
+        """Measures the seeds that are left of the call under way, and writes the median."""
+        if self._under_way is None:
+            return None
+        seeds = zip(self._monitors, self._latest, *self._under_way, strict=True)
+        try:
+            for monitor, latest, own, before in seeds:
+                if latest.record is before:
+                    monitor(own.step, own.params, extra=own.extra, scalars=own.scalars)
+        except Exception:
+            self._under_way = None  # it would fail again
+            raise
+        records = [latest.record for latest in self._latest if latest.record is not None]
         self._write_median(records)
         return records
 
@@ -178,6 +201,13 @@ class SeedsMonitor(ClosesOnExit):
             return {tag: np.broadcast_to(value, self._seeds) for tag, value in scalars.items()}
 
     def _write_median(self, records: Sequence[Record]) -> None:
+        try:
+            self._writing.do(partial(self._median_of, records))
+        finally:
+            self._trouble.tell_warnings()
+
+    def _median_of(self, records: Sequence[Record]) -> None:
+        self._under_way = None
         if self._folder is None or not records:
             return
         step, scalars = records[0].step, _over_seeds(records)
@@ -196,7 +226,7 @@ class SeedsMonitor(ClosesOnExit):
         )
 
     def _gives_up(self) -> None:
-        self._seen = None
+        self._seen = self._under_way = None
         for monitor in self._monitors:
             monitor._gives_up()
 
@@ -207,7 +237,8 @@ class SeedsMonitor(ClosesOnExit):
         for monitor in self._monitors:
             monitor.flush()
         if self._median is not None:
-            self._median.flush()
+            self._writing.do(self._median.flush)
+            self._trouble.tell_warnings()
 
     def close(self, step: Any = None, params: Any = None, *, extra: Any = None) -> list[Record]:
         """Measures the last parameters, unless they were measured, and closes all writers.
@@ -227,6 +258,7 @@ class SeedsMonitor(ClosesOnExit):
         records: list[Record] = []
         with ExitStack() as stack:
             stack.callback(self._close_all)
+            self._finish()
             for monitor, own in zip(self._monitors, self._left(), strict=False):
                 record = monitor.close(own.step, own.params, extra=own.extra, scalars=own.scalars)
                 records += [] if record is None else [record]
@@ -246,15 +278,38 @@ class SeedsMonitor(ClosesOnExit):
 
     def _close_all(self) -> None:
         with ExitStack() as stack:
-            if self._median is not None:
-                stack.callback(self._median.close)
+            stack.callback(self._trouble.tell)
+            stack.callback(self._writing.close, self._close_median)
             for monitor in self._monitors:
                 stack.callback(monitor.close)
+
+    def _close_median(self) -> None:
+        if self._median is not None:
+            self._median.close()
 
     @property
     def state(self) -> dict[str, Any]:
         """What must survive a restart, of each seed."""
         return {f"seed_{i}": monitor.state for i, monitor in enumerate(self._monitors)}
+
+
+class _Latest:
+    """Keeps the last record of a seed."""
+
+    def __init__(self) -> None:
+        self.record: Record | None = None
+
+    def start(self, step: int) -> None:
+        pass
+
+    def write(self, record: Record) -> None:
+        self.record = record
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class _Shared:

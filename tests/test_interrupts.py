@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import rankmon
-from rankmon import MemoryWriter, Problem, RankMonitor, read_jsonl
+from rankmon import MemoryWriter, Problem, RankMonitor, SeedsMonitor, read_jsonl
 from rankmon.measurement import Measurement
 
 PLACES = 60  # of the interrupt in one call, spread over all instructions
@@ -119,3 +119,36 @@ def test_an_interrupt_at_any_instruction_loses_nothing_and_repeats_nothing(
     for at in places:
         interrupted(ready, tmp_path / str(at), background, int(at))
     assert threading.active_count() == alive
+
+
+def test_an_interrupt_among_several_seeds_leaves_none_behind(ready, tmp_path):
+    """Where the call is not repeated, the next one or `close` measures what is left."""
+    problem, w = ready
+    seeds = jnp.stack([w, 2 * w, 3 * w])
+
+    def run(folder, at, then):
+        monitor = SeedsMonitor(problem, seeds=3, logdir=folder, every=2, probes=[Counting()])
+        monitor(0, seeds)
+        with Interrupt(at) as interrupt:
+            try:
+                monitor(2, seeds)
+            except KeyboardInterrupt:
+                pass
+        for step in then:
+            monitor(step, seeds)
+        monitor.close()
+        runs = []
+        for tag in ("measured", "measured", "measured", "measured/median"):
+            name = "median" if "/" in tag else f"seed_{len(runs)}"
+            records = read_jsonl(folder / name / "rankmon.jsonl", superseded=True)
+            assert [r.scalars[tag] for r in records] == list(range(1, len(records) + 1))
+            runs.append([(r.step, r.attempt) for r in records])
+        assert runs == 4 * [runs[0]]
+        return interrupt.count, [step for step, _ in runs[0]]
+
+    count, steps = run(tmp_path / "count", None, [3, 4])
+    assert steps == [0, 2, 4]
+    for i, at in enumerate(np.linspace(1, count, PLACES // 2).astype(int)):
+        _, steps = run(tmp_path / str(i), int(at), ([2, 3, 4], [4], [])[i % 3])
+        # The first instructions are before the parameters were looked at.
+        assert steps in ([[0, 2, 4]], [[0, 2, 4], [0, 4]], [[0, 2], [0]])[i % 3]
