@@ -112,7 +112,8 @@ class RankMonitor(ClosesOnExit):
           schedule: any schedule of `rankmon.schedule`.
           probes: "hessian", "weights", "features", or probe objects.
           writers: more writers, beside those of logdir; `close` closes them too. For one that fails
-            up to 1000 records are kept and tried again.
+            up to 1000 records are kept and tried again. Your own ones are called on the thread that
+            calls the monitor, with background=True on its worker, and for reports on another.
           tolerance: how the Hessian's cut is chosen.
           memory_limit: bytes for the Hessian's matrices, or for sketches where these do not fit.
           oversize: where not even a sketch of the Hessian fits in memory_limit, "raise" before
@@ -382,9 +383,9 @@ class RankMonitor(ClosesOnExit):
         """
         if self._closed or self._home.is_elsewhere():
             return None
-        for worker in (self._writing, self._worker):
-            if worker is not None:
-                worker.refuse_here()
+        for each in (self._writing, self._worker, self._recorder):
+            if each is not None:
+                each.refuse_here()
         try:
             record = self._wait()
             if step is not None:

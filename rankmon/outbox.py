@@ -5,10 +5,11 @@ all that is newer, and is tried again with the next record, at `flush` and at `c
 holds `MOST_WAITING` records; of more, the oldest are dropped. Measures nothing.
 """
 
+import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import compress, count
 from pathlib import Path
@@ -45,34 +46,71 @@ class _Backlog:
 
     Args:
       writer: takes records and starts.
+
+    Attributes:
+      dropped: how many records no longer wait for it.
     """
 
     def __init__(self, writer: Writer) -> None:
         self.writer, self.name = writer, type(writer).__name__
-        self.records = self.dropped = 0  # how many wait, and how many no longer do
+        self.dropped = 0
         self._waiting: deque[Record | _Start] = deque()
+        self._holder: dict[str, int] = {}
+
+    @property
+    def records(self) -> int:
+        """How many records wait."""
+        return sum(isinstance(entry, Record) for entry in tuple(self._waiting))
 
     def append(self, entry: Record | _Start) -> None:
         """Take an entry, which waits behind all others."""
         self._waiting.append(entry)
-        self.records += isinstance(entry, Record)
 
-    def drop_oldest(self) -> None:
-        """Drop the oldest record; the starts before it stay, since they supersede others."""
-        kinds = (isinstance(entry, Record) for entry in self._waiting)
-        del self._waiting[next(compress(count(), kinds))]
-        self.records, self.dropped = self.records - 1, self.dropped + 1
+    def keep_the_newest(self, count_of_records: int) -> bool:
+        """Drop the oldest records beyond these, and return whether there were any.
+
+        The starts before them stay, since they supersede others.
+        """
+        before = self.dropped
+        with self._mine() as is_mine:
+            while is_mine and self.records > count_of_records:
+                kinds = (isinstance(entry, Record) for entry in self._waiting)
+                del self._waiting[next(compress(count(), kinds))]
+                self.dropped += 1
+        return self.dropped > before
 
     def deliver(self) -> None:
-        """Hand all to the writer; an entry stays until the writer has taken it."""
-        while self._waiting:
-            entry = self._waiting[0]
-            if isinstance(entry, _Start):
-                self.writer.start(entry.step)
-            else:
-                self.writer.write(entry)
-            self._waiting.popleft()
-            self.records -= isinstance(entry, Record)
+        """Hand all to the writer; an entry stays until the writer has taken it.
+
+        While another thread does it, nothing: that one comes to the newest entry.
+        """
+        with self._mine() as is_mine:
+            while is_mine and self._waiting:
+                entry = self._waiting[0]
+                if isinstance(entry, _Start):
+                    self.writer.start(entry.step)
+                else:
+                    self.writer.write(entry)
+                if self._waiting and self._waiting[0] is entry:
+                    self._waiting.popleft()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the caller is this writer, which takes an entry."""
+        return self._holder.get("thread") == threading.get_ident()
+
+    @contextmanager
+    def _mine(self) -> Iterator[bool]:
+        """Whether this thread alone takes entries out meanwhile.
+
+        No lock: should an interrupt leave the holder behind, the same thread takes it again.
+        """
+        here = threading.get_ident()
+        try:
+            yield self._holder.setdefault("thread", here) == here
+        finally:
+            if self.is_here:
+                self._holder.clear()
 
 
 class Outbox:
@@ -158,16 +196,34 @@ class Outbox:
 
     def write(self, record: Record) -> None:
         """Hands the record, and what waits before it, to every writer."""
+        self.append(record)
+        self.deliver()
+
+    def append(self, record: Record) -> None:
+        """Take a record for the next `deliver`."""
         for backlog in self._backlogs:
             backlog.append(record)
         for backlog in self._backlogs:
-            if backlog.records > MOST_WAITING:
-                self._drop_oldest(backlog)
-        self._deliver()
+            if backlog.keep_the_newest(MOST_WAITING):
+                self._trouble.warn(
+                    f"{backlog.name} has {MOST_WAITING} records waiting; the oldest are dropped "
+                    "from now on",
+                    key=f"backlog of {backlog.name}",
+                )
+
+    def deliver(self) -> None:
+        """Hands all that waits to every writer."""
+        for backlog in self._backlogs:
+            self._trouble.guard(backlog.name, backlog.deliver)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the caller is a writer that takes a record."""
+        return any(backlog.is_here for backlog in self._backlogs)
 
     def flush(self) -> None:
         """Tries what waits once more, and flushes."""
-        self._deliver()
+        self.deliver()
         for backlog in self._backlogs:
             self._trouble.guard(f"flush of {backlog.name}", backlog.writer.flush)
 
@@ -192,18 +248,6 @@ class Outbox:
                     stack.callback(self._trouble.guard, what, writer.end_session, outcome)
             stack.callback(self._report_losses)
             self.flush()
-
-    def _deliver(self) -> None:
-        for backlog in self._backlogs:
-            self._trouble.guard(backlog.name, backlog.deliver)
-
-    def _drop_oldest(self, backlog: _Backlog) -> None:
-        backlog.drop_oldest()
-        self._trouble.warn(
-            f"{backlog.name} has {MOST_WAITING} records waiting; the oldest are dropped from now "
-            "on",
-            key=f"backlog of {backlog.name}",
-        )
 
     def _report_losses(self) -> None:
         for backlog in self._backlogs:

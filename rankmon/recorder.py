@@ -37,9 +37,11 @@ from rankmon.measurement import (
 from rankmon.outbox import Outbox
 from rankmon.problem import Problem
 from rankmon.worker import Worker
-from rankmon.writers import Outcome, Record, Writer
+from rankmon.writers import JsonlWriter, MemoryWriter, Outcome, Record, TensorBoardWriter, Writer
 
 _Found = Sequence[tuple[Action, Alarm]]
+# What may be called from any thread.
+_OWN = (JsonlWriter, MemoryWriter, TensorBoardWriter)
 _TIMES = ("monitor/seconds", "monitor/overhead", "monitor/errors")
 
 
@@ -109,7 +111,12 @@ class Recorder:
             self.prepare(params)
         if state is not None:
             self.restore(state)
-        self._outbox = Outbox(logdir, writers, trouble=trouble)
+        own = [writer for writer in writers if isinstance(writer, _OWN)]
+        self._outbox = Outbox(logdir, own, trouble=trouble)
+        # A connection to a database, for one, belongs to the thread that opened it: these are
+        # called on the caller's thread, where an interrupt can make them take a record twice.
+        others = [writer for writer in writers if not isinstance(writer, _OWN)]
+        self._others = Outbox(None, others, trouble=trouble)
 
     @property
     def last(self) -> int | None:
@@ -219,6 +226,7 @@ class Recorder:
             numbers = self.scalars.numbers(extra, step)
             write = partial(self._record, step, measured, numbers, counts, began)
             record: Record = self._writing.do(write, step=step)
+            self._others.deliver()
         finally:
             self._budget.probe_ends(time.monotonic() - began)
         self._act(self._found)
@@ -231,7 +239,9 @@ class Recorder:
         record, found = self._assembled(step, dict(scalars))
         self._reported = max(step, -1 if self._reported is None else self._reported)
         try:
+            self._others.append(record)
             self._outbox.write(record)
+            self._others.deliver()
         finally:
             self._act(deque(found))
 
@@ -254,6 +264,7 @@ class Recorder:
         # Not before: a step whose record could not be put together was not measured.
         self._measured, self._new_reference = (step, states), ""
         self._found.extend(found)
+        self._others.append(record)
         self._outbox.write(record)
         return record
 
@@ -313,6 +324,7 @@ class Recorder:
                 key="back",
             )
         self._outbox.start(start)
+        self._others.start(start)
         self._card.begin()
         self._begun, self._opens, self._resumes_at = True, True, None
 
@@ -363,13 +375,29 @@ class Recorder:
                     self._trouble.warn(message)
         return Measurement(scalars, arrays), states
 
+    def refuse_here(self) -> None:
+        """Refuses to be closed by a writer that takes a record.
+
+        Raises:
+          RuntimeError: within that.
+        """
+        if self._others.is_here:
+            raise RuntimeError(
+                "expected close to be called from the loop, got a call from a writer, which it "
+                "would close; close it in the loop"
+            )
+
     def flush(self) -> None:
         """Hands what was recorded to the operating system."""
         self._writing.do(self._outbox.flush)
+        self._others.flush()
 
     def close(self, outcome: Outcome = "success") -> None:
         """Closes the writers, tells them how training ended, and ends their thread."""
-        self._writing.close(partial(self._outbox.close, outcome))
+        try:
+            self._writing.close(partial(self._outbox.close, outcome))
+        finally:
+            self._others.close(outcome)
 
 
 def _measured(probe: PreparedProbe, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:

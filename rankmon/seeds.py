@@ -33,7 +33,7 @@ from rankmon.probes import as_probes
 from rankmon.problem import Problem
 from rankmon.rank import DEFAULT_TOLERANCE, Tolerance
 from rankmon.worker import Worker
-from rankmon.writers import Record
+from rankmon.writers import MemoryWriter, Record
 
 _OPTIONS = ("every", "schedule", "oversize", "on_error", "alerts", "hparams")
 
@@ -149,8 +149,8 @@ class SeedsMonitor(ClosesOnExit):
         if self._home.is_elsewhere():
             return None
         call = Call(*_step_and_params(step, params), extra, scalars)
-        records = self._finish()  # a call that was interrupted between two seeds
-        if records is not None and records[0].step == call.step:
+        records = self._finish_interrupted()
+        if records and records[0].step == call.step:
             return records
         self._seen = call
         if not self._monitors[0].is_due(call.step):
@@ -159,19 +159,31 @@ class SeedsMonitor(ClosesOnExit):
         self._seen = None
         return self._finish()
 
+    def _finish_interrupted(self) -> list[Record] | None:
+        """Finishes a call that was interrupted among the seeds; None if there is none."""
+        if self._under_way is not None:
+            for monitor in self._monitors:
+                monitor._wait()  # for a record on its way
+            self._writing.wait()
+        return self._finish()
+
     def _finish(self) -> list[Record] | None:
         """Measures the seeds that are left of the call under way, and writes the median."""
         if self._under_way is None:
             return None
-        seeds = zip(self._monitors, self._latest, *self._under_way, strict=True)
+        calls, before = self._under_way
         try:
-            for monitor, latest, own, before in seeds:
-                if latest.record is before:
-                    monitor(own.step, own.params, extra=own.extra, scalars=own.scalars)
+            for monitor, latest, own, old in zip(
+                self._monitors, self._latest, calls, before, strict=True
+            ):
+                if latest.record is old:
+                    record = monitor(own.step, own.params, extra=own.extra, scalars=own.scalars)
+                    latest.record = record or latest.record
         except Exception:
             self._under_way = None  # it would fail again
             raise
-        records = [latest.record for latest in self._latest if latest.record is not None]
+        records = [latest.record for latest in self._latest]
+        records = [new for new, old in zip(records, before, strict=True) if new and new is not old]
         self._write_median(records)
         return records
 
@@ -258,7 +270,7 @@ class SeedsMonitor(ClosesOnExit):
         records: list[Record] = []
         with ExitStack() as stack:
             stack.callback(self._close_all)
-            self._finish()
+            self._finish_interrupted()
             for monitor, own in zip(self._monitors, self._left(), strict=False):
                 record = monitor.close(own.step, own.params, extra=own.extra, scalars=own.scalars)
                 records += [] if record is None else [record]
@@ -293,23 +305,16 @@ class SeedsMonitor(ClosesOnExit):
         return {f"seed_{i}": monitor.state for i, monitor in enumerate(self._monitors)}
 
 
-class _Latest:
-    """Keeps the last record of a seed."""
+class _Latest(MemoryWriter):
+    """Keeps the last record of a seed alone."""
 
-    def __init__(self) -> None:
-        self.record: Record | None = None
+    record: Record | None = None
 
     def start(self, step: int) -> None:
         pass
 
     def write(self, record: Record) -> None:
         self.record = record
-
-    def flush(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 class _Shared:

@@ -1,6 +1,7 @@
 """The monitor in training loops: what it measures, what it never does, and what it survives."""
 
 import gc
+import sqlite3
 import warnings
 import weakref
 
@@ -263,6 +264,45 @@ def test_records_of_a_failing_writer_are_kept_and_written_later(ready):
             monitor(step, params)
     monitor.close()
     assert [r.step for r in flaky.records] == [r.step for r in sound.records] == [0, 1, 2, 3]
+
+
+class Database:
+    """A connection, which SQLite refuses to every thread but the one that opened it."""
+
+    def __init__(self):
+        self.connection = sqlite3.connect(":memory:")
+        self.connection.execute("create table records (step)")
+        self.steps = None
+
+    def start(self, step):
+        self.connection.execute("delete from records where step >= ?", (step,))
+
+    def write(self, record):
+        self.write_scalars(record.step, record.scalars)
+
+    def write_scalars(self, step, scalars):
+        self.connection.execute("insert into records values (?)", (step,))
+
+    def flush(self):
+        self.connection.commit()
+
+    def close(self):
+        self.steps = [step for (step,) in self.connection.execute("select step from records")]
+        self.connection.close()
+
+
+def test_a_users_writer_is_called_on_the_thread_of_the_loop(ready):
+    problem, params, *_ = ready
+    database, scalars = Database(), Database()
+    others = [database, rankmon.writers.ScalarsWriter(scalars)]
+    with RankMonitor(problem, every=1, probes=[Light()], writers=others) as monitor:
+        for step in range(3):
+            monitor(step, params)
+        with pytest.warns(RankmonWarning, match="superseded"):
+            monitor(1, params)
+        monitor.flush()
+    scalars.close()
+    assert (database.steps, scalars.steps) == ([0, 1], [0, 1, 2, 1])
 
 
 def test_an_exception_in_the_loop_passes_and_closes(ready, tmp_path):
