@@ -341,10 +341,12 @@ class Recorder:
         if has_state:
             return
         lost = self._outbox.has_lost_lines
+        remembering = [name for name, state in self._measured[1].items() if state]
         if earlier or lost:
-            self._trouble.warn(_without_state(start, earlier[-1][0] if earlier else None))
-        if before or lost:
-            self._new_reference = _new_reference(self._measured[1])
+            last = earlier[-1][0] if earlier else None
+            self._trouble.warn(_without_state(start, last, remembering))
+        if remembering and (before or lost):
+            self._new_reference = _new_reference(remembering)
 
     def _times(self, seconds: float) -> dict[str, float]:
         values = (seconds, self._budget.share_taken(seconds), self._trouble.errors)
@@ -444,24 +446,24 @@ def _digest_of(problem: Problem) -> float:
         return -1.0
 
 
-def _without_state(step: int, last: int | None) -> str:
+def _without_state(step: int, last: int | None, remembering: Sequence[str]) -> str:
     goes_on = last is not None and step > last
     what = f"goes on at step {step}" if goes_on else f"supersedes those from step {step} on"
     until = "" if last is None else f" up to step {last}"
+    if remembering:
+        what += (
+            ", with new references for what probes remember (the residuals of H_f_fixed, Lemma "
+            "8's integrals)"
+        )
     return (
-        f"expected state= for a logdir with records{until}, got none: this run {what}, "
-        "with new references for what probes remember (the residuals of H_f_fixed, Lemma 8's "
-        "integrals); to continue the old run pass its state=, to keep its records use another "
-        "logdir"
+        f"expected state= for a logdir with records{until}, got none: this run {what}; to "
+        "continue the old run pass its state=, to keep its records use another logdir"
     )
 
 
-def _new_reference(states: Mapping[str, State]) -> str:
+def _new_reference(remembering: Sequence[str]) -> str:
     """What is said beside the first record of a run that goes on without its state."""
-    names = [name for name, state in states.items() if state]
-    if not names:
-        return ""
     return (
-        f"resumed without state=: what the probes remember ({', '.join(names)}) begins anew here, "
-        "with the residuals of this step as reference of H_f_fixed"
+        f"resumed without state=: what the probes remember ({', '.join(remembering)}) begins anew "
+        "here, with the residuals of this step as reference of H_f_fixed"
     )

@@ -165,8 +165,9 @@ def test_a_resume_without_state_and_lines_is_marked_too(tmp_path):
 def test_what_remembers_nothing_or_supersedes_all_is_not_marked(tmp_path):
     for name, steps, probes in (("a", [3], [Light()]), ("b", [0, 1], REMEMBERS)):
         run(tmp_path / name, [0, 1], probes=probes)
-        with warned("state="):
+        with warned("state=") as caught:
             run(tmp_path / name, steps, probes=probes)
+        assert ("H_f_fixed" in str(caught[0].message)) == (probes is REMEMBERS)
         records = read_jsonl(tmp_path / name / "rankmon.jsonl")
         assert not any("rankmon/alerts" in record.texts for record in records)
 
