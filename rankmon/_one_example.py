@@ -42,7 +42,9 @@ def check_loss(loss: Loss, outputs: Any, targets: Any) -> None:
         z = abstract_array(outputs.shape[-1:], outputs.dtype)
         _check_scalar(loss.value, z, jax.tree.map(lambda t: t[0], rows))
         try:
-            couples = _couples(loss.value, outputs, rows)
+            couples = _couples(loss.value, outputs, rows) and not _broadcasts(
+                loss.value, outputs, rows
+            )
         except Exception:  # noqa: BLE001  a loss that takes no batch couples no examples
             return
     if couples:
@@ -75,6 +77,17 @@ def _expected(z: Any, target: Any, got: str) -> str:
 def _shapes(tree: Any) -> str:
     found = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(tree)]
     return ", ".join(found) or type(tree).__name__
+
+
+def _broadcasts(value: Callable[[Any, Any], Any], outputs: Any, rows: Any) -> bool:
+    """Whether all that couples is [n, 1] - [n]: one output, and one number for each example."""
+    if outputs.shape[-1] > 1 or all(t.ndim > 1 for t in jax.tree.leaves(rows)):
+        return False
+    columns = jax.tree.map(lambda t: t[:, None] if t.ndim == 1 else t, rows)
+    try:
+        return not _couples(value, outputs, columns)
+    except Exception:  # noqa: BLE001
+        return False
 
 
 def _couples(value: Callable[[Any, Any], Any], outputs: Any, rows: Any) -> bool:

@@ -5,6 +5,7 @@ option. The rest of a sentence may be written better without a test that fails.
 """
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -38,3 +39,13 @@ def warned(*keys: str, kind: type[Warning] = RankmonWarning) -> Iterator[pytest.
         yield caught
     texts = [str(warning.message) for warning in caught]
     assert any(_SHAPE.search(text) and all(key in text for key in keys) for text in texts), texts
+
+
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """The block gives no warning of ours: made errors, they would be logged instead."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    texts = [str(w.message) for w in caught if issubclass(w.category, RankmonWarning)]
+    assert not texts, texts

@@ -14,7 +14,7 @@ from oracles import Case, dense_parts, mse
 from rankmon import Problem, RankmonWarning, hessian_ranks, hessian_spectra
 from rankmon._lifting import lifted, lifted_at
 from rankmon._precision import DOUBLE, coarsest_operation
-from refusals import assert_explains, refused
+from refusals import assert_explains, refused, unwarned
 
 LOW = [jnp.float32, jnp.bfloat16, jnp.float16]
 
@@ -472,8 +472,7 @@ def graph_parts():
 
 def assert_exact(problem, params, parts):
     """The ranks are those of dense autodiff, and nothing is said."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with unwarned():
         found = hessian_ranks(problem, params)
     for part, rank in found.items():
         values = np.abs(np.linalg.eigvalsh(parts[part]))
@@ -610,7 +609,6 @@ def test_a_lifted_network_of_other_outputs_is_said():
 
 
 def test_shapes_alone_are_lifted_without_being_tried():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with unwarned():
         shapes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, PARAMS))
         assert stated(jnp.bfloat16, lift_dtype=True).flat(shapes).precision == DOUBLE

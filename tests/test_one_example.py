@@ -1,7 +1,5 @@
 """Losses that are not one example's: refused or said, never measured as something else."""
 
-import warnings
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,7 @@ import pytest
 
 from oracles import data
 from rankmon import Problem, RankMonitor, hessian_ranks
-from refusals import refused, warned
+from refusals import refused, unwarned, warned
 
 X, Y = data(6, 4, 2)
 W = data(4, 2, 2)[0]
@@ -133,9 +131,32 @@ def test_one_that_couples_examples_without_an_error_is_said_once(loss):
     + ["slices", "indices"],
 )
 def test_losses_of_one_example_pass(loss):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with unwarned():
         Problem(lambda w, x: x @ w, loss=loss, inputs=X, targets=Y).flat(W)
+
+
+@pytest.mark.parametrize(
+    ("loss", "targets"),
+    [
+        (lambda z, y: jnp.sum((z - y) ** 2), Y[:, 0]),
+        (lambda z, y: jnp.mean(jnp.logaddexp(0, z) - y * z), LABELS),
+        (lambda z, t: jnp.sum(t["w"] * (z - t["y"]) ** 2), {"y": Y[:, 0], "w": Y[:, 1] ** 2}),
+    ],
+    ids=["square", "logistic", "weighted"],
+)
+def test_one_output_and_one_number_an_example_pass(loss, targets):
+    """[n, 1] - [n] is [n, n] for a batch; for one example it is what it looks like."""
+    with unwarned():
+        Problem(lambda w, x: x @ w[:, :1], loss=loss, inputs=X, targets=targets).flat(W)
+
+
+def test_coupled_losses_of_one_output_are_said():
+    def ranking(z, y):
+        return jnp.mean(jnp.logaddexp(0, -(z - z.T) * jnp.sign(y - jnp.reshape(y, (1, -1)))))
+
+    problem = Problem(lambda w, x: x @ w[:, :1], loss=ranking, inputs=X, targets=Y[:, :1])
+    with warned("one example", "into apply"):
+        problem.flat(W)
 
 
 def test_the_advice_measures_the_coupled_loss():

@@ -22,7 +22,7 @@ from rankmon import (
 )
 from rankmon.compiled_weights import weight_scalars
 from rankmon.problem import Problem
-from refusals import refused, warned
+from refusals import refused, unwarned, warned
 
 RNG = np.random.default_rng(0)
 N, D, K, T = 6, 4, 3, 2
@@ -394,7 +394,7 @@ def test_python_numbers_alone_are_told_to_become_arrays():
 
 def test_python_numbers_beside_the_parameters_are_no_mistake():
     stated = problem(lambda params, x, extra: x @ params["w"] * extra["scale"])
-    with RankMonitor(stated, every=1) as monitor:
+    with unwarned(), RankMonitor(stated, every=1) as monitor:
         record = monitor(0, {"w": W}, extra={"scale": 0.5})
     assert record.scalars["rank/H_o"] == 12
 
