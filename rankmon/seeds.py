@@ -149,7 +149,7 @@ class SeedsMonitor(ClosesOnExit):
         if self._home.is_elsewhere():
             return None
         call = Call(*_step_and_params(step, params), extra, scalars)
-        records = self._finish_interrupted()
+        records = None if self._under_way is None else self._finish_interrupted()
         if records and records[0].step == call.step:
             return records
         self._seen = call
@@ -161,10 +161,9 @@ class SeedsMonitor(ClosesOnExit):
 
     def _finish_interrupted(self) -> list[Record] | None:
         """Finishes a call that was interrupted among the seeds; None if there is none."""
-        if self._under_way is not None:
-            for monitor in self._monitors:
-                monitor._wait()  # for a record on its way
-            self._writing.wait()
+        for monitor in self._monitors:
+            monitor._wait()  # for a record on its way
+        self._writing.wait()
         return self._finish()
 
     def _finish(self) -> list[Record] | None:
@@ -182,8 +181,9 @@ class SeedsMonitor(ClosesOnExit):
         except Exception:
             self._under_way = None  # it would fail again
             raise
-        records = [latest.record for latest in self._latest]
-        records = [new for new, old in zip(records, before, strict=True) if new and new is not old]
+        pairs = zip(self._latest, before, strict=True)
+        now = [latest.record for latest, old in pairs if latest.record is not old]
+        records = [record for record in now if record is not None]
         self._write_median(records)
         return records
 
@@ -270,7 +270,8 @@ class SeedsMonitor(ClosesOnExit):
         records: list[Record] = []
         with ExitStack() as stack:
             stack.callback(self._close_all)
-            self._finish_interrupted()
+            if self._under_way is not None:
+                self._finish_interrupted()
             for monitor, own in zip(self._monitors, self._left(), strict=False):
                 record = monitor.close(own.step, own.params, extra=own.extra, scalars=own.scalars)
                 records += [] if record is None else [record]
