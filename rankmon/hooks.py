@@ -183,18 +183,19 @@ def _report(reporter: Reporter, due: Array, step: Array, bits: dict[str, UInt[Ar
         reporter.report(int(np.asarray(step)), dict(zip(tags, numbers, strict=True)))
 
     @custom_vmap
-    def report(due: Array, step: Array, values: list[Array]) -> Array:
-        # Effects have an order on one device only.
-        ordered = jax.device_count() == 1
-        call = partial(io_callback, on_host, None, step, *values, ordered=ordered)
-        jax.lax.cond(due, call, lambda: None)
-        return jnp.zeros(())  # custom_vmap wants a result
+    def of_one_seed(values: list[Array]) -> list[Array]:
+        return values
 
-    @report.def_vmap
+    @of_one_seed.def_vmap
     def refuse(*_: Any) -> NoReturn:
         raise TypeError(
             "expected weights to be reported outside of jax.vmap, got several seeds at once; call "
             "a SeedsMonitor in the Python loop, or take watch_weights without a reporter"
         )
 
-    report(due, step, list(bits.values()))
+    # Effects have an order on one device only.
+    ordered = jax.device_count() == 1
+    # The call stays outside of custom_vmap, in which JAX 0.8 drops effects.
+    values = of_one_seed(list(bits.values()))
+    call = partial(io_callback, on_host, None, step, *values, ordered=ordered)
+    jax.lax.cond(due, call, lambda: None)
