@@ -166,21 +166,6 @@ def test_a_training_loop_pays_what_is_promised(tmp_path):
     assert "wall time with / without the monitor" in (tmp_path / "benchmark_loop.txt").read_text()
 
 
-SCALE = ["scale_coverage", "scale_outer", "slq_peers", "scale_growth", "large_cnn", "many_classes"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SCALE)
-def test_what_is_past_dense_matrices_keeps_its_claims(name, tmp_path):
-    keeps = name in ("scale_growth", "large_cnn")
-    done = run(name, "--quick", *(["--logdir", str(tmp_path)] if keeps else []))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "holds" in done.stdout
-    assert "FAILS" not in done.stdout
-    if name == "scale_growth":
-        assert (tmp_path / "growth.png").stat().st_size > 20_000
-
-
 @pytest.mark.slow
 def test_a_claim_that_fails_is_an_error(tmp_path):
     done = run("linear_teacher", "--quick", "--epochs", "40", "--logdir", str(tmp_path))
