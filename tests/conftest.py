@@ -42,8 +42,8 @@ CHECKED = [
 ]
 install_import_hook([f"rankmon.{name}" for name in CHECKED], "shapes.checked")
 
-# A program of its own, which reads its arguments on import.
-collect_ignore = ["devices_child.py"]
+# Programs of their own, which read their arguments, patch `os` or set JAX's options on import.
+collect_ignore_glob = ["*_child.py"]
 
 
 def pytest_configure(config):
