@@ -281,6 +281,8 @@ class _DeepLinear:
         leaves, p = snapshot.leaves, self.flat.p
         layers = Layers.at(self.stack.weights(leaves), self.stack.biases(leaves), self.basis.axes)
         moment = self.basis.second_moment(b)
+        if not np.all(np.isfinite(moment)):  # zero weights would drop it, and not every BLAS raises
+            raise OverflowError("expected finite output Hessians, got NaN or infinite entries")
         reduction = Reduction(layers, self.basis.omega(delta))
         spectra = {
             "H_L": _finite_spectrum(reduction.loss(moment)),
