@@ -11,8 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rankmon.parts import dense_bytes
-from rankmon.theory import number_of_parameters
+from rankmon.hessian.memory import dense_bytes
+from rankmon.theory.closed_forms import number_of_parameters
 
 MIB = 2**20
 CHILD = Path(__file__).with_name("loop_costs.py")

@@ -7,7 +7,7 @@ from matplotlib.ticker import FuncFormatter
 
 from peers import PARTS, Network
 from plotting import plt, save
-from rankmon.theory import number_of_parameters
+from rankmon.theory.closed_forms import number_of_parameters
 
 # Okabe and Ito's palette, as in `plotting`.
 PEERS = {

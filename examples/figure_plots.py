@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 
 from plotting import LAYERS, PARTS, plt, save, series
 from rankmon import Record
-from rankmon.spectral_theory import PlateauMatch
+from rankmon.theory.spectra import PlateauMatch
 
 SWEEPS = {"samples": "examples N", "width": "hidden width M", "depth": "hidden layers"}
 THREE = ("H_L", "H_o", "H_f")

@@ -23,8 +23,8 @@ from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from rankmon import JsonlWriter, NumericalRank, Record, TensorBoardWriter, read_jsonl
-from rankmon.layout import custom_scalars_layout
-from rankmon.writers import RunLock
+from rankmon._util.files import RunLock
+from rankmon.writers.layout import custom_scalars_layout
 
 Measured = tuple[dict[str, float], dict[str, np.ndarray]]  # scalars and arrays by tag
 Key = tuple[str, str]  # figure and panel

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from figure_plots import THREE
 from plotting import check
 from rankmon import NumericalRank, Record
-from rankmon.rank import numerical_rank
+from rankmon.linalg.numerical_rank import numerical_rank
 
 WAYS = ("", "_autodiff")
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rankmon.writers import Record, TensorBoardWriter
+from rankmon.writers.base import Record
+from rankmon.writers.tensorboard import TensorBoardWriter
 
 PARTS = ("H_L", "H_o", "H_f", "H_f_fixed")
 

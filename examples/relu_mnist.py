@@ -20,7 +20,7 @@ from datasets import NAMES, load, standardize
 from networks import glorot_normal, relu
 from plotting import PARTS, Phase, finish, save_rank_evolution, series
 from rankmon import read_jsonl
-from rankmon.schedule import at_steps
+from rankmon.monitor.schedule import at_steps
 
 jax.config.update("jax_enable_x64", True)
 

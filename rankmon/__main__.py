@@ -2,7 +2,7 @@
 
 import sys
 
-from rankmon.cli import main
+from rankmon.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,7 +4,7 @@ from functools import cache
 
 from oracles import CASES
 from rankmon import Problem
-from rankmon.flat import FlatProblem
+from rankmon.problem.flat import FlatProblem
 
 
 @cache

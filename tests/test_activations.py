@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from oracles import gaussian_variables
-from rankmon.activations import layer_states
-from rankmon.problem import Problem
-from rankmon.stack import recognized_stack
+from rankmon.network.dense_stack import recognized_stack
+from rankmon.network.layer_states import layer_states
+from rankmon.problem.problem import Problem
 
 N = 5
 

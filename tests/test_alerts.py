@@ -7,7 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util import tensor_util
 
 from rankmon import MemoryWriter, Problem, RankMonitor, RankmonWarning, read_jsonl
-from rankmon.alerts import Alarm, DeadUnits, NonFinite, RankBelow, StopTraining
+from rankmon.monitor.alerts import Alarm, DeadUnits, NonFinite, RankBelow, StopTraining
 from refusals import refused, warned
 
 RNG = np.random.default_rng(0)

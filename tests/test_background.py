@@ -18,7 +18,8 @@ import pytest
 import rankmon
 from oracles import mlp
 from rankmon import MemoryWriter, Problem, RankMonitor, RankmonWarning, read_jsonl
-from rankmon.measurement import Description, Fact, Measurement
+from rankmon._util.facts import Fact
+from rankmon.probes.base import Description, Measurement
 from refusals import refused, warned
 
 PATIENCE = 60.0

@@ -19,7 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from chromium import agrees, chart, show
 from generated_logs import PARTS, record, write_run
-from rankmon.writers import Record, TensorBoardWriter
+from rankmon.writers.base import Record
+from rankmon.writers.tensorboard import TensorBoardWriter
 from tab_browser import open_tab, server, until
 
 pytestmark = pytest.mark.slow

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rankmon.budget import Budget
+from rankmon.monitor.overhead import Budget
 
 
 class Clock:

@@ -26,9 +26,10 @@ from rankmon import (
     schedule,
     theory,
 )
-from rankmon.hooks import watch_weights
-from rankmon.legend import LEGEND, OVER_SEEDS
-from rankmon.measurement import Description, Fact, Measurement
+from rankmon._util.facts import Fact
+from rankmon.monitor.hooks import watch_weights
+from rankmon.probes.base import Description, Measurement
+from rankmon.writers.legend import LEGEND, OVER_SEEDS
 from rendering import rendered
 
 RNG = np.random.default_rng(0)

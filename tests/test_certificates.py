@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from rankmon.certificates import certified_count, spectral_norm
-from rankmon.gram import Gram
+from rankmon.linalg.certified_rank import certified_count, spectral_norm
+from rankmon.linalg.gram import Gram
 
 
 def prescribed(sigma, shape, seed=0):

@@ -19,7 +19,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rankmon import JsonlWriter, Record
-from rankmon.cli import main
+from rankmon.cli.main import main
 from refusals import assert_explains
 from test_runs import NAMES, record, write_both
 

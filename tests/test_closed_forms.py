@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rankmon.closed_forms import closed_forms
+from rankmon.theory.tables import closed_forms
 from refusals import refused
 
 

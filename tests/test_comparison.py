@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from rankmon.comparison import comparison_of, only_ranks
-from rankmon_tensorboard.series import RunSeries
+from rankmon.report.compare import comparison_of, only_ranks
+from rankmon.runs.series import RunSeries
 from refusals import refused
 from test_summary import series
 

@@ -11,8 +11,8 @@ import optax
 import pytest
 
 from rankmon import MemoryWriter, Problem, RankMonitor, RankmonWarning, hessian_ranks, schedule
-from rankmon.alerts import RankBelow, StopTraining
-from rankmon.compiled_loop import CompiledLoop, CompiledSteps
+from rankmon.monitor.alerts import RankBelow, StopTraining
+from rankmon.monitor.scan import CompiledLoop, CompiledSteps
 from refusals import refused
 
 X = np.random.default_rng(0).standard_normal((12, 5)).astype(np.float32)

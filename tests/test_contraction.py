@@ -11,11 +11,12 @@ import pytest
 
 import oracles
 from oracles import Case, dense_parts, student_t
-from rankmon.contraction import StackCurvature
-from rankmon.output_hessians import DenseHessians
-from rankmon.parts import DEFAULT_MEMORY_LIMIT, bytes_text, dense_bytes
-from rankmon.problem import Problem
-from rankmon.stack import recognized_stack
+from rankmon._util.text import bytes_text
+from rankmon.engines.dense_stack import StackCurvature
+from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT, dense_bytes
+from rankmon.network.dense_stack import recognized_stack
+from rankmon.problem.output_hessians import DenseHessians
+from rankmon.problem.problem import Problem
 from refusals import refused
 
 N = 7

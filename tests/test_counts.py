@@ -6,8 +6,9 @@ import scipy.linalg
 
 import rankmon
 from rankmon import weight_counts
-from rankmon.counts import weight_count
-from rankmon.rank import Tolerance, weight_rank
+from rankmon.linalg.numerical_rank import Tolerance
+from rankmon.weights.counts import weight_count
+from rankmon.weights.ranks import weight_rank
 from refusals import refused
 
 RNG = np.random.default_rng(0)

@@ -10,8 +10,8 @@ import pytest
 
 from oracles import CASES, Case, dense_parts, mlp, mse
 from rankmon import HessianProbe, Problem, hessian_ranks
-from rankmon.curvature import Curvature
-from rankmon.parts import dense_bytes
+from rankmon.engines.dense import Curvature
+from rankmon.hessian.memory import dense_bytes
 from refusals import refused
 from shared_problems import flat_of
 

@@ -17,10 +17,10 @@ from rankmon import (
     ntk_rank,
     outer_rank,
 )
-from rankmon.choice import ENGINES
-from rankmon.curvature import Curvature
-from rankmon.products import SingleProducts
-from rankmon.writers import MemoryWriter
+from rankmon.engines.dense import Curvature
+from rankmon.engines.select import ENGINES
+from rankmon.hessian.operators import SingleProducts
+from rankmon.writers.memory import MemoryWriter
 from refusals import refused
 
 

@@ -20,7 +20,7 @@ from rankmon import (
     outer_rank,
     stochastic_spectra,
 )
-from rankmon.hooks import report_weights, watch_weights
+from rankmon.monitor.hooks import report_weights, watch_weights
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((6, 4)), RNG.standard_normal((6, 3))

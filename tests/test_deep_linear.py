@@ -11,16 +11,22 @@ import pytest
 
 from oracles import CASES, Case, data, dense_parts, mlp, mse, student_t
 from rankmon import Problem, Tolerance, hessian_ranks, theory
-from rankmon.choice import spectra_to_ranks
-from rankmon.deep_linear import InputBasis, Layers, Reduction, coordinate_count, nested_basis
-from rankmon.engines import engine_of
-from rankmon.losses import Root
-from rankmon.measurement import Snapshot
-from rankmon.output_hessians import DenseHessians, FactoredHessians
-from rankmon.parts import DEFAULT_MEMORY_LIMIT
-from rankmon.rank import common_cuts, numerical_rank
-from rankmon.spectrum import padded, symmetric_spectrum
-from rankmon.stack import recognized_stack
+from rankmon.engines.deep_linear import (
+    InputBasis,
+    Layers,
+    Reduction,
+    coordinate_count,
+    nested_basis,
+)
+from rankmon.engines.exact import engine_of
+from rankmon.engines.select import spectra_to_ranks
+from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
+from rankmon.linalg.numerical_rank import common_cuts, numerical_rank
+from rankmon.linalg.spectrum import padded, symmetric_spectrum
+from rankmon.network.dense_stack import recognized_stack
+from rankmon.problem.losses import Root
+from rankmon.problem.output_hessians import DenseHessians, FactoredHessians
+from rankmon.problem.point import Snapshot
 from refusals import refused
 
 LOSSES = ("mse", "cross_entropy", "cosh", "custom")

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from oracles import data, mlp
 from rankmon import Problem
-from rankmon.dense_kernels import DenseKernels
+from rankmon.network.dense_kernels import DenseKernels
 
 
 class ConvNet(nn.Module):

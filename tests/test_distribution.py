@@ -10,11 +10,11 @@ from zipfile import ZipFile
 import pytest
 
 import rankmon
-import rankmon_tensorboard
-from rankmon_tensorboard.plugin import RanksLoader
+import rankmon.tensorboard
+from rankmon.tensorboard.plugin import RanksLoader
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = [Path(module.__file__).parent for module in (rankmon, rankmon_tensorboard)]
+PACKAGES = [Path(module.__file__).parent for module in (rankmon, rankmon.tensorboard)]
 
 
 def test_tensorboard_finds_the_tab():
@@ -48,4 +48,4 @@ def test_a_wheel_has_every_file_of_both_packages(tmp_path):
         (entries,) = [name for name in archive.namelist() if name.endswith("/entry_points.txt")]
         written = archive.read(entries).decode()
     assert packed == files
-    assert "[tensorboard_plugins]\nranks = rankmon_tensorboard.plugin:RanksLoader\n" in written
+    assert "[tensorboard_plugins]\nranks = rankmon.tensorboard.plugin:RanksLoader\n" in written

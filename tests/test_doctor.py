@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from rankmon.doctor import Finding, findings
+from rankmon._util.facts import Finding
+from rankmon.cli.doctor import findings
 
 
 def prepared(folder: Path, name: str, file_format: str) -> None:

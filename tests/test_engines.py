@@ -11,10 +11,10 @@ import pytest
 
 from oracles import CASES, Case, cross_entropy, data, dense_parts, mlp, mse, student_t
 from rankmon import HessianProbe, Problem, RankMonitor, hessian_ranks
-from rankmon.curvature import Curvature
-from rankmon.engines import _digest, engine_of
-from rankmon.measurement import Snapshot
-from rankmon.parts import DEFAULT_MEMORY_LIMIT, dense_bytes
+from rankmon.engines.dense import Curvature
+from rankmon.engines.exact import _digest, engine_of
+from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT, dense_bytes
+from rankmon.problem.point import Snapshot
 from refusals import refused
 from shared_problems import flat_of, problem_of
 

@@ -7,11 +7,11 @@ from dataclasses import asdict
 
 import numpy as np
 
-from rankmon.closed_forms import closed_forms
-from rankmon.comparison import comparison_of
-from rankmon.exports import comparison_json, csv_of, prediction_json, report_json
-from rankmon.summary import summary_of
-from rankmon_tensorboard.series import ArraySeries, RunSeries
+from rankmon.report.compare import comparison_of
+from rankmon.report.export import comparison_json, csv_of, prediction_json, report_json
+from rankmon.report.summary import summary_of
+from rankmon.runs.series import ArraySeries, RunSeries
+from rankmon.theory.tables import closed_forms
 from test_summary import series
 
 NAN, INF = float("nan"), float("inf")

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from rankmon import _files
-from rankmon.writers import JsonlWriter, RunLock, TensorBoardWriter
+from rankmon._util import files
+from rankmon._util.files import RunLock
+from rankmon.writers.jsonl import JsonlWriter
+from rankmon.writers.tensorboard import TensorBoardWriter
 from refusals import refused
 
 OPENINGS = {
@@ -48,8 +50,8 @@ def test_a_url_is_refused(opening):
 
 def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    _files.replace_file(path, b"first")
-    _files.replace_file(str(path), b"second")
+    files.replace_file(path, b"first")
+    files.replace_file(str(path), b"second")
     assert path.read_bytes() == b"second"
     assert path.stat().st_mode & 0o777 == 0o666 & ~current_umask()
 
@@ -60,7 +62,7 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with refused(OSError, "'no space left'", "another file"):
-        _files.replace_file(path, b"third")
+        files.replace_file(path, b"third")
     assert path.read_bytes() == b"second"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -75,7 +77,7 @@ def current_umask() -> int:
 def test_a_pipe_is_written_into(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE)
-    _files.replace_file(tmp_path / "pipe", b"data")
+    files.replace_file(tmp_path / "pipe", b"data")
     assert reader.communicate(timeout=30)[0] == b"data"
     assert (tmp_path / "pipe").is_fifo()
 
@@ -83,7 +85,7 @@ def test_a_pipe_is_written_into(tmp_path):
 def test_a_file_that_cannot_be_replaced(tmp_path):
     for path in (tmp_path, tmp_path / "missing" / "file"):
         with refused(OSError, "written", str(path), "another file"):
-            _files.replace_file(path, b"")
+            files.replace_file(path, b"")
 
 
 def test_a_second_writer_in_this_process_is_refused(tmp_path):

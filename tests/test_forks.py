@@ -12,7 +12,7 @@ import pytest
 
 import rankmon
 from rankmon import JsonlWriter, MemoryWriter, Problem, RankMonitor, Record, TensorBoardWriter
-from rankmon.writers import read_jsonl
+from rankmon.writers.jsonl import read_jsonl
 from refusals import assert_explains
 from test_monitor import Light
 from test_writers import scalar_steps

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rankmon.gram import Gram, KhatriRao, factor_spectrum, triangular_factor
+from rankmon.linalg.gram import Gram, KhatriRao, factor_spectrum, triangular_factor
 
 EPS = 2.0**-52
 

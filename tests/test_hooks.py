@@ -12,8 +12,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rankmon import MemoryWriter, Problem, RankMonitor, RankmonWarning, read_jsonl, weight_ranks
-from rankmon.compiled_weights import weight_scalars
-from rankmon.hooks import report_weights, watch_weights
+from rankmon.monitor.hooks import report_weights, watch_weights
+from rankmon.weights.traced import weight_scalars
 from refusals import refused
 
 X = np.random.default_rng(0).standard_normal((12, 5)).astype(np.float32)

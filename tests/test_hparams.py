@@ -32,9 +32,9 @@ from rankmon import (
     alerts,
     read_jsonl,
 )
-from rankmon._event_files import SESSION_NAME
-from rankmon.hooks import watch_weights
-from rankmon.runs import read_runs
+from rankmon.monitor.hooks import watch_weights
+from rankmon.runs.read import read_runs
+from rankmon.writers.event_files import SESSION_NAME
 from refusals import refused
 from test_writers import tensorboard_server
 

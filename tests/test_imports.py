@@ -1,182 +1,25 @@
 """The architecture: imports point one way, importing is light, and nothing global changes."""
 
-import ast
 import json
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
 
-import rankmon
-import rankmon_tensorboard
 from test_hparams import page_of, values
 from test_writers import scalar_steps
 
-TEACHER = Path(__file__).parents[1] / "logs" / "reference" / "linear_teacher"
-PACKAGE, TAB = Path(rankmon.__file__).parent, Path(rankmon_tensorboard.__file__).parent
-
-# The table of the README's "how it is built": each module imports only from those above it.
-ORDER = [
-    "_warnings",
-    "_jaxprs",
-    "_pace",
-    "_readers",
-    "_precision",
-    "_containers",
-    "_tree",
-    "losses",
-    "output_hessians",
-    "adapters",
-    "_checks",
-    "_one_example",
-    "_hparams",
-    "_lifting",
-    "_network",
-    "_processes",
-    "flat",
-    "_diagnosis",
-    "problem",
-    "_dataflow",
-    "stack",
-    "activations",
-    "spectrum",
-    "gram",
-    "certificates",
-    "parts",
-    "_views",
-    "_kernels",
-    "_programs",
-    "jacobian",
-    "dense_kernels",
-    "_units",
-    "weighted_jacobian",
-    "products",
-    "curvature",
-    "contraction",
-    "deep_linear",
-    "rank",
-    "counts",
-    "compiled_weights",
-    "ntk",
-    "outer",
-    "sketch",
-    "reach",
-    "quadrature",
-    "_symbols",
-    "theory",
-    "spectral_theory",
-    "lemma8",
-    "measurement",
-    "_once",
-    "engines",
-    "large",
-    "stochastic",
-    "choice",
-    "expectation",
-    "predictions",
-    "hessian",
-    "features",
-    "probes",
-    "_markdown",
-    "legend",
-    "card",
-    "alerts",
-    "schedule",
-    "_files",
-    "_events",
-    "_event_files",
-    "_forks",
-    "_writer",
-    "_tensorboard_writer",
-    "_jsonl",
-    "writers",
-    "layout",
-    "_trouble",
-    "outbox",
-    "_state",
-    "_options",
-    "_copies",
-    "_closing",
-    "_scalars",
-    "budget",
-    "worker",
-    "recorder",
-    "compiled_loop",
-    "monitor",
-    "seeds",
-    "hooks",
-    "runs",
-    "summary",
-    "comparison",
-    "closed_forms",
-    "exports",
-    "doctor",
-    "tables",
-    "pictures",
-    "_arguments",
-    "cli",
-    "__main__",
-]
-
-# A package of its own, which reads what the other one wrote.
-TAB_ORDER = ["series", "payload", "stored", "assets", "plugin", "page"]
-
-BOTH = pytest.mark.parametrize(
-    ("package", "order"), [(PACKAGE, ORDER), (TAB, TAB_ORDER)], ids=["rankmon", "the tab"]
-)
+ROOT = Path(__file__).parents[1]
+TEACHER = ROOT / "logs" / "reference" / "linear_teacher"
 
 
-@cache
-def import_nodes(path: Path) -> tuple[ast.Import | ast.ImportFrom, ...]:
-    """The import statements of a file."""
-    nodes = ast.walk(ast.parse(path.read_text()))
-    return tuple(node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom))
-
-
-def imported(path: Path, package: str) -> set[str]:
-    """The modules of a package that a file imports."""
-    found = set()
-    for node in import_nodes(path):
-        if isinstance(node, ast.ImportFrom) and node.module == package:
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{package}."):
-            found.add(node.module.split(".")[1])
-        elif isinstance(node, ast.Import):
-            names = [alias.name.split(".") for alias in node.names]
-            found |= {name[1] for name in names if name[0] == package and len(name) > 1}
-    return found
-
-
-@BOTH
-def test_every_module_has_its_place(package, order):
-    modules = {path.stem for path in package.glob("*.py")} - {"__init__"}
-    assert modules == set(order)
-
-
-@BOTH
-def test_imports_point_upward(package, order):
-    for place, module in enumerate(order):
-        assert imported(package / f"{module}.py", package.name) <= set(order[:place]), module
-
-
-def test_the_tab_imports_none_of_the_numerics():
-    for path in TAB.rglob("*.py"):
-        roots = set()
-        for node in import_nodes(path):
-            if isinstance(node, ast.ImportFrom):
-                roots.add((node.module or "").split(".")[0])
-            elif isinstance(node, ast.Import):
-                roots |= {alias.name.split(".")[0] for alias in node.names}
-        own = {"rankmon_tensorboard", "numpy", "tensorboard", "werkzeug"}
-        assert roots <= own | sys.stdlib_module_names, path
-
-
-def test_what_reads_runs_needs_their_series_only():
-    """The command writes the tab's page as well; nothing else has to do with the tab."""
-    for module in set(ORDER) - {"cli"}:
-        assert imported(PACKAGE / f"{module}.py", TAB.name) <= {"series"}, module
+def test_imports_between_folders_point_one_way():
+    """The contracts in pyproject.toml hold."""
+    lint = (
+        "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"
+    )
+    subprocess.run([sys.executable, "-c", lint], cwd=ROOT, check=True)
 
 
 # What a fresh process has loaded. It is one process for all, since it starts in seconds.
@@ -202,7 +45,7 @@ import rankmon
 seen["options"] = [name for name, value in jax.config.values.items() if value != options[name]]
 seen["import"] = sorted(sys.modules)
 
-from rankmon.layout import custom_scalars_layout
+from rankmon.writers.layout import custom_scalars_layout
 
 with rankmon.TensorBoardWriter(folder / "writer", layout=custom_scalars_layout()) as writer:
     writer.start(0)
@@ -212,7 +55,7 @@ with rankmon.TensorBoardWriter(folder / "writer", layout=custom_scalars_layout()
     writer.end_session("success")
 del sys.meta_path[0]  # TensorBoard's readers do look for it
 
-from rankmon.cli import main
+from rankmon.cli.main import main
 
 for arguments in (["report", teacher], ["predict", "8", "6", "3"]):
     assert main(arguments) == 0

@@ -10,7 +10,7 @@ import pytest
 
 import rankmon
 from rankmon import MemoryWriter, Problem, RankMonitor, SeedsMonitor, read_jsonl
-from rankmon.measurement import Measurement
+from rankmon.probes.base import Measurement
 
 PLACES = 60  # of the interrupt in one call, spread over all instructions
 

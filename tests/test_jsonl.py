@@ -6,7 +6,8 @@ import os
 import numpy as np
 import pytest
 
-from rankmon.writers import JsonlWriter, Record, read_jsonl
+from rankmon.writers.base import Record
+from rankmon.writers.jsonl import JsonlWriter, read_jsonl
 from refusals import refused
 
 NAN, INF = float("nan"), float("inf")

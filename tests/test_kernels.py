@@ -10,8 +10,8 @@ from flax import linen as nn
 
 from oracles import gaussian_variables
 from rankmon import Problem, RankMonitor, WeightsProbe, weight_counts, weight_ranks
-from rankmon._kernels import kernel_axes
-from rankmon.compiled_weights import weight_scalars
+from rankmon.network.kernel_axes import kernel_axes
+from rankmon.weights.traced import weight_scalars
 from refusals import refused, warned
 
 RNG = np.random.default_rng(0)

@@ -12,11 +12,11 @@ import pytest
 
 from oracles import CASES, data, dense_parts, mlp
 from rankmon import HessianProbe, Problem, RankMonitor, Tolerance, hessian_ranks, theory
-from rankmon.choice import ENGINES, chosen_engine
-from rankmon.large import DEFAULT_TIME_LIMIT
-from rankmon.parts import DEFAULT_MEMORY_LIMIT
-from rankmon.sketch import SketchedRank
-from rankmon.writers import MemoryWriter
+from rankmon.engines.select import ENGINES, chosen_engine
+from rankmon.engines.sketch import DEFAULT_TIME_LIMIT
+from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
+from rankmon.linalg.sketch import SketchedRank
+from rankmon.writers.memory import MemoryWriter
 from refusals import refused, warned
 from shared_problems import problem_of
 

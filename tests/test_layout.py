@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from rankmon.layout import custom_scalars_layout
+from rankmon.writers.layout import custom_scalars_layout
 
 PARTS = ["H_L", "H_o", "H_f", "H_f_fixed"]
 # The tags of a run with every probe; layers are named by their paths.

@@ -10,7 +10,7 @@ import pytest
 from scipy.integrate import solve_ivp
 
 from rankmon import lemma8
-from rankmon.lemma8 import DeterminantPath
+from rankmon.theory.lemma8 import DeterminantPath
 
 CASES = [(1, 4), (2, 3), (3, 4), (4, 3), (5, 2)]
 IDS = [f"L{layers}-M{width}" for layers, width in CASES]

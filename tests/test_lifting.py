@@ -12,8 +12,8 @@ from jax import lax
 
 from oracles import Case, dense_parts, mse
 from rankmon import Problem, RankmonWarning, hessian_ranks, hessian_spectra
-from rankmon._lifting import lifted, lifted_at
-from rankmon._precision import DOUBLE, coarsest_operation
+from rankmon.problem.float64 import lifted, lifted_at
+from rankmon.problem.precision import DOUBLE, coarsest_operation
 from refusals import assert_explains, refused, unwarned
 
 LOW = [jnp.float32, jnp.bfloat16, jnp.float16]

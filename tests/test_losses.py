@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import oracles
-from rankmon._jaxprs import programs_in
-from rankmon.losses import as_loss
-from rankmon.output_hessians import FactoredRoots
+from rankmon._util.jaxpr import programs_in
+from rankmon.problem.losses import as_loss
+from rankmon.problem.output_hessians import FactoredRoots
 from refusals import refused
 
 RNG = np.random.default_rng(0)

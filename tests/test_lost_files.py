@@ -22,9 +22,9 @@ from rankmon import (
     TensorBoardWriter,
     read_jsonl,
 )
-from rankmon.cli import main
-from rankmon.runs import read_runs
-from rankmon.writers import RunLock
+from rankmon._util.files import RunLock
+from rankmon.cli.main import main
+from rankmon.runs.read import read_runs
 from refusals import refused, warned
 from test_hparams import page_of, values
 from test_monitor import Light, Remembering

@@ -16,9 +16,9 @@ import pytest
 import oracles
 from oracles import Case, dense_parts, mlp
 from rankmon import Problem, Tolerance, hessian_ranks, hessian_spectra, outer_rank
-from rankmon._pace import OutOfTimeError, Pace, compiled
-from rankmon.choice import chosen_engine
-from rankmon.output_hessians import DenseHessians, FactoredHessians
+from rankmon._util.expected_time import OutOfTimeError, Pace, compiled
+from rankmon.engines.select import chosen_engine
+from rankmon.problem.output_hessians import DenseHessians, FactoredHessians
 from refusals import refused
 
 RNG = np.random.default_rng(0)

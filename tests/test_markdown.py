@@ -2,7 +2,7 @@
 
 import pytest
 
-from rankmon import _markdown
+from rankmon._util import markdown
 from rendering import rendered
 
 NASTY = {
@@ -32,10 +32,10 @@ def shown(text):
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-@pytest.mark.parametrize("write", [_markdown.escaped, _markdown.code])
+@pytest.mark.parametrize("write", [markdown.escaped, markdown.code])
 @pytest.mark.parametrize("text", NASTY.values(), ids=NASTY)
 def test_a_cell_shows_the_text_as_it_is(write, text):
-    source = _markdown.table(["a", "b", "c"], [["1", write(text), "2"], [write(text), "", "3"]])
+    source = markdown.table(["a", "b", "c"], [["1", write(text), "2"], [write(text), "", "3"]])
     assert len(source.splitlines()) == 4
     page = rendered(source)
     assert page.rows == [["a", "b", "c"], ["1", shown(text), "2"], [shown(text), "", "3"]]
@@ -43,6 +43,6 @@ def test_a_cell_shows_the_text_as_it_is(write, text):
 
 
 def test_a_plain_name_is_code():
-    assert _markdown.code("Dense_0/kernel") == "`Dense_0/kernel`"
-    assert _markdown.code("a|b") == "a\\|b"
-    assert _markdown.code("") == ""
+    assert markdown.code("Dense_0/kernel") == "`Dense_0/kernel`"
+    assert markdown.code("a|b") == "a\\|b"
+    assert markdown.code("") == ""

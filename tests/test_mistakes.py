@@ -23,7 +23,7 @@ from rankmon import (
     weight_counts,
     weight_ranks,
 )
-from rankmon.hooks import report_weights, watch_weights
+from rankmon.monitor.hooks import report_weights, watch_weights
 from refusals import assert_explains, refused, warned
 
 RNG = np.random.default_rng(0)

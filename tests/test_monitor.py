@@ -24,9 +24,10 @@ from rankmon import (
     hessian_ranks,
     read_jsonl,
 )
-from rankmon._trouble import Trouble
-from rankmon.measurement import Description, Fact, Measurement
-from rankmon.outbox import MOST_WAITING, Outbox
+from rankmon._util.errors import Trouble
+from rankmon._util.facts import Fact
+from rankmon.monitor.fanout import MOST_WAITING, Outbox
+from rankmon.probes.base import Description, Measurement
 from refusals import refused, warned
 
 DIMS = (3, 3, 3, 3)

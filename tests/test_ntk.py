@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 from oracles import CASES, data, mlp
 from rankmon import Problem, Tolerance, ntk_gram, ntk_rank, theory
-from rankmon.jacobian import BatchJacobian, ExampleJacobians
+from rankmon.hessian.jacobian import BatchJacobian, ExampleJacobians
 from refusals import refused
 from shared_problems import flat_of, problem_of
 

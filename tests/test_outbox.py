@@ -8,8 +8,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rankmon import RankmonWarning, Record, read_jsonl
-from rankmon._trouble import Trouble
-from rankmon.outbox import MOST_WAITING, Outbox
+from rankmon._util.errors import Trouble
+from rankmon.monitor.fanout import MOST_WAITING, Outbox
 
 
 def record(step, attempt=1):

@@ -20,7 +20,7 @@ from rankmon import (
     outer_rank,
     theory,
 )
-from rankmon.outer import OuterSpectrum
+from rankmon.hessian.gauss_newton import OuterSpectrum
 from refusals import refused
 
 EPS = 2.0**-52

@@ -17,8 +17,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 from chromium import agrees, chart, show
-from rankmon_tensorboard.page import standalone_page
-from rankmon_tensorboard.series import ArraySeries, RunSeries, ScalarSeries
+from rankmon.report.html import standalone_page
+from rankmon.runs.series import ArraySeries, RunSeries, ScalarSeries
 from tab_browser import until
 
 pytestmark = pytest.mark.slow

@@ -8,11 +8,12 @@ import struct
 import numpy as np
 import pytest
 
-from rankmon.runs import read_runs
-from rankmon.writers import Record, TensorBoardWriter
-from rankmon_tensorboard import payload
-from rankmon_tensorboard.page import standalone_page
-from rankmon_tensorboard.series import ArraySeries, RunSeries, ScalarSeries
+from rankmon.report.html import standalone_page
+from rankmon.runs.read import read_runs
+from rankmon.runs.series import ArraySeries, RunSeries, ScalarSeries
+from rankmon.tensorboard import payload
+from rankmon.writers.base import Record
+from rankmon.writers.tensorboard import TensorBoardWriter
 from refusals import refused
 
 NAN, INF = float("nan"), float("inf")

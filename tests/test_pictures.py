@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rankmon.pictures import LAYERS, PARTS, png_of
-from rankmon_tensorboard.series import RunSeries
+from rankmon.report.plot import LAYERS, PARTS, png_of
+from rankmon.runs.series import RunSeries
 from test_summary import series
 
 NAN = float("nan")

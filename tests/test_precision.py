@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax import lax
 
 from oracles import gaussian_variables
-from rankmon._precision import DOUBLE, NATIVE, Precision, choose_precision, eps_of
+from rankmon.problem.precision import DOUBLE, NATIVE, Precision, choose_precision, eps_of
 
 EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 RNG = np.random.default_rng(0)

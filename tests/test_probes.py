@@ -99,7 +99,7 @@ def test_theory_follows_the_residual_to_zero():
 
 
 def _measure(probe, problem, params, state=None, step=0):
-    from rankmon.measurement import Snapshot
+    from rankmon.problem.point import Snapshot
 
     snapshot = Snapshot.take(problem.flat(params), step, params)
     return probe.measure(snapshot, probe.initial_state() if state is None else state)

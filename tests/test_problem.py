@@ -20,8 +20,8 @@ from rankmon import (
     hessian_spectra,
     weight_ranks,
 )
-from rankmon.compiled_weights import weight_scalars
-from rankmon.problem import Problem
+from rankmon.problem.problem import Problem
+from rankmon.weights.traced import weight_scalars
 from refusals import refused, unwarned, warned
 
 RNG = np.random.default_rng(0)

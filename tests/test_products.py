@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from oracles import CASES, dense_parts
-from rankmon.products import BlockProducts, SingleProducts
+from rankmon.hessian.operators import BlockProducts, SingleProducts
 from refusals import refused
 from shared_problems import flat_of
 

@@ -12,8 +12,8 @@ import pytest
 import rankmon
 from oracles import Case, cross_entropy, data, dense_parts, mlp
 from rankmon import Problem, Tolerance, hessian_ranks, stochastic_spectra, theory
-from rankmon.outer import OuterRank
-from rankmon.quadrature import StochasticSpectrum, Tridiagonal, starts
+from rankmon.hessian.gauss_newton import OuterRank
+from rankmon.linalg.lanczos import StochasticSpectrum, Tridiagonal, starts
 from refusals import refused
 
 

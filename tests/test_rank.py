@@ -8,16 +8,15 @@ import scipy.linalg
 from flax import linen as nn
 from flax import nnx
 
-from rankmon.rank import (
+from rankmon.linalg.numerical_rank import (
     DEFAULT_TOLERANCE,
     Tolerance,
     as_tolerance,
     numerical_rank,
     undefined_rank,
-    weight_rank,
-    weight_ranks,
 )
-from rankmon.spectrum import reconstruction_error, singular_values, symmetric_spectrum
+from rankmon.linalg.spectrum import reconstruction_error, singular_values, symmetric_spectrum
+from rankmon.weights.ranks import weight_rank, weight_ranks
 from refusals import refused
 
 EPS = 2.0**-52

@@ -24,14 +24,15 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 from werkzeug.test import Client
 
-import rankmon_tensorboard
+import rankmon.tensorboard
 from rankmon import Problem, RankMonitor, Record, TensorBoardWriter
-from rankmon_tensorboard.plugin import RanksLoader, static_files
+from rankmon.tensorboard.assets import static_files
+from rankmon.tensorboard.plugin import RanksLoader
 from refusals import assert_explains
 from test_runs import NAMES as RUN_NAMES
 from test_runs import record, small_record
 
-STATIC = Path(rankmon_tensorboard.__file__).parent / "static"
+STATIC = Path(rankmon.tensorboard.__file__).parent / "static"
 PREFIX = "/data/plugin/ranks/"
 ALERT = "<img src=x onerror=alert(1)>"
 NAMES = [*RUN_NAMES, ALERT, "100%25 +a&b=c?d#e", "back\\slash", "..a/...", " "]
@@ -571,7 +572,7 @@ def test_data_come_from_the_provider_alone(tmp_path, in_memory):
 
 def test_importing_the_plugin_loads_none_of_the_numerics():
     code = """
-import sys, rankmon_tensorboard.plugin
+import sys, rankmon.tensorboard.plugin
 heavy = {"jax", "jaxlib", "flax", "optax", "scipy", "rankmon", "tensorflow", "matplotlib"}
 assert not heavy & {name.split(".")[0] for name in sys.modules}, heavy & set(sys.modules)
 """

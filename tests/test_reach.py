@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 
 from oracles import data
 from rankmon import Problem, Tolerance, hessian_ranks, theory
-from rankmon.reach import most_rank
+from rankmon.linalg.rank_bound import most_rank
 
 SHAPES = [(12, 9), (9, 1), (9, 5)]
 P = 12 * 9 + 9 + 9 * 5

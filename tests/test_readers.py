@@ -15,20 +15,14 @@ from jax.interpreters import ad, batching, mlir
 
 import oracles
 import rankmon
-from rankmon import (
-    MemoryWriter,
-    Problem,
-    RankMonitor,
-    _jaxprs,
-    _kernels,
-    _lifting,
-    _precision,
-    activations,
-    dense_kernels,
-    features,
-    stack,
-)
-from rankmon.probes import FeaturesProbe, HessianProbe, WeightsProbe
+from rankmon import MemoryWriter, Problem, RankMonitor
+from rankmon._util import jaxpr
+from rankmon.network import dense_kernels, dense_stack, kernel_axes, layer_states
+from rankmon.probes import features
+from rankmon.probes.features import FeaturesProbe
+from rankmon.probes.hessian import HessianProbe
+from rankmon.probes.weights import WeightsProbe
+from rankmon.problem import float64, precision
 from refusals import warned
 
 PACKAGE = Path(rankmon.__file__).parent
@@ -54,14 +48,14 @@ def assert_ranks(record, case):
 
 # Each reader by a function that it calls: the warning's words, and the engine that reads.
 READERS = {
-    "dtypes": (_precision, "coarsest_operation", "dtypes of the operations", "auto"),
-    "stack": (stack, "_recognized", "stack of dense layers", "auto"),
-    "activations": (activations, "_rows", "activations", "auto"),
-    "names": (activations, "_name", "activations' names", "auto"),
+    "dtypes": (precision, "coarsest_operation", "dtypes of the operations", "auto"),
+    "stack": (dense_stack, "_recognized", "stack of dense layers", "auto"),
+    "activations": (layer_states, "_rows", "activations", "auto"),
+    "names": (layer_states, "_name", "activations' names", "auto"),
     "dense kernels": (dense_kernels, "_dense_kernel", "dense kernels", "sketch"),
     "dense kernels walked": (dense_kernels, "_summed_first", "dense kernels", "sketch"),
-    "kernels": (_kernels, "operation_axes", "axes of kernels", "auto"),
-    "lifting": (_lifting, "_any_operation", "operations to lift", "auto"),
+    "kernels": (kernel_axes, "operation_axes", "axes of kernels", "auto"),
+    "lifting": (float64, "_any_operation", "operations to lift", "auto"),
     "features": (features, "_dense_rows", "features", "auto"),
 }
 
@@ -237,4 +231,4 @@ def test_one_file_alone_knows_the_names_of_primitives():
         tree = ast.walk(ast.parse(path.read_text()))
         constants = {node.value for node in tree if isinstance(node, ast.Constant)}
         found = {value for value in constants if isinstance(value, str)} & names
-        assert not found or path.stem == _jaxprs.__name__.split(".")[-1], path
+        assert not found or path.stem == jaxpr.__name__.split(".")[-1], path

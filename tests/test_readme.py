@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import rankmon
-import rankmon_tensorboard
-from rankmon import legend
-from rankmon.cli import main
+import rankmon.tensorboard
+from rankmon.cli.main import main
+from rankmon.writers import legend
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -105,7 +105,7 @@ def test_pictures_and_files_that_it_names_exist():
 
 def test_modules_that_it_lists_are_those_that_exist():
     listed = set(re.findall(r"`(_?[a-z0-9_]+)`", str(table("module"))))
-    for package in (rankmon, rankmon_tensorboard):
+    for package in (rankmon, rankmon.tensorboard):
         modules = {path.stem for path in Path(package.__file__).parent.glob("*.py")}
         assert modules - {"__init__"} <= listed
 

@@ -19,7 +19,7 @@ from rankmon import (
     TensorBoardWriter,
     read_jsonl,
 )
-from rankmon.alerts import NonFinite, RankBelow
+from rankmon.monitor.alerts import NonFinite, RankBelow
 from refusals import refused, warned
 from test_hparams import page_of, values
 from test_monitor import Light, Remembering

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 from tensorboard.util import tensor_util
 
 from rankmon import JsonlWriter, Problem, RankMonitor, Record, TensorBoardWriter
-from rankmon.runs import read_runs, read_several
+from rankmon.runs.read import read_runs, read_several
 from refusals import refused
 
 REFERENCE = Path(__file__).parents[1] / "logs" / "reference"

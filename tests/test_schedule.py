@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from rankmon.schedule import AtSteps, EveryN, LogSpaced, at_steps, every, log_spaced
+from rankmon.monitor.schedule import AtSteps, EveryN, LogSpaced, at_steps, every, log_spaced
 from refusals import refused
 
 LIMIT = 130

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rankmon.sketch import Sketch, side_for, sketched, spectral_norm
+from rankmon.linalg.sketch import Sketch, side_for, sketched, spectral_norm
 
 P = 700
 CUT = 1e-10

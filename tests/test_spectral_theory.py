@@ -12,7 +12,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from oracles import data, mlp
-from rankmon.spectral_theory import (
+from rankmon.theory.spectra import (
     Plateaus,
     functional_plateaus,
     match_plateaus,

@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 
 from oracles import gaussian_variables
-from rankmon.stack import DenseLayer, dense_stack
+from rankmon.network.dataflow import DenseLayer
+from rankmon.network.dense_stack import dense_stack
 
 N = 7
 

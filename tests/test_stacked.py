@@ -8,8 +8,8 @@ from flax import linen as nn
 
 from oracles import gaussian_variables
 from rankmon import Problem, RankMonitor, WeightsProbe
-from rankmon._kernels import kernel_axes
-from rankmon._views import MatrixAxes
+from rankmon.network.kernel_axes import kernel_axes
+from rankmon.network.matrix_views import MatrixAxes
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((7, 6))

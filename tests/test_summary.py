@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from rankmon import Problem, RankMonitor, SeedsMonitor, read_jsonl
-from rankmon.alerts import RankBelow
-from rankmon.runs import read_runs
-from rankmon.summary import AlertText, only_tags, summary_of
-from rankmon_tensorboard.series import ArraySeries, RunSeries, ScalarSeries
+from rankmon.monitor.alerts import RankBelow
+from rankmon.report.summary import AlertText, only_tags, summary_of
+from rankmon.runs.read import read_runs
+from rankmon.runs.series import ArraySeries, RunSeries, ScalarSeries
 
 NAN, INF = float("nan"), float("inf")
 

@@ -6,12 +6,12 @@ import re
 import pytest
 from rich.console import Console
 
-from rankmon import tables
-from rankmon.closed_forms import closed_forms
-from rankmon.comparison import comparison_of
-from rankmon.doctor import Finding
-from rankmon.summary import summary_of
-from rankmon_tensorboard.series import RunSeries
+from rankmon._util.facts import Finding
+from rankmon.report import terminal
+from rankmon.report.compare import comparison_of
+from rankmon.report.summary import summary_of
+from rankmon.runs.series import RunSeries
+from rankmon.theory.tables import closed_forms
 from test_summary import series
 
 NAN = float("nan")
@@ -55,7 +55,7 @@ RUN = RunSeries(
 
 
 def test_a_report():
-    text = shown(tables.report(summary_of(RUN)))
+    text = shown(terminal.report(summary_of(RUN)))
     assert text.splitlines()[0].rstrip() == RUN.name
     assert "2 probes, steps 0 to 10; loss 8 to 0.5, lowest 0.5; 1 error of the monitor's" in text
     found = rows(text)
@@ -79,7 +79,7 @@ def test_it_keeps_to_the_width_and_loses_no_letter(width):
             **{f"rank_high/{name}": series([123456, 123456]) for name in names},
         },
     )
-    text = shown(tables.report(summary_of(run)), width=width)
+    text = shown(terminal.report(summary_of(run)), width=width)
     for line in text.splitlines():
         assert sum(2 if c in "日本語" else 1 for c in line.rstrip()) <= width
     assert "123456..123456" in text
@@ -91,19 +91,19 @@ def test_it_keeps_to_the_width_and_loses_no_letter(width):
 
 
 def test_colors_go_to_terminals_only():
-    report = tables.report(summary_of(RUN))
+    report = terminal.report(summary_of(RUN))
     assert "\x1b" not in shown(report)
     assert "\x1b[1m" in shown(report, terminal=True)
 
 
 def test_sign_changes_beyond_a_few_are_counted():
     run = RunSeries("run", {"det_sign/W": series([(-1) ** i for i in range(10)])})
-    assert "10, 20, 30, 40, 50, 60, 3 more" in shown(tables.report(summary_of(run)))
+    assert "10, 20, 30, 40, 50, 60, 3 more" in shown(terminal.report(summary_of(run)))
 
 
 def test_a_run_without_anything_but_its_card():
     run = RunSeries("run", texts={"rankmon/card": {0: "card"}})
-    assert shown(tables.report(summary_of(run))).split() == ["run", "1", "probe,", "step", "0"]
+    assert shown(terminal.report(summary_of(run))).split() == ["run", "1", "probe,", "step", "0"]
 
 
 def runs(count: int) -> list[RunSeries]:
@@ -117,7 +117,7 @@ def runs(count: int) -> list[RunSeries]:
 
 
 def test_a_comparison():
-    text = shown(tables.comparison(comparison_of(runs(3))))
+    text = shown(terminal.comparison(comparison_of(runs(3))))
     found = rows(text)
     assert ["2", "seed_1", "2", "0..10", "1 to 2"] in found
     assert ["rank at the end", "1", "2", "3", "median", "range", "differs"] in found
@@ -128,7 +128,7 @@ def test_a_comparison():
 
 
 def test_a_comparison_of_many_runs():
-    text = shown(tables.comparison(comparison_of(runs(20))))
+    text = shown(terminal.comparison(comparison_of(runs(20))))
     found = rows(text)
     assert ["rank/H_L", "9.5", "0..19", "at 10"] in found
     assert ["rank/H_L", *map(str, range(8))] in found
@@ -147,7 +147,7 @@ def test_a_comparison_of_long_names_and_large_ranks():
         )
         for i in range(4)
     ]
-    text = shown(tables.comparison(comparison_of(many)))
+    text = shown(terminal.comparison(comparison_of(many)))
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
     letters = "".join("".join(line[5:56].split()) for line in text.splitlines())
     assert all(run.name in letters for run in many)
@@ -157,13 +157,13 @@ def test_a_comparison_of_long_names_and_large_ranks():
 
 def test_a_comparison_of_equal_runs_and_of_missing_ranks():
     alone = RunSeries("alone", {"rank_weights/W": series([2]), "rank/H_o": series([3])})
-    text = shown(tables.comparison(comparison_of([runs(1)[0], alone])))
+    text = shown(terminal.comparison(comparison_of([runs(1)[0], alone])))
     assert ["rank_weights/W", "2", "2", "2..2"] in rows(text)
     assert "The ranks agree at every step that the runs share." in text
 
 
 def test_a_prediction():
-    text = shown(tables.prediction(closed_forms((8, 6, 3), bias=False)))
+    text = shown(terminal.prediction(closed_forms((8, 6, 3), bias=False)))
     found = rows(text)
     assert "8-6-3, mse, without biases: p = 66 parameters" in text
     assert ["H_L", "51", "77.27%"] in found
@@ -173,6 +173,10 @@ def test_a_prediction():
 
 
 def test_a_finding_says_what_to_do():
-    text = tables.finding(Finding("mnist", "missing", "not\nthere", "prepare it")).plain
+    text = terminal.finding(Finding("mnist", "missing", "not\nthere", "prepare it")).plain
     assert text.splitlines() == [f"{'missing':9}{'mnist':21}not\\nthere", f"{'':9}prepare it"]
-    assert tables.finding(Finding("python", "ok", "3.11")).plain.split() == ["ok", "python", "3.11"]
+    assert terminal.finding(Finding("python", "ok", "3.11")).plain.split() == [
+        "ok",
+        "python",
+        "3.11",
+    ]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from rankmon import theory
-from rankmon.closed_forms import closed_forms
+from rankmon.theory.tables import closed_forms
 from refusals import refused
 
 PRIME = 2**31 - 1

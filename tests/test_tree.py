@@ -13,8 +13,9 @@ from flax import nnx, struct
 from flax.core import freeze
 
 from oracles import gaussian_variables
-from rankmon._tree import Bundle, is_matrix, leaf_names, leaf_specs, matches
-from rankmon._views import matrix_shape
+from rankmon._util.globs import matches
+from rankmon.network.matrix_views import matrix_shape
+from rankmon.problem.pytree import Bundle, is_matrix, leaf_names, leaf_specs
 from refusals import refused
 
 A, B = np.ones((3, 2)), np.ones(2)

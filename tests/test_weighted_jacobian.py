@@ -10,9 +10,9 @@ from jax.flatten_util import ravel_pytree
 
 from oracles import CASES, Case, data
 from rankmon import Problem
-from rankmon.gram import Gram, KhatriRao
-from rankmon.output_hessians import DenseRoots
-from rankmon.weighted_jacobian import WeightedJacobian
+from rankmon.hessian.weighted_jacobian import WeightedJacobian
+from rankmon.linalg.gram import Gram, KhatriRao
+from rankmon.problem.output_hessians import DenseRoots
 
 ROOM = 2**28
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rankmon._copies import copies
-from rankmon._trouble import Trouble
-from rankmon.worker import Worker
+from rankmon._util.errors import Trouble
+from rankmon.monitor.worker import Worker
+from rankmon.problem.device_copy import copies
 
 
 def test_jobs_are_done_in_order_one_at_a_time():

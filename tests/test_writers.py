@@ -26,8 +26,11 @@ from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_BLOB_SEQUENCE as BLO
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.util import tensor_util
 
-from rankmon.layout import custom_scalars_layout
-from rankmon.writers import JsonlWriter, MemoryWriter, Record, TensorBoardWriter, read_jsonl
+from rankmon.writers.base import Record
+from rankmon.writers.jsonl import JsonlWriter, read_jsonl
+from rankmon.writers.layout import custom_scalars_layout
+from rankmon.writers.memory import MemoryWriter
+from rankmon.writers.tensorboard import TensorBoardWriter
 from refusals import refused
 
 NAN, INF = float("nan"), float("inf")

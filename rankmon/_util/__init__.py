@@ -1,0 +1,1 @@
+"""What knows nothing of networks or ranks: checks, files, text, warnings, JAX's names for primitives."""

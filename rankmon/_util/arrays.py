@@ -1,0 +1,38 @@
+"""Checks and copies of the user's arrays."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def in_machine_order(leaf: Any) -> Any:
+    """Return the leaf, an array of NumPy in the byte order that JAX takes."""
+    if not isinstance(leaf, np.ndarray) or leaf.dtype.isnative:
+        return leaf
+    return leaf.astype(leaf.dtype.newbyteorder("="))
+
+
+def host_copies(name: str, tree: Any) -> Any:
+    """Return copies of the arrays on the host, in the machine's byte order."""
+
+    def copy(leaf: Any) -> np.ndarray:
+        if jnp.issubdtype(getattr(leaf, "dtype", np.float64), jax.dtypes.prng_key):
+            raise TypeError(
+                f"expected {name} to be arrays of numbers, got a random key ({leaf.dtype}); pass "
+                "jax.random.key_data(key) and let apply call jax.random.wrap_key_data"
+            )
+        return np.array(in_machine_order(np.asarray(leaf)))
+
+    return jax.tree.map(copy, tree)
+
+
+def check_concrete(what: str, tree: Any) -> None:
+    """Refuse arrays without values: those of a function that JAX is tracing."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
+        raise TypeError(
+            f"expected {what} outside of jax.jit, jax.vmap and jax.grad, got traced arrays; call "
+            "it in the Python loop around the compiled step (a loop inside of a program: "
+            "monitor.scan, or hooks.report_weights for the weights alone)"
+        )

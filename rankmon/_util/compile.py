@@ -1,0 +1,72 @@
+"""Compiled programs that fit in a given memory, as the compiler measures it; no mathematics."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from rankmon._util.expected_time import compiled
+from rankmon._util.text import bytes_text
+
+# What library calls fused by XLA for CPUs (YNNPACK) take is in no count of the compiler's.
+_COUNTED = {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+
+Make = Callable[[int], Callable[..., Any]]
+
+
+def largest_program(
+    part: str,
+    make: Make,
+    shapes: Any,
+    *,
+    most: int,
+    room: int,
+    donate: tuple[int, ...] = (),
+) -> tuple[Callable[..., Any], int, int]:
+    """The program for the largest chunk whose temporary memory fits the room.
+
+    Args:
+      part: what it assembles, for the error.
+      make: gives the function for a chunk of this size.
+      shapes: of its arguments, or a function from the chunk to them.
+      most: the largest chunk to try.
+      room: bytes.
+      donate: arguments whose memory the program may use.
+
+    Returns:
+      The program, its chunk, and the bytes of temporary memory that it takes.
+
+    Raises:
+      MemoryError: where a chunk of one does not fit.
+    """
+    chunk = most
+    while True:
+        arguments = shapes(chunk) if callable(shapes) else shapes
+        traced = jax.jit(make(chunk), donate_argnums=donate).trace(*arguments)
+        program = compiled(part, traced, _COUNTED)
+        need = _temporary_bytes(program)
+        if need <= room:
+            return program, chunk, need
+        if chunk == 1:
+            raise MemoryError(
+                f"expected {part}'s workspace to fit in {bytes_text(room)}, got "
+                f"{bytes_text(need)} for a single row or example; raise memory_limit or take a "
+                "smaller probe batch"
+            )
+        chunk = max(1, min(chunk // 2, int(chunk * room / need)))
+
+
+def _temporary_bytes(program: Any) -> int:
+    analysis = program.memory_analysis()
+    return int(analysis.temp_size_in_bytes) if analysis is not None else 0
+
+
+def operations(program: Any) -> float:
+    """Return the operations of one call as the compiler counts them; 0 if it does not.
+
+    Args:
+      program: lowered or compiled.
+    """
+    counted = program.cost_analysis()
+    return float(counted.get("flops", 0.0)) if isinstance(counted, dict) else 0.0

@@ -1,0 +1,105 @@
+"""What the monitor does about trouble: counts errors, warns once of each kind; measures nothing.
+
+Trouble of a worker thread is kept until the user's thread asks for it. There are no locks: each
+change is one operation of a list, dict or deque, and an interrupt between two of them keeps nobody
+waiting.
+"""
+
+import threading
+import traceback
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Literal
+
+from rankmon._util.warnings import log_unseen, warn_user
+
+
+class Trouble:
+    """The error policy of one monitor; any thread may use it.
+
+    Args:
+      on_error: what an error does: "warn" (once of its kind) or "raise".
+
+    Attributes:
+      kept: warnings and exceptions of the worker that nobody was told yet; they are logged where
+        that never happens.
+    """
+
+    def __init__(self, on_error: Literal["warn", "raise"]) -> None:
+        self.kept: deque[str | BaseException] = deque()
+        self._on_error = on_error
+        self._counted: list[None] = []
+        self._warned: dict[str, object] = {}
+        self._thread = threading.local()
+        weakref.finalize(self, log_unseen, self.kept)
+
+    @property
+    def errors(self) -> int:
+        """How many errors there were."""
+        return len(self._counted)
+
+    def guard(self, what: str, action: Any, *arguments: Any) -> Any:
+        """The action's result; None and one warning where it fails, unless errors are to raise."""
+        try:
+            return action(*arguments)
+        except Exception as error:
+            self._counted.append(None)
+            if self._on_error == "raise":
+                raise
+            kind = what.split(" at step")[0]
+            self.warn(f"{what} failed ({type(error).__name__}: {error})", key=kind)
+            return None
+
+    def warn(self, message: str, *, key: str | None = None) -> None:
+        """Warns, at the user's line, unless there was a warning of this key."""
+        mine = object()
+        if self._warned.setdefault(key or message.split(":")[0], mine) is not mine:
+            return
+        if getattr(self._thread, "keeps", False):
+            self.kept.append(message)
+        else:
+            warn_user(message)
+
+    def attempt(self, action: Callable[[], Any]) -> Any:
+        """The action's result, on a worker: its warnings, and what it raises, wait for `tell`."""
+        result, error = self.outcome(action)
+        if error is not None:
+            # As text: its frames would keep the monitor alive, and the snapshot.
+            error.add_note("on rankmon's worker: " + "".join(traceback.format_exception(error)))
+            error.__traceback__ = error.__cause__ = error.__context__ = None
+            self.kept.append(error)
+        return result
+
+    def outcome(self, action: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+        """Return the action's result or its error, on a worker; its warnings wait for `tell`."""
+        outer, self._thread.keeps = getattr(self._thread, "keeps", False), True
+        try:
+            return action(), None
+        except BaseException as error:  # noqa: BLE001  another thread raises it
+            return None, error
+        finally:
+            self._thread.keeps = outer
+
+    def tell_warnings(self) -> None:
+        """Give the warnings that were kept, at the user's line."""
+        for trouble in list(self.kept):
+            if isinstance(trouble, str):
+                self.kept.remove(trouble)
+                warn_user(trouble)
+
+    def tell(self) -> None:
+        """Gives the warnings that were kept at the user's line, then raises the first exception."""
+        self.tell_warnings()
+        errors = [trouble for trouble in list(self.kept) if isinstance(trouble, BaseException)]
+        for error in errors:
+            self.kept.remove(error)
+        if not errors:
+            return
+        first, *others = errors
+        for other in others:
+            first.add_note(f"rankmon: and then {type(other).__name__}: {other}")
+        try:
+            raise first
+        finally:
+            del errors, error, first, others  # its traceback holds this frame

@@ -1,0 +1,135 @@
+"""How long a compilation or a loop is expected to take: said once, and held against a limit.
+
+All of it is rough: a compilation by the equations of its program, a loop by its first round.
+"""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sized
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from jax.extend.core import Jaxpr
+
+from rankmon._util.jaxpr import programs_in
+
+_log = logging.getLogger("rankmon")
+
+
+_T = TypeVar("_T")
+
+
+#: Seconds; nothing is said of what is expected to take less.
+WORTH_SAYING = 5.0
+
+
+class OutOfTimeError(Exception):
+    """A loop is expected to take longer than it may."""
+
+
+@dataclass
+class Pace:
+    """What was said of one problem, and the seconds that a loop may take.
+
+    Attributes:
+      limit: seconds from the beginning of a loop; none by default.
+      said: what was announced.
+    """
+
+    limit: float = float("inf")
+    said: set[str] = field(default_factory=set)
+
+    def say(self, what: str, seconds: float) -> None:
+        """Log that this is expected to take so many seconds, if that is long, once."""
+        if seconds > WORTH_SAYING and what not in self.said:
+            self.said.add(what)
+            _log.warning(
+                "rankmon: %s: expected to take about %s (a rough estimate); measure less often, on "
+                "a smaller probe batch, or fewer parameters with include=",
+                what,
+                _duration(seconds),
+            )
+
+    def over(self, what: str, rounds: "Iterable[_T]", count: int | None = None) -> Iterator[_T]:
+        """Yield the rounds; say after the first one how long all of them take.
+
+        Args:
+          what: what the loop computes.
+          rounds: what it goes over.
+          count: how many there are, if `rounds` has no length.
+
+        Raises:
+          OutOfTimeError: if that is more than the limit.
+        """
+        if count is None:
+            assert isinstance(rounds, Sized)
+            count = len(rounds)
+        begun = time.monotonic()
+        for done, item in enumerate(rounds):
+            if done:
+                expected = (time.monotonic() - begun) * count / done
+                if done == 1:
+                    self.say(what, expected)
+                if expected > self.limit:
+                    raise OutOfTimeError(what)
+            yield item
+
+
+@dataclass
+class _CompileRate:
+    """Seconds that the compiler took for an equation, in this process."""
+
+    seconds: float = 0.0
+    equations: int = 0
+
+    @property
+    def each(self) -> float:
+        # 5 ms until something was compiled.
+        return (self.seconds + 0.5) / (self.equations + 100)
+
+    def add(self, equations: int, seconds: float) -> None:
+        self.seconds, self.equations = self.seconds + seconds, self.equations + equations
+
+
+_rate = _CompileRate()
+
+
+def compiled(what: str, traced: Any, options: dict[str, Any] | None = None) -> Any:
+    """Compile what `jax.jit(...).trace` gave; say before how long that takes if it is long.
+
+    Args:
+      what: what the program computes.
+      traced: the traced program.
+      options: of the compiler, for those that know them.
+    """
+    equations = _equation_count(traced.jaxpr.jaxpr)
+    expected = equations * _rate.each
+    if expected > WORTH_SAYING:
+        _log.warning(
+            "rankmon: compiling %s, a program of %s equations: expected to take about %s (a rough "
+            "estimate)",
+            what,
+            f"{equations:,}",
+            _duration(expected),
+        )
+    begun = time.monotonic()
+    lowered = traced.lower()
+    try:
+        program = lowered.compile(compiler_options=options)
+    except Exception:
+        if not options:
+            raise
+        program = lowered.compile()  # another compiler; any other fault shows again
+    _rate.add(equations, time.monotonic() - begun)
+    return program
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:,.0f} min"
+
+
+def _equation_count(program: Jaxpr) -> int:
+    """Return the equations of a program and of those in it."""
+    return sum(
+        1 + sum(_equation_count(inner) for inner in programs_in(eqn)) for eqn in program.eqns
+    )

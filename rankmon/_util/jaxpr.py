@@ -1,0 +1,305 @@
+"""JAX's names for primitives and their parameters, and walks through jaxprs.
+
+JAX renames primitives and parameters between versions. Everything else in rankmon asks this module,
+so that there is one place to mend.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
+
+T = TypeVar("T")
+
+
+CALLS = frozenset({"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"})
+
+
+CUSTOM_JVP_CALLS = frozenset({"custom_jvp_call"})
+
+
+CUSTOM_VJP_CALLS = frozenset({"custom_vjp_call", "custom_vjp_call_jaxpr"})
+
+
+CUSTOM_CALLS = CUSTOM_JVP_CALLS | CUSTOM_VJP_CALLS
+
+
+SCAN, WHILE, COND = "scan", "while", "cond"
+
+
+CONVERT = "convert_element_type"
+
+
+ROUNDINGS = frozenset({CONVERT, "reduce_precision"})
+
+
+BITCAST = "bitcast_convert_type"
+
+
+COPIES = frozenset({CONVERT, "copy", "copy_p"})
+
+
+TRANSPOSE, BROADCAST, RESHAPE, SQUEEZE = "transpose", "broadcast_in_dim", "reshape", "squeeze"
+
+
+SLICE, DYNAMIC_SLICE, REVERSE = "slice", "dynamic_slice", "rev"
+
+
+SPLIT, PAD, CONCATENATE = "split", "pad", "concatenate"
+
+
+SUMS = frozenset({"add", "add_any"})
+
+
+MAX, REDUCE = "max", "reduce"
+
+
+_REDUCTIONS = frozenset(
+    """
+    reduce_sum reduce_prod reduce_max reduce_min cumsum cumprod cummax cummin
+    """.split()
+)
+
+
+DOT, CONVOLUTION = "dot_general", "conv_general_dilated"
+
+
+ELEMENTWISE = frozenset(
+    """
+    abs acos acosh and asin asinh atan atan2 atanh cbrt ceil clamp cos cosh digamma div eq erf
+    erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p logistic lt
+    max min mul ne neg not or pow rem round rsqrt select_n sign sin sinh sqrt square sub tan tanh
+    xor
+    """.split()
+)
+
+
+_Axes = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A `lax.scan`: its body takes constants, the carry and a slice of each xs, in this order."""
+
+    body: ClosedJaxpr
+    consts: int
+    carry: int
+    length: int
+    reverse: bool
+    unroll: int
+
+
+@dataclass(frozen=True)
+class While:
+    """A `lax.while_loop`: its operands are both programs' constants, then the carry."""
+
+    condition: ClosedJaxpr
+    body: ClosedJaxpr
+    condition_consts: int
+    body_consts: int
+
+
+def scan_of(eqn: JaxprEqn) -> Scan:
+    """Return the parts of a scan.
+
+    The counts come from the shapes, since JAX changed the parameters that hold them in 0.11: xs and
+    ys have one axis more outside of the body than inside.
+    """
+    body = eqn.params["jaxpr"]
+    xs = _one_axis_more(eqn.invars, body.jaxpr.invars)
+    ys = _one_axis_more(eqn.outvars, body.jaxpr.outvars)
+    carry = len(eqn.outvars) - ys
+    return Scan(
+        body,
+        len(eqn.invars) - carry - xs,
+        carry,
+        eqn.params["length"],
+        eqn.params["reverse"],
+        eqn.params["unroll"],
+    )
+
+
+def _one_axis_more(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+    pairs = zip(outside, inside, strict=True)
+    return sum(len(a.aval.shape) == len(b.aval.shape) + 1 for a, b in pairs)
+
+
+def while_of(eqn: JaxprEqn) -> While:
+    """Return the parts of a while loop."""
+    params = eqn.params
+    return While(
+        params["cond_jaxpr"], params["body_jaxpr"], params["cond_nconsts"], params["body_nconsts"]
+    )
+
+
+def branches_of(eqn: JaxprEqn) -> tuple[ClosedJaxpr, ...]:
+    """Return the programs that a cond or a switch chooses from; its first operand is the index."""
+    return eqn.params["branches"]
+
+
+def dot_axes(eqn: JaxprEqn) -> tuple[tuple[_Axes, _Axes], tuple[_Axes, _Axes]]:
+    """Return the contracted axes of a dot_general's two operands, and their batch axes."""
+    contracted, batch = eqn.params["dimension_numbers"]
+    return contracted, batch
+
+
+def convolution_axes(eqn: JaxprEqn) -> Any:
+    """Return the `ConvDimensionNumbers` of a convolution."""
+    return eqn.params["dimension_numbers"]
+
+
+def permutation(eqn: JaxprEqn) -> _Axes:
+    """Return the order in which a transpose takes its operand's axes."""
+    return eqn.params["permutation"]
+
+
+def broadcast_places(eqn: JaxprEqn) -> _Axes:
+    """Return the axes of a broadcast's result that its operand's axes become."""
+    return eqn.params["broadcast_dimensions"]
+
+
+def is_plain_reshape(eqn: JaxprEqn) -> bool:
+    """Return whether a reshape takes its operand in C order."""
+    return eqn.params["dimensions"] is None
+
+
+def slice_sizes(eqn: JaxprEqn) -> _Axes:
+    """Return the shape that a dynamic_slice takes out."""
+    return eqn.params["slice_sizes"]
+
+
+def called_name(eqn: JaxprEqn) -> str:
+    """Return the name of the function that one of CALLS calls, if it has one."""
+    return str(eqn.params.get("name", eqn.primitive.name))
+
+
+def programs_in(eqn: JaxprEqn) -> Iterator[Jaxpr]:
+    """Yield every program among an operation's parameters, whatever the operation is."""
+    for value in eqn.params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(item, ClosedJaxpr):
+                yield item.jaxpr
+            elif isinstance(item, Jaxpr):
+                yield item
+
+
+def with_programs(eqn: JaxprEqn, changed: Callable[[ClosedJaxpr], ClosedJaxpr]) -> dict[str, Any]:
+    """Return an operation's parameters with each program among them changed.
+
+    Raises:
+      ValueError: if a program has constants that are no arguments, before the change or after it,
+        and the operation has no place for them.
+    """
+
+    def one(value: Any) -> Any:
+        if isinstance(value, ClosedJaxpr):
+            return changed(value)
+        if isinstance(value, Jaxpr):
+            if value.constvars:
+                raise ValueError("expected a program without constants, got some; keep it")
+            closed = changed(ClosedJaxpr(value, ()))
+            if closed.consts:
+                raise ValueError("expected a program without constants, got some; keep it")
+            return closed.jaxpr
+        return value
+
+    def each(value: Any) -> Any:
+        if isinstance(value, (tuple, list)):
+            items = [one(item) for item in value]
+            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        return one(value)
+
+    return {name: each(value) for name, value in eqn.params.items()}
+
+
+def holds_functions(eqn: JaxprEqn) -> bool:
+    """Return whether Python functions are among an operation's parameters (rules, callbacks).
+
+    A reduction's, from which its program was made, is nowhere used again.
+    """
+    unused = {"computation"} if eqn.primitive.name == REDUCE else set()
+    return any(
+        callable(item) and not isinstance(item, (type, np.dtype))
+        for name, value in eqn.params.items()
+        if name not in unused
+        for item in (value if isinstance(value, (tuple, list)) else (value,))
+    )
+
+
+def reduces_to_another_dtype(program: Jaxpr) -> bool:
+    """Return whether a reduction's result is of another dtype than its operand, which is an error.
+
+    JAX traces it all the same, and fails when it compiles, where a NumPy array of int64 is closed
+    over by a function that was traced before with x64 off.
+    """
+    return any(
+        (
+            eqn.primitive.name in _REDUCTIONS
+            and eqn.invars[0].aval.dtype != eqn.outvars[0].aval.dtype  # type: ignore[attr-defined]
+        )
+        or any(map(reduces_to_another_dtype, programs_in(eqn)))
+        for eqn in program.eqns
+    )
+
+
+def holds(program: Jaxpr, names: Collection[str]) -> bool:
+    """Return whether an operation of one of these names is in the program, however deep."""
+    return any(
+        eqn.primitive.name in names or any(holds(inner, names) for inner in programs_in(eqn))
+        for eqn in program.eqns
+    )
+
+
+def at_highest_precision(params: dict[str, Any], precision: Any) -> dict[str, Any]:
+    """Return an operation's parameters with this precision, if it has one."""
+    return params | {"precision": precision} if "precision" in params else params
+
+
+def interpreted(
+    program: ClosedJaxpr,
+    arguments: Sequence[T],
+    *,
+    constant: Callable[[Any, Any], T],
+    operation: Callable[[Jaxpr, JaxprEqn, list[T]], Sequence[T]],
+) -> list[T]:
+    """Return an abstract interpretation of a program's results, given that of its arguments.
+
+    Args:
+      program: its calls of other programs are operations like any other.
+      arguments: one value of the interpretation for each argument.
+      constant: from a constant's abstract value and value to its interpretation.
+      operation: from the program around an operation, the operation and its operands'
+        interpretations to those of its results.
+    """
+    jaxpr = program.jaxpr
+    known = dict(zip(jaxpr.invars, arguments, strict=True))
+    for variable, value in zip(jaxpr.constvars, program.consts, strict=True):
+        known[variable] = constant(variable.aval, value)
+
+    def read(atom: Any) -> T:
+        return constant(atom.aval, atom.val) if isinstance(atom, Literal) else known[atom]
+
+    for eqn in jaxpr.eqns:
+        results = operation(jaxpr, eqn, [read(atom) for atom in eqn.invars])
+        known.update(zip(eqn.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def nested(eqn: JaxprEqn) -> ClosedJaxpr:
+    """Return the program that one of CALLS or CUSTOM_CALLS calls."""
+    keys = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+    program = next(eqn.params[key] for key in keys if key in eqn.params)
+    return program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
+
+
+def evaluated(jaxpr: Jaxpr, eqn: JaxprEqn, values: Sequence[Any]) -> list[Any]:
+    """Return the results of one operation of the program, at the values of its operands."""
+    free = {
+        atom: value
+        for atom, value in zip(eqn.invars, values, strict=True)
+        if not isinstance(atom, Literal)
+    }
+    alone = Jaxpr((), list(free), eqn.outvars, [eqn], eqn.effects, jaxpr.debug_info)
+    return jaxpr_as_fun(ClosedJaxpr(alone, ()))(*free.values())

@@ -1,0 +1,254 @@
+"""What this installation can do: findings, each with what to do; mends nothing, prints nothing.
+
+What may fail in its own way (another package's import, TensorBoard's plugin) is tried in a process
+of its own. TensorFlow Datasets is asked for the examples' sake, where it is installed.
+"""
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rankmon import theory
+from rankmon._util.facts import Finding
+from rankmon._util.files import PathLike
+from rankmon.measure.hessian import hessian_ranks
+from rankmon.problem.precision import DOUBLE
+from rankmon.problem.problem import Problem
+
+LIBRARIES = ("rankmon", "jax", "jaxlib", "flax", "optax", "numpy", "scipy", "tensorboard")
+
+
+_SERVER_SECONDS = 60
+
+
+DATA_SETS = ("mnist", "fashion_mnist", "cifar10")
+
+
+def findings(logdir: PathLike) -> Iterator[Finding]:
+    """Looks at everything, one finding after the other as they come.
+
+    Args:
+      logdir: a folder that runs shall be written to; it is not created.
+    """
+    yield Finding("python", "ok", f"{platform.python_version()} at {sys.executable}")
+    for library in LIBRARIES:
+        yield _library(library)
+    yield from map(_tried, (_devices, _double, _measurement))
+    yield _extra("matplotlib", "plots", "rankmon report --png")
+    yield _extra("shtab", "completions", "rankmon completions")
+    yield from _plugins()
+    yield from _data_sets()
+    yield _writable(Path(logdir).expanduser().absolute())
+    yield _server()
+
+
+def _tried(check: Callable[[], Finding]) -> Finding:
+    """The finding of a check; its error, where it fails."""
+    try:
+        return check()
+    except Exception as error:  # noqa: BLE001  whatever it is, it is the finding
+        name = check.__name__.strip("_")
+        return Finding(
+            name,
+            "broken",
+            _one_line(error),
+            "reinstall jax and jaxlib in one step: pip install jax",
+        )
+
+
+def _library(name: str) -> Finding:
+    try:
+        return Finding(name, "ok", metadata.version(name))
+    except metadata.PackageNotFoundError:
+        status: Literal["missing", "broken"] = "missing" if name == "rankmon" else "broken"
+        return Finding(name, status, "not installed", f"pip install {name}")
+
+
+def _devices() -> Finding:
+    kinds = Counter(f"{device.platform} ({device.device_kind})" for device in jax.devices())
+    return Finding("devices", "ok", ", ".join(f"{n} x {kind}" for kind, n in kinds.items()))
+
+
+def _double() -> Finding:
+    before = dict(jax.config.values)
+    with DOUBLE.scope():
+        one = jnp.ones(())
+        keeps_digits = one.dtype == np.float64 and float(one + 2.0**-40) != 1.0
+    outside = "on" if jax.config.read("jax_enable_x64") else "off"
+    if not keeps_digits:
+        return Finding("float64", "broken", "lost in JAX's float64 scope", "pip install -U jax")
+    if dict(jax.config.values) != before:
+        return Finding("float64", "broken", "the scope changes the configuration", "report this")
+    return Finding("float64", "ok", f"in a scope; jax_enable_x64 stays {outside} outside of it")
+
+
+def _measurement() -> Finding:
+    rng, dims = np.random.default_rng(0), (8, 6, 3)
+    weights = [rng.normal(size=shape) for shape in zip(dims[:-1], dims[1:], strict=True)]
+    problem = Problem(
+        lambda params, x: x @ params[0] @ params[1],
+        loss="mse",
+        inputs=rng.normal(size=(40, 8)),
+        targets=rng.normal(size=(40, 3)),
+    )
+    rank, predicted = hessian_ranks(problem, weights)["H_L"].rank, theory.rank_loss(dims)
+    if rank != predicted:
+        detail = f"rank H_L of 8-6-3 is {rank}, not {predicted} as predicted"
+        return Finding("measurement", "broken", detail, "report this with the versions above")
+    return Finding("measurement", "ok", f"rank H_L of 8-6-3 is {rank}, as predicted")
+
+
+def _extra(name: str, extra: str, use: str) -> Finding:
+    try:
+        return Finding(name, "ok", f"{metadata.version(name)}, for {use}")
+    except metadata.PackageNotFoundError:
+        remedy = f'for {use}: pip install "rankmon[{extra}]"'
+        return Finding(name, "missing", "not installed", remedy)
+
+
+def _plugins() -> Iterator[Finding]:
+    """TensorBoard finds its plugins by their entry points and loads all of them at its start."""
+    points = {
+        (point.name, point.value)
+        for point in metadata.entry_points(group="tensorboard_plugins")
+        if point.dist is not None and point.dist.name == "rankmon"
+    }
+    if not points:
+        remedy = "reinstall, for the Ranks tab: pip install --force-reinstall --no-deps rankmon"
+        yield Finding("TensorBoard plugin", "missing", "not registered", remedy)
+    for name, value in sorted(points):
+        code = f"from importlib.metadata import EntryPoint as E; E({name!r}, {value!r}, '').load()"
+        error = _error_of(code)
+        if error is None:
+            yield Finding("TensorBoard plugin", "ok", f"{name} ({value}) loads")
+        else:
+            remedy = "TensorBoard may not start; reinstall rankmon"
+            yield Finding("TensorBoard plugin", "broken", f"{name}: {error}", remedy)
+
+
+def _server() -> Finding:
+    """Start TensorBoard as the user does, on an empty folder, and ask it for the Ranks tab."""
+    with tempfile.TemporaryDirectory() as folder:
+        logdir, output = Path(folder, "logs"), Path(folder, "output")
+        logdir.mkdir()
+        command = [*_tensorboard(), "--logdir", str(logdir), "--port", "0"]
+        try:
+            with output.open("wb") as sink:
+                server = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
+        except OSError as error:
+            return _no_server(_one_line(error))
+        try:
+            return _answered(server, output)
+        finally:
+            server.kill()
+            server.wait()
+
+
+def _tensorboard() -> list[str]:
+    """Return the `tensorboard` command of this installation."""
+    beside = shutil.which("tensorboard", path=str(Path(sys.executable).parent))
+    return [beside] if beside else [sys.executable, "-m", "tensorboard.main"]
+
+
+def _answered(server: subprocess.Popen[bytes], output: Path) -> Finding:
+    """Return the finding of a server that has been started; it writes its address to `output`."""
+    deadline = time.monotonic() + _SERVER_SECONDS
+    while time.monotonic() < deadline:
+        text = output.read_text(errors="replace")
+        address = re.search(r"http://\S+", text)
+        if address is not None and "Press CTRL" in text:
+            return _tab_of(address[0])
+        if server.poll() is not None:
+            last = (text.strip().splitlines() or [f"exit code {server.returncode}"])[-1]
+            return _no_server(last)
+        time.sleep(0.05)
+    return _no_server(f"no address within {_SERVER_SECONDS} s")
+
+
+def _tab_of(address: str) -> Finding:
+    route = f"{address.rstrip('/')}/data/plugin/ranks/runs"
+    local = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with local.open(route, timeout=30) as answer:
+            json.load(answer)
+    except (OSError, ValueError) as error:
+        remedy = "TensorBoard starts without the Ranks tab; reinstall rankmon in its environment"
+        return Finding("tensorboard command", "broken", _one_line(error), remedy)
+    return Finding("tensorboard command", "ok", "starts, and serves the Ranks tab")
+
+
+def _no_server(detail: str) -> Finding:
+    # 2.19 and 2.20 import pkg_resources, which setuptools 82 no longer has.
+    remedy = 'pip install -U "tensorboard>=2.21"'
+    return Finding("tensorboard command", "broken", detail, remedy)
+
+
+def _data_sets() -> Iterator[Finding]:
+    try:
+        version = metadata.version("tensorflow-datasets")
+    except metadata.PackageNotFoundError:
+        remedy = 'for the examples: pip install "rankmon[examples]"'
+        yield Finding("TensorFlow Datasets", "missing", "not installed", remedy)
+        return
+    yield Finding("TensorFlow Datasets", "ok", f"{version}, for the examples")
+    for name in DATA_SETS:
+        error = _error_of(
+            "import tensorflow_datasets as tfds\n"
+            f"builder = tfds.builder({name!r})\n"
+            "assert builder.is_prepared(), f'not prepared in {builder.data_path}'\n"
+            "found = builder.info.file_format.value\n"
+            "assert found == 'array_record', f'{found} files, which only TensorFlow reads'"
+        )
+        remedy = f"for the examples: python examples/datasets.py prepare {name}"
+        if error is None:
+            yield Finding(name, "ok", "prepared")
+        else:
+            yield Finding(name, "missing", error.removeprefix("AssertionError: "), remedy)
+
+
+def _error_of(code: str) -> str | None:
+    """The last line of what a Python process of its own complains about; None where it succeeds."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=120,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return _one_line(error)
+    lines = done.stderr.strip().splitlines()
+    return None if done.returncode == 0 else (lines or [f"exit code {done.returncode}"])[-1]
+
+
+def _writable(logdir: Path) -> Finding:
+    """Whether a run folder can be made there, tried in the nearest folder that exists."""
+    nearest = next(folder for folder in (logdir, *logdir.parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        detail = f"{logdir}: {os.strerror(error.errno) if error.errno else error}"
+        return Finding("logdir", "broken", detail, "choose a logdir where you may write")
+    return Finding("logdir", "ok", f"{logdir} can be written")
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

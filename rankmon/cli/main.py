@@ -1,0 +1,236 @@
+"""The `rankmon` command: reads, asks the rooms above, prints and writes files; measures nothing.
+
+Exit codes: 0 for all well, 1 where `doctor` finds something broken, 2 with one line on stderr for
+input that does not fit. A pipe that is closed early is no error.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.util import find_spec
+from io import TextIOWrapper
+from pathlib import Path
+from typing import TextIO, TypeVar
+
+from rich.console import Console, RenderableType
+
+from rankmon._util.files import replace_file
+from rankmon._util.warnings import RankmonWarning
+from rankmon.cli.parser import arguments, completions
+from rankmon.report import export, terminal
+from rankmon.report.compare import comparison_of, only_ranks
+from rankmon.report.summary import RunSummary, only_tags, summary_of
+from rankmon.runs.series import RunSeries
+from rankmon.theory.tables import closed_forms
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+      argv: the command line after the program's name; that of the process if not given.
+
+    Returns:
+      The exit code.
+
+    Raises:
+      SystemExit: for --help, --version and arguments that do not fit.
+    """
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack a name's letters
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of each restart it read
+    try:
+        try:
+            return _run(arguments(argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still buffered would break it once more when Python flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    try:
+        with _warnings_as_lines(args.command):
+            return COMMANDS[args.command](args)
+    except BrokenPipeError:
+        raise
+    except KeyboardInterrupt:
+        return 130
+    except (OSError, ValueError, ImportError, MemoryError) as error:
+        print(f"rankmon {args.command}: {_message(error)}", file=sys.stderr)
+        return 2
+
+
+@contextmanager
+def _warnings_as_lines(command: str) -> Iterator[None]:
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, RankmonWarning):
+                text = terminal.printable(str(message).removeprefix("rankmon: "))
+                print(f"rankmon {command}: {text}", file=sys.stderr)
+            else:
+                others(message, category, filename, lineno, file, line)
+
+        warnings.simplefilter("always", RankmonWarning)
+        warnings.showwarning = show
+        yield
+
+
+def _report(args: argparse.Namespace) -> int:
+    from rankmon.runs.read import read_runs
+
+    patterns = args.tags or ["*"]
+    runs = read_runs(args.logdir)
+    summaries = [summary_of(run) for run in runs]
+
+    def html() -> bytes:
+        from rankmon.report.html import standalone_page
+
+        return standalone_page(runs).encode(errors="replace")
+
+    def png() -> bytes:
+        _expect("matplotlib", extra="plots")
+        from rankmon.report.plot import png_of
+
+        return png_of([_named(run, args.logdir) for run in runs])
+
+    def as_csv() -> bytes:
+        return export.csv_of(runs, patterns).encode(errors="surrogateescape")
+
+    def as_json() -> bytes:
+        return export.report_json(runs, summaries, patterns).encode()
+
+    _hand_out(
+        [terminal.report(_named(only_tags(one, patterns), args.logdir)) for one in summaries],
+        [(args.html, html), (args.png, png), (args.csv, as_csv), (args.json, as_json)],
+    )
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from rankmon.runs.read import read_several
+
+    compared = only_ranks(comparison_of(read_several(args.runs)), args.tags or ["*"])
+    _hand_out(
+        [terminal.comparison(compared)],
+        [(args.json, lambda: export.comparison_json(compared).encode())],
+    )
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    forms = closed_forms(
+        args.widths,
+        r=args.rank_input,
+        s=args.rank_residual,
+        bias=args.bias,
+        loss=args.loss,
+        n=args.examples,
+    )
+    _hand_out(
+        [terminal.prediction(forms)], [(args.json, lambda: export.prediction_json(forms).encode())]
+    )
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from rankmon.cli.doctor import findings  # JAX, which no other command needs
+
+    console, broken = _console(), False
+    for found in findings(args.logdir):
+        console.print(terminal.finding(found), soft_wrap=True)
+        broken |= found.status == "broken"
+    return int(broken)
+
+
+def _completions(args: argparse.Namespace) -> int:
+    _expect("shtab", extra="completions")
+    print(completions(args.shell))
+    return 0
+
+
+COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "report": _report,
+    "compare": _compare,
+    "predict": _predict,
+    "doctor": _doctor,
+    "completions": _completions,
+}
+
+
+def _hand_out(
+    shown: Sequence[RenderableType], outputs: Sequence[tuple[str | None, Callable[[], bytes]]]
+) -> None:
+    """Writes what was asked for to its files, and shows the terminal where stdout is still free.
+
+    Everything is made before anything is written.
+    """
+    asked = [(path, make()) for path, make in outputs if path is not None]
+    to_stdout = [data for path, data in asked if path == "-"]
+    if len(to_stdout) > 1:
+        raise ValueError("expected '-' for one output at most, got more; name files for the others")
+    files = [(path, data) for path, data in asked if path != "-"]
+    for path, data in files:
+        replace_file(path, data)
+    for data in to_stdout:
+        sys.stdout.buffer.write(data)
+    if not to_stdout:
+        _show(shown)
+        for path, _ in files:
+            print(f"wrote {terminal.printable(path)}")
+
+
+def _show(shown: Sequence[RenderableType]) -> None:
+    """The terminal, an empty line between, without the blanks that fill their lines."""
+    console = _console()
+    for i, table in enumerate(shown):
+        with console.capture() as captured:
+            console.print(table)
+        lines = (line.rstrip() for line in captured.get().splitlines())
+        print(*([""] if i else []), *lines, sep="\n")
+
+
+_Named = TypeVar("_Named", RunSeries, RunSummary)
+
+
+def _named(run: _Named, logdir: str) -> _Named:
+    """The run under its folder's name, where the log folder is the run."""
+    return replace(run, name=Path(logdir).resolve().name) if run.name == "." else run
+
+
+def _console() -> Console:
+    """Colors and the width of the terminal, at least 80 columns; 80 and no colors in a pipe."""
+    console = Console(file=sys.stdout, markup=False, highlight=False, emoji=False)
+    console.width = max(console.width, 80)
+    return console
+
+
+def _expect(module: str, *, extra: str) -> None:
+    if find_spec(module) is None:
+        raise ModuleNotFoundError(
+            f'expected {module}, got an installation without it; pip install "rankmon[{extra}]"'
+        )
+
+
+def _message(error: BaseException) -> str:
+    """On one line; an error of the operating system with its file, not its number."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
+    return terminal.printable(" ".join(text.split())) or type(error).__name__

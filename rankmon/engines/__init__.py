@@ -1,0 +1,1 @@
+"""Ways to the Hessian's spectra and ranks, and the choice between them."""

@@ -1,0 +1,363 @@
+"""H_o and H_f of any network at theta: dense in bounded memory, and as products; no spectra.
+
+With the mean over the probe batch, weights w_i that sum to 1, residuals delta_i = dl/dF [k], output
+Hessians B_i = d2l/dF2 [k, k] and Jacobians J_i = dF(x_i)/dtheta [k, p]:
+
+  H_o = sum_i w_i J_i^T B_i J_i                        the outer-product (Gauss-Newton) term
+  H_f = sum_i w_i sum_c delta_i[c] d2F_c(x_i)/dtheta2   the functional term
+  H_L = H_o + H_f                                       the Hessian of the loss
+
+H_f is the Hessian of sum_i w_i <delta_i, F(x_i)> with delta held constant; it is never H_L - H_o,
+which is rounding noise once the residual is small. Any delta may be held: that of step 0 gives
+H_f^fixed. Rows and columns follow the parameter order of `_tree`.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from rankmon._util.compile import Make, largest_program, operations
+from rankmon._util.expected_time import compiled
+from rankmon._util.jaxpr import CUSTOM_VJP_CALLS, holds
+from rankmon.hessian.jacobian import ExampleJacobians, chunk_shapes, is_of_whole_batch, one_example
+from rankmon.hessian.memory import (
+    DEFAULT_MEMORY_LIMIT,
+    HessianParts,
+    dense_bytes,
+    is_wide,
+    refuse_oversize,
+    root_values,
+)
+from rankmon.hessian.operators import functional_product, outer_product
+from rankmon.problem.flat import FlatProblem
+from rankmon.problem.output_hessians import OutputHessians
+from rankmon.problem.precision import abstract_array
+
+# More columns at once cost memory and gain nothing: the products are already large.
+_MOST_COLUMNS = 128
+
+
+# Times that an operation of a product takes longer than one of J^T B J, a product of matrices.
+_PRODUCTS_SLOWNESS = 8
+
+
+class Curvature:
+    """The parts of the Hessian of one `FlatProblem`, compiled once and assembled in chunks.
+
+    Args:
+      flat: the problem at parameters of a known structure.
+      memory_limit: bytes that the dense matrices and the workspace may take together.
+
+    Raises:
+      MemoryError: where the dense matrices do not fit, with p and the bytes they would need.
+    """
+
+    def __init__(self, flat: FlatProblem, *, memory_limit: int = DEFAULT_MEMORY_LIMIT) -> None:
+        refuse_oversize(flat.p, memory_limit)
+        self.flat = flat
+        self.memory_limit = memory_limit
+        self._workspace = memory_limit - dense_bytes(flat.p)
+        self._functional_programs: dict[int, tuple[Callable[..., Any], int]] = {}
+        #: Bytes of temporary memory that the compiled programs report, by the matrix assembled.
+        self.workspace_used: dict[str, int] = {}
+        self._one_by_one = True
+
+    def compile(self, *, cotangents: int) -> None:
+        """Compiles the assembly now, so that what does not fit is known before training starts.
+
+        Args:
+          cotangents: for how many residuals H_f will be asked at once.
+
+        Raises:
+          MemoryError: where a single row or example takes more than the workspace.
+        """
+        self.flat.compile()
+        with self.flat.precision.scope():
+            self._functional_rows(cotangents)
+            if self._one_by_one:
+                if not is_wide(self.flat) and self._products_are_cheap():
+                    self._one_by_one = False
+            if self._one_by_one:
+                try:
+                    self._jacobians if is_wide(self.flat) else self._outer_chunk  # noqa: B018
+                except Exception:  # noqa: BLE001
+                    # Too large an example, or an apply that needs the whole batch: the slow way.
+                    self._one_by_one = False
+            if not self._one_by_one:
+                self._outer_rows  # noqa: B018
+
+    def parts(
+        self,
+        leaves: list[np.ndarray],
+        b: OutputHessians,
+        deltas: Sequence[Float[np.ndarray, "n k"]],
+    ) -> HessianParts:
+        """H_o, and H_f for each of these residuals, in the parameter order.
+
+        Args:
+          leaves: the parameters.
+          b: the output Hessians there.
+          deltas: residuals, held constant.
+        """
+        self.compile(cotangents=len(deltas))
+        theta, fixed = self.flat.split(leaves)
+        outer, values = self.outer(theta, fixed, b)
+        return HessianParts(outer, tuple(self.functional(theta, fixed, deltas)), values)
+
+    def functional(
+        self,
+        theta: np.ndarray,
+        fixed: Sequence[np.ndarray],
+        deltas: Sequence[Float[np.ndarray, "n k"]],
+    ) -> list[Float[np.ndarray, "p p"]]:
+        """H_f at theta for each of these residuals, in one pass, in float64."""
+        p = self.flat.p
+        matrices = [np.empty((p, p)) for _ in deltas]
+        with self.flat.precision.scope():
+            rows, chunk = self._functional_rows(len(deltas))
+            arguments = self._arguments(theta, fixed, np.stack(deltas))
+            for start in self.flat.pace.over("H_f", range(0, p, chunk)):
+                start = min(start, p - chunk)
+                blocks = np.asarray(rows(*arguments, np.asarray(start, np.int32)))
+                for j, matrix in enumerate(matrices):
+                    matrix[start : start + chunk] = blocks[:, j]
+        return matrices
+
+    def outer(
+        self, theta: np.ndarray, fixed: Sequence[np.ndarray], b: OutputHessians
+    ) -> tuple[Float[np.ndarray, "p p"], Float[np.ndarray, " nk"] | None]:
+        """H_o at theta, in float64, and its eigenvalues where the Jacobian gives them."""
+        with self.flat.precision.scope():
+            if self._one_by_one:
+                matrix, values = (
+                    self._outer_from_jacobian(theta, fixed, b)
+                    if is_wide(self.flat)
+                    else (self._outer_from_examples(theta, fixed), None)
+                )
+                if self._agrees_with_products(matrix, theta, fixed):
+                    return matrix, values
+                self._one_by_one = False
+            return self._outer_from_batch(theta, fixed), None
+
+    def functional_product(
+        self,
+        theta: np.ndarray,
+        fixed: Sequence[np.ndarray],
+        delta: Float[np.ndarray, "n k"],
+        v: Float[np.ndarray, " p"],
+    ) -> Float[np.ndarray, " p"]:
+        """H_f v with these residuals."""
+        with self.flat.precision.scope():
+            v = np.asarray(v, self.flat.dtype)
+            product = self._functional_product(*self._arguments(theta, fixed, delta), v)
+            return np.asarray(product, np.float64)
+
+    def outer_product(
+        self, theta: np.ndarray, fixed: Sequence[np.ndarray], v: Float[np.ndarray, " p"]
+    ) -> Float[np.ndarray, " p"]:
+        """H_o v."""
+        with self.flat.precision.scope():
+            flat = self.flat
+            v = np.asarray(v, flat.dtype)
+            product = self._outer_product(
+                theta, tuple(fixed), flat.inputs, flat.targets, self.flat.typed_weights, v
+            )
+            return np.asarray(product, np.float64)
+
+    # H_f
+
+    def _arguments(self, theta: np.ndarray, fixed: Sequence[np.ndarray], delta: Any) -> tuple:
+        dtype = theta.dtype
+        weighted = (self.flat.weights[:, None] * delta).astype(dtype)
+        return theta, tuple(fixed), self.flat.inputs, weighted
+
+    @cached_property
+    def _functional_product(self) -> Callable[..., Any]:
+        weighted = np.empty((self.flat.positions, self.flat.k), self.flat.dtype)
+        theta, *others = self.flat.shapes_of(self.flat.inputs, weighted)
+        product = partial(functional_product, self.flat)
+        return compiled("a product with H_f", jax.jit(product).trace(theta, *others, theta))
+
+    def _functional_rows(self, cotangents: int) -> tuple[Callable[..., Any], int]:
+        flat, p = self.flat, self.flat.p
+        if cotangents in self._functional_programs:
+            return self._functional_programs[cotangents]
+
+        def make(chunk: int) -> Callable[..., Any]:
+            def rows(theta: Any, fixed: Any, inputs: Any, weighted: Any, start: Any) -> Any:
+                basis = jax.nn.one_hot(start + jnp.arange(chunk), p, dtype=theta.dtype)
+
+                def products(v: Any) -> Any:
+                    return jax.vmap(
+                        lambda one: functional_product(flat, theta, fixed, inputs, one, v)
+                    )(weighted)
+
+                return jax.vmap(products)(basis)
+
+            return rows
+
+        weighted = np.empty((cotangents, flat.positions, flat.k), self.flat.dtype)
+        arguments = (
+            *self.flat.shapes_of(flat.inputs, weighted),
+            abstract_array((), np.int32),
+        )
+        program = self._compile("H_f", make, arguments, most=min(p, _MOST_COLUMNS))
+        self._functional_programs[cotangents] = program
+        return program
+
+    # H_o
+
+    @cached_property
+    def _outer_product(self) -> Callable[..., Any]:
+        shapes = self.flat.shapes_of(self.flat.inputs, self.flat.targets, self.flat.typed_weights)
+        product = partial(outer_product, self.flat)
+        return compiled("a product with H_o", jax.jit(product).trace(*shapes, shapes[0]))
+
+    def _products_are_cheap(self) -> bool:
+        """Whether p products take far fewer operations than J^T B J: there are many outputs."""
+        flat = self.flat
+        product = operations(self._outer_product)
+        return 0 < _PRODUCTS_SLOWNESS * product < 2 * flat.positions * flat.k * flat.p
+
+    def _agrees_with_products(
+        self, outer: Float[np.ndarray, "p p"], theta: np.ndarray, fixed: Sequence[np.ndarray]
+    ) -> bool:
+        """Whether the matrix multiplies a vector as H_o does when the batch stays together."""
+        v = np.random.default_rng(0).standard_normal(self.flat.p).astype(self.flat.dtype)
+        return is_of_whole_batch(outer @ v, self.outer_product(theta, fixed, v), self.flat)
+
+    def _outer_from_examples(self, theta: np.ndarray, fixed: Sequence[np.ndarray]) -> np.ndarray:
+        flat, n = self.flat, self.flat.problem.n
+        add, chunk = self._outer_chunk
+        per = flat.positions // n
+        targets = jax.tree.map(lambda t: t.reshape(n, per, *t.shape[1:]), flat.targets)
+        weights = self.flat.typed_weights.reshape(n, per)
+        total = jnp.zeros((flat.p, flat.p), self.flat.dtype)
+        for start in flat.pace.over("H_o", range(0, n, chunk)):
+            # The last chunk starts early to keep its shape; what it repeats gets weight 0.
+            first = min(start, n - chunk)
+            part = slice(first, first + chunk)
+            live = (np.arange(first, first + chunk) >= start)[:, None]
+            inputs, chosen = jax.tree.map(lambda a: a[part], (flat.inputs, targets))  # noqa: B023
+            total = add(total, theta, tuple(fixed), inputs, chosen, weights[part] * live)
+        return np.asarray(total, np.float64)
+
+    @cached_property
+    def _outer_chunk(self) -> tuple[Callable[..., Any], int]:
+        flat, n, k, p = self.flat, self.flat.problem.n, self.flat.k, self.flat.p
+        per = flat.positions // n
+        by_columns = per * k > p and not holds(flat.program.jaxpr, CUSTOM_VJP_CALLS)
+        jacobian_of = jax.jacfwd if by_columns else jax.jacrev
+        loss = flat.problem.loss
+
+        def curved(z: Any, target: Any, jacobian: Any) -> Any:
+            if loss.root is None and k <= p:  # no larger than the Jacobian
+                return loss.output_hessian(z, target) @ jacobian
+            product = jax.vmap(partial(loss.hessian_product, z, target), in_axes=1, out_axes=1)
+            return product(jacobian)
+
+        def make(chunk: int) -> Callable[..., Any]:
+            def add(total: Any, theta: Any, fixed: Any, inputs: Any, targets: Any, w: Any) -> Any:
+                def example(x: Any) -> Any:
+                    return one_example(flat, theta, fixed, x)
+
+                z = jax.vmap(example)(inputs).reshape(chunk * per, k)
+                flat_targets = jax.tree.map(lambda t: t.reshape(-1, *t.shape[2:]), targets)
+                jacobian = jax.vmap(
+                    lambda x: jacobian_of(lambda t: one_example(flat, t, fixed, x))(theta)
+                )(inputs).reshape(chunk * per, k, p)
+                bj = jax.vmap(curved)(z, flat_targets, jacobian)
+                weighted = w.reshape(-1, 1, 1) * bj
+                return total + jacobian.reshape(-1, p).T @ weighted.reshape(-1, p)
+
+            return add
+
+        def shapes(chunk: int) -> tuple[Any, ...]:
+            def cut(leaf: Any, shape: tuple[int, ...]) -> Any:
+                return abstract_array((chunk, *shape), leaf.dtype)
+
+            theta, fixed = self.flat.shapes_of()
+            return (
+                abstract_array((p, p), self.flat.dtype),
+                theta,
+                fixed,
+                chunk_shapes(flat.inputs, chunk),
+                jax.tree.map(lambda t: cut(t, (per, *t.shape[1:])), flat.targets),
+                abstract_array((chunk, per), self.flat.dtype),
+            )
+
+        guess = max(1, self._workspace // (4 * 8 * per * k * p))
+        return self._compile("H_o", make, shapes, most=min(n, int(guess)), donate=(0,))
+
+    def _outer_from_jacobian(
+        self, theta: np.ndarray, fixed: Sequence[np.ndarray], b: OutputHessians
+    ) -> tuple[Float[np.ndarray, "p p"], Float[np.ndarray, " nk"] | None]:
+        flat, J = self.flat, self._jacobians(theta, fixed)
+        with np.errstate(over="ignore", invalid="ignore"):  # overflow is found in the result
+            weighted = flat.weights[:, None, None] * b.products(J)
+            outer = J.reshape(-1, flat.p).T @ weighted.reshape(-1, flat.p)
+            del weighted
+            roots = b.roots(flat.weights)
+            if roots is None or roots.signs is not None or not np.all(np.isfinite(J)):
+                return outer, None
+            return outer, root_values(roots.products(J).reshape(-1, flat.p))
+
+    @cached_property
+    def _jacobians(self) -> ExampleJacobians:
+        jacobians = ExampleJacobians(self.flat, room=self._workspace)
+        self.workspace_used["H_o"] = jacobians.workspace_used
+        return jacobians
+
+    def _outer_from_batch(self, theta: np.ndarray, fixed: Sequence[np.ndarray]) -> np.ndarray:
+        """H_o from whole-batch products with basis vectors, for batches whose examples interact."""
+        flat, p = self.flat, self.flat.p
+        matrix = np.empty((p, p))
+        rows, chunk = self._outer_rows
+        for start in flat.pace.over("H_o", range(0, p, chunk)):
+            start = min(start, p - chunk)
+            matrix[start : start + chunk] = rows(
+                theta,
+                tuple(fixed),
+                flat.inputs,
+                flat.targets,
+                self.flat.typed_weights,
+                np.asarray(start, np.int32),
+            )
+        return matrix
+
+    @cached_property
+    def _outer_rows(self) -> tuple[Callable[..., Any], int]:
+        flat, p = self.flat, self.flat.p
+
+        def make(chunk: int) -> Callable[..., Any]:
+            def rows(
+                theta: Any, fixed: Any, inputs: Any, targets: Any, weights: Any, start: Any
+            ) -> Any:
+                basis = jax.nn.one_hot(start + jnp.arange(chunk), p, dtype=self.flat.dtype)
+                return jax.vmap(
+                    lambda v: outer_product(flat, theta, fixed, inputs, targets, weights, v)
+                )(basis)
+
+            return rows
+
+        arguments = (
+            *self.flat.shapes_of(flat.inputs, flat.targets, self.flat.typed_weights),
+            abstract_array((), np.int32),
+        )
+        return self._compile("H_o", make, arguments, most=min(p, _MOST_COLUMNS))
+
+    # Compilation
+
+    def _compile(
+        self, part: str, make: Make, shapes: Any, *, most: int, donate: tuple[int, ...] = ()
+    ) -> tuple[Callable[..., Any], int]:
+        program, chunk, need = largest_program(
+            part, make, shapes, most=most, room=self._workspace, donate=donate
+        )
+        self.workspace_used[part] = need
+        return program, chunk

@@ -1,0 +1,238 @@
+"""Spectra of the Hessian's parts by stochastic Lanczos quadrature, at any number of parameters.
+
+Lanczos itself is matfree's, what it tells is in `quadrature`, and the products are `products`'.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from rankmon._util.expected_time import OutOfTimeError
+from rankmon._util.text import bytes_text
+from rankmon.engines.sketch import Ranks, outer_of
+from rankmon.hessian.gauss_newton import OuterSpectrum
+from rankmon.hessian.operators import functional_product, outer_product
+from rankmon.linalg.lanczos import StochasticSpectrum, starts
+from rankmon.linalg.numerical_rank import (
+    NumericalRank,
+    Tolerance,
+    below_rounding,
+    common_cuts,
+    finest_cut,
+    finest_cuts,
+)
+from rankmon.problem.flat import FlatProblem
+from rankmon.problem.point import Snapshot
+
+_STEPS, _LEAST_PROBES, _MOST_PROBES = 96, 4, 64
+
+
+@dataclass(frozen=True)
+class Lanczos:
+    """Lanczos steps with each part of a problem's Hessian; compiled at their first use."""
+
+    flat: FlatProblem
+    steps: int
+    programs: dict[str, Callable[..., Any]]
+
+    @classmethod
+    def of(cls, flat: FlatProblem, *, steps: int, memory_limit: int) -> "Lanczos":
+        """One for each problem.
+
+        Raises:
+          MemoryError: where the vectors do not fit in memory_limit.
+          ImportError: without matfree.
+        """
+        steps = min(steps, flat.p)
+        need = 8 * flat.p * (steps + 8)
+        if need > memory_limit:
+            raise MemoryError(
+                f"expected {steps} vectors of p = {flat.p:,} parameters to fit in memory_limit = "
+                f"{bytes_text(memory_limit)}, got {bytes_text(need)}; raise memory_limit or take "
+                "fewer steps"
+            )
+        key = ("lanczos", steps)
+        if key not in flat.memo:
+            flat.memo[key] = cls(flat, steps, _programs(flat, steps))
+        return flat.memo[key]
+
+    def at(
+        self,
+        snapshot: Snapshot,
+        delta: Float[np.ndarray, "n k"],
+        reference: Float[np.ndarray, "n k"] | None,
+    ) -> dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]]:
+        """For each part, start vector -> diagonal and off-diagonal entries of Lanczos' matrix."""
+        residuals = {"H_L": delta, "H_o": delta, "H_f": delta}
+        if reference is not None:
+            residuals["H_f_fixed"] = reference
+        return {
+            part: partial(self._decomposed, self.programs[part], snapshot, held)
+            for part, held in residuals.items()
+        }
+
+    def _decomposed(
+        self, program: Callable[..., Any], snapshot: Snapshot, delta: np.ndarray, v: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        flat = self.flat
+        typed = (flat.typed_weights, np.asarray(delta, flat.dtype))
+        known = (snapshot.theta, tuple(snapshot.fixed), flat.inputs, flat.targets, *typed)
+        with flat.precision.scope():
+            diagonal, beside, last = program(np.asarray(v, flat.dtype), known)
+            beside = np.append(np.asarray(beside, np.float64), float(last))
+            return np.array(diagonal, np.float64), beside
+
+
+def _programs(flat: FlatProblem, steps: int) -> dict[str, Callable[..., Any]]:
+    """Lanczos of each part from a start vector; compiled at the first use."""
+    try:
+        from matfree import decomp
+    except ImportError as error:
+        raise ImportError(
+            "expected matfree, which does the Lanczos steps, got none installed; run "
+            "pip install 'rankmon[scale]'"
+        ) from error
+    # tridiag_sym takes the mean of both triangles, of which the upper one is noise at a breakdown.
+    hessenberg = decomp.hessenberg(steps, reortho="full", custom_vjp=False)
+
+    def outer(v: Any, theta: Any, fixed: Any, inputs: Any, targets: Any, w: Any, _: Any) -> Any:
+        return outer_product(flat, theta, fixed, inputs, targets, w, v)
+
+    def functional(v: Any, theta: Any, fixed: Any, inputs: Any, _: Any, w: Any, delta: Any) -> Any:
+        return functional_product(flat, theta, fixed, inputs, w[:, None] * delta, v)
+
+    def loss(v: Any, *known: Any) -> Any:
+        return outer(v, *known) + functional(v, *known)
+
+    def program(product: Callable[..., Any]) -> Callable[..., Any]:
+        @jax.jit
+        def decomposed(v: Any, known: Any) -> Any:
+            found = hessenberg(lambda u: product(u, *known), v)
+            H = found.J_small
+            return jnp.diagonal(H), jnp.diagonal(H, -1), jnp.linalg.norm(found.residual)
+
+        return decomposed
+
+    of_functional = program(functional)
+    return {
+        "H_L": program(loss),
+        "H_o": program(outer),
+        "H_f": of_functional,
+        "H_f_fixed": of_functional,
+    }
+
+
+@dataclass(frozen=True)
+class StochasticHessian:
+    """The engine "slq": H_o as `LargeHessian` has it, the other parts from random vectors.
+
+    Attributes:
+      flat: the problem.
+      lanczos: its steps.
+      outer: None where the Gram matrix of N k rows does not fit.
+      time_limit: seconds; as many vectors are taken as it allows, from 4 to 64.
+    """
+
+    flat: FlatProblem
+    lanczos: Lanczos
+    outer: OuterSpectrum | None
+    time_limit: float
+    name: str = "slq"
+
+    @classmethod
+    def of(cls, flat: FlatProblem, *, memory_limit: int, time_limit: float) -> "StochasticHessian":
+        """The engine for this problem.
+
+        Raises:
+          MemoryError: where the vectors do not fit in memory_limit.
+          ImportError: without matfree.
+        """
+        steps = Lanczos.of(flat, steps=_STEPS, memory_limit=memory_limit)
+        return cls(flat, steps, outer_of(flat, memory_limit), time_limit)
+
+    def compile(self, *, cotangents: int) -> None:
+        """Compiles what is evaluated besides Lanczos' steps, which compile when they are used."""
+        self.flat.compile()
+        theta, fixed, inputs, weighted = self.flat.shapes_of(
+            self.flat.inputs, np.empty((self.flat.positions, self.flat.k), self.flat.dtype)
+        )
+        with self.flat.precision.scope():  # that it has derivatives should be known now
+            jax.eval_shape(
+                partial(functional_product, self.flat), theta, fixed, inputs, weighted, theta
+            )
+
+    def ranks(
+        self,
+        snapshot: Snapshot,
+        delta: Float[np.ndarray, "n k"],
+        reference: Float[np.ndarray, "n k"] | None,
+        tolerance: Tolerance,
+    ) -> Ranks | None:
+        """The ranks of the parts as intervals; None where something overflows."""
+        spectra = self._spectra(self.lanczos.at(snapshot, delta, reference))
+        norms = {part: spectrum.norm for part, spectrum in spectra.items()}
+        if not all(map(math.isfinite, norms.values())):
+            return None
+        default = self.flat.p * self.flat.precision.eps
+        cuts = common_cuts(norms, tolerance, default=default)
+        finest = finest_cuts(norms, p=self.flat.p, eps=self.flat.precision.eps)
+        own_finest = finest_cut(norms["H_f"], p=self.flat.p, eps=self.flat.precision.eps)
+        ranks: dict[str, NumericalRank] = {
+            part: counted(spectrum, cuts[part], finest=finest[part])
+            for part, spectrum in spectra.items()
+        }
+        told = below_rounding({part: cuts[part] for part in ranks}, finest)
+        if self.outer is not None:
+            cut = Tolerance(absolute=cuts["H_o"])
+            with suppress(OutOfTimeError):  # then random vectors show it too
+                ranks["H_o"] = self.outer.rank(
+                    snapshot.leaves, cut, "auto", time_limit=self.time_limit
+                )
+            if ranks["H_o"].rank is None:
+                return None
+        own = tolerance.cut(norms["H_f"], default=default)
+        return Ranks(ranks, counted(spectra["H_f"], own, finest=own_finest).rank or 0, told=told)
+
+    def _spectra(
+        self, decompose: Mapping[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]]
+    ) -> dict[str, StochasticSpectrum]:
+        begun = time.monotonic()
+        found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {part: [] for part in decompose}
+        for done, v in enumerate(starts(self.flat.p, _MOST_PROBES, seed=0)):
+            if done >= _LEAST_PROBES:
+                if (time.monotonic() - begun) * (done + 1) / done > self.time_limit:
+                    break
+            for part, steps in decompose.items():
+                found[part].append(steps(v))
+        return {part: StochasticSpectrum.of(self.flat.p, pairs) for part, pairs in found.items()}
+
+    def describe(self) -> str:
+        """What the run's card says of it."""
+        return (
+            f"{self.name}: stochastic Lanczos quadrature, {self.lanczos.steps} steps from each of "
+            f"{_LEAST_PROBES} to {_MOST_PROBES} random vectors within {self.time_limit:g} s a probe"
+        )
+
+
+def counted(spectrum: StochasticSpectrum, cut: float, *, finest: float = 0.0) -> NumericalRank:
+    """The rank at this cut; low and high end 95 % intervals at ten times more and less.
+
+    Below the finest cut that tells values from rounding, rank and low are counted at that one.
+    """
+    told = max(cut, finest)
+    value = spectrum.count(told).value
+    low = spectrum.count(10 * told).low
+    high = spectrum.count(cut / 10).high if cut >= finest else float(spectrum.p)
+    high = min(math.floor(high + 1e-6), spectrum.p)
+    low = min(max(math.ceil(low - 1e-6), 0), high)
+    rank = min(max(round(value), low), high)
+    return NumericalRank(rank, cut, spectrum.p, low, high, math.nan)

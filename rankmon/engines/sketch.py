@@ -1,0 +1,351 @@
+"""Ranks of the Hessian's parts past dense matrices: H_o exactly, the others from a random sketch.
+
+What a sketch is, is in `sketch`; how large it may become, in memory and in time, is decided here.
+"""
+
+import math
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from rankmon._util.expected_time import OutOfTimeError
+from rankmon._util.tags import HESSIAN_PARTS
+from rankmon._util.text import bytes_text
+from rankmon.hessian.gauss_newton import OuterSpectrum
+from rankmon.hessian.operators import BlockProducts, SingleProducts
+from rankmon.linalg.numerical_rank import (
+    NumericalRank,
+    Tolerance,
+    below_rounding,
+    common_cuts,
+    finest_cut,
+    finest_cuts,
+)
+from rankmon.linalg.rank_bound import most_rank
+from rankmon.linalg.sketch import Products, Sketch, side_for, sketched, spectral_norm
+from rankmon.network.matrix_views import matrix_shape
+from rankmon.problem.flat import FlatProblem
+from rankmon.problem.point import Snapshot
+from rankmon.problem.pytree import is_matrix
+
+DEFAULT_TIME_LIMIT = 120.0
+
+
+# Small, for its time tells what can be afforded next; twice that costs at most four times as much.
+_FIRST_SIDE = 64
+
+
+_MOST_VECTORS, _MOST_ROWS = 1024, 256
+
+
+# That show which directions of a weight matrix are reached.
+_GRADIENTS = 8
+
+
+# That a norm of each part takes, about.
+_NORM_PRODUCTS = 40
+
+
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks of one Hessian.
+
+    Attributes:
+      parts: "H_L", "H_o", "H_f" and, with a reference, "H_f_fixed".
+      own_functional: the rank of H_f at its own cut.
+      spectra: the eigenvalues of each part, where they were computed.
+      told: what the user should know of the ranks.
+    """
+
+    parts: dict[str, NumericalRank]
+    own_functional: int
+    spectra: Mapping[str, Float[np.ndarray, " p"]] = field(default_factory=dict)
+    told: tuple[str, ...] = ()
+
+
+def outer_of(flat: FlatProblem, memory_limit: int) -> OuterSpectrum | None:
+    """H_o's spectrum from its N k rows; None where their Gram matrix does not fit."""
+    try:
+        return OuterSpectrum(flat, memory_limit=memory_limit)
+    except MemoryError:
+        return None
+
+
+@dataclass
+class _Progress:
+    """What is kept between measurements: programs, and how large a sketch was of use."""
+
+    side: int = _FIRST_SIDE
+    outer_is_slow: bool = False
+    single: SingleProducts | None = None
+    blocks: dict[int, BlockProducts] = field(default_factory=dict)
+
+
+class _Sizes(NamedTuple):
+    """Vectors at once, rows of Y at once, and the largest side of a sketch."""
+
+    batch: int
+    rows: int
+    side: int
+
+
+@dataclass(frozen=True)
+class LargeHessian:
+    """H_o by `outer`, the other parts by a sketch that grows until it sees where a spectrum ends.
+
+    Attributes:
+      flat: the problem.
+      memory_limit: bytes for sketches, products and blocks of the Jacobian.
+      time_limit: seconds for a measurement; a sketch that would take longer is not begun, but for
+        the first one of 64 rows.
+      outer: None where the Gram matrix of N k rows does not fit: then H_o is sketched as well.
+    """
+
+    flat: FlatProblem
+    memory_limit: int
+    time_limit: float
+    outer: OuterSpectrum | None
+    progress: _Progress = field(default_factory=_Progress, compare=False)
+    name: str = "sketch"
+
+    @classmethod
+    def of(cls, flat: FlatProblem, *, memory_limit: int, time_limit: float) -> "LargeHessian":
+        """The engine for this problem.
+
+        Raises:
+          MemoryError: where not even a small sketch fits.
+        """
+        least = 8 * 4 * (_FIRST_SIDE**2 + 8 * flat.p)
+        if 2 * least > memory_limit:
+            raise MemoryError(
+                f"expected a sketch of {_FIRST_SIDE} rows and some vectors of p = {flat.p:,} "
+                f"parameters to fit in memory_limit = {bytes_text(memory_limit)}, got "
+                f"{bytes_text(2 * least)}; raise memory_limit, choose fewer parameters with "
+                "Problem(include=...), or watch the weights alone (RankMonitor: "
+                "oversize='weights')"
+            )
+        return cls(flat, memory_limit, time_limit, outer_of(flat, memory_limit))
+
+    def compile(self, *, cotangents: int) -> None:
+        """Compiles the products with the Hessian for so many residuals."""
+        self.flat.compile()
+        kept = self.progress
+        if kept.single is None:
+            kept.single = SingleProducts(self.flat)
+        if cotangents not in kept.blocks:
+            kept.blocks[cotangents] = BlockProducts(
+                self.flat,
+                cotangents=cotangents,
+                batch=self._sizes(cotangents).batch,
+                room=self.memory_limit // 4,
+            )
+
+    def ranks(
+        self,
+        snapshot: Snapshot,
+        delta: Float[np.ndarray, "n k"],
+        reference: Float[np.ndarray, "n k"] | None,
+        tolerance: Tolerance,
+    ) -> Ranks | None:
+        """The ranks of the parts; None where something overflows.
+
+        Args:
+          snapshot: finite parameters.
+          delta: finite residuals there.
+          reference: the residuals that H_f_fixed holds.
+          tolerance: as for `hessian_ranks`.
+        """
+        begun = time.monotonic()
+        deltas = [delta] if reference is None else [delta, reference]
+        self.compile(cotangents=len(deltas))
+        parts = HESSIAN_PARTS[: 2 + len(deltas)]
+        norms = self._norms(snapshot, deltas)
+        if not all(map(math.isfinite, norms.values())):
+            return None
+        default = self.flat.p * self.flat.precision.eps
+        cuts = common_cuts(norms, tolerance, default=default)
+        finest = finest_cuts(norms, p=self.flat.p, eps=self.flat.precision.eps)
+        own_finest = finest_cut(norms["H_f"], p=self.flat.p, eps=self.flat.precision.eps)
+        ranks: dict[str, NumericalRank] = {}
+        outer = self._outer_rank(snapshot, cuts["H_o"])
+        if outer is not None:
+            ranks["H_o"] = outer
+            if outer.rank is None:
+                return None
+        others = [part for part in parts if part not in ranks]
+        blocks = self.progress.blocks[len(deltas)]
+        products = _products(blocks, snapshot, deltas, others)
+        told = {part: max(cuts[part], finest[part]) for part in others}
+        sketches = self._grown(products, self._sizes(len(deltas)), told, begun)
+        if not all(sketch.is_finite for sketch in sketches.values()):
+            return None
+        counted = {
+            part: sketch.counted(cuts[part], finest=finest[part])
+            for part, sketch in sketches.items()
+        }
+        own = tolerance.cut(norms["H_f"], default=default)
+        incomplete = [part for part, rank in counted.items() if not rank.complete]
+        if incomplete:
+            most = self._most(snapshot, deltas, min(cuts.values()) / 10)
+            counted |= {part: counted[part].at_most(most[part]) for part in incomplete}
+        ranks |= counted
+        return Ranks(
+            {part: ranks[part] for part in norms},
+            sketches["H_f"].counted(own, finest=own_finest).rank or 0,
+            told=(
+                *((self._told(incomplete),) if incomplete else ()),
+                *below_rounding({part: cuts[part] for part in others}, finest),
+            ),
+        )
+
+    def _outer_rank(self, snapshot: Snapshot, cut: float) -> NumericalRank | None:
+        """H_o's rank from its rows; None if that takes memory or more than half of the time."""
+        if self.outer is None or self.progress.outer_is_slow:
+            return None
+        try:
+            return self.outer.rank(
+                snapshot.leaves,
+                Tolerance(absolute=cut),
+                "auto",
+                time_limit=self.time_limit / 2,
+            )
+        except OutOfTimeError:
+            self.progress.outer_is_slow = True
+            return None
+
+    def _norms(
+        self, snapshot: Snapshot, deltas: Sequence[Float[np.ndarray, "n k"]]
+    ) -> dict[str, float]:
+        """||H||_2 of each part."""
+        single, at = self.progress.single, (snapshot.theta, snapshot.fixed)
+        assert single is not None
+        outer = single.outer(*at)
+        functional, *held = (single.functional(*at, delta) for delta in deltas)
+        products = (lambda v: outer(v) + functional(v), outer, functional, *held)
+        begun = time.monotonic()
+        products[0](np.ones(self.flat.p))
+        seconds = (time.monotonic() - begun) * (_NORM_PRODUCTS + 2 * self.progress.side)
+        self.flat.pace.say("the least that a sketch shows", seconds)
+        return {
+            part: spectral_norm(product, self.flat.p, seed=_SEED)
+            for part, product in zip(HESSIAN_PARTS, products, strict=False)
+        }
+
+    def _grown(
+        self, products: Products, sizes: _Sizes, cuts: Mapping[str, float], begun: float
+    ) -> dict[str, Sketch]:
+        """Sketches that are complete, or the largest that memory and time allow."""
+        batch, rows, most = sizes
+        most = min(most, self.flat.p)  # then it is the matrix itself
+        side = min(self.progress.side, most)
+        while True:
+            started = time.monotonic()
+            sketches = sketched(products, self.flat.p, side, batch=batch, rows=rows, seed=_SEED)
+            seconds = time.monotonic() - started
+            if not all(sketch.is_finite for sketch in sketches.values()):
+                return sketches
+            sides = {
+                part: sketch.next_side(cuts[part])
+                for part, sketch in sketches.items()
+                if not sketch.is_sharp(cuts[part] / 10)
+            }
+            if not sides:
+                least = side_for(max(s.exceeding(cuts[part]) for part, s in sketches.items()))
+                self.progress.side = side if side <= 2 * least else least  # ranks may fall
+                return sketches
+            left = self.time_limit - (time.monotonic() - begun)
+            # Its time grows with the square of its side, or more slowly.
+            affordable = int(side * math.sqrt(max(left, 0.0) / max(seconds, 1e-9)))
+            wanted = min(max(sides.values()), most)
+            if wanted > affordable or wanted <= side:
+                self.progress.side = side
+                return sketches
+            side = wanted
+
+    def _most(
+        self, snapshot: Snapshot, deltas: Sequence[Float[np.ndarray, "n k"]], cut: float
+    ) -> dict[str, int]:
+        """How many singular values of each part may exceed the cut, by the network's structure."""
+        rows = min(self.flat.positions * self.flat.k, self.flat.p)  # of H_o
+        most = [self._most_functional(snapshot, delta, cut) for delta in deltas]
+        counts = (min(rows + most[0], self.flat.p), rows, *most)
+        return dict(zip(HESSIAN_PARTS, counts, strict=False))
+
+    def _most_functional(
+        self, snapshot: Snapshot, delta: Float[np.ndarray, "n k"], cut: float
+    ) -> int:
+        single, at, flat = self.progress.single, (snapshot.theta, snapshot.fixed), self.flat
+        assert single is not None
+        moving = [spec for spec in flat.specs if spec.differentiated and spec.size]
+        draws = np.random.default_rng(_SEED).standard_normal((_GRADIENTS, flat.positions, 1))
+        return most_rank(
+            single.functional(*at, delta),
+            np.stack([single.gradient(*at, o * delta) for o in draws]),
+            [matrix_shape(spec) if is_matrix(spec) else (spec.size, 1) for spec in moving],
+            cut,
+            eps=flat.precision.eps,
+            seed=_SEED,
+        )
+
+    def _sizes(self, residuals: int) -> _Sizes:
+        """What fits, each in its share of memory, with so many residuals."""
+        share, p = self.memory_limit // 4, self.flat.p
+        outer = self.outer is None or self.progress.outer_is_slow
+        parts = 1 + residuals + outer  # H_L, H_f, H_f_fixed, perhaps H_o
+        return _Sizes(
+            batch=min(max(share // (8 * p * (parts + 1)), 1), _MOST_VECTORS),
+            rows=min(max(share // (4 * 8 * p), 1), _MOST_ROWS),
+            side=math.isqrt(share // (8 * (parts + 1))),
+        )
+
+    def _told(self, parts: Sequence[str]) -> str:
+        return (
+            f"the ranks of {', '.join(parts)} are more than a sketch shows within memory_limit = "
+            f"{bytes_text(self.memory_limit)} and time_limit = {self.time_limit:g} s: rank is the "
+            "least that they are, high the most; raise the limits, or choose fewer parameters with "
+            "include="
+        )
+
+    def describe(self) -> str:
+        """What the run's card says of it."""
+        outer = "H_o from the rows of its Jacobian, exactly" if self.outer else "H_o likewise"
+        return (
+            f"{self.name}: H_L and H_f from two-sided random sketches of up to "
+            f"{self._sizes(1).side:,} rows, within {self.time_limit:g} s a probe; {outer}"
+        )
+
+
+def _products(
+    program: BlockProducts,
+    snapshot: Snapshot,
+    deltas: Sequence[Float[np.ndarray, "n k"]],
+    parts: Collection[str],
+) -> Products:
+    """Rows v -> rows H v for each of these parts H, by name; the next call reuses their arrays."""
+    at_once = program.at(snapshot.theta, snapshot.fixed, deltas)
+    images: dict[str, np.ndarray] = {}
+
+    def products(vectors: Float[np.ndarray, "m p"]) -> dict[str, Float[np.ndarray, "m p"]]:
+        count, m = len(vectors), program.vectors
+        for part in parts:
+            if part not in images or len(images[part]) < count:
+                images[part] = np.empty(vectors.shape)
+        for i in range(0, count, m):
+            block = at_once(vectors[i : i + m])
+            rows = dict(zip(HESSIAN_PARTS[1:], (block.outer, *block.functional), strict=False))
+            for part in parts:
+                out = images[part][i : min(i + m, count)]
+                if part == "H_L":
+                    np.add(rows["H_o"], rows["H_f"], out=out)
+                else:
+                    out[:] = rows[part]
+        return {part: image[:count] for part, image in images.items()}
+
+    return products

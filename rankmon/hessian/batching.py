@@ -1,0 +1,185 @@
+"""The probe batch in units, its examples or all of it, and programs over some rows at a time.
+
+A row stands for one output at one position of a unit: with roots C_i^T, for the vector that J_i^T
+is applied to. What a program makes of its rows is not known here.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from rankmon._util.compile import largest_program
+from rankmon._util.distributed import gathered
+from rankmon._util.expected_time import Pace
+from rankmon.problem.flat import FlatProblem
+from rankmon.problem.output_hessians import Roots
+from rankmon.problem.precision import abstract_array
+
+# More rows at once cost memory and gain nothing: the products are already large.
+_MOST_ROWS = 512
+
+
+# On the host and the device, and what they are made of.
+_COTANGENTS_ALIVE = 8
+
+
+# From leaves, inputs of some units, cotangents [units, rows, positions, k] and a number to arrays
+# with an entry a unit, and arrays with an entry a unit and a row.
+RowFunction = Callable[[Any, Any, Any, Any], tuple[list[Array], list[Array]]]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """All rows of some units, or some rows of one.
+
+    Attributes:
+      units: which.
+      rows: of each of them.
+      place: of these rows among those of all units.
+      fresh: how many, the last ones, are in no piece before.
+    """
+
+    units: slice
+    rows: slice
+    place: slice
+    fresh: int
+
+
+class Units:
+    """The batch, every example a unit by itself (apart), or all of it one.
+
+    Args:
+      flat: the problem.
+      apart: whether the examples are taken apart.
+      room: bytes of temporary memory for a program.
+
+    Attributes:
+      count: the number of units.
+      positions: of each.
+      inputs: with a leading axis of units, and then of the examples in each.
+    """
+
+    def __init__(self, flat: FlatProblem, *, apart: bool, room: int) -> None:
+        self._flat, self._room = flat, room
+        self.inputs = jax.tree.map(lambda a: a[:, None] if apart else a[None], flat.inputs)
+        self.count = flat.problem.n if apart else 1
+        self.positions = flat.positions // self.count
+        self._programs: dict[Any, tuple[Callable[..., Any], int]] = {}
+
+    @property
+    def shape(self) -> Any:
+        """Shapes and dtypes of one unit's inputs."""
+        return jax.tree.map(lambda a: abstract_array(a.shape[1:], a.dtype), self.inputs)
+
+    def each(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function of every unit; without vmap where there is but one."""
+        if self.count > 1:
+            return jax.vmap(function)
+        return lambda *trees: jax.tree.map(
+            lambda a: a[None], function(*jax.tree.map(lambda a: a[0], trees))
+        )
+
+    def _plan(self, chunk: int, unit_rows: int) -> Iterator[Piece]:
+        units, rows = max(1, chunk // unit_rows), min(chunk, unit_rows)
+        for unit in range(0, self.count, units):
+            first = min(unit, self.count - units)  # the last piece starts early to keep its size
+            for row in range(0, unit_rows, rows):
+                top = min(row, unit_rows - rows)
+                fresh = (first + units - unit) * rows if units > 1 else top + rows - row
+                yield Piece(
+                    units=slice(first, first + units),
+                    rows=slice(top, top + rows),
+                    place=slice(
+                        first * unit_rows + top, (first + units - 1) * unit_rows + top + rows
+                    ),
+                    fresh=fresh,
+                )
+
+    def pieces(
+        self,
+        key: Any,
+        function: RowFunction,
+        leaves: Sequence[Any],
+        roots: Roots,
+        first: int,
+        pace: Pace,
+    ) -> Iterator[tuple[Piece, list[np.ndarray], list[np.ndarray]]]:
+        """What the function gives, piece by piece, units and rows in one axis.
+
+        Args:
+          key: what the compiled function is remembered by.
+          function: traceable.
+          leaves: all parameter leaves, on whatever devices.
+          roots: C_i at every position.
+          first: the number that the function takes.
+          pace: the time that these pieces may take.
+        """
+        unit_rows = self.positions * roots.count
+        with self._flat.precision.scope():
+            program, chunk = self._program(key, function, leaves, unit_rows)
+        column = np.asarray(first, np.int32)
+        for piece in pace.over("the Jacobian", list(self._plan(chunk, unit_rows))):
+            inputs = jax.tree.map(lambda a: a[piece.units], self.inputs)  # noqa: B023
+            cotangents = self._cotangents(roots, piece)
+            with self._flat.precision.scope():
+                results = gathered(program(leaves, inputs, cotangents, column))
+                by_unit, by_row = jax.tree.map(lambda a: np.asarray(a, np.float64), results)
+            yield piece, by_unit, [rows.reshape(-1, rows.shape[-1]) for rows in by_row]
+
+    def _program(
+        self, key: Any, function: RowFunction, leaves: Sequence[Any], unit_rows: int
+    ) -> tuple[Callable[..., Any], int]:
+        """The function compiled for the parameters where they are, and its rows at a time."""
+        placed = [_placed(leaf) for leaf in leaves]
+        key = (key, tuple((leaf.dtype, leaf.sharding) for leaf in placed))
+        if key not in self._programs:
+
+            def shapes(chunk: int) -> tuple[Any, ...]:
+                piece = next(self._plan(chunk, unit_rows))
+                units = piece.units.stop
+                inputs = jax.tree.map(
+                    lambda a: abstract_array((units, *a.shape[1:]), a.dtype), self.inputs
+                )
+                cotangents = (units, piece.rows.stop, self.positions, self._flat.k)
+                return (
+                    placed,
+                    inputs,
+                    abstract_array(cotangents, self._flat.dtype),
+                    abstract_array((), np.int32),
+                )
+
+            program, chunk, _ = largest_program(
+                "the Jacobian",
+                lambda _: function,
+                shapes,
+                most=min(self.count * unit_rows, self._most_rows),
+                room=self._room,
+            )
+            self._programs[key] = program, chunk
+        return self._programs[key]
+
+    @property
+    def _most_rows(self) -> int:
+        """So many that their cotangents are a small part of the room."""
+        one = 8 * self.positions * self._flat.k
+        return max(1, min(_MOST_ROWS, self._room // (_COTANGENTS_ALIVE * one)))
+
+    def _cotangents(
+        self, roots: Roots, piece: Piece
+    ) -> Float[np.ndarray, "units rows positions k"]:
+        """For each row the vector that J_i^T is applied to: zero but at the row's own position."""
+        units = np.arange(self.count)[piece.units]
+        place, column = np.divmod(np.arange(piece.rows.start, piece.rows.stop), roots.count)
+        u = np.zeros((len(units), len(place), self.positions, self._flat.k), self._flat.dtype)
+        example = units[:, None] * self.positions + place
+        u[:, np.arange(len(place)), place] = roots.columns(example, column[None, :])
+        return u
+
+
+def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = leaf.sharding if isinstance(leaf, jax.Array) else None
+    return abstract_array(np.shape(leaf), leaf.dtype, sharding=sharding)

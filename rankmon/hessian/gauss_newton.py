@@ -1,0 +1,221 @@
+"""The rank of H_o alone, exactly, at any number of parameters; H_f and H_L are not here.
+
+With w_i B_i = C_i S_i C_i^T, S_i the signs of B_i's eigenvalues (all 1 for a convex loss), and A
+the rows C_i^T dF_i/dtheta, [N k, p]:
+
+  H_o = A^T S A     has the non-zero eigenvalues of   A A^T     [N k, N k], where S = I
+                                                  and of R S R^T   where A^T = Q R
+
+so that nothing of the size p x p or p x N k is held. Where p < N k, H_o itself is the small matrix.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rankmon._util.distributed import gathered
+from rankmon._util.expected_time import OutOfTimeError, Pace
+from rankmon._util.text import bytes_text
+from rankmon.hessian.weighted_jacobian import WeightedJacobian
+from rankmon.linalg.gram import (
+    Block,
+    BoundedSpectrum,
+    Gram,
+    factor_bytes,
+    factor_spectrum,
+    gram_bytes,
+    gram_resolution,
+    triangular_factor,
+)
+from rankmon.linalg.numerical_rank import (
+    NumericalRank,
+    Tolerance,
+    numerical_rank,
+    undefined_rank,
+)
+from rankmon.problem.flat import FlatProblem
+from rankmon.problem.output_hessians import ROOTED_ALIVE, OutputHessians, Roots
+
+# One spectrum of a matrix of this order, order^3 times this: read off 7,000 rows on two cores.
+_SECONDS = 1.2e-10
+
+
+@dataclass(frozen=True)
+class OuterRank(NumericalRank):
+    """The `NumericalRank` of H_o, and what its digits allow.
+
+    `low` counts the eigenvalues above 10 x tolerance for certain, `high` those that may be above
+    tolerance / 10: the error of the eigenvalues as computed widens them.
+
+    Attributes:
+      method: "gram" or "qr".
+      finest_cut: the smallest cut that this way can tell; below it `high` counts rounding.
+    """
+
+    method: str
+    finest_cut: float
+
+
+class OuterSpectrum:
+    """The non-zero eigenvalues of H_o of one problem; compiled at the first use.
+
+    Args:
+      flat: the problem.
+      memory_limit: bytes for the matrices and for blocks of the Jacobian.
+
+    Raises:
+      MemoryError: where the matrices do not fit, with what they need.
+    """
+
+    def __init__(self, flat: FlatProblem, *, memory_limit: int) -> None:
+        self._flat = flat
+        self._rows = flat.root_rows
+        self._order = min(self._rows, flat.p)
+        _refuse_dense_roots(flat, memory_limit)
+        need = gram_bytes(self._order) + _roots_bytes(flat)
+        if need > memory_limit:
+            raise MemoryError(
+                f"expected matrices of {self._order:,} rows and columns, the fewer of N k = "
+                f"{self._rows:,} and p = {flat.p:,}, to fit in memory_limit = "
+                f"{bytes_text(memory_limit)}, got {bytes_text(need)}; raise memory_limit or take a "
+                "smaller probe batch"
+            )
+        self._room = (memory_limit - need) // 2
+        self._jacobian = WeightedJacobian(flat, room=self._room)
+
+    def rank(
+        self,
+        leaves: Sequence[Any],
+        tolerance: Tolerance,
+        method: str,
+        *,
+        time_limit: float = math.inf,
+    ) -> OuterRank:
+        """The rank at these leaves, sharded or not; other arguments as for `outer_rank`.
+
+        Raises:
+          OutOfTimeError: if it is expected to take more than so many seconds.
+        """
+        seconds = _SECONDS * self._order**3
+        if seconds > time_limit:
+            raise OutOfTimeError(f"the spectrum of {self._order:,} rows")
+        self._flat.pace.say(f"the spectrum of {self._order:,} rows", seconds)
+        pace = replace(self._flat.pace, limit=time_limit)
+        leaves = [leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for leaf in leaves]
+        b = self._output_hessians(leaves)
+        if b is None:
+            return self._undefined(method)
+        roots = b.roots(self._flat.weights)
+        if roots is None:
+            return self._undefined(method)
+        for way in self._ways(tolerance, method, convex=roots.signs is None):
+            spectrum = self._spectrum(way, leaves, roots, pace)
+            if spectrum is None:
+                return self._undefined(way)
+            found = self._counted(spectrum, tolerance, way)
+            if found.finest_cut <= found.tolerance:
+                break
+        return found
+
+    def _ways(self, tolerance: Tolerance, method: str, *, convex: bool) -> list[str]:
+        """The methods to try in turn."""
+        small_is_outer = self._order < self._rows
+        able = ["gram", "qr"] if convex else ["gram"] if small_is_outer else ["qr"]
+        if method not in ("auto", *able):
+            raise ValueError(
+                f"expected method {able[0]!r} where the loss is not convex in the outputs and p is "
+                f"{'below' if small_is_outer else 'at least'} N k, got {method!r}; use 'auto'"
+            )
+        ways = able if method == "auto" else [method]
+        need = factor_bytes(self._order)
+        if need > self._room and ways[0] == "qr":
+            raise MemoryError(
+                f"expected the QR steps of {self._order:,} columns to fit in "
+                f"{bytes_text(self._room)}, got {bytes_text(need)}; raise memory_limit or take a "
+                "smaller probe batch"
+            )
+        if need > self._room:
+            return ways[:1]
+        # At its best known before it is formed, unless the cut is absolute.
+        reached = tolerance.cut(1.0, default=self._default) >= gram_resolution(self._order)
+        return ways if tolerance.absolute is not None or reached else ways[-1:]
+
+    @property
+    def _default(self) -> float:
+        return self._flat.p * self._flat.precision.eps
+
+    def _spectrum(
+        self, way: str, leaves: Sequence[Any], roots: Roots, pace: Pace
+    ) -> BoundedSpectrum | None:
+        """The eigenvalues, as many as the smaller side has; None where something overflows."""
+        with np.errstate(over="ignore", invalid="ignore"):  # overflow is found in the result
+            if way == "gram":
+                gram = Gram.of(self._blocks(leaves, roots.of_sign(1), pace), self._order)
+                if roots.signs is not None:
+                    gram -= Gram.of(self._blocks(leaves, roots.of_sign(-1), pace), self._order)
+                return gram.spectrum() if np.all(np.isfinite(gram.matrix)) else None
+            R = triangular_factor(self._blocks(leaves, roots, pace), self._order)
+            if not np.isfinite(np.sum(R**2)):  # of which the eigenvalues are a part
+                return None
+            return factor_spectrum(R, None if roots.signs is None else roots.signs.ravel())
+
+    def _blocks(self, leaves: Sequence[Any], roots: Roots, pace: Pace) -> Iterator[Block]:
+        """Columns of A, or of A^T where A has fewer columns than rows."""
+        jacobian = self._jacobian
+        if self._order < self._rows:
+            return jacobian.rows(leaves, roots, pace)
+        return jacobian.columns(leaves, roots, pace)
+
+    def _counted(self, spectrum: BoundedSpectrum, tolerance: Tolerance, way: str) -> OuterRank:
+        flat, values = self._flat, spectrum.values
+        cut = tolerance.cut(float(values[0]), default=self._default)
+        rank = numerical_rank(values, cut, size=flat.p, errors=spectrum.errors)
+        return OuterRank(**asdict(rank), method=way, finest_cut=spectrum.finest_cut)
+
+    def _undefined(self, method: str) -> OuterRank:
+        nothing = undefined_rank(self._flat.p)
+        return OuterRank(**asdict(nothing), method=method, finest_cut=float("nan"))
+
+    def _output_hessians(self, leaves: Sequence[Any]) -> OutputHessians | None:
+        """B_i at every position; None where a parameter is not finite."""
+        flat = self._flat
+        with flat.precision.scope():
+            data, finite = gathered(self._state(leaves, flat.inputs, flat.targets))
+            return flat.hessians_from(data) if finite else None
+
+    @cached_property
+    def _state(self) -> Callable[..., Any]:
+        flat = self._flat
+
+        def state(leaves: Any, inputs: Any, targets: Any) -> Any:
+            leaves = flat.lifted(leaves)
+            z = flat.apply_leaves(leaves, inputs)
+            moving = [x for x, s in zip(leaves, flat.specs, strict=True) if s.differentiated]
+            finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in moving])
+            return flat.hessian_data(z, targets), jnp.all(finite)
+
+        return jax.jit(state)
+
+
+def _roots_bytes(flat: FlatProblem) -> int:
+    """Bytes for the roots of the output Hessians and what they are made of."""
+    each = 1 if flat.problem.loss.root is not None else flat.k
+    return ROOTED_ALIVE * 8 * flat.positions * flat.k * each
+
+
+def _refuse_dense_roots(flat: FlatProblem, memory_limit: int) -> None:
+    """Raises MemoryError where the output Hessians alone, k x k each, do not fit."""
+    if _roots_bytes(flat) > memory_limit:
+        raise MemoryError(
+            f"expected the output Hessians of {flat.problem.loss.name} at {flat.positions:,} "
+            f"positions, {flat.k:,} x {flat.k:,} each, to fit in memory_limit = "
+            f"{bytes_text(memory_limit)}, got {bytes_text(_roots_bytes(flat))}; raise "
+            "memory_limit, take a smaller probe batch, or state the loss as 'cross_entropy', 'mse' "
+            "or 'cosh' if it is one of these: their Hessians take no such matrices"
+        )

@@ -1,0 +1,274 @@
+"""C_i^T dF_i/dtheta of any network in blocks of columns or of rows, never whole; no spectra.
+
+Symbols: w_i B_i = C_i C_i^T, a root of example i's weighted output Hessian, so that with A the rows
+C_i^T dF_i/dtheta of all examples, [N k, p], H_o = A^T A. Rows go example by example; the order of
+the columns is not that of theta, and does not matter to singular values.
+
+The parameters stay where they are, sharded or not: what comes to the host are blocks of A.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from rankmon._util.distributed import gathered
+from rankmon._util.expected_time import Pace
+from rankmon.hessian.batching import RowFunction, Units
+from rankmon.hessian.jacobian import is_rounding
+from rankmon.linalg.gram import Block, KhatriRao
+from rankmon.network.dense_kernels import DenseKernel, DenseKernels
+from rankmon.problem.flat import FlatProblem
+from rankmon.problem.output_hessians import Roots
+
+_T = TypeVar("_T")
+
+
+_Leaves = Sequence[Any]
+
+
+class WeightedJacobian:
+    """The rows C_i^T dF_i/dtheta of one problem; programs are compiled at their first use.
+
+    The examples are taken apart where that is right, and the kernels of dense layers then come as
+    `KhatriRao` blocks. Where they interact (batch statistics) the batch stays together, for n times
+    the work.
+
+    Args:
+      flat: the problem.
+      room: bytes for a block and for the programs' temporary memory together.
+    """
+
+    def __init__(self, flat: FlatProblem, *, room: int) -> None:
+        self._flat, self._room = flat, room
+        self._rows: _Rows | None = None
+
+    def columns(self, leaves: _Leaves, roots: Roots, pace: Pace | None = None) -> Iterator[Block]:
+        """Blocks of columns, each with all N k rows.
+
+        Args:
+          leaves: all parameter leaves, as they are stored or lifted, on whatever devices.
+          roots: C_i at every position.
+          pace: the time that all blocks may take; any by default.
+
+        Raises:
+          OutOfTimeError: if they are expected to take longer.
+        """
+        return self._right_rows(leaves).columns(leaves, roots, pace or self._flat.pace)
+
+    def rows(
+        self, leaves: _Leaves, roots: Roots, pace: Pace | None = None
+    ) -> Iterator[Float[np.ndarray, "p s"]]:
+        """Blocks of rows, transposed, each with all p columns; arguments as for `columns`."""
+        return self._right_rows(leaves).rows(leaves, roots, pace or self._flat.pace)
+
+    def _right_rows(self, leaves: _Leaves) -> "_Rows":
+        if self._rows is None or not self._rows.agree(leaves):
+            self._rows = self._apart(leaves) or _Rows(self._flat, apart=False, room=self._room)
+        return self._rows
+
+    def _apart(self, leaves: _Leaves) -> "_Rows | None":
+        try:
+            rows = _Rows(self._flat, apart=True, room=self._room)
+            return rows if rows.agree(leaves) else None
+        except Exception:  # noqa: BLE001  an apply that only takes the whole batch
+            return None
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Leaves that are differentiated together: `size` columns, `width` of them at a time."""
+
+    leaves: tuple[int, ...]
+    size: int
+    width: int
+
+
+class _Rows:
+    """The rows where every example is a unit by itself (apart), or the whole batch is one."""
+
+    def __init__(self, flat: FlatProblem, *, apart: bool, room: int) -> None:
+        self._flat, self._room = flat, room
+        self._units = Units(flat, apart=apart, room=room // 2)
+        self._kernels = DenseKernels(flat, self._units.shape) if apart else None
+
+    def columns(self, leaves: _Leaves, roots: Roots, pace: Pace) -> Iterator[Block]:
+        yield from self._dense_blocks(leaves, roots, pace)
+        m = self._flat.positions * roots.count
+        groups = self._groups(max(1, self._room // (2 * 8 * m)))
+        blocks = [(group, start) for group in groups for start in range(0, group.size, group.width)]
+        for group, start in pace.over("the Jacobian", blocks):
+            first = min(start, group.size - group.width)
+            block = np.empty((m, group.width))
+            differentiated = self._differentiated(group)
+            for piece, _, (part,) in self._units.pieces(
+                group, differentiated, leaves, roots, first, pace
+            ):
+                block[piece.place] = part
+            yield block[:, start - first :]
+
+    def rows(self, leaves: _Leaves, roots: Roots, pace: Pace) -> Iterator[Float[np.ndarray, "p s"]]:
+        group = _Group(self._moving, self._flat.p, self._flat.p)
+        differentiated = self._differentiated(group)
+        for piece, _, (part,) in self._units.pieces(group, differentiated, leaves, roots, 0, pace):
+            yield part[len(part) - piece.fresh :].T
+
+    def _dense_blocks(self, leaves: _Leaves, roots: Roots, pace: Pace) -> Iterator[KhatriRao]:
+        """The kernels that meet one vector, as many at a time as fit."""
+        m = self._flat.positions * roots.count
+
+        def need(kernel: DenseKernel) -> int:
+            return 8 * (self._units.count * math.prod(kernel.summed) + m * math.prod(kernel.left))
+
+        found = self._kernels.kernels if self._kernels else ()
+        for kernels in _batched(found, need, self._room // 4):
+            met = [np.empty((self._units.count, math.prod(kernel.summed))) for kernel in kernels]
+            signals = [np.empty((m, math.prod(kernel.left))) for kernel in kernels]
+            for piece, h, g in self._units.pieces(
+                kernels, self._signals(kernels), leaves, roots, 0, pace
+            ):
+                for whole, part in zip(met, h, strict=True):
+                    whole[piece.units] = part
+                for whole, part in zip(signals, g, strict=True):
+                    whole[piece.place] = part
+            for left, right in zip(met, signals, strict=True):
+                yield KhatriRao(left, right.reshape(self._units.count, m // self._units.count, -1))
+
+    @property
+    def _moving(self) -> tuple[int, ...]:
+        return tuple(i for i, spec in enumerate(self._flat.specs) if spec.differentiated)
+
+    @property
+    def _others(self) -> tuple[int, ...]:
+        """The leaves that are differentiated, but for the kernels that meet one vector."""
+        dense = {kernel.leaf for kernel in self._kernels.kernels} if self._kernels else set()
+        return tuple(i for i in self._moving if i not in dense)
+
+    def _groups(self, width: int) -> list[_Group]:
+        """Small leaves together, large ones in parts."""
+        sizes = {i: self._flat.specs[i].size for i in self._others if self._flat.specs[i].size}
+        batches = _batched(tuple(sizes), lambda i: sizes[i], width)
+        totals = [(leaves, sum(sizes[i] for i in leaves)) for leaves in batches]
+        return [_Group(leaves, size, min(size, width)) for leaves, size in totals]
+
+    # Which rows
+
+    def _differentiated(self, group: _Group) -> RowFunction:
+        flat = self._flat
+
+        def blocks(leaves: Any, inputs: Any, cotangents: Any, first: Any) -> Any:
+            leaves = flat.lifted(leaves)
+
+            def unit(x: Any, u: Any) -> Any:
+                def outputs(moving: Any) -> Any:
+                    return flat.apply_leaves(_replaced(leaves, group.leaves, moving), x)
+
+                z, pull_back = jax.vjp(outputs, [leaves[i] for i in group.leaves])
+                (gradients,) = jax.vmap(pull_back)(u.astype(z.dtype))
+                columns = [g.reshape(len(u), -1).astype(flat.dtype) for g in gradients]
+                whole = jnp.concatenate(columns, axis=1)
+                return jax.lax.dynamic_slice_in_dim(whole, first, group.width, axis=1)
+
+            return [], [self._units.each(unit)(inputs, cotangents)]
+
+        return blocks
+
+    def _signals(self, kernels: Sequence[DenseKernel]) -> RowFunction:
+        """What each kernel meets, and the gradients at its product."""
+        assert self._kernels is not None
+        traced = self._kernels.traced
+
+        def signals(leaves: Any, inputs: Any, cotangents: Any, first: Any) -> Any:
+            leaves = self._flat.lifted(leaves)
+            zeros = {kernel.leaf: kernel.zero for kernel in kernels}
+
+            def unit(x: Any, u: Any) -> Any:
+                z, pull_back, met = jax.vjp(
+                    lambda shifts: traced(leaves, x, shifts), zeros, has_aux=True
+                )
+                (gradients,) = jax.vmap(pull_back)(u.astype(z.dtype))
+                rows = [gradients[kernel.leaf].reshape(len(u), -1) for kernel in kernels]
+                return [met[kernel.leaf] for kernel in kernels], rows
+
+            return self._units.each(unit)(inputs, cotangents)
+
+        return signals
+
+    def agree(self, leaves: _Leaves) -> bool:
+        """Whether a sum over the units is the gradient of the batch kept together."""
+        if self._kernels is None:
+            return True
+        u = np.random.default_rng(0).standard_normal((self._flat.positions, self._flat.k))
+        with self._flat.precision.scope():
+            found = self._difference(list(leaves), self._flat.inputs, self._units.inputs, u)
+            difference, scale = (float(a) for a in gathered(found))
+        if not np.isfinite(difference):
+            return True  # overflow is logged as such; it says nothing of the examples
+        return is_rounding(difference, scale, self._flat)
+
+    @cached_property
+    def _difference(self) -> Callable[..., Any]:
+        flat, kernels = self._flat, self._kernels
+        assert kernels is not None
+
+        def difference(leaves: Any, batch: Any, inputs: Any, u: Any) -> Any:
+            leaves = self._flat.lifted(leaves)
+
+            def together(moving: Any) -> Any:
+                z = flat.apply_leaves(_replaced(leaves, self._moving, moving), batch)
+                return jnp.vdot(u.astype(z.dtype), z)
+
+            def apart(moving: Any) -> Any:
+                def unit(x: Any) -> Any:
+                    return flat.apply_leaves(_replaced(leaves, self._others, moving), x)
+
+                z = self._units.each(unit)(inputs).reshape(u.shape)
+                return jnp.vdot(u.astype(z.dtype), z)
+
+            whole = dict(
+                zip(
+                    self._moving,
+                    jax.grad(together)([leaves[i] for i in self._moving]),
+                    strict=True,
+                )
+            )
+            sums = dict(
+                zip(self._others, jax.grad(apart)([leaves[i] for i in self._others]), strict=True)
+            )
+            rows = u.reshape(self._units.count, 1, self._units.positions, flat.k)
+            met, signals = self._signals(kernels.kernels)(leaves, inputs, rows, 0)
+            for kernel, h, g in zip(kernels.kernels, met, signals, strict=True):
+                sums[kernel.leaf] = kernel.gradient(h, g[:, 0])
+            off = [jnp.max(jnp.abs(whole[i] - sums[i]), initial=0.0) for i in self._moving]
+            sizes = [jnp.max(jnp.abs(whole[i]), initial=0.0) for i in self._moving]
+            return jnp.max(jnp.stack(off)), jnp.max(jnp.stack(sizes))
+
+        return jax.jit(difference)
+
+
+def _batched(
+    items: Sequence[_T], size: Callable[[_T], int], limit: int
+) -> Iterator[tuple[_T, ...]]:
+    """Neighbors together up to this size, larger ones by themselves."""
+    batch: list[_T] = []
+    for item in items:
+        if batch and sum(map(size, batch)) + size(item) > limit:
+            yield tuple(batch)
+            batch = []
+        batch.append(item)
+    if batch:
+        yield tuple(batch)
+
+
+def _replaced(leaves: Sequence[Any], which: Sequence[int], values: Sequence[Any]) -> list[Any]:
+    """The leaves with those of these indices replaced."""
+    new = list(leaves)
+    for i, value in zip(which, values, strict=True):
+        new[i] = value
+    return new

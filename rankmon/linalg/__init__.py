@@ -1,0 +1,1 @@
+"""Numerical linear algebra on arrays: spectra, numerical ranks, sketches, Lanczos quadrature."""

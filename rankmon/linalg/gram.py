@@ -1,0 +1,209 @@
+"""Squared singular values of a wide matrix that comes in blocks of columns; knows no network.
+
+A = [A_1 A_2 ...], [m, p] with p far above m, is never held. Two ways to its singular values sigma:
+
+  Gram   K = sum_b A_b A_b^T has the eigenvalues sigma^2. Its rounding, about m eps sigma_1^2,
+         hides every sigma below sqrt(m eps) sigma_1: half of the digits.
+  QR     A^T = Q R, with R carried from block to block (TSQR), has the singular values sigma. Its
+         rounding is about m eps sigma_1: all of the digits, for several times the work or more.
+
+Rows h_i (x) g_ir, such as those of a dense layer, need not be written out. Their Gram matrix is the
+elementwise product of those of h and g, and in orthonormal coordinates of h and of g they have
+min(a, n) min(b, m) columns in place of a b.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from rankmon.linalg.spectrum import singular_values, symmetric_spectrum
+
+_EPS = float(np.finfo(np.float64).eps)
+
+
+# Terms summed in one product: shorter sums round less, longer ones pass over K less often.
+_LONG_SUM, _SHORT_SUM = 1024, 128
+
+
+# An error of half of a tenth of the cut.
+_CLEARANCE = 20
+
+
+# Rows of one QR step over the columns that it leaves: more waste memory, fewer repeat work.
+_TALLNESS = 4
+
+
+@dataclass(frozen=True)
+class KhatriRao:
+    """Columns (a, b) whose rows (i, r) are h_i (x) g_ir: entries h_ia g_irb.
+
+    Attributes:
+      left: h.
+      right: g.
+    """
+
+    left: Float[np.ndarray, "n a"]
+    right: Float[np.ndarray, "n r b"]
+
+
+Block = Float[np.ndarray, "m _s"] | KhatriRao
+
+
+@dataclass(frozen=True)
+class BoundedSpectrum:
+    """The absolute eigenvalues of a symmetric matrix, and how sure they are.
+
+    Attributes:
+      values: descending.
+      errors: how far off each may be.
+      finest_cut: the smallest cut of which an eigenvalue a tenth its size is off by half at most.
+    """
+
+    values: Float[np.ndarray, " m"]
+    errors: Float[np.ndarray, " m"]
+    finest_cut: float
+
+    @classmethod
+    def within(cls, values: Float[np.ndarray, " m"], error: float) -> "BoundedSpectrum":
+        """Eigenvalues that are all off by this much at most."""
+        return cls(values, np.full(len(values), error), _CLEARANCE * error)
+
+
+@dataclass(frozen=True)
+class Gram:
+    """A A^T as computed.
+
+    Attributes:
+      matrix: K.
+      error: of K's forming, in the 2-norm. A sum of t products rounds by at most gamma_t = t u / (1
+        - t u) of the sum of their magnitudes, in whatever order it is taken (Higham, Accuracy and
+        Stability of Numerical Algorithms, section 3.1), which is at most |A_i| |A_j| here: the
+        matrix of these has rank one and the norm tr K.
+    """
+
+    matrix: Float[np.ndarray, "m m"]
+    error: float
+
+    @classmethod
+    def of(cls, blocks: Iterable[Block], m: int) -> "Gram":
+        """The Gram matrix of the blocks side by side, each with m rows."""
+        K, error, count = np.zeros((m, m)), 0.0, 0
+        for block in blocks:
+            product, terms = _block_gram(block)
+            error += _gamma(terms) * float(np.trace(product))
+            K += product
+            count += 1
+        return cls(K, error + _gamma(count) * float(np.trace(K)))
+
+    def __sub__(self, other: "Gram") -> "Gram":
+        return Gram(self.matrix - other.matrix, self.error + other.error)
+
+    def spectrum(self) -> BoundedSpectrum:
+        """Its eigenvalues; LAPACK's share of their error counts as m eps ||K||_2, as customary."""
+        values = np.abs(symmetric_spectrum(self.matrix))
+        error = self.error + len(values) * _EPS * float(values[0])
+        return BoundedSpectrum.within(values, error)
+
+
+def _gamma(terms: int) -> float:
+    return terms * _EPS / 2 / (1 - terms * _EPS / 2)
+
+
+def gram_resolution(m: int) -> float:
+    """The `finest_cut` of a Gram matrix of m rows over its norm, at best."""
+    return _CLEARANCE * m * _EPS
+
+
+def gram_bytes(m: int) -> int:
+    """Bytes for the Gram matrix, a block's, and what LAPACK makes of it."""
+    return 4 * 8 * m * m
+
+
+def _block_gram(block: Block) -> tuple[Float[np.ndarray, "m m"], int]:
+    """The block's Gram matrix and how many roundings an entry has met."""
+    if not isinstance(block, KhatriRao):
+        return _summed_gram(block, _LONG_SUM)
+    n, r, b = block.right.shape
+    inner, few = _summed_gram(block.left, _SHORT_SUM)
+    outer, many = _summed_gram(block.right.reshape(n * r, b), _SHORT_SUM)
+    outer.reshape(n, r, n, r)[...] *= inner[:, None, :, None]
+    return outer, few + many + 1
+
+
+def _summed_gram(rows: Float[np.ndarray, "m s"], chunk: int) -> tuple[np.ndarray, int]:
+    columns = rows.shape[1]
+    total = rows[:, :chunk] @ rows[:, :chunk].T
+    for start in range(chunk, columns, chunk):
+        part = rows[:, start : start + chunk]
+        total += part @ part.T
+    return total, min(chunk, columns) + math.ceil(columns / chunk)
+
+
+def triangular_factor(blocks: Iterable[Block], m: int) -> Float[np.ndarray, "_ m"]:
+    """R with A A^T = R^T R, of at most m rows, for A the blocks side by side."""
+    R, waiting, height = np.empty((0, m)), list[np.ndarray](), _TALLNESS * m
+
+    def step() -> np.ndarray:
+        return np.asarray(np.linalg.qr(np.concatenate([R, *waiting]), mode="r"))
+
+    for block in blocks:
+        for piece in _tall_pieces(block, height):
+            if sum(map(len, waiting)) + len(piece) > height:
+                R, waiting = step(), []
+            waiting.append(piece)
+    return step()
+
+
+def _tall_pieces(block: Block, height: int) -> Iterator[Float[np.ndarray, "s m"]]:
+    """The block's transpose, or one with the same Gram matrix, at most `height` rows at a time."""
+    if not isinstance(block, KhatriRao):
+        for start in range(0, block.shape[1], height):
+            yield block[:, start : start + height].T
+        return
+    n, r, b = block.right.shape
+    left = _coordinates(block.left)
+    right = _coordinates(block.right.reshape(n * r, b)).reshape(n, r, -1).transpose(2, 0, 1)
+    step = max(1, height // len(right))
+    for start in range(0, left.shape[1], step):
+        part = left[:, start : start + step].T
+        yield (part[:, None, :, None] * right).reshape(-1, n * r)
+
+
+def _coordinates(rows: Float[np.ndarray, "m s"]) -> Float[np.ndarray, "m _"]:
+    """The rows in an orthonormal basis of the space that they span; as they are if that is all."""
+    if rows.shape[1] <= rows.shape[0]:
+        return rows
+    return np.asarray(np.linalg.qr(rows.T, mode="r")).T
+
+
+def factor_bytes(m: int) -> int:
+    """Bytes for one QR step: R with a piece below it, and what LAPACK makes of it."""
+    return 3 * (_TALLNESS + 1) * 8 * m * m
+
+
+def factor_spectrum(
+    R: Float[np.ndarray, "_ m"], signs: Float[np.ndarray, " m"] | None = None
+) -> BoundedSpectrum:
+    """The absolute eigenvalues of A^T A, or with signs S of A^T S A, where A^T = Q R.
+
+    Without signs they are squares of R's singular values, which are off by delta = m eps sigma_1
+    as customary, and their squares by 2 sigma delta + delta^2. With signs they are those of
+    R S R^T, off by 2 sigma_1 delta for R, and by m eps ||R||_F^2 at most for each of the product
+    and the eigenvalues.
+
+    Args:
+      R: of `triangular_factor`.
+      signs: +-1 for each row of A.
+    """
+    m = R.shape[1]
+    if signs is None:
+        sigma = singular_values(R)
+        sigma = np.concatenate([sigma, np.zeros(m - len(sigma))])
+        delta = m * _EPS * sigma[0]
+        return BoundedSpectrum(sigma**2, 2 * sigma * delta + delta**2, 200 * float(delta**2))
+    values = np.abs(symmetric_spectrum((R * signs) @ R.T))
+    values = np.concatenate([values, np.zeros(m - len(values))])
+    return BoundedSpectrum.within(values, 4 * m * _EPS * float(np.sum(R**2)))

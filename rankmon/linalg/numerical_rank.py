@@ -1,0 +1,183 @@
+"""Numerical ranks: a spectrum counted at a cut, with its margin."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from numbers import Real
+
+import numpy as np
+from jaxtyping import Float
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How the cut is chosen below which a singular value counts as zero.
+
+    cut = relative * max(||X||_2, ||reference||_2), or `absolute` where that is given. For the parts
+    of the Hessian the reference is H_L, one common cut: relative to its own norm the rank of a
+    vanishing H_f would never fall. `relative` defaults to p * eps for the Hessian, with the eps of
+    the arithmetic, and to what `weight_rank` says for weights.
+
+    Args:
+      relative: multiple of the norm; None for the default.
+      absolute: the cut itself, in the units of the singular values; None to use `relative`.
+    """
+
+    relative: float | None = None
+    absolute: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.relative is not None and self.absolute is not None:
+            raise ValueError(
+                f"expected relative or absolute, got both ({self.relative}, {self.absolute}); "
+                "give the one that you mean"
+            )
+        for name, value in asdict(self).items():
+            if value is not None and not isinstance(value, Real):
+                raise TypeError(
+                    f"expected {name} to be a number, got {type(value).__name__}; for the default "
+                    "leave it out"
+                )
+            if value is not None and not 0 <= float(value) < float("inf"):
+                raise ValueError(
+                    f"expected {name} to be finite and >= 0, got {value}; for the default leave "
+                    "it out"
+                )
+
+    def cut(self, norm: float, *, default: float, reference_norm: float = 0.0) -> float:
+        """The cut for a matrix of this norm; `default` is the multiple to use where none is set."""
+        if self.absolute is not None:
+            return self.absolute
+        relative = default if self.relative is None else self.relative
+        return relative * max(norm, reference_norm)
+
+    def rule(self, default: str) -> str:
+        """The cut in words; `default` says what it is where none is set."""
+        if self.absolute is not None:
+            return f"{self.absolute:g}"
+        return default if self.relative is None else f"{self.relative:g} times the norm"
+
+
+DEFAULT_TOLERANCE = Tolerance()
+
+
+def common_cuts(
+    norms: Mapping[str, float], tolerance: Tolerance, *, default: float
+) -> dict[str, float]:
+    """The cut of each of the Hessian's parts, relative to the larger of its norm and H_L's."""
+    return {
+        part: tolerance.cut(norm, default=default, reference_norm=norms["H_L"])
+        for part, norm in norms.items()
+    }
+
+
+def finest_cuts(norms: Mapping[str, float], *, p: int, eps: float) -> dict[str, float]:
+    """Return the least cut of each part that tells eigenvalues from the rounding of products.
+
+    As for `common_cuts`, H_L's norm counts too; a part by itself has `finest_cut`.
+    """
+    return {part: finest_cut(max(norm, norms["H_L"]), p=p, eps=eps) for part, norm in norms.items()}
+
+
+def finest_cut(norm: float, *, p: int, eps: float) -> float:
+    """Return the rounding of products with a matrix of this norm, and of its spectrum."""
+    return min(p, 10) * eps * norm
+
+
+def below_rounding(cuts: Mapping[str, float], finest: Mapping[str, float]) -> tuple[str, ...]:
+    """Return what the user should know of cuts below the finest ones, if any are.
+
+    The same words at every step, so that they are said once.
+    """
+    if all(cut >= finest[part] for part, cut in cuts.items()):
+        return ()
+    return (
+        "expected a tolerance above the rounding of the Hessian's products, 10 eps times its norm, "
+        "got a smaller one: rank and low count what is above that rounding, high all that may be; "
+        "raise the tolerance or leave it out",
+    )
+
+
+def as_tolerance(tolerance: Tolerance | None) -> Tolerance:
+    """The tolerance, or the default one for None.
+
+    Raises:
+      TypeError: for a bare number, which NumPy and JAX read differently.
+    """
+    if tolerance is not None and not isinstance(tolerance, Tolerance):
+        raise TypeError(
+            f"expected tolerance to be a rankmon.Tolerance, got {type(tolerance).__name__}; write "
+            "Tolerance(relative=...) or Tolerance(absolute=...)"
+        )
+    return tolerance or DEFAULT_TOLERANCE
+
+
+@dataclass(frozen=True)
+class NumericalRank:
+    """A rank and how sure it is.
+
+    Attributes:
+      rank: the number of singular values above `tolerance`; None where the matrix is not finite.
+      tolerance: the cut, absolute.
+      size: the most that the rank could be (p for a Hessian, min(m, n) for a matrix).
+      low: the count above 10 x tolerance.
+      high: the count above tolerance / 10. low = rank = high: no singular value is near the cut.
+      gap: ratio of the singular values on either side of the cut; infinite with nothing (or exact
+        zeros) below it, NaN at rank 0.
+    """
+
+    rank: int | None
+    tolerance: float
+    size: int
+    low: int | None
+    high: int | None
+    gap: float
+
+    @property
+    def certain(self) -> bool:
+        """Whether no singular value lies within a factor 10 of the cut."""
+        return self.rank is not None and self.low == self.rank == self.high
+
+
+def numerical_rank(
+    values: Float[np.ndarray, " m"],
+    cut: float,
+    *,
+    size: int | None = None,
+    errors: Float[np.ndarray, " m"] | None = None,
+    finest: float = 0.0,
+) -> NumericalRank:
+    """Counts the singular values (or absolute eigenvalues) above a cut.
+
+    Args:
+      values: non-negative, finite, in any order; values left out are exact zeros.
+      cut: the absolute tolerance.
+      size: the most that the rank could be; the number of values where not given.
+      errors: how far off each value may be: `low` then counts what is above 10 x cut for certain,
+        and `high` what may be above cut / 10.
+      finest: the least cut that tells values from rounding. Below it `rank` and `low` count at this
+        cut instead, and `high` all that is not an exact zero.
+    """
+    values = np.asarray(values, np.float64)
+    off = np.zeros_like(values) if errors is None else errors
+    ordered = np.sort(values)[::-1]
+    told = max(cut, finest)
+    rank = int(np.sum(ordered > told))
+    below = ordered[rank] if rank < ordered.size else 0.0
+    if rank == 0:
+        gap = float("nan")
+    else:
+        with np.errstate(over="ignore"):
+            gap = float(ordered[rank - 1] / below) if below > 0 else float("inf")
+    return NumericalRank(
+        rank=rank,
+        tolerance=float(cut),
+        size=ordered.size if size is None else size,
+        low=int(np.sum(values - off > 10 * told)),
+        high=int(np.sum(values + off > (cut / 10 if cut >= finest else 0.0))),
+        gap=gap,
+    )
+
+
+def undefined_rank(size: int) -> NumericalRank:
+    """The rank of a matrix with NaN or infinite entries: none."""
+    return NumericalRank(None, float("nan"), size, None, None, float("nan"))

@@ -1,0 +1,289 @@
+"""Ranks of symmetric matrices that can only be multiplied, from a two-sided random sketch.
+
+With independent Gaussian X and Y, [p, s] each, S = Y^T A X is s x s, and all that is held. Its
+singular values sigma_i(S) bound those of A, a_1 >= a_2 >= ..., for all i at once but for a chance
+of delta. With t = sqrt(2 log(4 s / delta)):
+
+  from above   a_i <= sigma_i(S) / (sqrt(s) - sqrt(i) - t)^2     where that is positive
+  from below   a_i > c  wherever  sigma_i(S) > c'' with
+               c'  = c  (sqrt(s) + t) + sqrt(sum_{j >= i} min(c,  a_j)^2)
+               c'' = c' (sqrt(s) + t) + sqrt(sum_{j >= i} min(c', b_j)^2),   b_j = sigma_j(A X)
+
+where the bounds from above stand for a_j and b_j. The former holds since the i leading rows of
+V^T X, a Gaussian [i, s], have no singular value below sqrt(s) - sqrt(i) - t (Davidson and Szarek
+2001); the latter by Weyl's inequality and E ||D G|| <= ||D|| sqrt(s) + ||D||_F (Chevet).
+
+Source: Meier and Nakatsukasa, Fast randomized numerical rank estimation, arXiv 2105.07388, whose
+sketch this is; the two-sided bounds are rankmon's.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse.linalg
+from jaxtyping import Float
+
+from rankmon.linalg.numerical_rank import NumericalRank
+from rankmon.linalg.spectrum import symmetric_spectrum
+
+# That a bound from random vectors fails.
+CHANCE = 1e-3
+
+
+# The gain over sqrt(s) to aim at: bounds from above are 400 times the value then, which the gaps of
+# these spectra allow, and a larger one costs its square.
+_USEFUL_GAIN = 0.05
+
+
+Products = Callable[[Float[np.ndarray, "m p"]], Mapping[str, Float[np.ndarray, "m p"]]]
+
+
+@dataclass(frozen=True)
+class SketchedRank(NumericalRank):
+    """A `NumericalRank` from a sketch.
+
+    `low` counts the singular values above 10 x tolerance, and `high` those above tolerance / 10, as
+    far as the sketch can tell: both hold but for one chance in a thousand. `gap` is the ratio of
+    the estimates on either side of the cut.
+
+    Attributes:
+      side: s, rows and columns of the sketch; p where the matrix itself was the cheaper one.
+      complete: whether the sketch was large enough to see where the spectrum falls below tolerance
+        / 10; where not, `rank` is the least that there is, and `high` what the leaves allow
+        (`reach`), p at the most.
+    """
+
+    side: int
+    complete: bool
+
+    def at_most(self, count: int) -> "SketchedRank":
+        """The same, where this is the most that values above tolerance / 10 can be."""
+        assert self.low is not None
+        return replace(self, high=min(max(count, self.low), self.size))
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """The singular values of S = Y^T A X [s, s], descending, of a symmetric A [p, p]."""
+
+    values: Float[np.ndarray, " s"]
+    p: int
+
+    @property
+    def side(self) -> int:
+        """Rows and columns, s."""
+        return len(self.values)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no product overflowed."""
+        return bool(np.all(np.isfinite(self.values)))
+
+    @property
+    def _least_gain(self) -> Float[np.ndarray, " s"]:
+        """sqrt(s) - sqrt(i) - t, by which a Gaussian stretches i dimensions at the least, or 0."""
+        i = np.arange(1, self.side + 1)
+        return np.maximum(math.sqrt(self.side) - np.sqrt(i) - _deviation(self.side), 0.0)
+
+    def at_most(self) -> Float[np.ndarray, " s"]:
+        """What a_1, ..., a_s are at most, descending; infinite where the sketch does not tell."""
+        return np.minimum.accumulate(_quotient(self.values, self._least_gain**2))
+
+    def estimates(self) -> Float[np.ndarray, " s"]:
+        """sigma_i(S) / s, on average about a_i."""
+        return self.values / max(self.side, 1)
+
+    def exceeding(self, cut: float) -> int:
+        """How many singular values of A exceed the cut for certain."""
+        s, grow = self.side, math.sqrt(self.side) + _deviation(self.side)
+        above = self.at_most()
+        beyond = max(self.p - s, 0)  # values that are no larger than the last one of these
+        images = np.minimum.accumulate(_quotient(self.values, self._least_gain))
+        capped = np.minimum(cut, above)
+        image_cut = cut * grow + np.sqrt(_tail(capped**2) + beyond * capped[-1] ** 2)
+        sketch_cut = image_cut * grow + np.sqrt(_capped_tail(image_cut, images))
+        return int(np.sum(self.values > sketch_cut))
+
+    def is_complete(self, cut: float) -> bool:
+        """Whether it tells that all but so many singular values are below the cut."""
+        return bool(self.at_most()[-1] <= cut)
+
+    def is_sharp(self, cut: float) -> bool:
+        """Whether its bounds from above count no more than estimates at a tenth of the cut do."""
+        most = int(np.sum(self.at_most() > cut))
+        return self.is_complete(cut) and most <= int(np.sum(self.estimates() > cut / 10))
+
+    def counted(self, cut: float, *, finest: float = 0.0) -> SketchedRank:
+        """The rank at this cut with its margin.
+
+        Args:
+          cut: absolute.
+          finest: the least cut that tells values from the rounding of the products; below it `rank`
+            and `low` count at this one instead, and `high` is p.
+        """
+        told = max(cut, finest)
+        complete = self.is_complete(told / 10)
+        seen = complete and cut >= finest
+        high = min(int(np.sum(self.at_most() > cut / 10)), self.p) if seen else self.p
+        low = min(self.exceeding(10 * told), high)
+        estimates = self.estimates()
+        rank = min(max(int(np.sum(estimates > told)), low), high) if complete else low
+        below = estimates[rank] if rank < self.side else 0.0
+        gap = math.nan
+        if rank and complete:
+            gap = float(estimates[rank - 1] / below) if below > 0 else math.inf
+        return SketchedRank(rank, float(cut), self.p, low, high, gap, self.side, complete)
+
+    def next_side(self, cut: float) -> int:
+        """The side with which to try again where this one is not complete at the cut."""
+        seen = int(np.sum(self.estimates() > cut))
+        end_is_in_sight = seen < 0.98 * self.side
+        return max(side_for(seen), self.side * 5 // 4) if end_is_in_sight else 2 * self.side
+
+
+@dataclass(frozen=True)
+class WholeMatrix(Sketch):
+    """The absolute eigenvalues of A itself, which is cheaper where a sketch would have its side."""
+
+    def at_most(self) -> Float[np.ndarray, " p"]:
+        """The eigenvalues."""
+        return self.values
+
+    def estimates(self) -> Float[np.ndarray, " p"]:
+        """The eigenvalues."""
+        return self.values
+
+    def exceeding(self, cut: float) -> int:
+        """How many of them exceed the cut."""
+        return int(np.sum(self.values > cut))
+
+    def is_complete(self, cut: float) -> bool:
+        """Always: there are no others."""
+        return True
+
+    def is_sharp(self, cut: float) -> bool:
+        """Always: bounds and estimates are the same."""
+        return True
+
+
+def side_for(rank: int) -> int:
+    """A side at which a sketch tells such a rank well."""
+    side = rank + 64
+    while math.sqrt(side) * (1 - _USEFUL_GAIN) < math.sqrt(rank + 1) + _deviation(side):
+        side += max(16, side // 16)
+    return side
+
+
+def sketched(
+    products: Products, p: int, side: int, *, batch: int, rows: int, seed: int
+) -> dict[str, Sketch]:
+    """Sketches of several matrices at once, from products with `side` vectors.
+
+    Memory: s^2 numbers a matrix, and p times (a batch of vectors, its products, some rows of Y).
+    With a side of p or more the matrices themselves, from products with p vectors.
+
+    Args:
+      products: rows v -> rows A v for each of the matrices, by name, for at most `batch` rows.
+      p: the length of a row.
+      side: s.
+      batch: vectors at once; Y is drawn again for each batch.
+      rows: of Y^T at once.
+      seed: of X and Y.
+    """
+    if side >= p:
+        return _whole(products, p, batch)
+    sketches: dict[str, np.ndarray] = {}
+    left, right = _Gaussian(seed, 1, rows, p), _Gaussian(seed, 0, batch, p)
+    for start in range(0, side, batch):
+        x = right.rows(start, min(batch, side - start))
+        images = products(x)
+        for first in range(0, side, rows):
+            y = left.rows(first, min(rows, side - first))
+            for name, image in images.items():
+                S = sketches.setdefault(name, np.empty((side, side)))
+                with np.errstate(over="ignore", invalid="ignore"):  # it is found in the result
+                    S[first : first + len(y), start : start + len(x)] = y @ image.T
+    return {name: Sketch(_singular_values(S), p) for name, S in sketches.items()}
+
+
+def _whole(products: Products, p: int, batch: int) -> dict[str, Sketch]:
+    matrices: dict[str, np.ndarray] = {}
+    for start in range(0, p, batch):
+        units = np.eye(min(batch, p - start), p, start)
+        for name, image in products(units).items():
+            matrices.setdefault(name, np.empty((p, p)))[start : start + len(units)] = image
+    return {name: WholeMatrix(_absolute_eigenvalues(A), p) for name, A in matrices.items()}
+
+
+def _absolute_eigenvalues(A: np.ndarray) -> np.ndarray:
+    if not np.all(np.isfinite(A)):
+        return np.full(len(A), np.nan)
+    return np.abs(symmetric_spectrum(A))
+
+
+class _Gaussian:
+    """Rows of X^T (which = 0) or Y^T (1), drawn when they are asked for; always the same.
+
+    Single precision is random enough, and new memory would take longer than the draws.
+    """
+
+    def __init__(self, seed: int, which: int, most: int, p: int) -> None:
+        self._seed = (seed, which)
+        self._row, self._rows = np.empty(p, np.float32), np.empty((most, p))
+
+    def rows(self, first: int, count: int) -> Float[np.ndarray, "m p"]:
+        """So many rows from this one on, until others are asked for."""
+        generator = np.random.Generator(np.random.SFC64([*self._seed, first]))
+        for i in range(count):
+            self._rows[i] = generator.standard_normal(out=self._row, dtype=np.float32)
+        return self._rows[:count]
+
+
+def _singular_values(S: np.ndarray) -> np.ndarray:
+    if not np.all(np.isfinite(S)):
+        return np.full(len(S), np.nan)
+    return scipy.linalg.svdvals(S, overwrite_a=True, check_finite=False)
+
+
+def spectral_norm(product: Callable[[np.ndarray], np.ndarray], p: int, *, seed: int) -> float:
+    """||A||_2 of a symmetric A, by Lanczos iterations, to about three digits; NaN if not finite."""
+    start = np.random.default_rng(seed).standard_normal(p)
+    image = product(start)
+    if not np.all(np.isfinite(image)):
+        return math.nan
+    if p < 3 or not np.any(image):
+        return float(np.linalg.norm(image) / np.linalg.norm(start))
+    operator = scipy.sparse.linalg.LinearOperator((p, p), matvec=product, dtype=np.float64)
+    (value,) = scipy.sparse.linalg.eigsh(
+        operator, k=1, ncv=min(p, 10), which="LM", v0=start, tol=1e-3, return_eigenvectors=False
+    )
+    return float(abs(value))
+
+
+def _deviation(side: int) -> float:
+    """t, for all the bounds of a sketch together."""
+    return math.sqrt(2 * math.log(4 * side / CHANCE))
+
+
+def _quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The quotient of non-negative numbers, infinite where b is zero."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return np.where(b > 0, a / b, np.inf)
+
+
+def _tail(squares: np.ndarray) -> np.ndarray:
+    """The sums from each one on."""
+    return np.cumsum(squares[::-1])[::-1]
+
+
+def _capped_tail(caps: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """sum_{j >= i} min(caps_i, values_j)^2; values fall but for their rounding, caps too."""
+    values = np.minimum.accumulate(values)
+    tail = np.append(_tail(np.where(np.isfinite(values), values, 0.0) ** 2), 0.0)
+    i = np.arange(len(values))
+    # The first j whose value does not exceed the cap: from there on the values count.
+    j = np.maximum(len(values) - np.searchsorted(values[::-1], caps, side="right"), i)
+    return (j - i) * caps**2 + tail[j]

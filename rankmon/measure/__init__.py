@@ -1,0 +1,18 @@
+"""One measurement at given parameters, without a monitor."""
+
+from rankmon.measure.hessian import hessian_ranks, hessian_spectra
+from rankmon.measure.ntk import ntk_gram, ntk_rank
+from rankmon.measure.outer import outer_rank
+from rankmon.measure.predicted import PredictedRanks, predicted_ranks
+from rankmon.measure.stochastic import stochastic_spectra
+
+__all__ = [
+    "PredictedRanks",
+    "hessian_ranks",
+    "hessian_spectra",
+    "ntk_gram",
+    "ntk_rank",
+    "outer_rank",
+    "predicted_ranks",
+    "stochastic_spectra",
+]

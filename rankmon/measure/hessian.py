@@ -1,0 +1,116 @@
+"""Ranks and spectra of the loss Hessian and its parts at given parameters, without a monitor."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from rankmon._util.validate import check_engine
+from rankmon._util.warnings import warn_user
+from rankmon.engines.base import ENGINES as EXACT_ENGINES
+from rankmon.engines.exact import engine_of
+from rankmon.engines.select import ENGINES, check_time_limit, chosen_engine, compile_derivatives
+from rankmon.engines.sketch import DEFAULT_TIME_LIMIT
+from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
+from rankmon.linalg.numerical_rank import NumericalRank, Tolerance, as_tolerance, undefined_rank
+from rankmon.problem.point import Once
+from rankmon.problem.problem import Problem
+
+
+def hessian_ranks(
+    problem: Problem,
+    params: Any,
+    *,
+    reference: Float[np.ndarray, "n k"] | None = None,
+    tolerance: Tolerance | None = None,
+    engine: str = "auto",
+    memory_limit: int = DEFAULT_MEMORY_LIMIT,
+    time_limit: float = DEFAULT_TIME_LIMIT,
+) -> dict[str, NumericalRank]:
+    """The ranks of the loss Hessian and its parts at given parameters; no monitor.
+
+    H_L = H_o + H_f, the Hessian of the mean loss over the probe batch, with rows in the order of
+    the parameters' leaves. Computed in float64 whatever the parameters are stored in.
+
+    Args:
+      problem: network, loss and probe batch.
+      params: the parameters, any pytree of arrays.
+      reference: residuals [N, k] to hold, for H_f_fixed; N counts every position.
+      tolerance: another cut than p * eps * max(||H_L||_2, ||X||_2) for part X.
+      engine: "deep_linear" (the coordinates of a deep linear network that can be non-zero), "stack"
+        (dense layers with elementwise activations, each block one contraction), "dense" (any
+        network, by automatic differentiation), "sketch" (products with random vectors: H_o exactly,
+        the others as a `SketchedRank`, for p up to 10^5 and beyond), or "auto", the first of these
+        that applies, fits and is done in time. All but the last give the same ranks, and but for a
+        few dozen parameters, where a tenth of the cut is rounding, the same `high`.
+      memory_limit: bytes for the matrices and their assembly.
+      time_limit: seconds, for "auto" and "sketch" to decide by: no sketch is begun that would end
+        later.
+
+    Returns:
+      A dict from "H_L", "H_o", "H_f" (and "H_f_fixed") to `NumericalRank`; `rank` is None where
+      the weights or the Hessian are not finite.
+
+    Raises:
+      TypeError, ValueError: for input that does not fit, before anything is computed.
+      MemoryError: where the matrices do not fit in memory_limit.
+
+    Source: arXiv 2106.16225, section 3; the common cut is rankmon's.
+    """
+    tolerance = as_tolerance(tolerance)
+    check_engine(engine, ENGINES)
+    check_time_limit(time_limit)
+    once = Once.of(problem, params, reference)
+    choice = chosen_engine(once.flat, name=engine, memory_limit=memory_limit, time_limit=time_limit)
+    compile_derivatives(choice.engine, cotangents=len(once.parts) - 2)
+    delta = once.residuals()
+    found = (
+        None
+        if delta is None
+        else choice.engine.ranks(once.snapshot, delta, once.reference, tolerance)
+    )
+    if found is None:
+        return {part: undefined_rank(once.flat.p) for part in once.parts}
+    for text in (*choice.told, *found.told):
+        warn_user(text)
+    return found.parts
+
+
+def hessian_spectra(
+    problem: Problem,
+    params: Any,
+    *,
+    reference: Float[np.ndarray, "n k"] | None = None,
+    engine: str = "auto",
+    memory_limit: int = DEFAULT_MEMORY_LIMIT,
+) -> dict[str, Float[np.ndarray, " p"]]:
+    """The eigenvalues of the loss Hessian and its parts at given parameters; no monitor.
+
+    H_L = H_o + H_f, the Hessian of the mean loss over the probe batch, in float64.
+
+    Args:
+      problem: network, loss and probe batch.
+      params: the parameters, any pytree of arrays.
+      reference: residuals [N, k] to hold, for H_f_fixed; N counts every position.
+      engine: as for `hessian_ranks`, but for "sketch".
+      memory_limit: bytes for the matrices and their assembly.
+
+    Returns:
+      A dict from "H_L", "H_o", "H_f" (and "H_f_fixed") to p eigenvalues with their signs, the
+      largest in magnitude first; NaN throughout where the weights or the Hessian are not finite.
+
+    Raises:
+      TypeError, ValueError: for input that does not fit, before anything is computed.
+      MemoryError: where the matrices do not fit in memory_limit.
+
+    Source: arXiv 2106.16225, section 3.
+    """
+    check_engine(engine, EXACT_ENGINES)
+    once = Once.of(problem, params, reference)
+    exact = engine_of(once.flat, name=engine, memory_limit=memory_limit)
+    compile_derivatives(exact, cotangents=len(once.parts) - 2)
+    delta = once.residuals()
+    spectra = None if delta is None else exact.spectra(once.snapshot, delta, once.reference)
+    if spectra is None:
+        return {part: np.full(once.flat.p, np.nan) for part in once.parts}
+    return {part: spectra[part].copy() for part in once.parts}  # the engine keeps its own

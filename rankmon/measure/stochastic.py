@@ -1,0 +1,66 @@
+"""Stochastic spectra of the Hessian's parts at given parameters, without a monitor."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from rankmon.engines.lanczos import Lanczos
+from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
+from rankmon.linalg.lanczos import StochasticSpectrum, starts
+from rankmon.problem.point import Once
+from rankmon.problem.problem import Problem
+
+
+def stochastic_spectra(
+    problem: Problem,
+    params: Any,
+    *,
+    reference: Float[np.ndarray, "n k"] | None = None,
+    probes: int = 16,
+    steps: int = 64,
+    seed: int = 0,
+    memory_limit: int = DEFAULT_MEMORY_LIMIT,
+) -> dict[str, StochasticSpectrum]:
+    """The spectra of the loss Hessian and its parts as random vectors see them, in float64.
+
+    For how many eigenvalues exceed a cut that is far above rounding (the epsilon-rank), traces and
+    densities, each with its interval; ranks at the cut of float64 are `hessian_ranks`'. Takes
+    probes x steps products with the Hessian for each part. Needs `pip install 'rankmon[scale]'`.
+
+    Args:
+      problem: network, loss and probe batch.
+      params: the parameters, any pytree of arrays.
+      reference: residuals [N, k] to hold, for H_f_fixed; N counts every position.
+      probes: random vectors; the sampling error of a count falls with their root.
+      steps: Lanczos steps; what is open about each vector's count falls with them.
+      seed: of the vectors, which the parts share.
+      memory_limit: bytes for the `steps` vectors that are kept orthogonal.
+
+    Returns:
+      A dict from "H_L", "H_o", "H_f" (and "H_f_fixed") to `StochasticSpectrum`, whose estimates are
+      NaN where the weights or the Hessian are not finite.
+
+    Raises:
+      TypeError, ValueError: for input that does not fit, before anything is computed.
+      MemoryError: where the vectors do not fit in memory_limit.
+      ImportError: without matfree.
+
+    Source: Ghorbani, Krishnan and Xiao, arXiv 1901.10159, for Hessians; the bounds of `quadrature`.
+    """
+    for name, number, least in (("probes", probes, 2), ("steps", steps, 1)):
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise TypeError(f"expected {name} to be an integer, got {type(number).__name__}")
+        if number < least:
+            raise ValueError(f"expected {name} to be at least {least}, got {number}")
+    once = Once.of(problem, params, reference)
+    lanczos = Lanczos.of(once.flat, steps=steps, memory_limit=memory_limit)
+    delta = once.residuals()
+    if delta is None:
+        return {part: StochasticSpectrum(once.flat.p, ()) for part in once.parts}
+    decompose = lanczos.at(once.snapshot, delta, once.reference)
+    vectors = list(starts(once.flat.p, probes, seed=seed))
+    return {
+        part: StochasticSpectrum.of(once.flat.p, [decompose[part](v) for v in vectors])
+        for part in once.parts
+    }

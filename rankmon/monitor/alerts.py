@@ -1,0 +1,199 @@
+"""What a record must show for a warning, a callback or a stop; measures and writes nothing."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Literal, Protocol
+
+from rankmon._util.globs import as_patterns, matches
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """What an alert found in one record.
+
+    Attributes:
+      step: the training step.
+      tag: the scalar that gave rise to it.
+      message: in a sentence.
+    """
+
+    step: int
+    tag: str
+    message: str
+
+
+class StopTraining(Exception):  # noqa: N818  not an error: it was asked for
+    """Raised in the training loop by an alert whose action is "stop", once its record is written.
+
+    Attributes:
+      alarm: what was found.
+      carry: of a loop under `monitor.scan`, after the steps before that one; else None.
+      ys: its outputs, zeros from that step on; else None.
+    """
+
+    def __init__(self, alarm: Alarm) -> None:
+        super().__init__(f"step {alarm.step}: {alarm.message}")
+        self.alarm = alarm
+        self.carry: Any = None
+        self.ys: Any = None
+
+
+Action = Literal["warn", "stop"] | Callable[[Alarm], Any]
+
+
+class Alert(Protocol):
+    """A condition on the scalars of a record."""
+
+    @property
+    def action(self) -> Action:
+        """What is done: "warn", "stop", or a function of the `Alarm`."""
+
+    def found(self, scalars: Mapping[str, float], first: Mapping[str, float]) -> dict[str, str]:
+        """Tag -> message for each scalar that gives rise to it now.
+
+        Args:
+          scalars: of the record.
+          first: the first finite value of each tag in this run.
+        """
+
+
+@dataclass(frozen=True)
+class RankBelow:
+    """A rank below a share of its first value.
+
+    Args:
+      share: of the first value, in (0, 1].
+      tags: globs over tags; the ranks of weights and features if not given. (The rank of H_f falls
+        with the loss in every network that learns.) After a restart the first values are those in
+        the run folder.
+      action: "warn", "stop" (raises `StopTraining` in the loop) or a function of the `Alarm`.
+    """
+
+    share: float
+    tags: str | Sequence[str] = ("rank_weights/*", "rank_features/*")
+    action: Action = "warn"
+
+    def __post_init__(self) -> None:
+        _check_share(self.share)
+        _check_action(self.action)
+
+    def found(self, scalars: Mapping[str, float], first: Mapping[str, float]) -> dict[str, str]:
+        """See `Alert`."""
+        return {
+            tag: f"{tag} is {value:g}, below {self.share:g} of its first value, {first[tag]:g}"
+            for tag, value in scalars.items()
+            if matches(tag, as_patterns(self.tags)) and value < self.share * first.get(tag, 0)
+        }
+
+
+@dataclass(frozen=True)
+class NonFinite:
+    """Parameters that are NaN or infinite, or a loss on the probe batch that is.
+
+    Args:
+      action: as for `RankBelow`.
+    """
+
+    action: Action = "warn"
+
+    def __post_init__(self) -> None:
+        _check_action(self.action)
+
+    def found(self, scalars: Mapping[str, float], first: Mapping[str, float]) -> dict[str, str]:
+        """See `Alert`."""
+        number = scalars.get("monitor/nonfinite", 0)
+        if number:
+            return {"monitor/nonfinite": f"{number:g} parameters are NaN or infinite"}
+        if not math.isfinite(scalars.get("loss", 0)):
+            return {"loss": f"the loss on the probe batch is {scalars['loss']}"}
+        return {}
+
+
+@dataclass(frozen=True)
+class DeadUnits:
+    """More than a share of a ReLU's units dead on the probe batch; needs the "features" probe.
+
+    Args:
+      share: of the layer's units, in (0, 1].
+      action: as for `RankBelow`.
+    """
+
+    share: float
+    action: Action = "warn"
+
+    def __post_init__(self) -> None:
+        _check_share(self.share)
+        _check_action(self.action)
+
+    def found(self, scalars: Mapping[str, float], first: Mapping[str, float]) -> dict[str, str]:
+        """See `Alert`."""
+        return {
+            tag: f"{value:.0%} of the units after {tag.removeprefix('dead_share/')} are dead on "
+            f"the probe batch, more than {self.share:.0%}"
+            for tag, value in scalars.items()
+            if tag.startswith("dead_share/") and value > self.share
+        }
+
+
+class Watch:
+    """The alerts of one run: each speaks when its condition begins to hold, and then is silent.
+
+    Args:
+      alerts: the conditions.
+    """
+
+    def __init__(self, alerts: Sequence[Alert]) -> None:
+        self._alerts = list(alerts)
+        self._first: dict[str, float] = {}
+        self._holding: set[tuple[int, str]] = set()
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._alerts)
+
+    def resume(self, earlier: Iterable[tuple[int, Mapping[str, float]]]) -> None:
+        """Take up a run that goes on: what its records gave rise to was said then.
+
+        Args:
+          earlier: step and scalars of its records.
+        """
+        self._first, self._holding = {}, set()
+        for step, scalars in earlier:
+            self.look(step, scalars)
+
+    def look(self, step: int, scalars: Mapping[str, float]) -> list[tuple[Action, Alarm]]:
+        """What begins to hold at this record, and what is to be done about it."""
+        if not self._alerts:
+            return []
+        for tag, value in scalars.items():
+            if math.isfinite(value):
+                self._first.setdefault(tag, value)
+        begun, holding = [], set()
+        for index, alert in enumerate(self._alerts):
+            for tag, message in alert.found(scalars, self._first).items():
+                holding.add((index, tag))
+                if (index, tag) not in self._holding:
+                    begun.append((alert.action, Alarm(step, tag, message)))
+        # A report brings some tags only: what it says nothing of goes on as it was.
+        silent = {key for key in self._holding if key[1] not in scalars}
+        self._holding = holding | silent
+        return begun
+
+
+def _check_share(share: float) -> None:
+    if not isinstance(share, Real) or isinstance(share, bool):
+        raise TypeError(
+            f"expected share to be a number, got {type(share).__name__}; for instance 0.5"
+        )
+    if not 0 < share <= 1:
+        raise ValueError(f"expected share to be in (0, 1], got {share}; for instance 0.5")
+
+
+def _check_action(action: Any) -> None:
+    if action not in ("warn", "stop") and not callable(action):
+        raise ValueError(
+            f'expected action to be "warn", "stop" or a function of the Alarm, got {action!r}; '
+            "choose one"
+        )

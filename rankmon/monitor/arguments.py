@@ -1,0 +1,199 @@
+"""What a `RankMonitor` refuses among its arguments; a probe's own are checked where it lives."""
+
+import numbers
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from rankmon._util.arrays import check_concrete
+from rankmon._util.distributed import count
+from rankmon.monitor.alerts import Alert
+from rankmon.monitor.schedule import EveryN, Schedule
+from rankmon.writers.base import Writer
+from rankmon.writers.scalars import ScalarsWriter
+
+
+def as_step(step: Any) -> int:
+    """The training step as a Python integer.
+
+    Raises:
+      TypeError: for what is no integer, and for a jax.Array.
+    """
+    check_concrete("the monitor to be called", step)
+    if isinstance(step, jax.Array):
+        raise TypeError(
+            "expected step to be a Python or NumPy integer, got a jax.Array, whose value the "
+            "monitor would have to wait for; count steps in Python or pass int(step)"
+        )
+    try:
+        return operator.index(step)
+    except TypeError:
+        raise TypeError(
+            f"expected step to be an integer, got {type(step).__name__}; pass the training step"
+        ) from None
+
+
+def as_step_and_params(step: Any, params: Any) -> tuple[int, Any]:
+    """The step as a Python integer, and the parameters; a TrainState alone has both.
+
+    Raises:
+      TypeError: for what is neither.
+    """
+    if params is not None:
+        if _is_integer(params) and not _is_integer(step):
+            raise TypeError(
+                f"expected monitor(step, params), got {type(step).__name__} as step and "
+                f"{type(params).__name__} as params; write the step first"
+            )
+        return as_step(step), params
+    if not (hasattr(step, "step") and hasattr(step, "params")):
+        raise TypeError(
+            f"expected monitor(step, params) or monitor(state) with a flax TrainState, got "
+            f"{type(step).__name__} alone; pass the training step and the parameters"
+        )
+    check_concrete("the monitor to be called", step.step)
+    if np.ndim(step.step):
+        raise TypeError(
+            f"expected the state of one network, got a step of shape {np.shape(step.step)}; for "
+            "seeds side by side use SeedsMonitor, of pmap's replicas pass one: "
+            "flax.jax_utils.unreplicate(state)"
+        )
+    with jax.transfer_guard("allow"):
+        return int(step.step), step
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer))
+
+
+def as_schedule(every: int | None, schedule: Schedule | None) -> Schedule:
+    """The one of the two that is given.
+
+    Raises:
+      ValueError: unless it is one.
+      TypeError: for a schedule without due(step, last).
+    """
+    if every is not None and schedule is None:
+        return EveryN(every)
+    if schedule is None or every is not None:
+        raise ValueError(
+            f"expected either every or schedule, got every={every}, schedule={schedule}; "
+            "for instance every=100"
+        )
+    if not _has(schedule, "due"):
+        raise TypeError(
+            f"expected a schedule with due(step, last), got {_kind(schedule)}; write "
+            "schedule=rankmon.schedule.every(100) or every=100"
+        )
+    return schedule
+
+
+def schedule_text(schedule: Schedule, share: float | None) -> str:
+    """When is measured, in words: the schedule's own, or what kind it is."""
+    own = (
+        type(schedule).__repr__ is not object.__repr__
+        or type(schedule).__str__ is not object.__str__
+    )
+    text = str(schedule) if own else type(schedule).__name__
+    limit = "" if share is None else f"; probes take at most {share:.3g} of the wall time"
+    return f"{text}, the first and the last call{limit}"
+
+
+def as_writers(writers: Sequence[Writer]) -> list[Writer]:
+    """The writers; what only takes scalars, as CLU's writers do, becomes one.
+
+    Raises:
+      TypeError: for what is no sequence of writers.
+    """
+    given = [_with_every_method(writer) for writer in _listed("writer", writers)]
+    for writer in given:
+        if not _has(writer, "start", "write", "flush", "close"):
+            raise TypeError(
+                f"expected writers with start, write, flush and close, got {_kind(writer)}; use "
+                "one of rankmon.writers, an object with write_scalars(step, scalars), or logdir= "
+                "for a run folder"
+            )
+    return given
+
+
+def as_alerts(alerts: Sequence[Alert]) -> list[Alert]:
+    """The alerts.
+
+    Raises:
+      TypeError: for what is no sequence of alerts.
+    """
+    given = _listed("alert", alerts)
+    for alert in given:
+        if not (_has(alert, "found") and hasattr(alert, "action")):
+            raise TypeError(
+                f"expected alerts with found(scalars, first) and an action, got {_kind(alert)}; "
+                "use one of rankmon.alerts"
+            )
+    return given
+
+
+def as_overhead(overhead: float | None) -> float | None:
+    """The share of the wall time, None for no limit.
+
+    Raises:
+      TypeError: for what is no real number.
+      ValueError: outside (0, 1].
+    """
+    if overhead is None:
+        return None
+    if not isinstance(overhead, numbers.Real) or isinstance(overhead, bool):
+        raise TypeError(
+            f"expected overhead to be a number or None, got {type(overhead).__name__}; give a "
+            "share of the wall time, for instance 0.05"
+        )
+    if not 0 < overhead <= 1:
+        raise ValueError(
+            f"expected overhead to be in (0, 1], got {overhead}; give a share of the wall time, "
+            "for instance 0.05"
+        )
+    return float(overhead)
+
+
+def check_processes(
+    *, overhead: float | None, when_full: str, alerts: Sequence[Alert] = ()
+) -> None:
+    """Refuses what would let processes that train together do different things."""
+    if count() > 1 and any(alert.action == "stop" for alert in alerts):
+        raise ValueError(
+            f"expected alerts that warn or call where {count()} processes train together, got "
+            "'stop', which only some of them may see reason for; tell the others by a callback"
+        )
+    if count() > 1 and (overhead is not None or when_full == "skip"):
+        raise ValueError(
+            f"expected overhead=None and when_full='block' where {count()} processes train "
+            f"together, got {overhead} and {when_full!r}, by which each would choose its own "
+            "steps; choose them by every= or schedule="
+        )
+
+
+def _listed(name: str, things: Any) -> list[Any]:
+    try:
+        return list(things)
+    except TypeError:
+        raise TypeError(
+            f"expected {name}s to be a sequence of {name}s, got {_kind(things)}; write "
+            f"{name}s=[{name}]"
+        ) from None
+
+
+def _with_every_method(writer: Any) -> Any:
+    takes_scalars = _has(writer, "write_scalars") and not _has(writer, "start", "write")
+    return ScalarsWriter(writer) if takes_scalars else writer
+
+
+def _has(thing: Any, *methods: str) -> bool:
+    """Whether it has these methods; a class has none to call, only its instances do."""
+    named = all(callable(getattr(thing, method, None)) for method in methods)
+    return named and not isinstance(thing, type)
+
+
+def _kind(thing: Any) -> str:
+    return f"the class {thing.__name__}" if isinstance(thing, type) else type(thing).__name__

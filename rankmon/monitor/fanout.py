@@ -1,0 +1,273 @@
+"""Records on their way to the writers of a run: attempts, what waits to be written, the lock.
+
+A record or the beginning of an attempt that a writer refused stays in that writer's backlog, before
+all that is newer, and is tried again with the next record, at `flush` and at `close`. The backlog
+holds `MOST_WAITING` records; of more, the oldest are dropped. Measures nothing.
+"""
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from itertools import compress, count
+from pathlib import Path
+
+from tensorboard.plugins.custom_scalar import layout_pb2
+
+from rankmon._util.errors import Trouble
+from rankmon._util.files import RunLock, absolute_folder
+from rankmon.writers import jsonl_lines
+from rankmon.writers.base import Record, SessionWriter, Writer
+from rankmon.writers.event_files import event_file_names, is_own
+from rankmon.writers.events import Outcome
+from rankmon.writers.jsonl import JsonlWriter
+from rankmon.writers.layout import custom_scalars_layout
+from rankmon.writers.tensorboard import TensorBoardWriter
+
+MOST_WAITING = 1000
+
+
+@dataclass(frozen=True)
+class _Start:
+    """The beginning of an attempt, which supersedes records of its step and later ones."""
+
+    step: int
+
+
+class _Backlog:
+    """A writer, and what it has not taken yet, in order.
+
+    Args:
+      writer: takes records and starts.
+
+    Attributes:
+      dropped: how many records no longer wait for it.
+    """
+
+    def __init__(self, writer: Writer) -> None:
+        self.writer, self.name = writer, type(writer).__name__
+        self.dropped = 0
+        self._waiting: deque[Record | _Start] = deque()
+        self._holder: dict[str, int] = {}
+
+    @property
+    def records(self) -> int:
+        """How many records wait."""
+        return sum(isinstance(entry, Record) for entry in tuple(self._waiting))
+
+    def append(self, entry: Record | _Start) -> None:
+        """Take an entry, which waits behind all others."""
+        self._waiting.append(entry)
+
+    def keep_the_newest(self, count_of_records: int) -> bool:
+        """Drop the oldest records beyond these, and return whether there were any.
+
+        The starts before them stay, since they supersede others.
+        """
+        before = self.dropped
+        with self._mine() as is_mine:
+            while is_mine and self.records > count_of_records:
+                kinds = (isinstance(entry, Record) for entry in self._waiting)
+                del self._waiting[next(compress(count(), kinds))]
+                self.dropped += 1
+        return self.dropped > before
+
+    def deliver(self) -> None:
+        """Hand all to the writer; an entry stays until the writer has taken it.
+
+        While another thread does it, nothing: that one comes to the newest entry.
+        """
+        with self._mine() as is_mine:
+            while is_mine and self._waiting:
+                entry = self._waiting[0]
+                if isinstance(entry, _Start):
+                    self.writer.start(entry.step)
+                else:
+                    self.writer.write(entry)
+                if self._waiting and self._waiting[0] is entry:
+                    self._waiting.popleft()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the caller is this writer, which takes an entry."""
+        return self._holder.get("thread") == threading.get_ident()
+
+    @contextmanager
+    def _mine(self) -> Iterator[bool]:
+        """Whether this thread alone takes entries out meanwhile.
+
+        No lock: should an interrupt leave the holder behind, the same thread takes it again.
+        """
+        here = threading.get_ident()
+        try:
+            yield self._holder.setdefault("thread", here) == here
+        finally:
+            if self.is_here:
+                self._holder.clear()
+
+
+class Outbox:
+    """The writers of one run.
+
+    Where it is dropped without `close`, the files and the lock of logdir go with it.
+
+    Args:
+      logdir: run folder for TensorBoard events and rankmon.jsonl, locked while open; None for none.
+      writers: more writers.
+      trouble: decides what an error of a writer does.
+      layout: charts for the run folder; those of `custom_scalars_layout` if not given.
+
+    Attributes:
+      attempt: how many attempts have begun.
+      has_lost_lines: whether the folder's earlier records are in its event files only.
+
+    Raises:
+      OSError: where logdir cannot be written or has another live writer.
+      ValueError: where logdir is a URL, or its rankmon.jsonl holds something else than records.
+    """
+
+    def __init__(
+        self,
+        logdir: str | Path | None,
+        writers: Sequence[Writer],
+        *,
+        trouble: Trouble,
+        layout: layout_pb2.Layout | None = None,
+    ) -> None:
+        self.attempt = 0
+        self._trouble = trouble
+        folder = self._folder = None if logdir is None else absolute_folder(logdir)
+        lock = None if folder is None else RunLock(folder)
+        self.has_lost_lines = False
+        try:
+            if folder is not None:
+                self.has_lost_lines = self._look_for_earlier_files(folder)
+            own = _folder_writers(folder, layout or custom_scalars_layout(), trouble.warn)
+        except BaseException:
+            _give_back([], lock)
+            raise
+        self._give_back = weakref.finalize(self, _give_back, own, lock)
+        self._backlogs = [_Backlog(writer) for writer in (*own, *writers)]
+        self._closed = False
+
+    def _look_for_earlier_files(self, folder: Path) -> bool:
+        """Warn if an earlier attempt's files of one kind are missing; whether the lines are."""
+        path = folder / jsonl_lines.NAME
+        has_events, has_lines = any(map(is_own, event_file_names(folder))), path.exists()
+        if has_events and not has_lines:
+            what, shows = f"{path} beside the event files of earlier attempts", "read_jsonl"
+        elif path.is_file() and path.stat().st_size and not has_events:
+            what, shows = f"event files beside {path}", "TensorBoard"
+        else:
+            return False
+        self._trouble.warn(
+            f"expected {what}, got none; {shows} will show the new records only: restore what was "
+            "removed from a copy, if you have one, before you go on"
+        )
+        return not has_lines
+
+    def earlier(self) -> list[tuple[int, Mapping[str, float]]] | None:
+        """Return step and scalars of the records in force in the run folder, by their steps.
+
+        None without a folder.
+        """
+        if self._folder is None:
+            return None
+        found: list[tuple[int, Mapping[str, float]]] = []
+        for entry in jsonl_lines.entries(self._folder / jsonl_lines.NAME, warn=self._trouble.warn):
+            if "start" in entry:
+                found = [record for record in found if record[0] < entry["start"]]
+            else:
+                found.append((entry["step"], jsonl_lines.readable_scalars(entry)))
+        return sorted(found, key=lambda record: record[0])
+
+    def start(self, step: int) -> None:
+        """Begin a new attempt: with its first record, those of `step` and later are superseded."""
+        self.attempt += 1
+        for backlog in self._backlogs:
+            backlog.append(_Start(step))
+
+    def write(self, record: Record) -> None:
+        """Hands the record, and what waits before it, to every writer."""
+        self.append(record)
+        self.deliver()
+
+    def append(self, record: Record) -> None:
+        """Take a record for the next `deliver`."""
+        for backlog in self._backlogs:
+            backlog.append(record)
+        for backlog in self._backlogs:
+            if backlog.keep_the_newest(MOST_WAITING):
+                self._trouble.warn(
+                    f"{backlog.name} has {MOST_WAITING} records waiting; the oldest are dropped "
+                    "from now on",
+                    key=f"backlog of {backlog.name}",
+                )
+
+    def deliver(self) -> None:
+        """Hands all that waits to every writer."""
+        for backlog in self._backlogs:
+            self._trouble.guard(backlog.name, backlog.deliver)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the caller is a writer that takes a record."""
+        return any(backlog.is_here for backlog in self._backlogs)
+
+    def flush(self) -> None:
+        """Tries what waits once more, and flushes."""
+        self.deliver()
+        for backlog in self._backlogs:
+            self._trouble.guard(f"flush of {backlog.name}", backlog.writer.flush)
+
+    def close(self, outcome: Outcome = "success") -> None:
+        """Tries what waits once more, closes the writers and gives the run folder back.
+
+        A second time does nothing.
+
+        Args:
+          outcome: how training ended.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        with ExitStack() as stack:
+            stack.callback(self._give_back)
+            for backlog in reversed(self._backlogs):
+                writer = backlog.writer
+                stack.callback(self._trouble.guard, f"close of {backlog.name}", writer.close)
+                if isinstance(writer, SessionWriter):
+                    what = f"the end of {backlog.name}'s session"
+                    stack.callback(self._trouble.guard, what, writer.end_session, outcome)
+            stack.callback(self._report_losses)
+            self.flush()
+
+    def _report_losses(self) -> None:
+        for backlog in self._backlogs:
+            if lost := backlog.records + backlog.dropped:
+                self._trouble.warn(f"{backlog.name} never took {lost} records")
+
+
+def _folder_writers(
+    folder: Path | None, layout: layout_pb2.Layout, warn: Callable[[str], None]
+) -> list[Writer]:
+    if folder is None:
+        return []
+    # First what may refuse the folder: the other leaves a new file behind.
+    jsonl = JsonlWriter(folder / jsonl_lines.NAME, warn=warn)
+    try:
+        return [TensorBoardWriter(folder, layout=layout, warn=warn), jsonl]
+    except BaseException:
+        jsonl.close()
+        raise
+
+
+def _give_back(writers: Sequence[Writer], lock: RunLock | None) -> None:
+    """Closes what is open without a word: the last chance, often in a garbage collection."""
+    for writer in writers:
+        with suppress(Exception):
+            writer.close()
+    if lock is not None:
+        lock.release()

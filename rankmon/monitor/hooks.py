@@ -1,0 +1,201 @@
+"""Weights watched from inside compiled code: an Optax transformation, a call in a user's own scan.
+
+What only the parameters show is measured where they are, in the compiled step; the probe batch, and
+with it the Hessian, is out of sight there: for those, `RankMonitor` and its `scan`.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, NoReturn, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.custom_batching import custom_vmap
+from jax.experimental import io_callback
+from jaxtyping import Array, Int, UInt
+
+from rankmon.monitor.schedule import EveryN
+from rankmon.network.matrix_views import Views
+from rankmon.problem.problem import Problem
+from rankmon.weights.traced import Scalars, weight_scalars
+
+
+class Reporter(Protocol):
+    """What takes numbers measured elsewhere; a `RankMonitor` does."""
+
+    def report(self, step: int, scalars: dict[str, float]) -> None:
+        """Takes the numbers of one step, from any thread, and returns at once."""
+
+
+class WatchState(NamedTuple):
+    """The state of `watch_weights`.
+
+    Attributes:
+      updates: how many were made.
+      step: the step of the last measurement, -1 before the first.
+      bits: the bits of `scalars` as integers, in which `jax_debug_nans` finds no NaN.
+    """
+
+    updates: Int[Array, ""]
+    step: Int[Array, ""]
+    bits: dict[str, UInt[Array, ""]]
+
+    @property
+    def scalars(self) -> Scalars:
+        """The last measurement by tag, as the "weights" probe names it; zeros before the first."""
+        return {tag: _numbers(bits) for tag, bits in self.bits.items()}
+
+
+def watch_weights(
+    every: int,
+    *,
+    reporter: Reporter | None = None,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    views: Views | Problem | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Passes updates on as they are, and measures the weights' ranks every so many steps.
+
+    Goes anywhere into `optax.chain`. It sees the parameters before the update, in the compiled
+    step and at their own precision; it cannot see the batch: no Hessian, no loss, no features, and
+    without `views` not which leaves hold the matrices of several layers. What is undefined is NaN.
+    Under `jax.vmap` it works without a reporter.
+
+    Args:
+      every: measures where step is a multiple of it. The step is the number of updates so far, or
+        what `update(..., step=)` is given.
+      reporter: what gets the numbers while training runs, for instance a `RankMonitor`; None leaves
+        them in the state alone.
+      include: globs over parameter names.
+      exclude: globs over parameter names to leave out.
+      views: which axes of kernels are rows and columns, as for `weight_ranks`.
+
+    Returns:
+      A transformation whose state is a `WatchState`, of one structure from `init` on.
+
+    Raises:
+      TypeError, ValueError: for input that does not fit; at `init`, where no leaf is a matrix.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, rankmon
+      >>> tx = optax.chain(rankmon.hooks.watch_weights(every=10), optax.sgd(0.1))
+      >>> params = {"W": jnp.ones((3, 4))}
+      >>> updates, state = tx.update(params, tx.init(params), params)
+      >>> int(state[0].scalars["rank_weights/W"])
+      1
+    """
+    every = EveryN(every).n
+    measure = partial(_measured_bits, include=include, exclude=exclude, views=views)
+
+    def init(params: Any) -> WatchState:
+        return WatchState(
+            jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32), _blank(measure, params)
+        )
+
+    def update(
+        updates: Any, state: WatchState, params: Any = None, *, step: Any = None, **extra: Any
+    ) -> tuple[Any, WatchState]:
+        if params is None:
+            raise ValueError(
+                "expected update(updates, state, params), got no params; watch_weights measures "
+                "the parameters, so pass them as the third argument"
+            )
+        now = state.updates if step is None else jnp.asarray(step, jnp.int32)
+        due = now % every == 0
+        last, bits = jax.lax.cond(
+            due, lambda: (now, measure(params)), lambda: (state.step, state.bits)
+        )
+        if reporter is not None:
+            _report(reporter, due, now, bits)
+        return updates, WatchState(state.updates + 1, last, bits)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def report_weights(
+    reporter: Reporter,
+    step: Any,
+    params: Any,
+    *,
+    every: int,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    views: Views | Problem | None = None,
+) -> None:
+    """Measures the weights' ranks inside traced code, a user's own `lax.scan`, where step is due.
+
+    Outside of what is differentiated or vmapped: a callback is neither.
+
+    Args:
+      reporter: what gets the numbers while the program runs, for instance a `RankMonitor`.
+      step: the step, traced or not.
+      params: pytree of arrays.
+      every: measures where step is a multiple of it.
+      include: globs over parameter names.
+      exclude: globs over parameter names to leave out.
+      views: which axes of kernels are rows and columns, as for `weight_ranks`.
+
+    Raises:
+      TypeError, ValueError: for input that does not fit, while tracing.
+    """
+    now = jnp.asarray(step, jnp.int32)
+    due = now % EveryN(every).n == 0
+    measure = partial(_measured_bits, include=include, exclude=exclude, views=views)
+    blank = _blank(measure, params)
+    _report(reporter, due, now, jax.lax.cond(due, lambda: measure(params), lambda: blank))
+
+
+def _measured_bits(
+    params: Any, *, include: Sequence[str], exclude: Sequence[str], views: Views | Problem | None
+) -> dict[str, UInt[Array, ""]]:
+    with jax.debug_nans(False), jax.debug_infs(False):  # they check single operations without jit
+        scalars = weight_scalars(params, include=include, exclude=exclude, views=views)
+        return {
+            tag: jax.lax.bitcast_convert_type(value, f"uint{8 * value.dtype.itemsize}")
+            for tag, value in scalars.items()
+        }
+
+
+def _numbers(bits: Any) -> Any:
+    """The floating numbers of these bits: of traced ones, of shapes, or on the host."""
+    dtype = f"float{8 * bits.dtype.itemsize}"
+    if isinstance(bits, jax.core.Tracer):
+        return jax.lax.bitcast_convert_type(bits, dtype)
+    if isinstance(bits, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(bits.shape, dtype)
+    return np.asarray(bits).view(dtype)
+
+
+def _blank(measure: Callable[[Any], Any], params: Any) -> dict[str, UInt[Array, ""]]:
+    """Zeros in place of all scalars."""
+    shapes = jax.eval_shape(measure, params)
+    return {tag: jnp.zeros(shape.shape, shape.dtype) for tag, shape in shapes.items()}
+
+
+def _report(reporter: Reporter, due: Array, step: Array, bits: dict[str, UInt[Array, ""]]) -> None:
+    tags = list(bits)
+
+    def on_host(step: np.ndarray, *values: np.ndarray) -> None:
+        # NumPy alone: a computation of JAX in here could wait for the one that called.
+        numbers = [float(_numbers(np.asarray(value))) for value in values]
+        reporter.report(int(np.asarray(step)), dict(zip(tags, numbers, strict=True)))
+
+    @custom_vmap
+    def of_one_seed(values: list[Array]) -> list[Array]:
+        return values
+
+    @of_one_seed.def_vmap
+    def refuse(*_: Any) -> NoReturn:
+        raise TypeError(
+            "expected weights to be reported outside of jax.vmap, got several seeds at once; call "
+            "a SeedsMonitor in the Python loop, or take watch_weights without a reporter"
+        )
+
+    # Effects have an order on one device only.
+    ordered = jax.device_count() == 1
+    # The call stays outside of custom_vmap, in which JAX 0.8 drops effects.
+    values = of_one_seed(list(bits.values()))
+    call = partial(io_callback, on_host, None, step, *values, ordered=ordered)
+    jax.lax.cond(due, call, lambda: None)

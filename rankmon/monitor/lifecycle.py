@@ -1,0 +1,77 @@
+"""How a loop ends: a monitor as a context manager, and the parameters that it has left to measure.
+
+Knows neither schedules nor writers.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import jax
+import numpy as np
+
+from rankmon.problem.containers import is_live
+
+
+class Call(NamedTuple):
+    """What one call of the monitor was given."""
+
+    step: int
+    params: Any
+    extra: Any
+    scalars: Mapping[str, Any] | None
+
+
+class ClosesOnExit(ABC):
+    """A monitor as a context manager: it closes on the way out of the loop."""
+
+    @abstractmethod
+    def close(self) -> Any:
+        """Measures the last parameters seen, and closes."""
+
+    @abstractmethod
+    def _gives_up(self) -> None:
+        """An exception left the loop: nothing more is measured, and the session failed."""
+
+    def __enter__(self) -> Self:
+        """The monitor itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes; after an exception in the loop without measuring once more."""
+        if error is None:
+            self.close()
+            return
+        self._gives_up()
+        try:
+            self.close()
+        except Exception as trouble:  # noqa: BLE001  the loop's own exception is what counts
+            error.add_note(f"rankmon: and then {type(trouble).__name__}: {trouble}")
+
+
+def missing_last_probe(step: int, changed: str) -> str:
+    """What is told where the last parameters have changed since they were seen."""
+    return (
+        f"the parameters of the last step, {step}, {changed}, so the last probe is missing; call "
+        "monitor.close(step, params) with the final ones"
+    )
+
+
+def why_perhaps_changed(params: Any) -> str | None:
+    """Why the parameters may no longer be those of the call that showed them; None if they are."""
+    if is_live(params):
+        return "are variables (of NNX or Keras), which training changes in place"
+    leaves = jax.tree.leaves(params)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return "were traced: the monitor was called inside of jax.jit"
+    if any(getattr(leaf, "is_deleted", bool)() for leaf in leaves):
+        return "were donated to your train step"
+    if any(isinstance(leaf, np.ndarray) for leaf in leaves):
+        return "are NumPy arrays, which may have changed in place"
+    return None

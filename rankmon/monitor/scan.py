@@ -1,0 +1,121 @@
+"""A training loop as one compiled program that can be stopped at any step; measures nothing.
+
+`jax.lax.scan` has its length compiled in, so that a schedule with many gaps would compile many
+programs. Here first and last step are arguments: one program, whatever the schedule.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from rankmon.problem.device_copy import copies
+
+StepFunction = Callable[[Any, Any], tuple[Any, Any]]
+
+
+class CompiledSteps:
+    """The steps first, ..., stop - 1 of a function as one program, which lives as long as this.
+
+    Args:
+      step_fn: step_fn(carry, x) -> (carry, y).
+    """
+
+    def __init__(self, step_fn: StepFunction) -> None:
+        self.step_fn = step_fn
+        self.advance = jax.jit(self._advance, donate_argnums=(0, 1))
+
+    def _advance(self, carry: Any, ys: Any, xs: Any, first: Any, stop: Any) -> Any:
+        """The carry and the outputs after these steps."""
+
+        def body(i: Any, state: Any) -> Any:
+            carry, ys = state
+            x = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), xs)
+            carry, y = self.step_fn(carry, x)
+            put = partial(lax.dynamic_update_index_in_dim, index=i, axis=0)
+            return carry, jax.tree.map(put, ys, y)
+
+        return lax.fori_loop(first, stop, body, (carry, ys))
+
+
+class CompiledLoop:
+    """What `jax.lax.scan(step_fn, carry, xs, length)` computes, in as many goes as one likes.
+
+    Args:
+      steps: the program.
+      carry: pytree of arrays; it is copied, and the copy donated from step to step.
+      length: the number of steps.
+      xs: None, or a pytree of arrays with leading axis `length`.
+
+    Attributes:
+      carry: after the steps that were made.
+      ys: the steps' outputs, leading axis `length`; zeros where a step was not made yet.
+
+    Raises:
+      TypeError: inside of jit or vmap; where step_fn does not give a pair, or a carry unlike the
+        one it takes.
+      ValueError: where the leading axes of xs are not `length`.
+    """
+
+    def __init__(self, steps: CompiledSteps, carry: Any, length: int, xs: Any = None) -> None:
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((carry, xs))):
+            raise TypeError(
+                "expected monitor.scan outside of jax.jit and jax.vmap, got a traced carry; for "
+                "seeds side by side vmap step_fn and call a SeedsMonitor in the Python loop, for "
+                "weights inside of a program use hooks.report_weights"
+            )
+        for leaf in jax.tree.leaves(xs):
+            if np.shape(leaf)[:1] != (length,):
+                raise ValueError(
+                    f"expected xs with leading axis steps = {length}, got shape {np.shape(leaf)}; "
+                    "give one entry a step"
+                )
+        self._steps, self._done = steps, 0
+        with jax.transfer_guard("allow"):
+            leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, carry))
+            self.carry = jax.tree.unflatten(structure, copies(leaves))
+            self._xs = jax.tree.map(jnp.asarray, xs)
+        outputs = self._outputs()
+        with jax.transfer_guard("allow"):
+            self.ys = jax.tree.map(lambda y: jnp.zeros((length, *y.shape), y.dtype), outputs)
+
+    def _outputs(self) -> Any:
+        """Shapes of one step's outputs."""
+        x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), self._xs)
+        made = jax.eval_shape(self._steps.step_fn, self.carry, x)
+        if not (isinstance(made, tuple) and len(made) == 2):
+            raise TypeError(
+                "expected step_fn(carry, x) to give (carry, y), as for jax.lax.scan, got a "
+                f"{type(made).__name__}; return carry, None where there is no output"
+            )
+        if not _alike(self.carry, made[0]):
+            raise TypeError(
+                "expected step_fn to give a carry like the one it takes, "
+                f"{_described(self.carry)}, got {_described(made[0])}; keep structure, shapes and "
+                "dtypes"
+            )
+        return made[1]
+
+    def advance(self, stop: int) -> None:
+        """Dispatches the steps up to `stop`, exclusive; waits for nothing."""
+        with jax.transfer_guard("allow"):
+            first, last = jnp.asarray(self._done, jnp.int32), jnp.asarray(stop, jnp.int32)
+        self.carry, self.ys = self._steps.advance(self.carry, self.ys, self._xs, first, last)
+        self._done = stop
+
+
+def _alike(taken: Any, given: Any) -> bool:
+    """Whether structure, shapes and dtypes are the same; Python numbers may be promoted."""
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (taken, given)]
+    return bool(structures[0] == structures[1]) and all(
+        a.shape == b.shape and (a.dtype == b.dtype or a.weak_type)
+        for a, b in zip(jax.tree.leaves(taken), jax.tree.leaves(given), strict=True)
+    )
+
+
+def _described(tree: Any) -> str:
+    return str(jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree))

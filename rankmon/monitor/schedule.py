@@ -1,0 +1,164 @@
+"""When to measure: every n steps, log-spaced, explicit steps; pure, no clock and no loop state.
+
+A schedule is a set of points among the steps 0, 1, 2, ... A step is due if a point lies in
+(last, step], where `last` is the last step measured: a loop that counts in chunks (95, then 205)
+measures once for what it jumped over. The first call is always due, the same step twice never, and
+a step before `last` always: there the training went back to a checkpoint.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import floor, log10
+from operator import index
+from typing import Any, Protocol
+
+_MOST_SHOWN = 12
+
+
+class Schedule(Protocol):
+    """When to measure."""
+
+    def due(self, step: int, last: int | None) -> bool:
+        """Whether to measure at `step`.
+
+        Args:
+          step: the training step, at least 0.
+          last: the last step that was measured, None before the first.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class EveryN:
+    """The points 0, n, 2n, ..."""
+
+    n: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "n", _positive(self.n, "n, a number of steps,"))
+
+    def __str__(self) -> str:
+        return "every step" if self.n == 1 else f"every {self.n} steps"
+
+    def due(self, step: int, last: int | None) -> bool:
+        """Whether a multiple of n lies in (last, step]; see `Schedule`."""
+        if last is None or step < last:
+            return True
+        return step // self.n > last // self.n
+
+
+@dataclass(frozen=True)
+class LogSpaced:
+    """The points 0 and round(10^(i / per_decade)), i = 0, 1, 2, ..., without repetitions."""
+
+    per_decade: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "per_decade", _positive(self.per_decade, "per_decade"))
+
+    def __str__(self) -> str:
+        return f"{self.per_decade} times from a step to ten times that step"
+
+    def due(self, step: int, last: int | None) -> bool:
+        """Whether a point lies in (last, step]; see `Schedule`."""
+        if last is None or step < last:
+            return True
+        return self._index(step) > self._index(last)
+
+    def _index(self, step: int) -> int:
+        """The largest i whose point is at most `step`; -1 for the point 0."""
+        if step < 1:
+            return -1
+        # round(10^(i/k)) <= step is 10^(i/k) < step + 1/2, hence i < k log10(step + 1/2).
+        return floor(self.per_decade * log10(step + 0.5))
+
+
+@dataclass(frozen=True)
+class AtSteps:
+    """The points given, in any order."""
+
+    steps: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        steps = tuple(sorted({_integer(step, "every step") for step in self.steps}))
+        if not steps:
+            raise ValueError("expected at least one step, got none; give the steps to measure at")
+        if steps[0] < 0:
+            raise ValueError(
+                f"expected steps of at least 0, got {steps[0]}; steps count from 0 at the start "
+                "of training"
+            )
+        object.__setattr__(self, "steps", steps)
+
+    def __str__(self) -> str:
+        first, more = self.steps[:_MOST_SHOWN], len(self.steps) - _MOST_SHOWN
+        shown = f"at steps {', '.join(map(str, first))}"
+        return f"{shown} and {more} more" if more > 0 else shown
+
+    def due(self, step: int, last: int | None) -> bool:
+        """Whether one of the steps lies in (last, step]; see `Schedule`."""
+        if last is None or step < last:
+            return True
+        return bisect_right(self.steps, step) > bisect_right(self.steps, last)
+
+
+def every(n: int) -> EveryN:
+    """The steps 0, n, 2n, ...
+
+    Args:
+      n: the number of steps from one measurement to the next, at least 1.
+
+    Raises:
+      TypeError: if n is no integer.
+      ValueError: if n < 1.
+    """
+    return EveryN(n)
+
+
+def log_spaced(*, per_decade: int = 10) -> LogSpaced:
+    """The step 0 and steps that are evenly spaced in log step, without end.
+
+    The steps are round(10^(i / per_decade)) for i = 0, 1, 2, ..., each once: with 3 per decade
+    0, 1, 2, 5, 10, 22, 46, 100, 215, ...
+
+    Args:
+      per_decade: the number of measurements between a step and ten times that step.
+
+    Raises:
+      TypeError: if per_decade is no integer.
+      ValueError: if per_decade < 1.
+    """
+    return LogSpaced(per_decade)
+
+
+def at_steps(steps: Iterable[int]) -> AtSteps:
+    """The steps given.
+
+    Args:
+      steps: integers of at least 0, in any order; repetitions count once.
+
+    Raises:
+      TypeError: if a step is no integer.
+      ValueError: if there is none, or one is negative.
+    """
+    return AtSteps(tuple(steps))
+
+
+def _integer(value: Any, name: str) -> int:
+    """The integer that `value` is; True and 10.0 are none."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return index(value)
+    except TypeError:
+        raise TypeError(
+            f"expected {name} to be an integer, got {value!r} ({type(value).__name__}); pass an int"
+        ) from None
+
+
+def _positive(value: Any, name: str) -> int:
+    number = _integer(value, name)
+    if number < 1:
+        raise ValueError(f"expected {name} to be at least 1, got {number}; pass 1 or more")
+    return number

@@ -1,0 +1,358 @@
+"""Several seeds that train side by side (`jax.vmap`): a run each, and their median with its range.
+
+The seeds share the probes' compiled programs and are measured one after the other, from one copy of
+the parameters on the host; everything else is `monitor`'s. One batch of all would bring nothing:
+eigenvalues take the time, and LAPACK has all cores for those of one seed already.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rankmon._util.arrays import check_concrete
+from rankmon._util.errors import Trouble
+from rankmon._util.files import absolute_folder
+from rankmon._util.forks import Home
+from rankmon._util.validate import as_count
+from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
+from rankmon.linalg.numerical_rank import DEFAULT_TOLERANCE, Tolerance
+from rankmon.monitor.arguments import as_step_and_params
+from rankmon.monitor.fanout import Outbox
+from rankmon.monitor.lifecycle import Call, ClosesOnExit, missing_last_probe, why_perhaps_changed
+from rankmon.monitor.monitor import RankMonitor
+from rankmon.monitor.worker import Worker
+from rankmon.probes.base import PreparedProbe, Probe, State
+from rankmon.probes.registry import as_probes
+from rankmon.problem.containers import as_arrays
+from rankmon.problem.flat import FlatProblem
+from rankmon.problem.problem import Problem
+from rankmon.writers import card
+from rankmon.writers.base import Record
+from rankmon.writers.card import MedianCard
+from rankmon.writers.layout import seeds_layout
+from rankmon.writers.memory import MemoryWriter
+
+_OPTIONS = ("every", "schedule", "oversize", "on_error", "alerts", "hparams")
+
+
+class SeedsMonitor(ClosesOnExit):
+    """Watches ranks of several seeds: `monitor(step, params)`, every leaf with a leading seed axis.
+
+    The run folders are logdir/seed_0, ..., each like that of a `RankMonitor`, and logdir/median
+    with median, lowest and highest value over the seeds: <tag>/median, <tag>/low, <tag>/high.
+
+    Example:
+      >>> import jax.numpy as jnp, rankmon
+      >>> problem = rankmon.Problem(
+      ...     lambda W, x: x @ W, loss="mse", inputs=jnp.eye(3), targets=jnp.ones((3, 2))
+      ... )
+      >>> with rankmon.SeedsMonitor(problem, seeds=4, every=10) as monitor:
+      ...     records = monitor(0, jnp.ones((4, 3, 2)))
+      >>> [record.scalars["rank_weights/params"] for record in records]
+      [1, 1, 1, 1]
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        seeds: int,
+        logdir: str | Path | None = None,
+        probes: Sequence[str | Probe] = ("hessian", "weights"),
+        tolerance: Tolerance = DEFAULT_TOLERANCE,
+        memory_limit: int = DEFAULT_MEMORY_LIMIT,
+        state: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        """Opens the run folders; nothing is measured yet.
+
+        Args:
+          problem: network, loss and probe batch, the same for all seeds.
+          seeds: how many, at least 1.
+          logdir: the folder of the run folders; None for none.
+          probes: as for `RankMonitor`.
+          tolerance: as for `RankMonitor`.
+          memory_limit: as for `RankMonitor`; one seed is measured at a time.
+          state: a saved `monitor.state` to go on from.
+          options: every, schedule, oversize, on_error, alerts and hparams, as for `RankMonitor`.
+
+        Raises:
+          TypeError, ValueError, OSError: as for `RankMonitor`.
+        """
+        self._seeds = as_count("seeds", seeds)
+        if self._seeds < 1:
+            raise ValueError("expected at least 1 seed, got 0; give the length of the leading axis")
+        unknown = options.keys() - set(_OPTIONS)
+        if unknown:
+            raise TypeError(
+                f"expected options {', '.join(_OPTIONS[:-1])} or {_OPTIONS[-1]}, got "
+                f"{sorted(unknown)}; the others are not for several seeds"
+            )
+        names = [f"seed_{i}" for i in range(self._seeds)]
+        if state is not None and not (isinstance(state, Mapping) and set(names) <= state.keys()):
+            got = sorted(state) if isinstance(state, Mapping) else type(state).__name__
+            raise ValueError(
+                f"expected the state of a SeedsMonitor with {self._seeds} seeds, got {got}; pass "
+                "what monitor.state was, of as many seeds"
+            )
+        own = as_probes(probes, tolerance=tolerance, memory_limit=memory_limit)
+        shared = [_Shared(probe) for probe in own]
+        self._folder = None if logdir is None else absolute_folder(logdir)
+        self._latest = [_Latest() for _ in names]
+        self._monitors = [
+            RankMonitor(
+                problem,
+                logdir=None if self._folder is None else self._folder / name,
+                probes=shared,
+                writers=[latest],
+                state=None if state is None else state[name],
+                **options,
+            )
+            for name, latest in zip(names, self._latest, strict=True)
+        ]
+        self._home = Home()
+        self._trouble = Trouble(options.get("on_error", "warn"))
+        # Of the median: an interrupt finds it written, or still to be written.
+        self._writing = Worker(0, "block", trouble=self._trouble)
+        # The seeds that a due call still has to measure, and the records that they had before it.
+        self._under_way: tuple[list[Call], list[Record | None]] | None = None
+        self._median: Outbox | None = None
+        self._card = MedianCard(self._seeds)
+        self._last: int | None = None  # the step of the last median
+        self._seen: Call | None = None
+
+    def __call__(
+        self,
+        step: Any,
+        params: Any = None,
+        *,
+        extra: Any = None,
+        scalars: Mapping[str, Any] | None = None,
+    ) -> list[Record] | None:
+        """Measures all seeds if the step is due.
+
+        Args:
+          step: the training step, or a vmapped TrainState alone.
+          params: as for `RankMonitor`, every leaf with a leading axis of the seeds.
+          extra: other collections, likewise.
+          scalars: tag -> one number a seed, or one for all.
+
+        Returns:
+          A record for each seed, or None where the step is not due.
+
+        Raises:
+          TypeError, ValueError, MemoryError: for input that does not fit.
+        """
+        if self._home.is_elsewhere():
+            return None
+        call = Call(*_step_and_params(step, params), extra, scalars)
+        records = None if self._under_way is None else self._finish_interrupted()
+        if records and records[0].step == call.step:
+            return records
+        self._seen = call
+        if not self._monitors[0].is_due(call.step):
+            return None
+        self._under_way = self._calls(call), [latest.record for latest in self._latest]
+        self._seen = None
+        return self._finish()
+
+    def _finish_interrupted(self) -> list[Record] | None:
+        """Finishes a call that was interrupted among the seeds; None if there is none."""
+        for monitor in self._monitors:
+            monitor._wait()  # for a record on its way
+        self._writing.wait()
+        return self._finish()
+
+    def _finish(self) -> list[Record] | None:
+        """Measures the seeds that are left of the call under way, and writes the median."""
+        if self._under_way is None:
+            return None
+        calls, before = self._under_way
+        try:
+            for monitor, latest, own, old in zip(
+                self._monitors, self._latest, calls, before, strict=True
+            ):
+                if latest.record is old:
+                    record = monitor(own.step, own.params, extra=own.extra, scalars=own.scalars)
+                    latest.record = record or latest.record
+        except Exception:
+            self._under_way = None  # it would fail again
+            raise
+        pairs = zip(self._latest, before, strict=True)
+        now = [latest.record for latest, old in pairs if latest.record is not old]
+        records = [record for record in now if record is not None]
+        self._write_median(records)
+        return records
+
+    def _calls(self, call: Call) -> list[Call]:
+        """The call of each seed, with its share of what was given, copied to the host once."""
+        scalars = self._trouble.guard("scalars", self._broadcast, call.scalars or {}) or {}
+        check_concrete("seeds to be measured", (call.params, call.extra))
+        with jax.transfer_guard("allow"):
+            leaves, structure = jax.tree.flatten(as_arrays((call.params, call.extra)))
+            arrays = [np.asarray(leaf) for leaf in leaves]
+        for array in arrays:
+            if array.shape[:1] != (self._seeds,):
+                raise ValueError(
+                    f"expected parameters with a leading axis of {self._seeds} seeds, got shape "
+                    f"{array.shape}; stack them, as jax.vmap does"
+                )
+        calls = []
+        for i in range(self._seeds):
+            params, extra = jax.tree.unflatten(structure, [array[i] for array in arrays])
+            mine = {tag: values[i] for tag, values in scalars.items()}
+            calls.append(Call(call.step, params, extra, mine))
+        return calls
+
+    def _broadcast(self, scalars: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """One number a seed."""
+        with jax.transfer_guard("allow"):
+            return {tag: np.broadcast_to(value, self._seeds) for tag, value in scalars.items()}
+
+    def _write_median(self, records: Sequence[Record]) -> None:
+        try:
+            self._writing.do(partial(self._median_of, records))
+        finally:
+            self._trouble.tell_warnings()
+
+    def _median_of(self, records: Sequence[Record]) -> None:
+        self._under_way = None
+        if self._folder is None or not records:
+            return
+        step, scalars = records[0].step, _over_seeds(records)
+        if self._median is None:
+            self._median = Outbox(
+                self._folder / "median", [], trouble=self._trouble, layout=seeds_layout(scalars)
+            )
+            self._median.start(step)
+        elif self._last is not None and step <= self._last:
+            self._median.start(step)  # training went back
+            self._card.begin()
+        self._last = step
+        texts = {card.TAG: page} if (page := self._card.page(scalars)) else {}
+        self._median.write(
+            Record(step, self._median.attempt, records[0].wall_time, scalars, {}, texts)
+        )
+
+    def _gives_up(self) -> None:
+        self._seen = self._under_way = None
+        for monitor in self._monitors:
+            monitor._gives_up()
+
+    def flush(self) -> None:
+        """Hands everything that was measured to the operating system."""
+        if self._home.is_elsewhere():
+            return
+        for monitor in self._monitors:
+            monitor.flush()
+        if self._median is not None:
+            self._writing.do(self._median.flush)
+            self._trouble.tell_warnings()
+
+    def close(self, step: Any = None, params: Any = None, *, extra: Any = None) -> list[Record]:
+        """Measures the last parameters, unless they were measured, and closes all writers.
+
+        Args:
+          step: as for `RankMonitor.close`.
+          params: the last parameters, every leaf with a leading axis of the seeds.
+          extra: as for a call.
+
+        Returns:
+          A record for each seed where something was left to measure.
+        """
+        if self._home.is_elsewhere():
+            return []
+        if step is not None:
+            self._seen = Call(*_step_and_params(step, params), extra, None)
+        records: list[Record] = []
+        with ExitStack() as stack:
+            stack.callback(self._close_all)
+            if self._under_way is not None:
+                self._finish_interrupted()
+            for monitor, own in zip(self._monitors, self._left(), strict=False):
+                record = monitor.close(own.step, own.params, extra=own.extra, scalars=own.scalars)
+                records += [] if record is None else [record]
+            self._write_median(records)
+        return records
+
+    def _left(self) -> list[Call]:
+        """The call of each seed that is still to be measured; none where there is no such."""
+        seen, self._seen = self._seen, None
+        if seen is None:
+            return []
+        changed = self._trouble.guard("the last parameters", why_perhaps_changed, seen.params)
+        if changed:
+            self._trouble.warn(missing_last_probe(seen.step, changed))
+            return []
+        return self._calls(seen)
+
+    def _close_all(self) -> None:
+        with ExitStack() as stack:
+            stack.callback(self._trouble.tell)
+            stack.callback(self._writing.close, self._close_median)
+            for monitor in self._monitors:
+                stack.callback(monitor.close)
+
+    def _close_median(self) -> None:
+        if self._median is not None:
+            self._median.close()
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What must survive a restart, of each seed."""
+        return {f"seed_{i}": monitor.state for i, monitor in enumerate(self._monitors)}
+
+
+class _Latest(MemoryWriter):
+    """Keeps the last record of a seed alone."""
+
+    record: Record | None = None
+
+    def start(self, step: int) -> None:
+        pass
+
+    def write(self, record: Record) -> None:
+        self.record = record
+
+
+class _Shared:
+    """A probe that prepares once for all seeds."""
+
+    def __init__(self, probe: Probe) -> None:
+        self._probe = probe
+        self._prepared: PreparedProbe | None = None
+
+    @property
+    def name(self) -> str:
+        return self._probe.name
+
+    def placeholder_state(self, problem: Problem) -> State:
+        return self._probe.placeholder_state(problem)
+
+    def prepare(self, flat: FlatProblem) -> PreparedProbe:
+        if self._prepared is None:
+            self._prepared = self._probe.prepare(flat)
+        return self._prepared
+
+
+def _over_seeds(records: Sequence[Record]) -> dict[str, float]:
+    """Median, lowest and highest value of each scalar that all seeds have."""
+    tags = [tag for tag in records[0].scalars if not tag.startswith("monitor/")]
+    scalars = {}
+    for tag in tags:
+        values = np.array([record.scalars.get(tag, np.nan) for record in records])
+        scalars[f"{tag}/median"] = float(np.median(values))
+        scalars[f"{tag}/low"], scalars[f"{tag}/high"] = float(values.min()), float(values.max())
+    return scalars
+
+
+def _step_and_params(step: Any, params: Any) -> tuple[int, Any]:
+    """The step, of a vmapped TrainState that of its first seed."""
+    if params is None and hasattr(step, "step") and np.ndim(step.step) == 1:
+        return int(step.step[0]), step
+    return as_step_and_params(step, params)

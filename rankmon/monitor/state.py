@@ -1,0 +1,97 @@
+"""Checkpoints of the monitor: float64 arrays as the uint32 words that any checkpointer keeps.
+
+JAX with x64 off would round float64 arrays to float32 on the way, and with them the residuals that
+H_f^fixed holds. Nothing here knows what the arrays mean.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt32
+
+ADDED = frozenset({"last_report", "batch"})  # of the monitor's own entries
+
+
+Arrays = Mapping[str, Mapping[str, Float[np.ndarray, "..."]]]
+
+
+def encode(states: Arrays) -> dict[str, dict[str, UInt32[np.ndarray, "... 2"]]]:
+    """Each array as the bits of its numbers, two words a number."""
+    return {
+        name: {key: _to_bits(value) for key, value in state.items()}
+        for name, state in states.items()
+    }
+
+
+def decode(states: Mapping[str, Any]) -> dict[str, dict[str, Float[np.ndarray, "..."]]]:
+    """The arrays that `encode` was given.
+
+    Raises:
+      ValueError: where an array is not made of pairs of uint32 words.
+    """
+    return {
+        name: {key: _from_bits(name, key, bits) for key, bits in state.items()}
+        for name, state in states.items()
+    }
+
+
+def checked(state: Any, expected: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """A state with the entries of the expected one, of which those that are empty may be missing.
+
+    Checkpointers that save leaves only drop them. States of former versions lack `ADDED`.
+
+    Raises:
+      TypeError: for what is no mapping of mappings.
+      ValueError: where other entries are missing, or too many.
+    """
+    if not isinstance(state, Mapping) or not all(
+        values is None or isinstance(values, Mapping) for values in state.values()
+    ):
+        raise TypeError(
+            f"expected the state as a mapping of mappings, got {type(state).__name__}; pass what "
+            "monitor.state was, as your checkpointer gives it back"
+        )
+    given = {name: dict(values or {}) for name, values in state.items()}
+    got = {name: set(values) for name, values in given.items() if values}
+    wanted = {name: set(values) for name, values in expected.items() if values}
+    if got.get("monitor", set()) | ADDED == wanted.get("monitor"):
+        got["monitor"] = wanted["monitor"]
+    if got != wanted:
+        raise ValueError(
+            f"expected the state of a monitor with {wanted}, got {got}; restore into a "
+            "monitor with the probes of the one that was saved"
+        )
+    return {name: given.get(name, {}) for name in expected}
+
+
+def digest(arrays: Iterable[Any]) -> float:
+    """A whole number that stands for the values of the arrays, in the precision of float32.
+
+    The same values in another dtype have the same one: a batch may come as float64 from NumPy and
+    as float32 from JAX.
+    """
+    found = hashlib.sha256()
+    for array in map(np.asarray, arrays):
+        dtype = {"b": "i8", "i": "i8", "u": "i8", "c": "c8"}.get(array.dtype.kind, "f4")
+        with np.errstate(over="ignore"):
+            values = array.astype(dtype) + np.zeros((), dtype)  # -0 is 0
+        found.update(f"{array.shape} ".encode())
+        found.update(values.tobytes())
+    return float(int.from_bytes(found.digest()[:6], "little"))
+
+
+def _to_bits(value: np.ndarray | np.generic) -> np.ndarray:
+    array = np.ascontiguousarray(value, np.float64)
+    return array.view(np.uint32).reshape(*np.shape(value), 2)
+
+
+def _from_bits(name: str, key: str, bits: Any) -> np.ndarray:
+    array = np.asarray(bits)
+    if array.dtype != np.uint32 or array.ndim < 1 or array.shape[-1] != 2:
+        raise ValueError(
+            f"expected {name}/{key} as uint32 [..., 2], got {array.dtype} {array.shape}; restore "
+            "monitor.state as it was saved"
+        )
+    return np.ascontiguousarray(array).view(np.float64)[..., 0]

@@ -1,0 +1,68 @@
+"""The user's own scalars: as floats, and under tags beside the monitor's; makes none of its own."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from rankmon._util.errors import Trouble
+from rankmon.problem.device_copy import copies
+
+
+class UserScalars:
+    """Converts the scalars of one monitor's user.
+
+    Args:
+      trouble: decides what becomes of those that are no numbers.
+      reserved: tags that are the monitor's from the beginning.
+    """
+
+    def __init__(self, trouble: Trouble, *, reserved: Iterable[str]) -> None:
+        self._trouble = trouble
+        self._reserved = set(reserved)
+
+    def held(self, scalars: Mapping[str, Any] | None, step: int) -> dict[str, Any]:
+        """The scalars as they are now, for `numbers` later on; waits for no device."""
+        return self._each(_held, scalars, step)
+
+    def numbers(self, scalars: Mapping[str, Any] | None, step: int) -> dict[str, float]:
+        """The scalars as floats; NaN for what cannot be converted."""
+        return self._each(_number, scalars, step)
+
+    def _each(
+        self, convert: Callable[[Any], Any], scalars: Mapping[str, Any] | None, step: int
+    ) -> dict[str, Any]:
+        def converted() -> dict[str, Any]:
+            values = {}
+            for tag, value in (scalars if scalars is not None else {}).items():
+                value = self._trouble.guard(f"scalar {tag!r} at step {step}", convert, value)
+                values[str(tag)] = float("nan") if value is None else value
+            return values
+
+        return self._trouble.guard(f"scalars at step {step}", converted) or {}
+
+    def beside(self, own: Iterable[str], numbers: Mapping[str, float]) -> dict[str, float]:
+        """The numbers, under "user/<tag>" where `own` has the tag now or had it before."""
+        self._reserved |= set(own)
+        taken = self._reserved & numbers.keys()
+        for tag in sorted(taken):
+            self._trouble.warn(
+                f"{tag!r} is a tag of the monitor's own; your scalar is written as 'user/{tag}'",
+                key="user tags",
+            )
+        return {f"user/{tag}" if tag in taken else tag: numbers[tag] for tag in numbers}
+
+
+def _held(value: Any) -> Any:
+    return copies([value])[0] if isinstance(value, jax.Array) else _number(value)
+
+
+def _number(value: Any) -> float:
+    with jax.transfer_guard("allow"):
+        array = np.asarray(value)
+    if array.shape or np.iscomplexobj(array):
+        raise TypeError(
+            f"expected a real number, got {array.dtype} of shape {array.shape}; reduce it first"
+        )
+    return float(array)

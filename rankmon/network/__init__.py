@@ -1,0 +1,1 @@
+"""What the network's program reveals: layers, activations, kernels and their axes."""

@@ -1,0 +1,231 @@
+"""Which kernels meet one vector an example, in any network, and what they meet; forms no Jacobian.
+
+Where a kernel W occurs once, in a product z = W h with a single vector h of an example, the rows of
+dF/dW are the products g (x) h with g = dF/dz. Both are had without differentiation in W: the
+network's jaxpr is walked, h is written down, and a shift is added to z.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jaxtyping import Array, Float
+
+from rankmon._util.jaxpr import (
+    CALLS,
+    COPIES,
+    DOT,
+    TRANSPOSE,
+    dot_axes,
+    evaluated,
+    interpreted,
+    nested,
+    permutation,
+)
+from rankmon._util.optional_readers import optionally
+from rankmon.network.dataflow import is_float
+from rankmon.problem.flat import FlatProblem
+from rankmon.problem.precision import abstract_array
+
+
+@dataclass(frozen=True)
+class DenseKernel:
+    """One kernel that meets a vector.
+
+    Attributes:
+      leaf: its index.
+      axes: the leaf's axes, those that are summed over before those that are left.
+      summed: the sizes of the former.
+      left: the sizes of the latter.
+      product: shape of z as it occurs.
+      dtype: of z.
+    """
+
+    leaf: int
+    axes: tuple[int, ...]
+    summed: tuple[int, ...]
+    left: tuple[int, ...]
+    product: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def zero(self) -> Float[Array, "..."]:
+        """A shift that changes nothing; traceable."""
+        return jnp.zeros(self.product, self.dtype)
+
+    def gradient(self, h: Float[Array, "n a"], g: Float[Array, "n b"]) -> Float[Array, "..."]:
+        """sum_i h_i (x) g_i in the leaf's own layout; traceable."""
+        outer = jnp.tensordot(h, g, axes=(0, 0)).reshape(*self.summed, *self.left)
+        return jnp.transpose(outer, np.argsort(self.axes).tolist())
+
+
+class DenseKernels:
+    """The kernels of one network that meet a vector, found where it takes a single example.
+
+    Args:
+      flat: the problem.
+      example: shapes and dtypes of the inputs of one example, with a leading axis of one.
+    """
+
+    def __init__(self, flat: FlatProblem, example: Any) -> None:
+        shapes = [
+            abstract_array(spec.shape, flat.precision.traced_dtype(spec.dtype))
+            for spec in flat.specs
+        ]
+        self._flat = flat
+        with flat.precision.scope():
+            self._program = jax.make_jaxpr(flat.apply_leaves)(shapes, example)
+        self.kernels: tuple[DenseKernel, ...] = optionally(
+            flat.problem, "dense kernels", lambda: self._found(shapes, example), otherwise=()
+        )
+
+    def _found(self, shapes: Sequence[Any], example: Any) -> tuple[DenseKernel, ...]:
+        uses = _Uses()
+        views = [
+            _View(i, tuple(range(len(spec.shape)))) if spec.differentiated else None
+            for i, spec in enumerate(self._flat.specs)
+        ]
+        others = [None] * (len(self._program.in_avals) - len(views))
+        uses.reach_out(uses.through(self._program, [*views, *others]))
+        kernels = uses.alone()
+        with self._flat.precision.scope():  # whatever raises in `traced` raises here
+            shifts = {kernel.leaf: kernel.zero for kernel in kernels}
+            jax.eval_shape(lambda leaves, x: self.traced(leaves, x, shifts), shapes, example)
+        return kernels
+
+    def traced(
+        self, leaves: Sequence[Any], example: Any, shifts: Mapping[int, Float[Array, "..."]]
+    ) -> tuple[Float[Array, "positions k"], dict[int, Float[Array, " _a"]]]:
+        """The outputs with shifts added to kernels' products, and what these kernels meet.
+
+        Args:
+          leaves: all parameter leaves, lifted.
+          example: with a leading axis of one.
+          shifts: by the kernel's leaf; `DenseKernel.zero` changes nothing.
+        """
+        walk = _Walk(shifts)
+        named = [(leaf, i) for i, leaf in enumerate(leaves)]
+        beside = [(value, None) for value in jax.tree.leaves(example)]
+        ((outputs, _),) = walk.through(self._program, [*named, *beside])
+        return outputs, walk.met
+
+
+@dataclass(frozen=True)
+class _View:
+    """A leaf with its axes in this order."""
+
+    leaf: int
+    axes: tuple[int, ...]
+
+
+class _Uses:
+    """How each leaf is used: in products with one vector, or in any other way."""
+
+    def __init__(self) -> None:
+        self._products: list[DenseKernel] = []
+        self._otherwise: set[int] = set()
+
+    def alone(self) -> tuple[DenseKernel, ...]:
+        """The leaves that are used once, and so."""
+        leaves = [kernel.leaf for kernel in self._products]
+        return tuple(
+            kernel
+            for kernel in self._products
+            if leaves.count(kernel.leaf) == 1 and kernel.leaf not in self._otherwise
+        )
+
+    def through(
+        self, program: ClosedJaxpr, arguments: Sequence[_View | None]
+    ) -> list[_View | None]:
+        return interpreted(program, arguments, constant=lambda *_: None, operation=self._operation)
+
+    def reach_out(self, views: Sequence[_View | None]) -> None:
+        """These leaves meet something else than a vector."""
+        self._otherwise |= {view.leaf for view in views if view is not None}
+
+    def _operation(
+        self, _: Jaxpr, eqn: JaxprEqn, views: list[_View | None]
+    ) -> Sequence[_View | None]:
+        name = eqn.primitive.name
+        if name in CALLS:
+            return self.through(nested(eqn), views)
+        if views and views[0] is not None:
+            if name in COPIES and is_float(eqn.outvars[0].aval):
+                return views
+            if name == TRANSPOSE:
+                axes = tuple(views[0].axes[i] for i in permutation(eqn))
+                return [_View(views[0].leaf, axes)]
+        kernel = _dense_kernel(eqn, views) if name == DOT else None
+        if kernel is None:
+            self.reach_out(views)
+        else:
+            self._products.append(kernel)
+        return [None] * len(eqn.outvars)
+
+
+def _dense_kernel(eqn: JaxprEqn, views: Sequence[_View | None]) -> DenseKernel | None:
+    """The kernel in this product, where its other operand is one vector."""
+    contracted, batch = dot_axes(eqn)
+    at = 0 if views[0] is not None else 1
+    view = views[at]
+    if view is None or views[1 - at] is not None or any(batch):
+        return None
+    kernel, vector = _aval(eqn.invars[at]).shape, _aval(eqn.invars[1 - at]).shape
+    product = _aval(eqn.outvars[0])
+    if math.prod(n for i, n in enumerate(vector) if i not in contracted[1 - at]) != 1:
+        return None
+    summed = list(contracted[at])
+    left = [i for i in range(len(kernel)) if i not in summed]
+    return DenseKernel(
+        leaf=view.leaf,
+        axes=tuple(view.axes[i] for i in [*summed, *left]),
+        summed=tuple(kernel[i] for i in summed),
+        left=tuple(kernel[i] for i in left),
+        product=tuple(product.shape),
+        dtype=product.dtype,
+    )
+
+
+def _aval(atom: Any) -> Any:
+    return atom.aval
+
+
+_Seen = tuple[Any, int | None]  # a value, and the leaf that it is
+
+
+class _Walk:
+    """Evaluates the network with shifts, by leaf, and writes down what these leaves meet."""
+
+    def __init__(self, shifts: Mapping[int, Float[Array, "..."]]) -> None:
+        self.met: dict[int, Float[Array, " _a"]] = {}
+        self._shifts = shifts
+
+    def through(self, program: ClosedJaxpr, arguments: Sequence[_Seen]) -> list[_Seen]:
+        return interpreted(
+            program, arguments, constant=lambda _, value: (value, None), operation=self._operation
+        )
+
+    def _operation(self, jaxpr: Jaxpr, eqn: JaxprEqn, seen: list[_Seen]) -> list[_Seen]:
+        name = eqn.primitive.name
+        if name in CALLS:
+            return self.through(nested(eqn), seen)
+        operands, which = [value for value, _ in seen], [leaf for _, leaf in seen]
+        results = evaluated(jaxpr, eqn, operands)
+        if name == TRANSPOSE or name in COPIES:
+            return [(results[0], which[0])]
+        leaf = next((i for i in which if i in self._shifts), None)
+        if name != DOT or leaf is None:
+            return [(result, None) for result in results]
+        at = 1 - which.index(leaf)
+        self.met[leaf] = _summed_first(operands[at], dot_axes(eqn)[0][at])
+        return [(results[0] + self._shifts[leaf], None)]
+
+
+def _summed_first(vector: Any, summed: Sequence[int]) -> Float[Array, " a"]:
+    kept = [i for i in range(vector.ndim) if i not in summed]
+    return jnp.transpose(vector, [*summed, *kept]).reshape(-1)

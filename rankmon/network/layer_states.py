@@ -1,0 +1,225 @@
+"""What each layer of a recognized stack receives, and how its activation slopes and curves.
+
+The activations are known from the network's jaxpr alone, by walking it: where a layer's product
+occurs, its operand is written down, and a shift is added to the result. Derivatives in the shifts,
+by JAX and so by each function's own rules, are those in the pre-activations.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.interpreters.partial_eval import dce_jaxpr
+from jaxtyping import Array, Float
+
+from rankmon._util.jaxpr import (
+    CALLS,
+    CUSTOM_CALLS,
+    CUSTOM_VJP_CALLS,
+    DOT,
+    called_name,
+    evaluated,
+    interpreted,
+    nested,
+)
+from rankmon.network.dataflow import (
+    Activation,
+    Axes,
+    Label,
+    Value,
+    argument_values,
+    constant_value,
+    results_of,
+    transparent_call,
+)
+from rankmon.network.dense_stack import DenseStack
+from rankmon.problem.flat import FlatProblem
+from rankmon.problem.precision import abstract_array, abstract_arrays
+
+
+class UnsupportedActivationError(ValueError):
+    """An activation whose first and second derivatives need not belong to one function."""
+
+
+@dataclass(frozen=True)
+class LayerStates:
+    """The state of every layer z^l = W^l h^{l-1} (+ b^l), h^l = f_l(z^l), example by example.
+
+    Attributes:
+      received: h^0, ..., h^{L-1}, each [n, M_{l-1}].
+      slopes: f_1'(z^1), ..., f_L'(z^L), each [n, M_l]; ones where there is no activation.
+      bends: f_1''(z^1), ..., f_L''(z^L), each [n, M_l].
+    """
+
+    received: tuple[Float[np.ndarray, "n _in"], ...]
+    slopes: tuple[Float[np.ndarray, "n _out"], ...]
+    bends: tuple[Float[np.ndarray, "n _out"], ...]
+
+
+def layer_states(flat: FlatProblem, stack: DenseStack) -> Callable[..., LayerStates]:
+    """A function from the parameter leaves to the `LayerStates` on the probe batch; compiled once.
+
+    Args:
+      flat: the problem; what `recognized_stack` finds in it is
+      stack: the network.
+
+    Raises:
+      UnsupportedActivationError: where an activation has a backward rule of its own.
+    """
+    precision, inputs = flat.precision, flat.inputs
+    shapes = [(flat.positions, width) for width in stack.dims[1:]]
+
+    def states(leaves: Sequence[Any], inputs: Any) -> Any:
+        jaxpr = _live(jax.make_jaxpr(flat.apply_leaves)(list(leaves), inputs))
+        (batch,) = jax.tree_util.tree_leaves(inputs)
+        kinds = argument_values(leaves, batch)
+
+        def total(shifts: Sequence[Any]) -> Any:
+            walk = _Walk(shifts)
+            arguments = zip(kinds, [*leaves, batch], strict=True)
+            ((_, outputs),) = walk.through(jaxpr, [*arguments])
+            activations = [*(walk.received[at] for at in range(1, len(shifts))), outputs]
+            return sum(jnp.sum(h) for h in activations), walk.received
+
+        def slopes(shifts: Sequence[Any]) -> Any:
+            return jax.grad(total, has_aux=True)(shifts)
+
+        zeros = [jnp.zeros(shape, precision.dtype) for shape in shapes]
+        ones = [jnp.ones(shape, precision.dtype) for shape in shapes]
+        (slope, received), (bend, _) = jax.jvp(slopes, (zeros,), (ones,))
+        return [received[at] for at in range(len(shapes))], slope, bend
+
+    leaves = [abstract_array(spec.shape, precision.dtype) for spec in flat.specs]
+    shape = abstract_arrays(inputs)
+    with precision.scope():
+        compiled = jax.jit(states).lower(leaves, shape).compile()
+
+    def at(leaves: Sequence[np.ndarray]) -> LayerStates:
+        with precision.scope():
+            parts = compiled(list(leaves), inputs)
+            return LayerStates(*(tuple(np.asarray(a, np.float64) for a in part) for part in parts))
+
+    return at
+
+
+def activation_names(flat: FlatProblem) -> tuple[str, ...]:
+    """What a recognized stack applies after its layers, each once, as its jaxpr names it.
+
+    The outermost function whose name is there ("relu", "gelu"), or an operation ("tanh"); several
+    where an activation is written out in operations of its own.
+    """
+    names: dict[str, None] = {}
+
+    def operation(_: Jaxpr, eqn: JaxprEqn, kinds: list[Value]) -> list[Value]:
+        results = results_of(eqn, kinds)
+        stages = [kind.stage for kind in kinds if isinstance(kind, Activation)]
+        if any(_is_mapped(kind) and kind.stage in stages for kind in results):
+            names[_name(eqn)] = None
+        elif transparent_call(eqn) is not None:
+            return through(nested(eqn), kinds)
+        return results
+
+    def through(program: ClosedJaxpr, kinds: Sequence[Value]) -> list[Value]:
+        return interpreted(
+            program, kinds, constant=lambda _, value: constant_value(value), operation=operation
+        )
+
+    (batch,) = jax.tree_util.tree_leaves(flat.inputs)
+    leaves = [abstract_array(spec.shape, flat.precision.dtype) for spec in flat.specs]
+    through(_live(flat.program), argument_values(leaves, batch))
+    return tuple(names)
+
+
+def _is_mapped(kind: Value) -> TypeGuard[Activation]:
+    return isinstance(kind, Activation) and kind.mapped
+
+
+def _name(eqn: JaxprEqn) -> str:
+    """The name of the outermost function that is called, else of the operation."""
+    if eqn.primitive.name in CALLS:
+        return called_name(eqn)
+    if eqn.primitive.name in CUSTOM_CALLS:
+        called = [one for one in nested(eqn).jaxpr.eqns if one.primitive.name in CALLS]
+        return _name(called[0]) if called else eqn.primitive.name
+    return eqn.primitive.name
+
+
+def _live(program: ClosedJaxpr) -> ClosedJaxpr:
+    """The program without what its results do not depend on: no layer of the stack is there."""
+    jaxpr, _ = dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars), instantiate=True)
+    return ClosedJaxpr(jaxpr, program.consts)
+
+
+class _Walk:
+    """Evaluates a jaxpr, adds shifts to the layers' products, and writes down what they receive.
+
+    The next layer's pre-activation is held against the shifts before it, so that the derivative in
+    a shift is that of one activation.
+    """
+
+    def __init__(self, shifts: Sequence[Float[Array, "n _out"]]) -> None:
+        self.received: dict[int, Float[Array, "n _in"]] = {}
+        self._shifts = shifts
+
+    def through(
+        self, program: ClosedJaxpr, arguments: Sequence[tuple[Value, Any]]
+    ) -> list[tuple[Value, Any]]:
+        """The kinds and values of the program's results."""
+        return interpreted(
+            program,
+            arguments,
+            constant=lambda _, value: (constant_value(value), value),
+            operation=self._operation,
+        )
+
+    def _operation(
+        self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[tuple[Value, Any]]
+    ) -> list[tuple[Value, Any]]:
+        called = transparent_call(eqn)
+        if called is not None:
+            return self.through(called, operands)
+        if eqn.primitive.name in CUSTOM_VJP_CALLS:
+            raise UnsupportedActivationError(
+                f"expected activations without a backward rule of their own, got {eqn}"
+            )
+        kinds, values = [kind for kind, _ in operands], [value for _, value in operands]
+        results = results_of(eqn, kinds)
+        layer = results[0] if eqn.primitive.name == DOT else None
+        if not isinstance(layer, Activation):
+            return list(zip(results, evaluated(jaxpr, eqn, values), strict=True))
+        number = len(layer.stage.layers) - 1
+        at = next(i for i, kind in enumerate(kinds) if isinstance(kind, Activation))
+        operand = kinds[at]
+        assert isinstance(operand, Activation)
+        self.received[number] = _rows(values[at], operand.axes)
+        values[at] = jax.lax.stop_gradient(values[at])
+        (product,) = evaluated(jaxpr, eqn, values)
+        return [(layer, product + _placed(self._shifts[number], layer.axes, product))]
+
+
+def _order(axes: Axes) -> list[int]:
+    """The axes with the examples first, then the features; those of size one may stand anywhere."""
+
+    def place(i: int) -> int:
+        label = axes[i]
+        return label if isinstance(label, int) else -1 if label is Label.EXAMPLE else 0
+
+    return sorted(range(len(axes)), key=place)
+
+
+def _rows(value: Any, axes: Axes) -> Float[Array, "n m"]:
+    """The value with one row an example."""
+    order = _order(axes)
+    examples = [n for label, n in zip(axes, value.shape, strict=True) if label is Label.EXAMPLE]
+    return jnp.transpose(value, order).reshape(*(examples or [1]), -1)
+
+
+def _placed(rows: Float[Array, "n m"], axes: Axes, like: Any) -> Any:
+    """Rows in the layout of another value: the inverse of `_rows`."""
+    order = _order(axes)
+    ordered = rows.reshape([like.shape[i] for i in order])
+    return jnp.transpose(ordered, np.argsort(order).tolist()).astype(like.dtype)

@@ -1,0 +1,184 @@
+"""Inputs of each layer and outputs of each ReLU, found by one walk along the network's program."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jaxtyping import Array, Bool, Float
+
+from rankmon._util.jaxpr import (
+    CALLS,
+    CONVOLUTION,
+    CUSTOM_CALLS,
+    DOT,
+    MAX,
+    convolution_axes,
+    dot_axes,
+    evaluated,
+    interpreted,
+    nested,
+)
+from rankmon._util.tags import told_apart
+from rankmon.problem.flat import FlatProblem
+from rankmon.problem.precision import abstract_array
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a value comes from.
+
+    Attributes:
+      leaf: the parameter that it is, or the largest of those that it is computed from.
+      of_data: whether it depends on the probe batch.
+    """
+
+    leaf: int | None = None
+    of_data: bool = False
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether it is a parameter, or computed from parameters alone."""
+        return self.leaf is not None and not self.of_data
+
+
+Seen = tuple[Any, Source]
+
+
+def compiled_walk(flat: FlatProblem) -> tuple[Callable[..., Any], list[str], list[str]]:
+    """Compile a function from leaves and inputs to features and to where ReLUs are positive.
+
+    Returns:
+      The function, the names of the parameters that are applied to those features, and for each
+      ReLU the name of the last one before it.
+    """
+    program, leaves = flat.program, len(flat.specs)
+    sources = [Source(leaf=i) for i in range(leaves)]
+    sources += [Source(of_data=True)] * (len(program.in_avals) - leaves)
+    layers: list[str] = []
+    relus: list[str] = []
+
+    def walk(arguments: Sequence[Any]) -> Any:
+        own = _Walk(flat)  # it holds traced arrays, which must not outlive the trace
+        own.along(program, list(zip(arguments, sources, strict=True)))
+        layers[:], relus[:] = own.layers, own.relus
+        return own.features, own.positive
+
+    shapes = [abstract_array(aval.shape, aval.dtype) for aval in program.in_avals]
+    with flat.precision.scope():
+        compiled = jax.jit(walk).lower(shapes).compile()
+    return lambda leaves, inputs: compiled([*leaves, *jax.tree.leaves(inputs)]), layers, relus
+
+
+class _Walk:
+    """Evaluates a network's jaxpr, and notes the layers and ReLUs on the way.
+
+    Attributes:
+      layers: the names of the parameters that are applied to features, in this order.
+      features: those features.
+      relus: for each ReLU the name of the last parameter before it.
+      positive: where each ReLU is positive.
+    """
+
+    def __init__(self, flat: FlatProblem) -> None:
+        self.layers: list[str] = []
+        self.features: list[Float[Array, "_rows _m"]] = []
+        self.relus: list[str] = []
+        self.positive: list[Bool[Array, "_rows _m"]] = []
+        self._specs, self._n = flat.specs, flat.problem.n
+        self._names = [spec.name for spec in flat.specs]
+        self._width: int | None = None  # the units of the last layer, if they come last
+
+    def along(self, program: ClosedJaxpr, arguments: Sequence[Seen]) -> list[Seen]:
+        """Return the program's results and where they come from."""
+        return interpreted(
+            program,
+            arguments,
+            constant=lambda _, value: (value, Source()),
+            operation=self._operation,
+        )
+
+    def _operation(self, jaxpr: Jaxpr, eqn: JaxprEqn, seen: list[Seen]) -> list[Seen]:
+        name = eqn.primitive.name
+        if name in CALLS | CUSTOM_CALLS:
+            return self.along(nested(eqn), seen)
+        operands, sources = [value for value, _ in seen], [source for _, source in seen]
+        results, source = evaluated(jaxpr, eqn, operands), self._merged(sources)
+        if name in (DOT, CONVOLUTION):
+            self._note_layer(eqn, operands, sources, results[0])
+        elif source.of_data and _is_relu(jaxpr, eqn) and self._is_of_layer(results[0]):
+            self.relus.append(self._unique(self.layers[-1], self.relus))
+            self.positive.append((results[0] > 0).reshape(-1, results[0].shape[-1]))
+        return [(result, source) for result in results]
+
+    def _merged(self, sources: Sequence[Source]) -> Source:
+        leaves = [source.leaf for source in sources if source.leaf is not None]
+        largest = max(leaves, key=lambda leaf: self._specs[leaf].size, default=None)
+        return Source(largest, any(source.of_data for source in sources))
+
+    def _note_layer(
+        self, eqn: JaxprEqn, operands: Sequence[Any], sources: Sequence[Source], result: Any
+    ) -> None:
+        """Note a product of features with a kernel, which may be computed from parameters."""
+        kernels = [source.is_kernel for source in sources]
+        at = kernels.index(False) if False in kernels else 0  # the place of the features
+        leaf = sources[1 - at].leaf
+        if not (kernels[1 - at] and sources[at].of_data) or leaf is None:
+            return
+        self.layers.append(self._unique(self._names[leaf], self.layers))
+        if eqn.primitive.name == DOT:
+            self.features.append(_dense_rows(eqn, operands[at], at))
+            self._width = _dense_units(eqn, operands[1 - at], 1 - at)
+        else:
+            self.features.append(_convolution_rows(eqn, operands[at], at))
+            is_last = convolution_axes(eqn).out_spec[1] == result.ndim - 1
+            self._width = result.shape[-1] if is_last else None
+
+    def _unique(self, name: str, seen: Sequence[str]) -> str:
+        """The name, numbered if a parameter is applied to features more than once."""
+        taken = {*seen, *self._names} if name in seen else seen
+        return told_apart([name], taken=taken)[0]
+
+    def _is_of_layer(self, result: Any) -> bool:
+        """Whether the examples come first and the last layer's units last: no variance or index."""
+        floating = jnp.issubdtype(result.dtype, jnp.floating)
+        if not floating or result.ndim < 2:
+            return False
+        return bool(result.shape[0] % self._n == 0 and result.shape[-1] == self._width)
+
+
+def _dense_rows(eqn: JaxprEqn, features: Any, at: int) -> Float[Array, "rows m"]:
+    """The axes that are summed over are the features; every other one counts rows."""
+    summed = dot_axes(eqn)[0][at]
+    kept = [axis for axis in range(features.ndim) if axis not in summed]
+    width = int(np.prod([features.shape[axis] for axis in summed], dtype=np.int64))
+    return jnp.transpose(features, [*kept, *summed]).reshape(-1, width)
+
+
+def _dense_units(eqn: JaxprEqn, kernel: Any, at: int) -> int | None:
+    """Return the size of the kernel's last axis that is not summed over."""
+    summed, batch = (axes[at] for axes in dot_axes(eqn))
+    free = [axis for axis in range(kernel.ndim) if axis not in (*summed, *batch)]
+    return kernel.shape[free[-1]] if free else None
+
+
+def _convolution_rows(eqn: JaxprEqn, features: Any, at: int) -> Float[Array, "rows m"]:
+    """One row an example."""
+    examples = convolution_axes(eqn).lhs_spec[0] if at == 0 else 0
+    return jnp.moveaxis(features, examples, 0).reshape(features.shape[examples], -1)
+
+
+def _is_relu(jaxpr: Jaxpr, eqn: JaxprEqn) -> bool:
+    """Whether it is max(z, 0) of a z that goes nowhere else: CELU and leaky ReLU take it twice."""
+    operands = [atom for atom in eqn.invars if not _is_zero(atom)]
+    if eqn.primitive.name != MAX or len(operands) != 1:
+        return False
+    uses = sum(atom is operands[0] for other in jaxpr.eqns for atom in other.invars)
+    return uses == 1
+
+
+def _is_zero(atom: Any) -> bool:
+    return isinstance(atom, Literal) and np.size(atom.val) == 1 and not np.any(atom.val)

@@ -1,0 +1,184 @@
+"""What each layer of any network receives on the probe batch, and which ReLUs are dead.
+
+The network's own jaxpr is walked: the operand of a product or a convolution with a parameter is
+that layer's features; the result of max(z, 0) shows which units are dead. A kernel may be computed
+from parameters (weight and spectral normalization), and has then the name of the largest of them.
+Layers inside `lax.scan`, `while` and `cond` are not seen.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from rankmon import theory
+from rankmon._util.facts import Fact
+from rankmon._util.optional_readers import optionally
+from rankmon._util.text import listed
+from rankmon.linalg.numerical_rank import (
+    DEFAULT_TOLERANCE,
+    NumericalRank,
+    Tolerance,
+    as_tolerance,
+    numerical_rank,
+    undefined_rank,
+)
+from rankmon.linalg.spectrum import singular_values
+from rankmon.measure.rank_scalars import count_scalar
+from rankmon.network.dense_stack import recognized_stack
+from rankmon.network.taps import (
+    compiled_walk,
+)
+from rankmon.probes.base import Description, Measurement, Prediction, State
+from rankmon.problem.flat import FlatProblem
+from rankmon.problem.point import Snapshot
+from rankmon.problem.problem import Problem
+
+
+@dataclass(frozen=True)
+class FeaturesProbe:
+    """The rank of what each layer receives on the probe batch, and the dead units of each ReLU.
+
+    A dense layer's features are a matrix with a row for every example (and position), a
+    convolution's one with a row for every example. A unit, along the last axis, is dead where the
+    ReLU after the layer gives zero on all of the probe batch. The axis of the examples has to come
+    first throughout.
+
+    Args:
+      tolerance: another cut than max(m, n) * eps * ||X||_2 for an m x n matrix of features.
+    """
+
+    tolerance: Tolerance = DEFAULT_TOLERANCE
+    name: str = "features"
+
+    def __post_init__(self) -> None:
+        as_tolerance(self.tolerance)
+
+    def placeholder_state(self, problem: Problem) -> State:
+        """Nothing to remember."""
+        return {}
+
+    def prepare(self, flat: FlatProblem) -> "PreparedFeatures":
+        """Walks the network.
+
+        Raises:
+          ValueError: where no layer and no ReLU is seen.
+        """
+        found = optionally(flat.problem, "features", lambda: compiled_walk(flat), otherwise=None)
+        if found is None:
+            return PreparedFeatures(flat, lambda *_: ([], []), [], [], self.tolerance)
+        compiled, layers, relus = found
+        if not (layers or relus):
+            raise ValueError(
+                "expected a network in which a parameter meets its features in a product or a "
+                "convolution, or one with a ReLU, got none outside of loops; leave the features "
+                "probe out"
+            )
+        return PreparedFeatures(flat, compiled, layers, relus, self.tolerance)
+
+
+@dataclass(frozen=True)
+class PreparedFeatures:
+    """`FeaturesProbe` for one problem.
+
+    Attributes:
+      flat: the problem.
+      walk: gives features, and where each ReLU is positive, in the order of `layers` and `relus`.
+      layers: the names of the parameters that meet features.
+      relus: the names of the parameters before each ReLU.
+      tolerance: how the cut is chosen.
+    """
+
+    flat: FlatProblem
+    walk: Callable[..., Any]
+    layers: list[str]
+    relus: list[str]
+    tolerance: Tolerance
+
+    def initial_state(self) -> State:
+        """Nothing to remember."""
+        return {}
+
+    def measure(self, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:
+        """The features' ranks and the dead units at the snapshot; NaN where it is not finite."""
+        with self.flat.precision.scope():
+            features, positive = self.walk(snapshot.leaves, self.flat.inputs)
+            features = [self._counted(np.asarray(rows, np.float64)) for rows in features]
+            positive = [self._counted(np.asarray(rows)) for rows in positive]
+        scalars: dict[str, float] = {}
+        for name, matrix in zip(self.layers, features, strict=True):
+            rank = self._rank(matrix)
+            scalars[f"rank_features/{name}"] = count_scalar(rank.rank)
+            scalars[f"rank_low/features/{name}"] = count_scalar(rank.low)
+            scalars[f"rank_high/features/{name}"] = count_scalar(rank.high)
+        for name, units in zip(self.relus, positive, strict=True):
+            dead = ~np.any(units, axis=0)
+            scalars[f"dead_units/{name}"] = float(np.sum(dead))
+            scalars[f"dead_share/{name}"] = float(np.mean(dead))
+        if snapshot.nonfinite:  # comparisons with NaN would pass for dead units
+            return Measurement(dict.fromkeys(scalars, float("nan"))), state
+        return Measurement(scalars | self._bound(features, positive, scalars)), state
+
+    def _counted(self, rows: np.ndarray) -> np.ndarray:
+        """The rows without those of weight zero."""
+        kept = self.flat.weights > 0
+        pixels, rest = divmod(len(rows), len(kept))
+        return rows if rest else rows[np.repeat(kept, pixels)]
+
+    def _rank(self, matrix: Float[np.ndarray, "rows m"]) -> NumericalRank:
+        if not np.all(np.isfinite(matrix)):
+            return undefined_rank(min(matrix.shape))
+        # Of many rows the triangular factor has the same singular values.
+        is_tall = len(matrix) > matrix.shape[1]
+        values = singular_values(np.asarray(np.linalg.qr(matrix, "r")) if is_tall else matrix)
+        default = max(matrix.shape) * self.flat.precision.eps
+        cut = self.tolerance.cut(float(values[0]) if values.size else 0.0, default=default)
+        return numerical_rank(values, cut)
+
+    def _bound(
+        self,
+        features: Sequence[Float[np.ndarray, "_rows _m"]],
+        positive: Sequence[Bool[np.ndarray, "_rows _m"]],
+        scalars: Mapping[str, float],
+    ) -> dict[str, float]:
+        """Theorem 9's bound on rank H_o, for ReLU networks of one hidden layer without biases."""
+        if not self._has_one_relu:
+            return {}
+        stack, loss = recognized_stack(self.flat), self.flat.problem.loss.name
+        assert stack is not None
+        is_relu = np.all(features[1] >= 0) and np.array_equal(features[1] > 0, positive[0])
+        r = scalars[f"rank_features/{self.layers[0]}"]
+        if not (is_relu and np.isfinite(r)):
+            return {}
+        active = int(np.sum(np.any(positive[0], axis=0)))
+        bound = theory.rank_outer_bound(stack.dims, r=int(r), active=active, loss=loss)
+        return {"rank_bound/H_o": bound}
+
+    def describe(self) -> Description:
+        """The layers whose features are seen, the ReLUs, the cut, and Theorem 9's bound."""
+        facts = [
+            Fact("features received by", listed(self.layers)),
+            Fact("ReLUs after", listed(self.relus)),
+            Fact("features' cut", self.tolerance.rule("max(m, n) eps ‖X‖₂ for m x n features X")),
+        ]
+        bound = Prediction(
+            "H_o at most",
+            "rank_bound/H_o",
+            "Mt (r + K - 1), Mt the hidden units that are active",
+            "theory.rank_outer_bound: Theorem 9, an upper bound for ReLU",
+        )
+        return Description(facts, predictions=[bound] if self._has_one_relu else [])
+
+    @property
+    def _has_one_relu(self) -> bool:
+        """Whether Theorem 9 speaks of a network of this structure."""
+        stack, loss = recognized_stack(self.flat), self.flat.problem.loss.name
+        return (
+            stack is not None
+            and len(stack.layers) == len(self.layers) == 2
+            and stack.bias is False
+            and len(self.relus) == 1
+            and loss in ("mse", "cosh", "cross_entropy")
+        )

@@ -1,0 +1,194 @@
+"""The Hessian probe: ranks and spectra of H_L, H_o, H_f and H_f^fixed during training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float
+
+from rankmon._util.facts import Fact, Hparam
+from rankmon._util.tags import HESSIAN_PARTS
+from rankmon._util.validate import check_engine
+from rankmon.engines.select import (
+    ENGINES,
+    Choice,
+    check_time_limit,
+    chosen_engine,
+    compile_derivatives,
+)
+from rankmon.engines.sketch import DEFAULT_TIME_LIMIT, Ranks
+from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
+from rankmon.linalg.numerical_rank import (
+    DEFAULT_TOLERANCE,
+    Tolerance,
+    as_tolerance,
+    undefined_rank,
+)
+from rankmon.measure.predicted import Expectation
+from rankmon.measure.rank_scalars import rank_scalars
+from rankmon.probes.base import Description, Measurement, State
+from rankmon.probes.predictions_text import Claims, widths_text
+from rankmon.problem.diagnosis import check_uses_parameters
+from rankmon.problem.flat import FlatProblem
+from rankmon.problem.point import Snapshot
+from rankmon.problem.problem import Problem
+
+
+@dataclass(frozen=True)
+class HessianProbe:
+    """Ranks and spectra of H_L, H_o, H_f, H_f^fixed; the rank of Omega; predictions; the loss.
+
+    Args:
+      tolerance: another cut than p * eps * max(||H_L||_2, ||X||_2) for part X.
+      memory_limit: bytes for the matrices and their assembly together.
+      engine: as for `hessian_ranks`.
+      time_limit: seconds that a measurement may take, for "auto" and "sketch" to decide by.
+      include: globs over parameter names, beside those of the problem: only matching leaves are
+        differentiated, for instance a large network's last layer.
+      exclude: globs over parameter names; matching leaves are held fixed.
+    """
+
+    tolerance: Tolerance = DEFAULT_TOLERANCE
+    memory_limit: int = DEFAULT_MEMORY_LIMIT
+    engine: str = "auto"
+    time_limit: float = DEFAULT_TIME_LIMIT
+    include: str | Sequence[str] = ("*",)
+    exclude: str | Sequence[str] = ()
+    name: str = "hessian"
+
+    def __post_init__(self) -> None:
+        as_tolerance(self.tolerance)
+        check_engine(self.engine, ENGINES)
+        check_time_limit(self.time_limit)
+
+    def placeholder_state(self, problem: Problem) -> State:
+        """The residuals to hold, as zeros, and a flag that they are not known yet."""
+        targets = problem.targets
+        shape = targets.shape if isinstance(targets, np.ndarray) else (problem.n,)
+        if not problem.loss.has_dense_targets:
+            shape = (*shape[:1], 1)
+        reference = np.zeros((int(np.prod(shape[:-1])), shape[-1]))
+        return {"reference": reference, "started": np.zeros(())}
+
+    def prepare(self, flat: FlatProblem) -> "PreparedHessian":
+        """Checks the memory and finds what theory says of this network.
+
+        Raises:
+          ValueError: where the outputs do not depend on the parameters, JAX cannot differentiate
+            the network twice, or a filter matches nothing.
+          MemoryError: where p is past what dense matrices allow in `memory_limit`.
+        """
+        flat = flat.narrowed(self.include, self.exclude)
+        check_uses_parameters(flat)
+        choice = chosen_engine(
+            flat, name=self.engine, memory_limit=self.memory_limit, time_limit=self.time_limit
+        )
+        compile_derivatives(choice.engine, cotangents=2)
+        return PreparedHessian(
+            flat=flat,
+            choice=choice,
+            tolerance=self.tolerance,
+            expectation=Expectation.of(flat),
+        )
+
+
+@dataclass(frozen=True)
+class PreparedHessian:
+    """`HessianProbe` for one problem."""
+
+    flat: FlatProblem
+    choice: Choice
+    tolerance: Tolerance
+    expectation: Expectation
+
+    def initial_state(self) -> State:
+        """Residuals [N, k] as zeros and a flag."""
+        return {
+            "reference": np.zeros((self.flat.positions, self.flat.k)),
+            "started": np.zeros(()),
+        }
+
+    def measure(self, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:
+        """The ranks at the snapshot; NaN throughout where anything in it is not finite."""
+        snapshot = replace(snapshot, flat=self.flat)
+        if snapshot.nonfinite:
+            return self._undefined(float("nan")), state
+        loss, delta = self.flat.loss_and_residuals(snapshot.theta, snapshot.fixed)
+        if not state["started"] and np.all(np.isfinite(delta)):
+            state = {"reference": delta, "started": np.ones(())}
+        found = self._found(snapshot, delta, state["reference"])
+        if found is None:
+            told = "the outputs or the Hessian are not finite: its ranks are logged as NaN"
+            return self._undefined(loss, told), state
+        scalars = {"loss": loss}
+        for part, rank in found.parts.items():
+            scalars |= rank_scalars("rank", part, rank)
+        scalars["rank_self/H_f"] = found.own_functional
+        scalars |= self.expectation.scalars(
+            snapshot, delta, state["reference"], vanished=found.parts["H_f"].high == 0
+        )
+        arrays = {}
+        for part, spectrum in found.spectra.items():
+            nonzero = spectrum[spectrum != 0]
+            arrays[f"spectrum/{part}"] = np.log10(np.abs(nonzero))
+            scalars[f"spectrum_zeros/{part}"] = spectrum.size - nonzero.size
+        warnings = (*self._precision_warning(), *self.choice.told, *found.told)
+        return Measurement(scalars, arrays, warnings), state
+
+    def _found(
+        self, snapshot: Snapshot, delta: Float[np.ndarray, "n k"], reference: np.ndarray
+    ) -> Ranks | None:
+        if not np.all(np.isfinite(delta)):
+            return None
+        return self.choice.engine.ranks(snapshot, delta, reference, self.tolerance)
+
+    def _undefined(self, loss: float, *told: str) -> Measurement:
+        scalars = {"loss": loss, "rank_self/H_f": float("nan")}
+        for part in HESSIAN_PARTS:
+            scalars |= rank_scalars("rank", part, undefined_rank(self.flat.p))
+        return Measurement(scalars, warnings=(*self._precision_warning(), *told))
+
+    def _precision_warning(self) -> tuple[str, ...]:
+        return (self.flat.warning,) if self.flat.warning else ()
+
+    def describe(self) -> Description:
+        """Sizes, arithmetic, cut, engine and predictions of this network."""
+        claims = Claims(self.flat, self.expectation)
+        return Description(
+            facts=[
+                *claims.facts,
+                Fact("p", f"{self.flat.p:,}: parameters that are differentiated"),
+                Fact("Hessian in", self._arithmetic()),
+                Fact("Hessian's cut", self._cut()),
+                Fact("engine", f"{self.choice.engine.describe()}; {self.choice.why}"),
+            ],
+            network=claims.network,
+            predictions=claims.predictions,
+            reservation=claims.reservation,
+            hparams=self._hparams(claims),
+        )
+
+    def _arithmetic(self) -> str:
+        precision = self.flat.precision
+        dtype = "the dtype of training" if precision.dtype is None else str(precision.dtype)
+        return f"{dtype}, ranks at eps = {precision.eps:.3g}"
+
+    def _cut(self) -> str:
+        norm = "max(‖H_L‖₂, ‖X‖₂) for part X"
+        relative = self.tolerance.relative
+        return (
+            f"{relative:g} {norm}" if relative is not None else self.tolerance.rule(f"p eps {norm}")
+        )
+
+    def _hparams(self, claims: Claims) -> dict[str, Hparam]:
+        flat = self.flat
+        hparams: dict[str, Hparam] = {"engine": self.choice.engine.name, "eps": flat.precision.eps}
+        if flat.p != sum(spec.size for spec in flat.specs):
+            hparams["differentiated"] = flat.p
+        if self.expectation.stack is not None:
+            hparams["widths"] = widths_text(self.expectation.stack)
+        if self.expectation.inputs is not None:
+            hparams["input_rank"] = self.expectation.r
+        if claims.bottleneck is not None:
+            hparams["bottleneck"] = claims.bottleneck
+        return hparams

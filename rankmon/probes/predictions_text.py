@@ -1,0 +1,176 @@
+"""What the closed forms say, in words: which formula, from where, how sure; the numbers elsewhere.
+
+Symbols as in `theory`: d = M_0, ..., M_L = K the widths, r the rank of the inputs, s that of Omega,
+q = min(r, M_1, ..., K), qh = min(q, s), M = M_1 + ... + M_{L-1}; K - 1 for K under cross entropy.
+"""
+
+from dataclasses import dataclass, replace
+
+from rankmon import theory
+from rankmon._util.facts import Fact
+from rankmon._util.optional_readers import optionally
+from rankmon.measure.predicted import Expectation
+from rankmon.network.dense_stack import DenseStack
+from rankmon.network.layer_states import activation_names
+from rankmon.probes.base import Prediction
+from rankmon.problem.flat import FlatProblem
+from rankmon.theory.symbols import symbols_of
+
+_SYMBOLS = (
+    "Widths d = M_0, M_1, ..., M_L = K; M = M_1 + ... + M_{L-1}; qh = min(q, s), s at this step (0 "
+    "once all of H_f lies below the cut), for H_f_fixed that of the residuals held."
+)
+
+
+_LANDMARK = (
+    "These are the closed forms of the network's linear counterpart, the same layers without their "
+    "activations: a landmark, not a claim about this network."
+)
+
+
+_WHILE = "They hold while every weight has full rank, and are logged only then."
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What is known of a network's ranks before they are measured.
+
+    Attributes:
+      flat: the problem.
+      expectation: its r, and its stack of layers where it is one.
+    """
+
+    flat: FlatProblem
+    expectation: Expectation
+
+    @property
+    def network(self) -> str:
+        """The kind of network, and its widths."""
+        stack = self.expectation.stack
+        if stack is None:
+            return ""
+        kind = "deep linear network" if stack.linear else "stack of dense layers"
+        return f"{kind} {widths_text(stack)}"
+
+    @property
+    def facts(self) -> list[Fact]:
+        """Layers, r and q."""
+        expected, stack = self.expectation, self.expectation.stack
+        facts = [] if stack is None else self._layers(stack)
+        if expected.inputs is not None:
+            shown = (
+                ""
+                if expected.visible == expected.r
+                else f"; H_o can show {expected.visible} of it, of which the squares are counted"
+            )
+            of = "of (X, 1), less 1" if stack is not None and stack.bias else "of the inputs"
+            facts.append(Fact("r", f"{expected.r}: the rank {of}, at its own cut{shown}"))
+        if (q := self.bottleneck) is not None:
+            last = "K - 1 (cross entropy)" if expected.loss == "cross_entropy" else "K"
+            facts.append(
+                Fact("q", f"{q}: the bottleneck, the least of r, the hidden widths, {last}")
+            )
+        return facts
+
+    @property
+    def bottleneck(self) -> int | None:
+        """q, of a stack under a loss by name."""
+        expected, stack = self.expectation, self.expectation.stack
+        if stack is None or expected.loss is None:
+            return None
+        return symbols_of(stack.dims, expected.r, None, bool(stack.bias), expected.loss).q
+
+    def _layers(self, stack: DenseStack) -> list[Fact]:
+        having = {True: "in every layer", False: "none", None: "in some layers"}
+        facts = [Fact("widths", widths_text(stack)), Fact("biases", having[stack.bias])]
+        if stack.linear:
+            return [*facts, Fact("activations", "none")]
+        names = optionally(
+            self.flat.problem,
+            "the activations' names",
+            lambda: activation_names(self.flat),
+            otherwise=(),
+        )
+        if not names:
+            return facts
+        listed = ", ".join(names)
+        return [*facts, Fact("activations", f"{listed} (as the network's jaxpr names them)")]
+
+    @property
+    def predictions(self) -> list[Prediction]:
+        """The closed forms, at r and s, and what bounds the ranks of other stacks."""
+        expected, stack = self.expectation, self.expectation.stack
+        if stack is None or expected.loss is None:
+            return []
+        bounds = [] if stack.linear else self._bounds(stack, expected.loss)
+        if stack.bias is None:
+            return bounds
+        forms = _closed_forms(len(stack.dims) - 1, with_bias=stack.bias)
+        if not stack.linear:
+            forms = [replace(f, quantity=f"{f.quantity}, linear counterpart") for f in forms]
+        omega = Prediction("Omega (s)", "rank/Omega", "E[delta x^T]", "measured, at its own cut")
+        return [omega, *forms, *bounds]
+
+    def _bounds(self, stack: DenseStack, loss: str) -> list[Prediction]:
+        """Of the rank of H_L, where it says anything."""
+        if stack.layers[-1].activated:
+            return []
+        n = int((self.flat.weights > 0).sum())
+        bound = theory.rank_loss_bound(stack.dims, n=n, loss=loss)
+        if bound >= self.flat.p:
+            return []
+        source = "theory.rank_loss_bound: an upper bound, for any activations"
+        return [Prediction("H_L at most", bound, "n (K + 2 M)", source)]
+
+    @property
+    def reservation(self) -> str:
+        """What the predictions are not; or why there is none."""
+        expected, stack = self.expectation, self.expectation.stack
+        if stack is None:
+            return (
+                "No closed form applies: the network is not recognized as a stack of dense layers "
+                "that computes in float64 with every parameter differentiated."
+            )
+        if expected.loss is None:
+            return "No closed form applies: the loss is a function of your own."
+        if stack.bias is None:
+            return "No closed form applies: some layers have a bias and others have none."
+        outputs = " Under cross entropy K stands for K - 1." * (expected.loss == "cross_entropy")
+        return f"{_WHILE if stack.linear else _LANDMARK} {_SYMBOLS}{outputs}"
+
+
+def widths_text(stack: DenseStack) -> str:
+    """The widths d-M_1-...-K."""
+    return "-".join(map(str, stack.dims))
+
+
+def _closed_forms(depth: int, *, with_bias: bool) -> list[Prediction]:
+    if depth == 1:
+        source = "one layer is linear in its parameters"
+        of_functional, of_loss = ("0", source), ("that of H_o", source)
+    elif with_bias:
+        of_functional = (
+            "the sum over the layers of theory.rank_functional_columns",
+            "theory.rank_functional: section S7 extended to bottlenecks; exact on every generic "
+            "network tried",
+        )
+        of_loss = (
+            "rank H_o + rank H_f - qh (2 s - qh - 1)",
+            "theory.rank_loss: section S7 extended; a conjecture",
+        )
+    else:
+        of_functional = (
+            "2 qh M + 2 qh s - L qh^2",
+            "theory.rank_functional: Theorem 5, Corollary 6; exact on every generic network tried",
+        )
+        of_loss = (
+            "rank H_o + rank H_f - qh (2 s - qh)",
+            "theory.rank_loss: the paper's for s >= q, extended to any s; a conjecture",
+        )
+    of_outer = (
+        ("q (r + K - q) + K", "theory.rank_outer: Theorem 12")
+        if with_bias
+        else ("q (r + K - q)", "theory.rank_outer: Theorem 3, Corollary 4")
+    )
+    forms = {"H_L": of_loss, "H_o": of_outer, "H_f": of_functional, "H_f_fixed": of_functional}
+    return [Prediction(part, f"rank_theory/{part}", *form) for part, form in forms.items()]

@@ -1,0 +1,49 @@
+"""The probes by their names."""
+
+from collections.abc import Sequence
+
+from rankmon.linalg.numerical_rank import Tolerance
+from rankmon.probes.base import Probe
+from rankmon.probes.features import FeaturesProbe
+from rankmon.probes.hessian import HessianProbe
+from rankmon.probes.weights import WeightsProbe
+
+
+def as_probes(
+    probes: Sequence[str | Probe], *, tolerance: Tolerance, memory_limit: int
+) -> list[Probe]:
+    """The probes of these names, or as they are.
+
+    Args:
+      probes: "hessian", "weights", "features", or probe objects (`Lemma8Probe(learning_rate)`).
+      tolerance: of the Hessian probe given by name.
+      memory_limit: of the Hessian probe given by name.
+
+    Raises:
+      ValueError: for an unknown name, none at all, or two probes of the same name.
+      TypeError: for what is neither.
+    """
+    named: dict[str, Probe] = {
+        "hessian": HessianProbe(tolerance=tolerance, memory_limit=memory_limit),
+        "weights": WeightsProbe(),
+        "features": FeaturesProbe(),
+    }
+
+    def resolve(probe: str | Probe) -> Probe:
+        if not isinstance(probe, str):
+            if not hasattr(probe, "prepare"):
+                raise TypeError(
+                    f"expected probes to be names or probe objects, got {type(probe).__name__}; "
+                    f"use one of {sorted(named)} or an object with prepare()"
+                )
+            return probe
+        if probe not in named:
+            hint = "pass Lemma8Probe(learning_rate)" if probe == "lemma8" else "use one of these"
+            raise ValueError(f"expected a probe among {sorted(named)}, got {probe!r}; {hint}")
+        return named[probe]
+
+    chosen = [resolve(probe) for probe in ((probes,) if isinstance(probes, str) else probes)]
+    names = [probe.name for probe in chosen]
+    if len(set(names)) < len(names) or not names:
+        raise ValueError(f"expected one or more distinct probes, got {names}; name each once")
+    return chosen

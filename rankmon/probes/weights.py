@@ -1,0 +1,121 @@
+"""The weights probe: ranks and determinants of weight matrices."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rankmon._util.facts import Fact
+from rankmon._util.text import listed
+from rankmon._util.warnings import warn_user
+from rankmon.linalg.numerical_rank import DEFAULT_TOLERANCE, Tolerance, as_tolerance
+from rankmon.measure.rank_scalars import rank_scalars
+from rankmon.network.kernel_axes import kernel_axes
+from rankmon.network.matrix_views import MatrixView, Views, matrix_views, tag_names
+from rankmon.probes.base import Description, Measurement, State
+from rankmon.problem.flat import FlatProblem
+from rankmon.problem.point import Snapshot
+from rankmon.problem.precision import eps_of
+from rankmon.problem.problem import Problem
+from rankmon.problem.pytree import left_out
+from rankmon.weights.counts import weight_count
+from rankmon.weights.ranks import weight_rank
+
+
+@dataclass(frozen=True)
+class WeightsProbe:
+    """Rank, stable and effective rank and condition number of each weight matrix; determinants.
+
+    The operations of the network tell which axes of a kernel are rows and columns: for a
+    convolution what it sums over, spatial axes and inputs, against its outputs, those of all groups
+    side by side. Layers that the network scans, stacked along an axis of one leaf, are matrices of
+    their own: "<leaf>/0" and so on.
+
+    Args:
+      tolerance: another cut than the default of `rank.weight_rank`.
+      by_head: also each head of attention's projections by itself, "<layer>/head_0" and so on.
+      largest: matrices of more rows and more columns than this get a rank alone, as `weight_counts`
+        gives it, since their singular values take minutes.
+      views: axes of rows and of columns, by globs over the leaves' names, as for `weight_ranks`,
+        instead of those that the network's operations tell.
+    """
+
+    tolerance: Tolerance = DEFAULT_TOLERANCE
+    by_head: bool = False
+    largest: int = 2048
+    name: str = "weights"
+    views: Views | None = None
+
+    def __post_init__(self) -> None:
+        as_tolerance(self.tolerance)
+        if isinstance(self.largest, bool) or not isinstance(self.largest, int):
+            kind = type(self.largest).__name__
+            raise TypeError(f"expected largest to be an integer, got {kind}; give a side")
+
+    def placeholder_state(self, problem: Problem) -> State:
+        """Nothing to remember."""
+        return {}
+
+    def prepare(self, flat: FlatProblem) -> "PreparedWeights":
+        """Finds the matrices.
+
+        Raises:
+          ValueError: where no differentiated leaf is a matrix.
+        """
+        matrices = matrix_views(
+            flat.specs, known=kernel_axes(flat), views=self.views, by_head=self.by_head
+        )
+        told = left_out(flat.specs)
+        if told:
+            warn_user(told)
+        if not matrices:
+            raise ValueError(
+                "expected parameters with at least one matrix, got shapes "
+                f"{ {spec.name: spec.shape for spec in flat.specs} }; watch the Hessian alone: "
+                "probes=['hessian']"
+            )
+        leaves = [spec.name for spec in flat.specs]
+        tags = tag_names([view.name for _, view in matrices], leaves)
+        return PreparedWeights(flat, tuple(matrices), tags, self.tolerance, self.largest)
+
+
+@dataclass(frozen=True)
+class PreparedWeights:
+    """`WeightsProbe` for one problem."""
+
+    flat: FlatProblem
+    matrices: tuple[tuple[int, MatrixView], ...]  # each with the index of its leaf
+    tags: tuple[str, ...]
+    tolerance: Tolerance
+    largest: int
+
+    def initial_state(self) -> State:
+        """Nothing to remember."""
+        return {}
+
+    def measure(self, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:
+        """The ranks of the snapshot's matrices; NaN for those that are not finite."""
+        scalars: dict[str, float] = {}
+        for name, (index, view) in zip(self.tags, self.matrices, strict=True):
+            matrix = view.of(snapshot.leaves[index]).astype(np.float64)
+            eps = eps_of(self.flat.specs[index].dtype)
+            if min(matrix.shape) > self.largest:
+                count = weight_count(matrix, eps=eps, tolerance=self.tolerance)
+                scalars |= rank_scalars("rank_weights", name, count)
+                continue
+            rank = weight_rank(matrix, eps=eps, tolerance=self.tolerance)
+            scalars |= rank_scalars("rank_weights", name, rank)
+            scalars[f"stable_rank/{name}"] = rank.stable_rank
+            scalars[f"effective_rank/{name}"] = rank.effective_rank
+            scalars[f"condition_number/{name}"] = rank.condition_number
+            if rank.det_sign is not None and rank.log_abs_det is not None:
+                scalars[f"det_sign/{name}"] = rank.det_sign
+                scalars[f"log_abs_det/{name}"] = rank.log_abs_det
+        return Measurement(scalars), state
+
+    def describe(self) -> Description:
+        """The matrices, their shapes, and the cut."""
+        shapes = [f"{view.name} {view.shape[0]}x{view.shape[1]}" for _, view in self.matrices]
+        cut = self.tolerance.rule(
+            "max(m, n) eps64 ‖W‖₂, plus eps / 2 ‖W‖_F for weights stored below float64"
+        )
+        return Description([Fact("weights", listed(shapes)), Fact("weights' cut", cut)])

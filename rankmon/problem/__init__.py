@@ -1,0 +1,5 @@
+"""What is measured: a network, a loss, a probe batch, and parameters as one vector theta."""
+
+from rankmon.problem.problem import Problem
+
+__all__ = ["Problem"]

@@ -1,0 +1,187 @@
+"""What is refused before it is computed, with what was expected, what came and what to do."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rankmon.problem.losses import Loss
+from rankmon.problem.pytree import leaf_names
+
+
+def leading_axis(name: str, tree: Any) -> int:
+    """The common leading axis n of all leaves."""
+    leaves = jax.tree.leaves(tree)
+    sizes = {leaf.shape[:1] for leaf in leaves}
+    if len(leaves) > 1 and sizes == {()}:
+        raise ValueError(
+            f"expected {name} to be arrays with one common leading axis n >= 1, got {len(leaves)} "
+            f"single values of shape () and dtype {leaves[0].dtype}; pass one array of numbers, "
+            f"np.asarray({name}) of lists"
+        )
+    if len(sizes - {()}) > 1:
+        raise ValueError(
+            f"expected {name} with one common leading axis n, got shapes {_shown(tree)}; stack "
+            "the examples along the first axis. Of a graph, one example with axes of its own, pass "
+            "the array with a row for each output and close over the others: "
+            "Problem(lambda params, nodes: net(params, nodes, edges), inputs=nodes, ...)"
+        )
+    if len(sizes) != 1 or sizes <= {(), (0,)}:
+        shapes = [leaf.shape for leaf in leaves[:6]] + ["..."] * (len(leaves) > 6)
+        raise ValueError(
+            f"expected {name} to be arrays with one common leading axis n >= 1, got shapes "
+            f"{shapes}; stack the examples along the first axis"
+        )
+    return int(sizes.pop()[0])
+
+
+def check_some_numbers(inputs: Any) -> None:
+    """Refuses inputs without a number in any of their arrays."""
+    if not any(leaf.size for leaf in jax.tree.leaves(inputs)):
+        raise ValueError(
+            f"expected inputs with at least one number for each example, got shapes "
+            f"{_shown(inputs)}; for a network without inputs pass np.zeros((n, 1))"
+        )
+
+
+def _shown(tree: Any) -> str:
+    """The shapes of a tree's first arrays, with their names."""
+    named = list(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
+    shown = [f"{name} {np.shape(leaf)}" for name, leaf in named[:6]]
+    return "{" + ", ".join(shown + ["..."] * (len(named) > 6)) + "}"
+
+
+def check_finite(name: str, tree: Any) -> None:
+    """Refuses leaves that are not numbers, and NaN or infinity among them."""
+    for leaf in jax.tree.leaves(tree):
+        if not (jnp.issubdtype(leaf.dtype, jnp.number) or jnp.issubdtype(leaf.dtype, jnp.bool_)):
+            remedy = (
+                "stack its entries into one numeric array, np.stack(list(a)), or cast it"
+                if leaf.dtype == object
+                else "convert them first"
+            )
+            raise TypeError(f"expected {name} to be numbers, got dtype {leaf.dtype}; {remedy}")
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            bad = int(np.sum(~np.isfinite(leaf.astype(np.float64))))
+            if bad:
+                raise ValueError(
+                    f"expected finite {name}, got {bad} entries that are NaN or infinite; "
+                    "clean the probe batch"
+                )
+
+
+def check_weights(weights: np.ndarray, n: int) -> None:
+    """Refuses example weights that are not [n, ...], non-negative and somewhere positive."""
+    check_finite("weights", weights)
+    if weights.ndim < 1 or weights.shape[0] != n:
+        raise ValueError(
+            f"expected weights [n, ...] with n = {n}, got shape {weights.shape}; "
+            "give one weight an example (or a position)"
+        )
+    if np.any(weights < 0) or not np.any(weights > 0):
+        raise ValueError(
+            "expected non-negative weights with a positive sum, got "
+            f"weights from {np.min(weights)} to {np.max(weights)}; "
+            "use 0 to mask an example and 1 to keep it"
+        )
+
+
+def check_targets(
+    loss: Loss, targets: Any, weights: np.ndarray | None, outputs: tuple[int, ...]
+) -> None:
+    """Refuses targets and weights that do not fit outputs [n, ..., k] and the loss."""
+    if weights is not None and weights.shape != outputs[:-1][: weights.ndim]:
+        raise ValueError(
+            f"expected weights of shape {outputs[:-1]} or {outputs[:1]}, got {weights.shape}; "
+            "give one weight for each example or for each position"
+        )
+    if loss.name.startswith("custom:"):
+        for leaf in jax.tree.leaves(targets):
+            if leaf.shape[: len(outputs) - 1] != outputs[:-1]:
+                raise ValueError(
+                    f"expected targets with leading axes {outputs[:-1]}, got shape {leaf.shape}; "
+                    "give one target for each position of the outputs"
+                )
+        return
+    if not isinstance(targets, np.ndarray):
+        raise TypeError(
+            f"expected one array of targets for loss {loss.name!r}, got a "
+            f"{type(targets).__name__}; pass the array, or a callable loss of this structure"
+        )
+    if loss.has_dense_targets:
+        if targets.shape != outputs:
+            remedy = (
+                "give them a last axis of one, targets[..., None]"
+                if outputs[-1] == 1
+                else f"for labels use jax.nn.one_hot(labels, {outputs[-1]}) or loss='cross_entropy'"
+            )
+            raise ValueError(
+                f"expected targets of the outputs' shape {outputs} for loss {loss.name!r}, got "
+                f"{targets.dtype} of shape {targets.shape}; {remedy}"
+            )
+        return
+    _check_classes(targets, outputs)
+
+
+def _check_classes(targets: np.ndarray, outputs: tuple[int, ...]) -> None:
+    k = outputs[-1]
+    if k < 2:
+        raise ValueError(
+            "expected at least 2 outputs for loss 'cross_entropy', got 1; give both classes a "
+            "logit, or pass a callable logistic loss"
+        )
+    if targets.shape == outputs[:-1] and jnp.issubdtype(targets.dtype, jnp.integer):
+        if targets.min() < 0 or targets.max() >= k:
+            raise ValueError(
+                f"expected labels in 0..{k - 1} for {k} outputs, got {targets.min()}.."
+                f"{targets.max()}; mask padding with weights= and a valid label"
+            )
+    elif targets.shape == outputs:
+        if np.min(targets) < 0 or not np.allclose(np.sum(targets, -1), 1.0, atol=1e-3):
+            raise ValueError(
+                "expected each row of one-hot targets to be a distribution (non-negative, sum 1), "
+                f"got minimum {np.min(targets)} and sums {np.min(np.sum(targets, -1)):.3g} to "
+                f"{np.max(np.sum(targets, -1)):.3g}; normalize them or pass a callable loss"
+            )
+    else:
+        raise ValueError(
+            f"expected integer labels of shape {outputs[:-1]} or one-hot targets {outputs} for "
+            f"loss 'cross_entropy', got {targets.dtype} of shape {targets.shape}; "
+            "convert the targets to one of the two"
+        )
+
+
+def _how_to_give_one(outputs: Any, n: int) -> str:
+    picked = "[0]" if isinstance(outputs, (tuple, list)) else "[...]"
+    if isinstance(outputs, dict) and outputs:
+        picked = f"[{next(iter(outputs))!r}]"
+    rows = [a for a in jax.tree.leaves(outputs) if np.shape(a)[:1] == (n,)]
+    if len(rows) < 2:
+        return f"wrap it: `lambda params, x: apply(params, x){picked}`"
+    return (
+        "concatenate what the loss needs (a VAE's mean and log variance too, or its KL term is "
+        "not measured) and take it apart in a callable loss: `lambda params, x: jnp.concatenate("
+        "jax.tree.leaves(apply(params, x)), axis=-1)`; if the loss needs one of them alone, "
+        f"`apply(params, x){picked}`"
+    )
+
+
+def check_outputs(outputs: Any, n: int) -> None:
+    """Refuses what apply must not give, with an error that shows what to write instead."""
+    if not hasattr(outputs, "shape"):
+        raise TypeError(
+            f"expected apply(params, inputs) to give one array [n, k], got a "
+            f"{type(outputs).__name__}; {_how_to_give_one(outputs, n)}"
+        )
+    if not jnp.issubdtype(outputs.dtype, jnp.floating):
+        raise TypeError(
+            f"expected apply to give floating outputs, got {outputs.dtype}; "
+            "return the logits or predictions, not labels"
+        )
+    if len(outputs.shape) < 2 or outputs.shape[0] != n or 0 in outputs.shape:
+        raise ValueError(
+            f"expected apply to give outputs [n, k] or [n, ..., k] with n = {n}, got shape "
+            f"{tuple(outputs.shape)}; keep the example axis first and the outputs' axis last "
+            "(for one output per example, [n, 1])"
+        )

@@ -1,0 +1,67 @@
+"""Copies of the user's arrays that stay when the originals are donated; fetches nothing.
+
+A copy on the device is dispatched, not awaited, compiles nothing and keeps dtype and sharding.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from rankmon.problem.flat import FlatProblem
+from rankmon.problem.point import Snapshot
+
+
+def copies(leaves: Sequence[Any]) -> list[Any]:
+    """Copies, of jax.Arrays on their devices, of anything else on the host."""
+    arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+    with jax.transfer_guard("allow"):
+        shardings = [array.sharding for array in arrays]
+        copied = iter(jax.device_put(arrays, shardings, may_alias=False))
+    return [next(copied) if isinstance(leaf, jax.Array) else np.array(leaf) for leaf in leaves]
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceCopy:
+    """The parameters at one step, to be fetched later and from any thread.
+
+    Attributes:
+      flat: the problem that they belong to.
+      step: the step of training.
+      leaves: copies of all parameter leaves.
+    """
+
+    flat: FlatProblem
+    step: int
+    leaves: list[Any]
+
+    @classmethod
+    def take(cls, flat: FlatProblem, step: int, params: Any) -> "DeviceCopy":
+        """Copies the parameters; what the training loop does to them later is not seen.
+
+        Raises:
+          ValueError: where the structure, a shape or a dtype is no longer what it was.
+        """
+        leaves, structure = jax.tree.flatten(params)
+        if structure != flat.structure or not _fit(leaves, flat):
+            flat.leaves(params)  # raises, with what is different
+        return cls(flat, step, copies(leaves))
+
+    def wait(self) -> None:
+        """Returns when the devices have made the copies, or have failed to."""
+        with suppress(Exception):  # `snapshot` raises it again
+            jax.block_until_ready(self.leaves)
+
+    def snapshot(self) -> Snapshot:
+        """The parameters on the host."""
+        return Snapshot.of_leaves(self.flat, self.step, self.leaves)
+
+
+def _fit(leaves: Sequence[Any], flat: FlatProblem) -> bool:
+    return all(
+        np.shape(leaf) == spec.shape and getattr(leaf, "dtype", None) == spec.dtype
+        for leaf, spec in zip(leaves, flat.specs, strict=True)
+    )

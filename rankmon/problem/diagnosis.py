@@ -1,0 +1,258 @@
+"""Explain why a network cannot be evaluated: common mistakes, tried out by shapes alone.
+
+Each mistake is undone, and it is named only if the network then fits its inputs and targets.
+"""
+
+import copy
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from rankmon._util.jaxpr import CALLS, CUSTOM_CALLS, interpreted, nested
+from rankmon._util.optional_readers import optionally
+from rankmon.problem.containers import as_arrays, as_given, kinds
+from rankmon.problem.flat import FlatProblem
+from rankmon.problem.flatten import flat_problem
+from rankmon.problem.pytree import Bundle, leaf_specs
+
+_Trial = tuple[Any, Any, str]  # a problem, parameters, and the sentence if these two fit
+
+
+_BY_NAME = {
+    "ScopeCollectionNotFound": (
+        "all collections that the module reads",
+        "pass all variables as parameters, {'params': ..., 'batch_stats': ...}, or "
+        "monitor(step, params, extra={'batch_stats': ...})",
+    ),
+    "ModifyScopeVariableError": (
+        "a module in inference mode",
+        "leave out arguments={'train': True} or build the module with its switch in inference; to "
+        "measure in training mode write Problem(lambda p, x: module.apply({'params': p, ...}, x, "
+        "train=True, mutable=['batch_stats'])[0], ...)",
+    ),
+    "InvalidRngError": (
+        "a module that draws no random numbers",
+        "switch them off by arguments={'name': value}, or hold them fixed: "
+        "arguments={'rngs': {'dropout': jax.random.key(0)}}",
+    ),
+    "MissingRNGError": (
+        "a network that draws no random numbers",
+        "switch them off, or hold them fixed: Problem(lambda p, x: net.apply(p, "
+        "jax.random.key(0), x), ...)",
+    ),
+    "ScopeParamShapeError": (
+        "parameters of this module",
+        "pass those that its own init made, with inputs of the probe batch's shape",
+    ),
+    "TraceContextError": (
+        "a function of the parameters alone",
+        "state an NNX model by Problem.from_nnx(model, ...)",
+    ),
+    "TracerArrayConversionError": (
+        "a function that JAX can trace",
+        "use jax.numpy instead of NumPy in it",
+    ),
+}
+
+
+_BY_NAME["ScopeVariableNotFoundError"] = _BY_NAME["ScopeCollectionNotFound"]
+
+
+_BY_NAME["ScopeParamNotFoundError"] = _BY_NAME["ScopeParamShapeError"]
+
+
+def explained(problem: Any, params: Any, error: Exception) -> Exception:
+    """Return what to raise instead of an error of a network that cannot be evaluated.
+
+    Args:
+      problem: the user's problem.
+      params: its parameters, unpacked.
+      error: what was raised; it is returned, with a note, if nothing better is known.
+    """
+    is_ours = str(error).startswith("expected ")
+    for trial in (_stacked,) if is_ours else (_stacked, *_TRIALS):
+        found = _confirmed(trial, problem, params)
+        if found is not None:
+            return TypeError(found)
+    if is_ours:
+        return error
+    if _takes_state_and_rng(problem.apply):
+        return TypeError(
+            "expected apply(params, inputs), got a function of (params, state, rng, inputs), as "
+            "Haiku's transform_with_state gives it; write lambda params, x, state: "
+            "net.apply(params, state, None, x)[0] and call monitor(step, params, extra=state)"
+        )
+    known = _BY_NAME.get(type(error).__name__)
+    if known is not None:
+        expected, remedy = known
+        first = (str(error).strip().splitlines() or [""])[0]
+        return TypeError(f"expected {expected}, got {type(error).__name__}: {first}; {remedy}")
+    error.add_note(
+        "rankmon: raised by apply(params, inputs), evaluated by shapes at params "
+        f"{_shapes(params)} and inputs {_shapes(problem.inputs)}; it has to give outputs [n, k] "
+        "there"
+    )
+    return error
+
+
+def _confirmed(
+    trial: Callable[[Any, Any], Iterator[_Trial]], problem: Any, params: Any
+) -> str | None:
+    """The sentence of the trial's first attempt that fits; None if none does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return next((said for p, at, said in trial(problem, params) if _fits(p, at)), None)
+        except Exception:  # noqa: BLE001  a trial that cannot be made shows nothing
+            return None
+
+
+def _fits(problem: Any, params: Any) -> bool:
+    try:
+        specs = leaf_specs(params, include=problem.include, exclude=problem.exclude)
+        flat_problem(problem, params, specs)
+    except Exception:  # noqa: BLE001
+        return False
+    return True
+
+
+def _with_apply(problem: Any, apply: Callable[..., Any]) -> Any:
+    changed = copy.copy(problem)
+    changed.apply = apply
+    return changed
+
+
+def _stacked(problem: Any, params: Any) -> Iterator[_Trial]:
+    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(params)}
+    if len(sizes) == 1 and (size := sizes.pop()):
+        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), params)
+        yield (
+            problem,
+            one,
+            "expected the parameters of one network, got a leading axis of "
+            f"{size[0]} in every leaf; for seeds side by side use SeedsMonitor(problem, "
+            f"seeds={size[0]}, ...), of pmap's replicas pass one: "
+            "flax.jax_utils.unreplicate(params)",
+        )
+
+
+def _other_arguments(problem: Any, params: Any) -> Iterator[_Trial]:
+    """The same function with its arguments in another place."""
+    apply, inputs = problem.apply, problem.inputs
+    yield (
+        _with_apply(problem, lambda p, x, *extra: apply(x, p, *extra)),
+        params,
+        "expected apply(params, inputs), got a function of (inputs, params); write "
+        "lambda params, x: apply(x, params)",
+    )
+    yield (
+        _with_apply(problem, lambda p, x: apply(p, None, x)),
+        params,
+        "expected apply(params, inputs), got a function of (params, rng, inputs), as Haiku's "
+        "transform gives it; write lambda params, x: net.apply(params, None, x), or use "
+        "hk.without_apply_rng(net).apply",
+    )
+    yield (
+        _with_apply(problem, lambda p, x: jax.vmap(lambda one: apply(p, one))(x)),
+        params,
+        "expected apply to take the whole batch of inputs, got a function of one example; write "
+        "lambda params, x: jax.vmap(lambda one: apply(params, one))(x)",
+    )
+    if isinstance(inputs, (tuple, list)):
+        yield (
+            _with_apply(problem, lambda p, x: apply(p, *x)),
+            params,
+            "expected apply(params, inputs) with the inputs in one argument, got a function of "
+            f"{len(inputs)} inputs; write lambda params, x: apply(params, *x)",
+        )
+    if isinstance(inputs, dict):
+        yield (
+            _with_apply(problem, lambda p, x: apply(p, **x)),
+            params,
+            f"expected apply(params, inputs) with the inputs in one argument, got a function of "
+            f"{sorted(map(str, inputs))}; write lambda params, x: apply(params, **x)",
+        )
+
+
+def _more_than_parameters(problem: Any, params: Any) -> Iterator[_Trial]:
+    """A state of training, or variables with other collections."""
+    given = as_given(params)
+    if hasattr(given, "params") and not isinstance(given, Bundle):
+        yield problem, as_arrays(given.params), _inside(type(given).__name__, "state.params")
+    for key in ("params", "model") if isinstance(given, dict) else ():
+        if key in given:
+            yield problem, as_arrays(given[key]), _inside("a dict", f"params[{key!r}]")
+    for i, part in enumerate(given if isinstance(given, (tuple, list)) else ()):
+        yield problem, as_arrays(part), _inside(type(given).__name__, f"its entry {i}")
+
+
+def _in_training_mode(problem: Any, params: Any) -> Iterator[_Trial]:
+    """A model of Equinox whose dropout wants a key."""
+    given = as_given(params)
+    if isinstance(given, kinds("equinox", "Module")):
+        inference = sys.modules["equinox"].nn.inference_mode(given)
+        yield (
+            problem,
+            as_arrays(inference),
+            "expected a model in inference mode, got one that draws random numbers; pass "
+            "eqx.nn.inference_mode(model) to the monitor",
+        )
+
+
+_TRIALS = (_other_arguments, _more_than_parameters, _in_training_mode)
+
+
+def _inside(kind: str, place: str) -> str:
+    return (
+        f"expected the parameters alone, got {kind} that holds them beside other things; pass "
+        f"{place}"
+    )
+
+
+def _takes_state_and_rng(apply: Callable[..., Any]) -> bool:
+    try:
+        names = list(inspect.signature(apply).parameters)
+    except (TypeError, ValueError):
+        return False
+    return names[:3] == ["params", "state", "rng"]
+
+
+def check_uses_parameters(flat: FlatProblem) -> None:
+    """Refuse a network whose outputs are the same at all parameters.
+
+    Raises:
+      ValueError: if no parameter reaches the outputs; all ranks would be 0.
+    """
+
+    def read() -> bool:
+        arguments = len(flat.program.in_avals)
+        return any(_reached(flat.program, [i < len(flat.specs) for i in range(arguments)]))
+
+    if not optionally(flat.problem, "what outputs depend on", read, otherwise=True):
+        raise ValueError(
+            "expected apply(params, inputs) to use its parameters, got outputs that do not depend "
+            "on them: perhaps apply calls a model from outside; write apply such that it puts "
+            "params into the model (nnx.merge, eqx.combine, model.stateless_call(params, ...))"
+        )
+
+
+def _reached(program: Any, flags: list[bool]) -> list[bool]:
+    """Return which results the flagged arguments reach."""
+
+    def operation(_: Any, eqn: Any, operands: list[bool]) -> list[bool]:
+        if eqn.primitive.name in CALLS | CUSTOM_CALLS:
+            return _reached(nested(eqn), operands)
+        return [any(operands)] * len(eqn.outvars)
+
+    return interpreted(program, flags, constant=lambda *_: False, operation=operation)
+
+
+def _shapes(tree: Any) -> str:
+    leaves = jax.tree.leaves(tree)
+    shown = [f"{getattr(a, 'dtype', type(a).__name__)}{list(np.shape(a))}" for a in leaves[:4]]
+    return "[" + ", ".join(shown + (["..."] if len(leaves) > 4 else [])) + "]"

@@ -1,0 +1,209 @@
+"""Modules of Flax as functions of their parameters, and what else holds parameters, as arrays.
+
+What a module needs beside its parameters (batch statistics) is `extra`: it changes during training
+like they do, and is never differentiated. Modules are evaluated in inference mode. No framework is
+imported before something of it is given.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from rankmon.problem.containers import as_arrays, kinds
+from rankmon.problem.pytree import Bundle
+
+Apply = Callable[..., Any]
+
+
+Unpack = Callable[[Any], Any]
+
+
+# What modules call the switch between training and inference, and its value in inference.
+_INFERENCE = {
+    "train": False,
+    "training": False,
+    "is_train": False,
+    "is_training": False,
+    "deterministic": True,
+}
+
+
+_OF_LINEN_APPLY = ("rngs", "mutable", "capture_intermediates")  # what is not the module's own
+
+
+def plain(params: Any) -> Any:
+    """Parameters of a function apply(params, inputs): those of a training state, or themselves."""
+    return as_arrays(params.params if _is_train_state(params) else params)
+
+
+# Flax
+
+
+def linen_apply(module: Any, method: Any, arguments: Mapping[str, Any]) -> Apply:
+    """apply(params, inputs, extra) of a Linen module.
+
+    Raises:
+      TypeError: for what is no Linen module, or one that does not take the inputs alone.
+    """
+    from flax import linen
+
+    if not isinstance(module, linen.Module):
+        raise TypeError(
+            f"expected a flax.linen.Module, got {type(module).__name__}; for an NNX model use "
+            "Problem.from_nnx, for a function of parameters Problem"
+        )
+    function = method if callable(method) else getattr(module, method or "__call__", None)
+    if function is None:
+        raise TypeError(
+            f"expected method to be one of {type(module).__name__}'s, got {method!r}; give its "
+            "name, or the function"
+        )
+    given = {**_switches(function), **arguments}
+    own = {name: value for name, value in given.items() if name not in _OF_LINEN_APPLY}
+    is_bound = not callable(method) or inspect.ismethod(method)
+    call = "module.apply({'params': p}, x[0], x[1])"
+    _check_takes_inputs(function, () if is_bound else (module,), own, call)
+
+    def apply(params: Any, inputs: Any, extra: Any = None) -> Any:
+        if "params" in (extra or {}):
+            raise ValueError(
+                f"expected extra to hold collections beside the parameters, got {sorted(extra)}; "
+                "leave 'params' out of it"
+            )
+        return module.apply({"params": params, **(extra or {})}, inputs, method=method, **given)
+
+    return apply
+
+
+def linen_unpack(params: Any) -> Any:
+    """The parameters, with the collections beside them, of a TrainState or a dict of variables."""
+    if _is_train_state(params):
+        inner = linen_unpack(params.params)
+        statistics = getattr(params, "batch_stats", None)
+        if statistics is None:
+            return inner
+        return Bundle(inner.params, {**(inner.extra or {}), "batch_stats": statistics})
+    if isinstance(params, Mapping) and "params" in params:
+        extra = {name: value for name, value in params.items() if name != "params"}
+        return Bundle(params["params"], extra or None)
+    return Bundle(params, None)
+
+
+def nnx_network(model: Any, arguments: Mapping[str, Any]) -> tuple[Apply, Unpack]:
+    """apply(params, inputs, extra) of an NNX model, and what takes a model apart.
+
+    Raises:
+      TypeError: for what is no NNX module, or one that does not take the inputs alone.
+    """
+    from flax import nnx
+
+    if not isinstance(model, nnx.Module):
+        raise TypeError(
+            f"expected a flax.nnx.Module, got {type(model).__name__}; for a Linen module use "
+            "Problem.from_linen, for a function of parameters Problem"
+        )
+    function = type(model).__call__
+    given = {**_switches(function), **arguments}
+    _check_takes_inputs(function, (model,), given, "nnx.merge(graph, p, rest)(x[0], x[1])")
+    inference = nnx.clone(model)
+    inference.eval()
+    not_measured = (nnx.RngState, nnx.Intermediate)
+    nnx.pop(inference, nnx.Intermediate)  # what was sown; a forward pass sows it anew
+    graph, _, random, at_first = nnx.split(inference, nnx.Param, nnx.RngState, ...)
+
+    def fresh(argument: Any) -> Any:
+        is_node = isinstance(argument, (nnx.Rngs, nnx.Module))
+        return nnx.merge(*nnx.split(argument), copy=True) if is_node else argument
+
+    def apply(params: Any, inputs: Any, extra: Any = None) -> Any:
+        rest = at_first if extra is None else extra
+        # Copies: a forward pass counts its random draws, which JAX forbids to variables from
+        # outside of the trace.
+        network = nnx.merge(graph, params, random, rest, copy=True)
+        return network(inputs, **{name: fresh(value) for name, value in given.items()})
+
+    def unpack(params: Any) -> Any:
+        weights, rest = params, at_first
+        if isinstance(params, nnx.Optimizer):
+            params = _model_of(params)
+        if isinstance(params, nnx.Module):
+            _, weights, _, rest = nnx.split(params, nnx.Param, not_measured, ...)
+        elif isinstance(params, nnx.State) and _has_other_variables(params):
+            weights, _, rest = nnx.split_state(params, nnx.Param, not_measured, ...)
+        return Bundle(weights, rest) if jax.tree.leaves(rest) else weights
+
+    return apply, unpack
+
+
+def _switches(function: Callable[..., Any]) -> dict[str, bool]:
+    """The switches between training and inference that the function takes, set to inference."""
+    accepted = inspect.signature(function).parameters
+    return {name: value for name, value in _INFERENCE.items() if name in accepted}
+
+
+def _check_takes_inputs(
+    function: Callable[..., Any], first: tuple[Any, ...], given: Mapping[str, Any], call: str
+) -> None:
+    """Refuses a module that cannot be called with the inputs and the given keywords alone."""
+    signature = inspect.signature(function)
+    try:
+        signature.bind(*first, object(), **given)
+    except TypeError as error:
+        raise TypeError(
+            f"expected a module that is called as module(inputs), got one that takes {signature} "
+            f"({error}); give constants and switches by arguments={{'name': value}}, and call it "
+            f"yourself for other inputs: Problem(lambda p, x: {call}, ...)"
+        ) from None
+
+
+def _model_of(optimizer: Any) -> Any:
+    model = getattr(optimizer, "model", None)
+    if model is None:
+        raise TypeError(
+            "expected an NNX model or its state, got an nnx.Optimizer, which has no model; pass "
+            "the model, or nnx.state(model, nnx.Param)"
+        )
+    return model
+
+
+def _has_other_variables(state: Any) -> bool:
+    """Whether there are more than parameters in a state of NNX."""
+    from flax import nnx
+
+    variables = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    kinds = {type(variable) for variable in variables if isinstance(variable, nnx.Variable)}
+    return not all(issubclass(kind, nnx.Param) for kind in kinds)
+
+
+# What is no function of parameters
+
+
+def how_to_state(apply: Any) -> str | None:
+    """What to write instead of `Problem(apply)` for a framework's model; None for a function."""
+    if _is_of("flax.linen", apply) or _is_of("flax.nnx", apply):
+        return "use Problem.from_linen or Problem.from_nnx"
+    if _is_of("equinox", apply):
+        return (
+            "write Problem(lambda model, x: jax.vmap(model)(x), ...) and pass the model itself "
+            "as parameters"
+        )
+    if isinstance(apply, kinds("keras", "Layer")):
+        return (
+            "write Problem(lambda p, x: model.stateless_call(p, model.non_trainable_variables, x)"
+            "[0], ...) and pass model.trainable_variables as parameters"
+        )
+    if not callable(apply) and hasattr(apply, "init") and hasattr(apply, "apply"):
+        return "write Problem(lambda p, x: net.apply(p, None, x), ...) for Haiku's transform"
+    return None if callable(apply) else "write a lambda"
+
+
+def _is_of(library: str, value: Any) -> bool:
+    return isinstance(value, kinds(library, "Module"))
+
+
+def _is_train_state(params: Any) -> bool:
+    """Whether it has its parameters beside what trains them, as states of Flax and Haiku do."""
+    beside = hasattr(params, "apply_fn") or hasattr(params, "opt_state")
+    return hasattr(params, "params") and beside

@@ -1,0 +1,256 @@
+"""Functions that cast to float32 or bfloat16 inside, evaluated in float64 throughout; no ranks.
+
+The operations are those that the function has on its own dtypes, as in training: their results are
+no longer rounded to them. Derivatives that a function brings along (`jax.custom_jvp`, `custom_vjp`)
+stay its own.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+from rankmon._util.jaxpr import (
+    BITCAST,
+    CALLS,
+    COND,
+    CUSTOM_JVP_CALLS,
+    CUSTOM_VJP_CALLS,
+    ROUNDINGS,
+    SCAN,
+    WHILE,
+    at_highest_precision,
+    branches_of,
+    evaluated,
+    holds_functions,
+    interpreted,
+    nested,
+    scan_of,
+    while_of,
+    with_programs,
+)
+from rankmon.problem.precision import DOUBLE, abstract_array
+
+Function = Callable[..., Any]
+
+
+_Values = Sequence[Any]
+
+
+def lifted(function: Function) -> Function:
+    """The function with every floating operation in float64; call it in a float64 scope.
+
+    Operations that exist in one dtype only (the bits of a float32) stay as they are.
+    """
+
+    @wraps(function)
+    def on_float64(*args: Any) -> Any:
+        return lifted_at(function, *args)(*args)
+
+    return on_float64
+
+
+def lifted_at(function: Function, *shapes: Any) -> Function:
+    """The same of a function that is traced here, at arguments of these shapes and dtypes."""
+    program, shape = jax.make_jaxpr(function, return_shape=True)(*shapes)
+
+    def on_float64(*args: Any) -> Any:
+        results = _run(program, jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(shape), results)
+
+    return on_float64
+
+
+def _run(program: ClosedJaxpr, args: _Values) -> list[Any]:
+    """The program's results, every floating value on the way in float64."""
+    arguments = [_as_lifted(aval, x) for aval, x in zip(program.in_avals, args, strict=True)]
+    return interpreted(program, arguments, constant=_as_lifted, operation=_any_operation)
+
+
+def _any_operation(jaxpr: Jaxpr, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
+    results = _RULES.get(eqn.primitive.name, _operation)(jaxpr, eqn, values)
+    return [_as_lifted(v.aval, x) for v, x in zip(eqn.outvars, results, strict=True)]
+
+
+def _as_lifted(aval: Any, value: Any) -> Any:
+    """The value in the dtype that the abstract value has once it is lifted."""
+    dtype = getattr(aval, "dtype", None)
+    return value if dtype is None else _cast(value, _wide(dtype))
+
+
+def _as_stored(variable: Any, value: Any) -> Any:
+    """The value in the variable's own dtype."""
+    dtype = getattr(variable.aval, "dtype", None)
+    return value if dtype is None else _cast(value, dtype)
+
+
+def _wide(dtype: Any) -> Any:
+    """float64 or complex128 for a dtype below it, float32 again where JAX has nothing else."""
+    lifts = jnp.issubdtype(dtype, jnp.inexact)
+    return jax.dtypes.canonicalize_dtype(DOUBLE.lifted_dtype(dtype)) if lifts else dtype
+
+
+def _cast(value: Any, dtype: Any) -> Any:
+    if jnp.issubdtype(dtype, jax.dtypes.extended) or getattr(value, "dtype", None) == dtype:
+        return value  # keys of random streams have a dtype that nothing is cast to
+    return jnp.asarray(value, dtype)
+
+
+def _operation(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
+    """Any operation without a rule of its own: in float64, unless it does not take that.
+
+    The programs that it carries (a scatter's update, a reduction's, those of a linear solve) are
+    lifted as well.
+    """
+    if holds_functions(eqn):
+        return _as_it_is(jaxpr, eqn, values)
+    try:
+        params = with_programs(eqn, _lifted_program)
+        params = {name: _lifted_param(value) for name, value in params.items()}
+        params = at_highest_precision(params, jax.lax.Precision.HIGHEST)
+        results = eqn.primitive.bind(*values, **params)
+    except Exception:  # noqa: BLE001  what takes no float64 says so in many ways
+        return _as_it_is(jaxpr, eqn, values)
+    return results if eqn.primitive.multiple_results else [results]
+
+
+def _lifted_program(program: ClosedJaxpr) -> ClosedJaxpr:
+    """The same program of arguments in float64, lifted; for an operation that carries it."""
+    shapes = [abstract_array(aval.shape, _wide(aval.dtype)) for aval in program.in_avals]
+    return jax.make_jaxpr(lambda *args: _run(program, args))(*shapes)
+
+
+def _lifted_param(value: Any) -> Any:
+    """float64 for a dtype below it, as `new_dtype` or `preferred_element_type`."""
+    return _wide(value) if isinstance(value, np.dtype) else value
+
+
+def _as_it_is(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
+    return _original(jaxpr, eqn)(*map(_as_stored, eqn.invars, values))
+
+
+def _original(jaxpr: Jaxpr, eqn: JaxprEqn) -> Callable[..., list[Any]]:
+    """The operation alone, in its own dtypes."""
+
+    def run(*values: Any) -> list[Any]:
+        return evaluated(jaxpr, eqn, values)
+
+    return run
+
+
+def _convert(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
+    return values  # `_run` gives each result its variable's dtype, and here that is all
+
+
+def _call(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
+    return _run(nested(eqn), values)
+
+
+def _scan(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
+    scan = scan_of(eqn)
+    at = (scan.consts, scan.consts + scan.carry)
+    consts, carry, xs = values[: at[0]], values[at[0] : at[1]], values[at[1] :]
+
+    def step(carry: Any, x: Any) -> Any:
+        results = _run(scan.body, [*consts, *carry, *x])
+        return results[: len(carry)], results[len(carry) :]
+
+    carry, ys = jax.lax.scan(step, list(carry), list(xs), scan.length, scan.reverse, scan.unroll)
+    return [*carry, *ys]
+
+
+def _while(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
+    loop = while_of(eqn)
+    at = (loop.condition_consts, loop.condition_consts + loop.body_consts)
+    return jax.lax.while_loop(
+        lambda carry: _run(loop.condition, [*values[: at[0]], *carry])[0],
+        lambda carry: _run(loop.body, [*values[at[0] : at[1]], *carry]),
+        list(values[at[1] :]),
+    )
+
+
+def _cond(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
+    index, *operands = values
+    branches = [partial(_run, branch) for branch in branches_of(eqn)]
+    return jax.lax.switch(index, branches, operands)
+
+
+def _custom_jvp(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
+    """A function with a derivative of its own, lifted as well: traced in its dtypes first."""
+    floats = [_is_float(var) for var in eqn.invars]
+    moved = _shapes([var for var in eqn.invars if _is_float(var)])
+
+    def pushed(primals: _Values, directions: _Values) -> tuple[_Values, _Values]:
+        rest = iter(directions)
+        tangents = [
+            next(rest) if moves else np.zeros(np.shape(x), jax.dtypes.float0)
+            for x, moves in zip(primals, floats, strict=True)
+        ]
+        outputs, changes = jax.jvp(_original(jaxpr, eqn), tuple(primals), tuple(tangents))
+        return outputs, [d for d in changes if d.dtype != jax.dtypes.float0]
+
+    @jax.custom_jvp
+    def function(*args: Any) -> list[Any]:
+        return list(_call(jaxpr, eqn, args))
+
+    @function.defjvp
+    def derivative(primals: _Values, tangents: _Values) -> tuple[list[Any], list[Any]]:
+        moving = [t for t, moves in zip(tangents, floats, strict=True) if moves]
+        outputs, changes = lifted_at(pushed, _shapes(eqn.invars), moved)(primals, moving)
+        rest = iter(changes)
+        return outputs, [
+            next(rest) if _is_float(v) else np.zeros(np.shape(x), jax.dtypes.float0)
+            for v, x in zip(eqn.outvars, outputs, strict=True)
+        ]
+
+    return function(*values)
+
+
+def _custom_vjp(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
+    floats = [_is_float(var) for var in eqn.invars]
+    arguments, outputs = _shapes(eqn.invars), _shapes(eqn.outvars)
+
+    def pulled(primals: _Values, cotangents: _Values) -> list[Any]:
+        changes = jax.vjp(_original(jaxpr, eqn), *primals)[1](list(cotangents))
+        return [c for c, moves in zip(changes, floats, strict=True) if moves]
+
+    def first(primals: _Values) -> list[Any]:
+        return jax.vjp(_original(jaxpr, eqn), *primals)[0]
+
+    @jax.custom_vjp
+    def function(*args: Any) -> list[Any]:
+        return list(_call(jaxpr, eqn, args))
+
+    def forward(*args: Any) -> tuple[list[Any], _Values]:
+        return lifted_at(first, arguments)(args), args
+
+    def backward(args: _Values, cotangents: _Values) -> tuple[Any, ...]:
+        rest = iter(lifted_at(pulled, arguments, outputs)(args, cotangents))
+        return tuple(next(rest) if moves else None for moves in floats)
+
+    function.defvjp(forward, backward)
+    return function(*values)
+
+
+def _shapes(variables: Sequence[Any]) -> list[Any]:
+    return [abstract_array(v.aval.shape, v.aval.dtype) for v in variables]
+
+
+def _is_float(variable: Any) -> bool:
+    return bool(jnp.issubdtype(variable.aval.dtype, jnp.inexact))
+
+
+_RULES: dict[str, Callable[[Jaxpr, JaxprEqn, _Values], _Values]] = {
+    **dict.fromkeys(CALLS, _call),
+    **dict.fromkeys(ROUNDINGS, _convert),
+    BITCAST: _as_it_is,
+    SCAN: _scan,
+    WHILE: _while,
+    COND: _cond,
+    **dict.fromkeys(CUSTOM_JVP_CALLS, _custom_jvp),
+    **dict.fromkeys(CUSTOM_VJP_CALLS, _custom_vjp),
+}

@@ -1,0 +1,118 @@
+"""Checks that a callable loss takes one example: outputs [k] and a target, a scalar back."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rankmon._util.warnings import warn_user
+from rankmon.problem.losses import Loss
+from rankmon.problem.precision import NATIVE, abstract_array
+
+_APPLY = (
+    "put what couples examples (pairs, other views, statistics of the batch) into apply, which "
+    "sees the whole batch: let it return each example's share [n, 1], with loss=lambda z, y: z[0]"
+)
+
+
+# More would take memory, and seconds, to find a loss that slices them.
+_MOST_OUTPUTS = 256
+
+
+def check_loss(loss: Loss, outputs: Any, targets: Any) -> None:
+    """Refuses a callable loss that does not give a scalar for one example.
+
+    Warns of one that takes a whole batch as well, and then gives something else than the mean or
+    the sum over its examples: it may be a loss that couples them.
+
+    Args:
+      loss: "custom:..." if it is a callable.
+      outputs: shape [n, ..., k] and dtype of what apply gives.
+      targets: with the leading axes of the outputs.
+
+    Raises:
+      ValueError: with what to write instead.
+    """
+    if not loss.name.startswith("custom:"):
+        return
+    axes = len(outputs.shape) - 1
+    with NATIVE.scope():
+        rows = jax.tree.map(lambda t: np.asarray(t).reshape(-1, *t.shape[axes:]), targets)
+        z = abstract_array(outputs.shape[-1:], outputs.dtype)
+        _check_scalar(loss.value, z, jax.tree.map(lambda t: t[0], rows))
+        try:
+            couples = _couples(loss.value, outputs, rows) and not _broadcasts(
+                loss.value, outputs, rows
+            )
+        except Exception:  # noqa: BLE001  a loss that takes no batch couples no examples
+            return
+    if couples:
+        warn_user(
+            "expected loss(output [k], target) to be one example's loss, got one that gives a "
+            "scalar for a whole batch [n, k] too, which is not the mean or the sum over its "
+            "examples: ranks are those of the mean over examples taken one by one; "
+            f"{_APPLY}. If the loss is meant for one example, `assert z.ndim == 1` in it says so"
+        )
+
+
+def _check_scalar(value: Callable[[Any, Any], Any], z: Any, target: Any) -> None:
+    try:
+        got: Any = jax.eval_shape(value, z, target)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(_expected(z, target, f"{type(error).__name__}: {reason[:200]}")) from error
+    if getattr(got, "shape", None) != () or not jnp.issubdtype(got.dtype, jnp.floating):
+        raise ValueError(_expected(z, target, _shapes(got)))
+
+
+def _expected(z: Any, target: Any, got: str) -> str:
+    return (
+        "expected loss(output [k], target) to give a floating scalar for one example, output "
+        f"{_shapes(z)} and target {_shapes(target)}, got {got}; write it for one example and sum "
+        f"it over the outputs, or {_APPLY}"
+    )
+
+
+def _shapes(tree: Any) -> str:
+    found = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(tree)]
+    return ", ".join(found) or type(tree).__name__
+
+
+def _broadcasts(value: Callable[[Any, Any], Any], outputs: Any, rows: Any) -> bool:
+    """Whether all that couples is [n, 1] - [n]: one output, and one number for each example."""
+    if outputs.shape[-1] > 1 or all(t.ndim > 1 for t in jax.tree.leaves(rows)):
+        return False
+    columns = jax.tree.map(lambda t: t[:, None] if t.ndim == 1 else t, rows)
+    try:
+        return not _couples(value, outputs, columns)
+    except Exception:  # noqa: BLE001
+        return False
+
+
+def _couples(value: Callable[[Any, Any], Any], outputs: Any, rows: Any) -> bool:
+    """Whether the loss of some examples at once depends on which outputs are whose.
+
+    A norm is not the sum of the examples' norms either; but it is what it gives for the outputs of
+    all examples in one row. A loss that takes some of the outputs, z[:3], takes some of the
+    examples, and so depends on their order, if they are more than the outputs.
+    """
+    k = outputs.shape[-1]
+    m = min(k, _MOST_OUTPUTS) + 1
+    rows = jax.tree.map(lambda t: np.resize(t, (m, *t.shape[1:])), rows)  # repeats what there is
+    z = np.random.default_rng(0).standard_normal((m, k)).astype(outputs.dtype)
+    if getattr(jax.eval_shape(value, z, rows), "shape", None) != ():
+        return False
+
+    def values(z: Any, rows: Any) -> Any:
+        each = jax.vmap(value)(z, rows)
+        in_a_row = value(z.ravel(), jax.tree.map(jnp.ravel, rows))
+        backwards = value(z[::-1], jax.tree.map(lambda t: t[::-1], rows))
+        others = [jnp.mean(each), jnp.sum(each), jnp.sum(in_a_row)]
+        return value(z, rows), backwards, jnp.stack(others)
+
+    whole, *others = (np.asarray(v, np.float64) for v in jax.jit(values)(z, rows))
+    backwards, in_other_ways = others
+    symmetric = np.isclose(backwards, whole, rtol=1e-2)
+    return bool(symmetric and not np.any(np.isclose(in_other_ways, whole, rtol=1e-2)))

@@ -1,0 +1,328 @@
+"""The arithmetic that the monitor measures in: float64 scopes and the eps that applies; no ranks.
+
+Training usually runs in float32 with x64 off. A measurement enters `Precision.scope`, which is
+local to the thread, and leaves the user's configuration as it was.
+"""
+
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from rankmon._util.jaxpr import (
+    COND,
+    SCAN,
+    WHILE,
+    programs_in,
+    reduces_to_another_dtype,
+    scan_of,
+    while_of,
+)
+from rankmon._util.optional_readers import unreadable
+
+_Operation = tuple[str, np.dtype]
+
+
+_Found = list[_Operation]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The dtype that parameters are lifted to, the eps of the results, and why, if not float64's.
+
+    `dtype` is None where the parameters stay as they are stored.
+    """
+
+    dtype: np.dtype | None
+    eps: float
+    warning: str | None = None
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """A context in which JAX computes as this precision says, whatever the user configured."""
+        with ExitStack() as stack:
+            stack.enter_context(jax.disable_jit(False))
+            if self.dtype is not None:
+                stack.enter_context(jax.enable_x64(True))
+            stack.enter_context(jax.numpy_dtype_promotion("standard"))
+            stack.enter_context(jax.numpy_rank_promotion("allow"))
+            stack.enter_context(jax.default_matmul_precision("highest"))
+            stack.enter_context(jax.transfer_guard("allow"))
+            stack.enter_context(jax.debug_nans(False))
+            stack.enter_context(jax.debug_infs(False))
+            yield
+
+    def with_warning(self, warning: str | None) -> "Precision":
+        """Return the same with this warning, if there is one, in front of its own."""
+        texts = [text for text in (warning, self.warning) if text]
+        return replace(self, warning="; ".join(texts) or None)
+
+    def lifted_dtype(self, dtype: Any) -> np.dtype:
+        """This precision's dtype for floats, its complex one for complex numbers, else the same."""
+        if self.dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+            return dtype
+        is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
+        return np.result_type(self.dtype, np.complex64) if is_complex else self.dtype
+
+    def traced_dtype(self, dtype: Any) -> np.dtype:
+        """Return the dtype that such an array has in a program traced in this precision."""
+        if self.dtype is None:
+            return jax.dtypes.canonicalize_dtype(dtype)
+        return self.lifted_dtype(dtype)
+
+    def lift(self, leaf: Any) -> np.ndarray:
+        """A host copy of a leaf at its lifted dtype, in the machine's byte order."""
+        array = np.asarray(leaf)
+        return np.array(array, self.lifted_dtype(array.dtype).newbyteorder("="))
+
+
+def with_settings_kept(action: Callable[[], Any]) -> Any:
+    """Return the action's result, with JAX's settings of this thread afterwards as before.
+
+    An interrupt may come while a scope is left, before all that it set is as it was.
+    """
+    kept = [scope(getattr(jax.config, f"jax_{name}")) for name, scope in _SETTINGS.items()]
+    for scope in kept:
+        scope.__enter__()
+    try:
+        try:
+            return action()
+        finally:
+            _leave(kept)
+    except Exception:
+        raise
+    except BaseException as error:
+        # Generators that hold a scope open would leave it whenever the traceback is dropped.
+        traceback.clear_frames(error.__traceback__)
+        _leave(kept)
+        raise
+
+
+_SETTINGS: dict[str, Callable[[Any], AbstractContextManager[None]]] = {
+    "disable_jit": jax.disable_jit,
+    "enable_x64": jax.enable_x64,
+    "numpy_dtype_promotion": jax.numpy_dtype_promotion,
+    "numpy_rank_promotion": jax.numpy_rank_promotion,
+    "default_matmul_precision": jax.default_matmul_precision,
+    "debug_nans": jax.debug_nans,
+    "debug_infs": jax.debug_infs,
+    "transfer_guard_host_to_device": jax.transfer_guard_host_to_device,
+    "transfer_guard_device_to_device": jax.transfer_guard_device_to_device,
+    "transfer_guard_device_to_host": jax.transfer_guard_device_to_host,
+}
+
+
+def _leave(scopes: Sequence[AbstractContextManager[None]]) -> None:
+    for scope in reversed(scopes):
+        scope.__exit__(None, None, None)
+
+
+DOUBLE = Precision(np.dtype(np.float64), float(np.finfo(np.float64).eps))
+
+
+NATIVE = Precision(None, DOUBLE.eps)
+
+
+def abstract_array(shape: Sequence[int], dtype: Any, **placed: Any) -> jax.ShapeDtypeStruct:
+    """Return a shape with exactly this dtype: outside of a float64 scope JAX makes float64 float32.
+
+    Args:
+      shape: of the array.
+      dtype: of the array.
+      **placed: a `sharding`.
+    """
+    with jax.enable_x64(True):
+        return jax.ShapeDtypeStruct(tuple(shape), dtype, **placed)
+
+
+def abstract_arrays(tree: Any) -> Any:
+    """Return the shapes and dtypes of a pytree of arrays."""
+    return jax.tree.map(lambda a: abstract_array(np.shape(a), a.dtype), tree)
+
+
+def eps_of(dtype: Any) -> float:
+    """The spacing of the dtype's numbers at 1, float64's for integers and booleans."""
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return DOUBLE.eps
+    return float(jnp.finfo(dtype).eps)
+
+
+def choose_precision(function: Callable[..., Any], *args: Any, lifts: bool = False) -> Precision:
+    """The precision in which `function(*args)` can be measured, found by tracing it.
+
+    float64 where the trace has float64 operations only; float64 scopes with the coarser eps where
+    an operation computes below float64; the arrays' own dtype where the trace fails in float64.
+
+    Args:
+      function: takes pytrees of arrays, gives one array.
+      *args: arrays, or their shapes and dtypes, as the user stores them.
+      lifts: whether the function is one that was lifted, to which no lifting is advised.
+
+    Raises:
+      Whatever the trace raises in the user's own precision, where that fails too.
+    """
+    lifted = jax.tree.map(
+        lambda leaf: abstract_array(np.shape(leaf), DOUBLE.lifted_dtype(leaf.dtype)), args
+    )
+    try:
+        with DOUBLE.scope():
+            jaxpr = jax.make_jaxpr(function)(*lifted)
+        if reduces_to_another_dtype(jaxpr.jaxpr):
+            raise TypeError("an int64 constant of NumPy that JAX keeps as int32")  # noqa: TRY301
+    except Exception as error:  # noqa: BLE001  any error: the function may simply not take float64
+        return _native_precision(function, args, error, lifts=lifts)
+    found, unread = _coarsest(jaxpr)
+    if found is None:
+        return replace(DOUBLE, warning=unread)
+    primitive, dtype = found
+    remedy = (
+        "lift_dtype=True could not lift this operation: give it float64, or write it in others"
+        if lifts
+        else "for ranks at float64's eps pass lift_dtype=True to the Problem, which lifts what "
+        "exists in float64 too"
+    )
+    return Precision(
+        DOUBLE.dtype,
+        eps_of(dtype),
+        unread
+        or f"the network computes in {dtype} inside (first at '{primitive}'), so ranks are counted "
+        f"at the eps of {dtype}, {eps_of(dtype):.1e}; {remedy}",
+    )
+
+
+def coarsest_eps(program: ClosedJaxpr) -> float:
+    """Return the largest eps of the operations on data."""
+    found, _ = _coarsest(program)
+    return eps_of(found[1]) if found else DOUBLE.eps
+
+
+def _native_precision(
+    function: Callable[..., Any], args: Any, error: Exception, *, lifts: bool
+) -> Precision:
+    with NATIVE.scope():
+        jaxpr = jax.make_jaxpr(function)(*args)
+    found, unread = _coarsest(jaxpr)
+    eps = max([eps_of(leaf.dtype) for leaf in jax.tree.leaves(args)], default=DOUBLE.eps)
+    eps = max(eps, eps_of(found[1])) if found else eps
+    remedy = (
+        "make NumPy integer arrays that the network or the loss closes over int32, or pass them "
+        "through jnp.asarray"
+        if lifts or "int64" in str(error)
+        else "pass lift_dtype=True to the Problem to lift its operations one by one"
+    )
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return Precision(
+        None,
+        eps,
+        unread
+        or f"the network cannot be traced in float64 ({type(error).__name__}: {reason[:200]}), so "
+        f"it is measured in its own dtype and ranks are counted at eps {eps:.1e}; {remedy}",
+    )
+
+
+def _coarsest(program: ClosedJaxpr) -> tuple[_Operation | None, str | None]:
+    """Return the coarsest operation, and a warning if the flow of the data could not be read."""
+    try:
+        return coarsest_operation(program), None
+    except Exception as error:  # noqa: BLE001  the program of a newer JAX
+        coarse = list(_coarse_operations(program.jaxpr))
+        found = max(coarse, key=lambda item: eps_of(item[1]), default=None)
+        return found, unreadable("the dtypes of the operations", error)
+
+
+def _coarse_operations(program: Jaxpr) -> Iterator[_Operation]:
+    """Yield the operations that give floats below float64, whether or not data reach them."""
+    for eqn in program.eqns:
+        dtypes = [np.dtype(v.aval.dtype) for v in eqn.outvars if _is_float(v)]  # type: ignore[attr-defined]
+        yield from ((eqn.primitive.name, d) for d in dtypes if eps_of(d) > DOUBLE.eps)
+        for inner in programs_in(eqn):
+            yield from _coarse_operations(inner)
+
+
+def coarsest_operation(jaxpr: ClosedJaxpr) -> _Operation | None:
+    """The first operation on data with the largest eps above float64's, or None.
+
+    Only operations that floating arguments reach count. Constants (a float32 literal, zeros for a
+    carry) and what is made of integers and booleans alone (masks, position codes) are the same
+    numbers at every parameter and bring no rounding noise.
+    """
+    found: _Found = []
+    _collect(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.invars), found)
+    coarse = [item for item in found if eps_of(item[1]) > DOUBLE.eps]
+    return max(coarse, key=lambda item: eps_of(item[1])) if coarse else None
+
+
+def _collect(jaxpr: Any, depends: Sequence[bool], found: _Found) -> list[bool]:
+    """Adds the floating operations that data reach; which of the results data reach."""
+    reached = {v for v, flag in zip(jaxpr.invars, depends, strict=True) if flag and _is_float(v)}
+    for equation in jaxpr.eqns:
+        flags = [_is_var(atom) and atom in reached for atom in equation.invars]
+        if not any(flags):
+            continue
+        outputs = _collect_call(equation, flags, found)
+        if outputs is None:
+            outputs = [True] * len(equation.outvars)
+            found.extend(
+                (equation.primitive.name, np.dtype(var.aval.dtype))
+                for var in equation.outvars
+                if _is_float(var)
+            )
+        reached.update(
+            v for v, flag in zip(equation.outvars, outputs, strict=True) if flag and _is_float(v)
+        )
+    return [_is_var(atom) and atom in reached for atom in jaxpr.outvars]
+
+
+def _collect_call(equation: Any, flags: list[bool], found: _Found) -> list[bool] | None:
+    """`_collect` inside an operation that holds programs; None for one that holds none."""
+    name = equation.primitive.name
+    if name == SCAN:
+        scan = scan_of(equation)
+        return _collect_loop(scan.body.jaxpr, flags, scan.consts, scan.carry, found)
+    if name == WHILE:
+        loop = while_of(equation)
+        # The condition gives a boolean, which carries no rounding.
+        flags = flags[loop.condition_consts :]
+        carry = len(flags) - loop.body_consts
+        return _collect_loop(loop.body.jaxpr, flags, loop.body_consts, carry, found)
+    inner = list(programs_in(equation))
+    if not inner:
+        return None
+    outputs = [False] * len(equation.outvars)
+    for sub in inner:
+        known = flags[1:] if name == COND else flags
+        if len(sub.invars) == len(known) and len(sub.outvars) == len(outputs):
+            reached = _collect(sub, known, found)
+            outputs = [a or b for a, b in zip(outputs, reached, strict=True)]
+        else:  # which argument goes where is not known
+            _collect(sub, [True] * len(sub.invars), found)
+            outputs = [True] * len(outputs)
+    return outputs
+
+
+def _collect_loop(
+    body: Any, flags: list[bool], consts: int, carry: int, found: _Found
+) -> list[bool]:
+    """Repeats `_collect` until the carry that data reach grows no more."""
+    while True:
+        outputs = _collect(body, flags, found)
+        before = flags[consts : consts + carry]
+        grown = [a or b for a, b in zip(before, outputs, strict=False)]
+        if grown == before:
+            return grown + outputs[carry:]
+        flags = [*flags[:consts], *grown, *flags[consts + carry :]]
+
+
+def _is_var(atom: Any) -> bool:
+    return not hasattr(atom, "val")
+
+
+def _is_float(var: Any) -> bool:
+    dtype = getattr(var.aval, "dtype", None)
+    return dtype is not None and bool(jnp.issubdtype(dtype, jnp.inexact))

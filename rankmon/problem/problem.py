@@ -1,0 +1,230 @@
+"""What is measured: a network, a per-example loss and a fixed probe batch; no derivatives in theta.
+
+`Problem` is what the user states, of a function or, by `adapters`, of a Linen or NNX module. At
+parameters of a known structure it is a `FlatProblem`, in `flat`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from rankmon._util.arrays import check_concrete, host_copies
+from rankmon._util.distributed import gathered
+from rankmon._util.globs import as_patterns
+from rankmon._util.validate import check_flag
+from rankmon.problem.checks import check_finite, check_some_numbers, check_weights, leading_axis
+from rankmon.problem.containers import as_arrays, as_given
+from rankmon.problem.diagnosis import explained
+from rankmon.problem.flat import FlatProblem
+from rankmon.problem.flatten import flat_problem
+from rankmon.problem.flax import how_to_state, linen_apply, linen_unpack, nnx_network, plain
+from rankmon.problem.float64 import lifted
+from rankmon.problem.losses import LossFunction, as_loss
+from rankmon.problem.pytree import Bundle, leaf_specs
+
+Apply = Callable[..., Any]
+
+
+def check_problem(problem: Any, params: Any = None) -> None:
+    """Refuse what is not a `Problem`, as the first argument of a measurement.
+
+    Raises:
+      TypeError: with what to write.
+    """
+    if isinstance(problem, Problem):
+        return
+    remedy = "build one from apply, loss, inputs and targets"
+    if isinstance(params, Problem):
+        remedy = "the problem comes first and the parameters second"
+    raise TypeError(f"expected a rankmon.Problem, got {type(problem).__name__}; {remedy}")
+
+
+class Problem:
+    """A network, its loss and the probe batch on which ranks are measured.
+
+    The loss is the mean over the probe batch, sum_i w_i l(apply(params, inputs)_i, target_i)
+    / sum_i w_i, without regularization terms. Each position of an output [n, ..., k] is an example.
+
+    Example:
+      >>> import jax.numpy as jnp, rankmon
+      >>> apply = lambda params, x: jnp.tanh(x @ params["W1"]) @ params["W2"]
+      >>> problem = rankmon.Problem(
+      ...     apply, loss="mse", inputs=jnp.ones((8, 3)), targets=jnp.ones((8, 2))
+      ... )
+    """
+
+    def __init__(
+        self,
+        apply: Apply,
+        *,
+        loss: str | LossFunction,
+        inputs: Any,
+        targets: Any,
+        weights: Any = None,
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+        lift_dtype: bool = False,
+    ) -> None:
+        """States the problem and checks what can be checked without parameters.
+
+        Args:
+          apply: apply(params, inputs) -> outputs [n, k] or [n, ..., k]; with a third argument for
+            what a monitor is called with as `extra`.
+          loss: "mse" (1/2 ||z - y||^2), "cross_entropy", "cosh", or a callable
+            loss(output [k], target) -> scalar that JAX can differentiate twice.
+          inputs: pytree of arrays with leading axis n. Arrays that are spread over processes
+            (`jax.distributed`) are gathered: all of these must state the problem.
+          targets: integers [n, ...] or arrays [n, ..., k]; for a callable loss any pytree of
+            arrays whose leading axes are those of the outputs without k.
+          weights: None, or non-negative example weights [n, ...]. What has weight 0 is left out of
+            the mean but still evaluated: keep its inputs such that the outputs are finite.
+          include: globs over parameter names; only matching leaves are differentiated.
+          exclude: globs over parameter names; matching leaves are held fixed.
+          lift_dtype: evaluate in float64 also what apply or a callable loss casts to a coarser
+            dtype inside (mixed precision), instead of counting ranks at that dtype's eps. The
+            network is then that of training but for its rounding. (One that JAX cannot trace in
+            float64, and that casts to nothing coarser than its parameters, is lifted anyway.)
+
+        Raises:
+          TypeError, ValueError: with what was expected, what came and what to do.
+        """
+        remedy = how_to_state(apply)
+        if remedy is not None:
+            raise TypeError(
+                "expected apply to be a function apply(params, inputs) -> outputs [n, k], got "
+                f"{type(apply).__name__}; {remedy}"
+            )
+        self.apply = apply
+        check_flag("lift_dtype", lift_dtype)
+        self.lift_dtype = lift_dtype
+        self.loss = as_loss(lifted(loss) if lift_dtype and callable(loss) else loss)
+        check_concrete("a Problem to be stated", (inputs, targets, weights))
+        # Copies: a data loader may use its buffers again.
+        with jax.transfer_guard("allow"):
+            inputs, targets, weights = gathered((inputs, targets, weights))
+            self.inputs = host_copies("inputs", inputs)
+            self.targets = host_copies("targets", targets)
+            self.weights = None if weights is None else host_copies("weights", np.array(weights))
+        self.include, self.exclude = as_patterns(include), as_patterns(exclude)
+        self.n = leading_axis("inputs", self.inputs)
+        check_some_numbers(self.inputs)
+        of_targets = leading_axis("targets", self.targets)
+        if of_targets != self.n:
+            is_list = isinstance(inputs, list) or isinstance(targets, list)
+            remedy = "stack the lists, np.stack(inputs)" if is_list else "cut both to one batch"
+            raise ValueError(
+                f"expected inputs and targets with the same number of examples, got {self.n} and "
+                f"{of_targets}; {remedy}"
+            )
+        for name, tree in (("inputs", self.inputs), ("targets", self.targets)):
+            check_finite(name, tree)
+        if self.weights is not None:
+            check_weights(self.weights, self.n)
+        self._flat: dict[Any, FlatProblem] = {}
+        self._unpack: Callable[[Any], Any] = plain
+
+    @classmethod
+    def from_linen(
+        cls,
+        module: Any,
+        *,
+        method: Any = None,
+        arguments: Mapping[str, Any] = MappingProxyType({}),
+        **options: Any,
+    ) -> "Problem":
+        """The problem of a Linen module, evaluated in inference mode.
+
+        The parameters are then the module's `params`, a dict of variables with "params" and other
+        collections (batch statistics), or a `TrainState`. Other collections are held fixed.
+
+        Args:
+          module: the flax.linen.Module.
+          method: what to evaluate instead of its `__call__`, as `module.apply` takes it.
+          arguments: keywords for it. Where it takes one of train, training, is_training or
+            deterministic, that is set to inference by itself.
+          options: as for `Problem`: loss, inputs, targets and the rest.
+
+        Raises:
+          TypeError, ValueError: with what was expected, what came and what to do.
+        """
+        problem = cls(linen_apply(module, method, arguments), **options)
+        problem._unpack = linen_unpack
+        return problem
+
+    @classmethod
+    def from_nnx(
+        cls, model: Any, *, arguments: Mapping[str, Any] = MappingProxyType({}), **options: Any
+    ) -> "Problem":
+        """The problem of an NNX model, evaluated in inference mode.
+
+        The parameters are then the model itself, or its `nnx.state(model, nnx.Param)`. Only
+        `nnx.Param` is measured; other variables (batch statistics) are taken from the model at each
+        measurement and held fixed. Random streams, and all other variables where only a state is
+        given, are those of this model as it is now.
+
+        Args:
+          model: the flax.nnx.Module; it is left as it is.
+          arguments: keywords for its `__call__`.
+          options: as for `Problem`: loss, inputs, targets and the rest.
+
+        Raises:
+          TypeError, ValueError: with what was expected, what came and what to do.
+        """
+        apply, unpack = nnx_network(model, arguments)
+        problem = cls(apply, **options)
+        problem._unpack = unpack
+        return problem
+
+    def unpack(self, params: Any, extra: Any = None) -> Any:
+        """The pytree that is measured: parameters, bundled with what else the network needs.
+
+        Args:
+          params: parameters, or what a training loop keeps them in (a TrainState, an NNX model).
+          extra: other collections, for which apply(params, inputs, extra) takes a third argument.
+        """
+        if isinstance(params, Bundle):
+            return params
+        tree = self._unpack(params)
+        if extra is None:
+            return tree
+        return Bundle(tree.params if isinstance(tree, Bundle) else tree, as_arrays(extra))
+
+    def outputs(self, tree: Any, inputs: Any) -> Any:
+        """The network's outputs at an unpacked pytree; traceable."""
+        tree = as_given(tree)
+        if isinstance(tree, Bundle):
+            return self.apply(tree.params, inputs, tree.extra)
+        return self.apply(tree, inputs)
+
+    def flat(self, params: Any) -> FlatProblem:
+        """This problem at parameters of this structure, as functions of one vector theta.
+
+        All that can be wrong with the parameters is checked here, by shapes alone.
+
+        Raises:
+          TypeError, ValueError: with what was expected, what came and what to do.
+        """
+        params = self.unpack(params)
+        specs = leaf_specs(params, include=self.include, exclude=self.exclude)
+        key = (jax.tree.structure(params), specs)
+        if key not in self._flat:
+            try:
+                self._flat[key] = flat_problem(self, params, specs)
+            except Exception as error:
+                told = explained(self, params, error)
+                if told is error:
+                    raise
+                raise told from error
+        return self._flat[key]
+
+    def residuals(self, params: Any) -> Float[np.ndarray, "n k"]:
+        """The residuals delta_i = dl/dz at each position, [N, k] in float64.
+
+        What `hessian_ranks(..., reference=...)` takes to hold them fixed.
+        """
+        flat = self.flat(params)
+        return flat.loss_and_residuals(*flat.split(flat.leaves(params)))[1]

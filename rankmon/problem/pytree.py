@@ -1,0 +1,184 @@
+"""Parameter pytrees: leaf names, which leaves are differentiated or matrices; no mathematics.
+
+The one parameter order of the package: leaves in `jax.tree_util` order, each raveled in C order,
+one after the other, only the leaves that are differentiated.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rankmon._util.globs import as_patterns, matching
+from rankmon._util.tags import told_apart
+
+
+@dataclass(frozen=True)
+class LeafSpec:
+    """Name, shape and dtype of one parameter leaf, and whether it is differentiated.
+
+    `chosen` leaves pass the filters, integers among them. A Python number `is_number`: a setting,
+    which is held fixed, and which an optimizer may make an array.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    differentiated: bool
+    chosen: bool = True
+    is_number: bool = False
+
+    @property
+    def size(self) -> int:
+        """The number of entries."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("params", "extra"), meta_fields=())
+@dataclass(frozen=True)
+class Bundle:
+    """Parameters, and what else the network needs that training changes: never differentiated."""
+
+    params: Any
+    extra: Any
+
+
+def leaf_names(params: Any) -> tuple[str, ...]:
+    """The leaves' paths joined by "/", less a lone outermost "params" and NNX's last "value".
+
+    No two are the same: a path that reads like another one, since keys may hold "/", is numbered.
+    """
+    if isinstance(params, Bundle):
+        own = leaf_names(params.params)
+        beside = [f"extra/{name}" for name in leaf_names(params.extra)]
+        return (*own, *told_apart(beside, taken=own))
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    if all(len(path) > 1 and _is_variable_value(path[-1]) for path in paths):
+        paths = [path[:-1] for path in paths]
+    parts = [tuple(_key_text(key) for key in path) for path in paths]
+    if parts and all(len(part) > 1 and part[0] == "params" for part in parts):
+        parts = [part[1:] for part in parts]
+    return told_apart(["/".join(part) or "params" for part in parts])
+
+
+def _is_variable_value(key: Any) -> bool:
+    """Whether this is the step from an NNX variable to its array."""
+    return isinstance(key, jax.tree_util.GetAttrKey) and key.name == "value"
+
+
+def _key_text(key: Any) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+def leaf_specs(
+    params: Any, *, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
+) -> tuple[LeafSpec, ...]:
+    """What each leaf is; floating arrays whose name passes the filters are differentiated.
+
+    Python's numbers are settings, such as the rate of a dropout layer, and held fixed.
+
+    Args:
+      params: any pytree of arrays.
+      include: glob patterns over `leaf_names`; a leaf must match one.
+      exclude: glob patterns; a leaf that matches one is held fixed.
+
+    Raises:
+      TypeError: for leaves that are not arrays of numbers, and for complex ones to differentiate.
+      ValueError: where a pattern matches no leaf.
+    """
+    names = leaf_names(params)
+    own = leaf_names(params.params) if isinstance(params, Bundle) else names
+    passing = passing_names(own, include, exclude)
+
+    def spec(place: int, name: str, leaf: Any) -> LeafSpec:
+        dtype = _dtype_of(name, leaf)
+        chosen, is_number = place < len(own) and name in passing, not hasattr(leaf, "dtype")
+        if chosen and jnp.issubdtype(dtype, jnp.complexfloating):
+            raise TypeError(
+                f"expected real parameters, got {dtype} at {name!r}; complex weights have no "
+                "Hessian in rankmon's sense: hold them fixed with Problem(exclude=...), or store "
+                "real and imaginary part as two leaves"
+            )
+        floating = bool(jnp.issubdtype(dtype, jnp.floating))
+        moves = floating and chosen and not is_number
+        return LeafSpec(name, tuple(np.shape(leaf)), dtype, moves, chosen, is_number)
+
+    leaves = jax.tree_util.tree_leaves(params)
+    return tuple(spec(i, *pair) for i, pair in enumerate(zip(names, leaves, strict=True)))
+
+
+def passing_names(
+    names: Sequence[str], include: Sequence[str], exclude: Sequence[str]
+) -> frozenset[str]:
+    """The names that match a pattern of `include` and none of `exclude`.
+
+    Raises:
+      ValueError: where a pattern matches none of the names.
+    """
+    kept, left = ({p: matching(names, p) for p in as_patterns(side)} for side in (include, exclude))
+    for pattern, matched in (*kept.items(), *left.items()):
+        if names and not matched:
+            raise ValueError(
+                f"expected the path filter {pattern!r} to match a parameter, "
+                f"got none among {list(names)}; mend the pattern (globs over these names)"
+            )
+    return frozenset().union(*kept.values()).difference(*left.values())
+
+
+def _dtype_of(name: str, leaf: Any) -> np.dtype:
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        raise TypeError(
+            f"expected arrays of numbers, got a random key ({dtype}) at {name!r}; leave it out of "
+            "the weights (for an NNX model, pass `nnx.state(model, nnx.Param)`), or pass "
+            "jax.random.key_data(key) in extra= and let apply call jax.random.wrap_key_data"
+        )
+    if not (jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)):
+        is_array = isinstance(leaf, np.ndarray) and dtype.hasobject
+        cast = "cast the array, .astype(np.float32), or " if is_array else ""
+        raise TypeError(
+            f"expected parameters to be a pytree of arrays of numbers, got {type(leaf).__name__} "
+            f"of dtype {dtype} at {name!r}; {cast}pass the weights only (for a flax TrainState, "
+            "`state.params`; for an NNX model, `nnx.state(model, nnx.Param)`)"
+        )
+    return dtype.newbyteorder("=") if isinstance(dtype, np.dtype) else dtype
+
+
+def is_matrix(spec: LeafSpec) -> bool:
+    """Whether the leaf is a weight matrix or a kernel that can be viewed as one.
+
+    Attention's biases have two axes, (heads, head_dim), and are none. Integers of one byte are
+    quantized weights.
+    """
+    is_bias = spec.name.split("/")[-1] == "bias"
+    is_weight = spec.differentiated or (spec.chosen and _is_quantized(spec.dtype))
+    return is_weight and len(spec.shape) >= 2 and spec.size > 0 and not is_bias
+
+
+def _is_quantized(dtype: np.dtype) -> bool:
+    return bool(jnp.issubdtype(dtype, jnp.integer)) and dtype.itemsize == 1
+
+
+def left_out(specs: Sequence[LeafSpec]) -> str | None:
+    """Return what to tell of integer matrices that are not taken for weights, if there are any."""
+    wide = [
+        f"{spec.name} {spec.dtype}{list(spec.shape)}"
+        for spec in specs
+        if spec.chosen
+        and len(spec.shape) >= 2
+        and jnp.issubdtype(spec.dtype, jnp.integer)
+        and not _is_quantized(spec.dtype)
+    ]
+    if not wide:
+        return None
+    return (
+        f"expected matrices of floats or of one-byte integers, got {', '.join(wide)}, which are "
+        "left out; convert them to floats if they are weights"
+    )

@@ -1,0 +1,1 @@
+"""What runs come to, as tables, text, pictures and pages; imports no JAX."""

@@ -1,0 +1,136 @@
+"""Runs side by side: where they end, where they first differ, median and range; prints nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import isfinite, isnan, nan
+
+import numpy as np
+
+from rankmon._util.globs import matches
+from rankmon.report.summary import Curve, is_over_seeds, rank_tags, summary_of
+from rankmon.runs.series import RunSeries, ScalarSeries
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """One of the runs.
+
+    Attributes:
+      name: of the run.
+      probes: at how many steps anything was measured.
+      first_step: of the run.
+      last_step: of the run.
+      loss: on the probe batch.
+    """
+
+    name: str
+    probes: int
+    first_step: int
+    last_step: int
+    loss: Curve
+
+
+@dataclass(frozen=True)
+class ComparedTag:
+    """One number where each run ends.
+
+    Attributes:
+      tag: its tag.
+      last: each run's last value; None where the tag was not logged.
+      median: of the finite ones; NaN without any.
+      lowest: of the finite ones.
+      highest: of the finite ones.
+      differ: the first step, of those that several runs have, at which not all of them have the
+        same value; None without any such step.
+    """
+
+    tag: str
+    last: tuple[float | None, ...]
+    median: float
+    lowest: float
+    highest: float
+    differ: int | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs side by side.
+
+    Attributes:
+      runs: the runs.
+      ranks: each rank that a run has.
+      loss: on the probe batch; None where no run has it.
+    """
+
+    runs: tuple[ComparedRun, ...]
+    ranks: tuple[ComparedTag, ...]
+    loss: ComparedTag | None
+
+    @property
+    def first_differing(self) -> tuple[ComparedTag, ...]:
+        """The ranks that differ first; none where no rank differs."""
+        first = min((rank.differ for rank in self.ranks if rank.differ is not None), default=None)
+        return tuple(rank for rank in self.ranks if first is not None and rank.differ == first)
+
+
+def comparison_of(runs: Sequence[RunSeries]) -> Comparison:
+    """Compares two or more runs; medians over seeds, which are no runs, are left out.
+
+    Raises:
+      ValueError: for fewer.
+    """
+    runs = [run for run in runs if not is_over_seeds(run)]
+    if len(runs) < 2:
+        raise ValueError(
+            f"expected at least 2 runs to compare, got {len(runs)}; give more run folders, or one "
+            "above several"
+        )
+    tags = list(dict.fromkeys(tag for run in runs for tag in rank_tags(run)))
+    has_loss = any("loss" in run.scalars for run in runs)
+    return Comparison(
+        runs=tuple(_compared_run(run) for run in runs),
+        ranks=tuple(_compared_tag(runs, tag) for tag in tags),
+        loss=_compared_tag(runs, "loss") if has_loss else None,
+    )
+
+
+def only_ranks(comparison: Comparison, patterns: Sequence[str]) -> Comparison:
+    """The comparison without the ranks whose tags match none of these globs."""
+    ranks = (rank for rank in comparison.ranks if matches(rank.tag, patterns))
+    return replace(comparison, ranks=tuple(ranks))
+
+
+def _compared_run(run: RunSeries) -> ComparedRun:
+    summary = summary_of(run)
+    return ComparedRun(
+        summary.name, summary.probes, summary.first_step, summary.last_step, summary.loss
+    )
+
+
+def _compared_tag(runs: Sequence[RunSeries], tag: str) -> ComparedTag:
+    logged = [run.scalars[tag] for run in runs if tag in run.scalars]
+    last = [float(run.scalars[tag].values[-1]) if tag in run.scalars else None for run in runs]
+    finite = [value for value in last if value is not None and isfinite(value)]
+    return ComparedTag(
+        tag,
+        tuple(last),
+        median=float(np.median(finite)) if finite else nan,
+        lowest=min(finite, default=nan),
+        highest=max(finite, default=nan),
+        differ=_first_difference(logged),
+    )
+
+
+def _first_difference(series: Sequence[ScalarSeries]) -> int | None:
+    """The first step at which two of them have values that differ; NaN is like NaN."""
+    seen: dict[int, float] = {}
+    differing = set()
+    for one in series:
+        for step, value in zip(one.steps.tolist(), one.values.tolist(), strict=True):
+            if not _same(seen.setdefault(step, value), value):
+                differing.add(step)
+    return min(differing, default=None)
+
+
+def _same(a: float, b: float) -> bool:
+    return a == b or (isnan(a) and isnan(b))

@@ -1,0 +1,101 @@
+"""Runs as CSV and JSON, with every digit; writes no file.
+
+JSON has no non-finite numbers: they are the strings "NaN", "Infinity" and "-Infinity", as in
+rankmon.jsonl.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from rankmon._util.globs import matches
+from rankmon.report.compare import Comparison
+from rankmon.report.summary import RunSummary
+from rankmon.runs.series import ArraySeries, RunSeries, ScalarSeries
+from rankmon.theory.tables import ClosedForms
+from rankmon.writers import jsonl_lines
+
+SCHEMA = 1  # raised whenever a key of the JSON changes its meaning or goes
+
+
+def csv_of(runs: Sequence[RunSeries], patterns: Sequence[str]) -> str:
+    """A line for each number: run, step, tag, value.
+
+    Args:
+      runs: the runs.
+      patterns: globs over the tags to write.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["run", "step", "tag", "value"])
+    for run in runs:
+        for tag, series in _chosen(run.scalars, patterns).items():
+            for step, value in zip(series.steps.tolist(), series.values.tolist(), strict=True):
+                writer.writerow([run.name, step, tag, repr(value)])
+    return text.getvalue()
+
+
+def report_json(
+    runs: Sequence[RunSeries], summaries: Sequence[RunSummary], patterns: Sequence[str]
+) -> str:
+    """Each run's summary and its series.
+
+    {"schema": 1, "runs": [{"summary": ..., "scalars": {tag: {"steps": [...], "values": [...]}},
+    "arrays": {tag: {"steps": [...], "values": [[...], ...]}}, "texts": {tag: {step: Markdown}}}]},
+    where a summary has the fields of `summary.RunSummary`.
+
+    Args:
+      runs: the runs.
+      summaries: of the same runs.
+      patterns: globs over the tags of the series to write.
+    """
+    entries = [
+        {
+            "summary": asdict(summary),
+            "scalars": _series(_chosen(run.scalars, patterns)),
+            "arrays": _series(_chosen(run.arrays, patterns)),
+            "texts": {tag: dict(texts) for tag, texts in run.texts.items()},
+        }
+        for run, summary in zip(runs, summaries, strict=True)
+    ]
+    return _json({"schema": SCHEMA, "runs": entries})
+
+
+def comparison_json(comparison: Comparison) -> str:
+    """The fields of `comparison.Comparison`, beside {"schema": 1}."""
+    return _json({"schema": SCHEMA, **asdict(comparison)})
+
+
+def prediction_json(forms: ClosedForms) -> str:
+    """The fields of `closed_forms.ClosedForms`, beside {"schema": 1}."""
+    return _json({"schema": SCHEMA, **asdict(forms)})
+
+
+def _chosen(series: Mapping[str, Any], patterns: Sequence[str]) -> dict[str, Any]:
+    return {tag: one for tag, one in series.items() if matches(tag, patterns)}
+
+
+def _series(series: Mapping[str, ScalarSeries | ArraySeries]) -> dict[str, Any]:
+    return {tag: {"steps": one.steps, "values": one.values} for tag, one in series.items()}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(_plain(value), allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """The same of what JSON knows."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.integer):
+        return value.tolist()
+    if isinstance(value, (float, np.ndarray)):
+        return jsonl_lines.numbers(value)
+    return value

@@ -1,0 +1,225 @@
+"""Runs as a PNG in the manner of figure S1 (arXiv 2106.16225); needs matplotlib, writes no file."""
+
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rankmon._util.text import printable
+from rankmon.report.summary import as_single_run
+from rankmon.runs.series import RunSeries
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+# Okabe and Ito's palette, safe for color-blind readers; thin lines lie on thick ones, so that both
+# of two curves that coincide stay visible.
+PARTS: Mapping[str, tuple[str, str, str, float]] = {
+    "H_L": (r"$H_L$", "#000000", "-", 4.5),
+    "H_o": (r"$H_o$", "#56B4E9", "-", 2.0),
+    "H_f": (r"$H_f$", "#D55E00", "-", 3.0),
+    "H_f_fixed": (r"$H_f^{\mathrm{fixed}}$", "#009E73", "--", 1.8),
+}
+
+
+LAYERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
+
+
+STYLE: Any = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "axes.axisbelow": True,
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "legend.frameon": False,
+}
+
+
+MARKERS = 9
+
+
+LABEL = 20  # characters of a weight's name
+
+
+def png_of(runs: Sequence[RunSeries]) -> bytes:
+    """A picture of the Hessian's ranks over the steps, a panel a run.
+
+    One run alone has its weights' ranks beside them. A run without the Hessian shows its weights.
+
+    Args:
+      runs: at least one.
+
+    Raises:
+      ModuleNotFoundError: without matplotlib.
+    """
+    import matplotlib
+
+    singles = [as_single_run(run) for run in runs]
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        # A name in a script that the font lacks is drawn as boxes.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure = _one_run(singles[0]) if len(runs) == 1 else _panels(singles)
+        png = io.BytesIO()
+        figure.savefig(png, format="png", dpi=130)
+    return png.getvalue()
+
+
+def _one_run(run: RunSeries) -> "Figure":
+    from matplotlib.figure import Figure
+
+    both = _has(run, "rank") and _has(run, "rank_weights")
+    figure = Figure(figsize=(11, 4.6) if both else (7.5, 4.6), layout="constrained")
+    if both:
+        left, right = figure.subplots(1, 2, width_ratios=(2.4, 1.2))
+        _draw_hessian(left, run)
+        _draw_weights(right, run)
+        left.set_title("Hessian")
+    else:
+        left = figure.subplots()
+        _draw(left, run)
+    left.set_ylabel("rank")
+    _add_legend(figure, [left])
+    figure.suptitle(printable(run.name), parse_math=False)
+    return figure
+
+
+def _panels(runs: Sequence[RunSeries]) -> "Figure":
+    from matplotlib.figure import Figure
+
+    columns = 2 if len(runs) in (2, 4) else 3
+    rows = -(-len(runs) // columns)
+    figure = Figure(figsize=(4.8 * columns, 3.6 * rows + 0.5), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for axes, run in zip(panels, runs, strict=False):
+        _draw(axes, run)
+        axes.set_title(printable(run.name), parse_math=False, fontsize=10)
+    for axes in panels[len(runs) :]:
+        axes.set_visible(False)
+    for axes in panels[::columns]:
+        axes.set_ylabel("rank")
+    _add_legend(figure, panels)
+    return figure
+
+
+def _draw(axes: "Axes", run: RunSeries) -> None:
+    draw = _draw_hessian if _has(run, "rank") or not _has(run, "rank_weights") else _draw_weights
+    draw(axes, run)
+
+
+def _has(run: RunSeries, group: str) -> bool:
+    return any(tag.startswith(f"{group}/") for tag in run.scalars)
+
+
+def _draw_hessian(axes: "Axes", run: RunSeries) -> None:
+    """The ranks, the band from low to high, theory as open circles, the loss in gray."""
+    _draw_loss(axes, run)
+    tags = [f"rank/{part}" for part in PARTS if f"rank/{part}" in run.scalars]
+    for part, (label, color, style, width) in PARTS.items():
+        if f"rank/{part}" not in run.scalars:
+            continue
+        ranks = run.scalars[f"rank/{part}"]
+        low, high = (run.scalars.get(f"rank_{end}/{part}") for end in ("low", "high"))
+        if low is not None and high is not None and len(low.steps) == len(high.steps):
+            axes.fill_between(low.steps, low.values, high.values, color=color, alpha=0.18, lw=0)
+        dot = "." if len(ranks.steps) == 1 else ""
+        axes.plot(ranks.steps, ranks.values, style, marker=dot, color=color, lw=width, label=label)
+        theory = run.scalars.get(f"rank_theory/{part}")
+        if theory is not None and part != "H_f_fixed":
+            few = np.unique(np.linspace(0, len(theory.steps) - 1, MARKERS).astype(int))
+            axes.plot(
+                theory.steps[few], theory.values[few], "o", color=color, mfc="white", ms=6, zorder=5
+            )
+    if _has(run, "rank_theory"):
+        axes.plot([], [], "o", color="#666666", mfc="white", ms=6, label="theory, linear networks")
+    _finish(axes, [step for tag in tags for step in run.scalars[tag].steps.tolist()])
+
+
+def _draw_loss(axes: "Axes", run: RunSeries) -> None:
+    """On a second axis, logarithmic, behind the ranks."""
+    loss = run.scalars.get("loss")
+    if loss is None or not np.any(loss.values > 0):
+        return
+    right = axes.twinx()
+    right.semilogy(loss.steps, loss.values, color="#9a9a9a", linewidth=1.2)
+    right.set_ylabel("loss", color="#7a7a7a")
+    right.tick_params(axis="y", colors="#7a7a7a")
+    right.grid(visible=False)
+    axes.set_zorder(right.get_zorder() + 1)
+    axes.patch.set_visible(False)
+
+
+def _draw_weights(axes: "Axes", run: RunSeries) -> None:
+    tags = [tag for tag in run.scalars if tag.startswith("rank_weights/")]
+    for i, tag in enumerate(tags):
+        series, dot = run.scalars[tag], "." if len(run.scalars[tag].steps) == 1 else ""
+        color = LAYERS[i % len(LAYERS)]
+        axes.plot(series.steps, series.values, marker=dot, color=color, lw=2.2)
+    for rank, name, color in _labels(run, tags):
+        axes.annotate(
+            name,
+            (1, rank),
+            xycoords=("axes fraction", "data"),
+            xytext=(-4, 3),
+            textcoords="offset points",
+            color=color,
+            ha="right",
+            fontsize=9,
+            parse_math=False,
+        )
+    axes.set(title="weights")
+    _finish(axes, [step for tag in tags for step in run.scalars[tag].steps.tolist()])
+
+
+def _labels(run: RunSeries, tags: Sequence[str]) -> list[tuple[float, str, str]]:
+    """The rank that weights end at, their name and color; one for all that end at the same rank.
+
+    Where two labels would lie on one another the lower one is left out.
+    """
+    ends: dict[float, list[int]] = {}
+    for i, tag in enumerate(tags):
+        last = float(run.scalars[tag].values[-1])
+        if np.isfinite(last):
+            ends.setdefault(last, []).append(i)
+    labels: list[tuple[float, str, str]] = []
+    for rank in sorted(ends, reverse=True):
+        last_drawn, name = ends[rank][-1], printable(tags[ends[rank][-1]].partition("/")[2])
+        name = name if len(name) <= LABEL else "\u2026" + name[-LABEL:]
+        more = f" and {len(ends[rank]) - 1} more" if len(ends[rank]) > 1 else ""
+        if not labels or labels[-1][0] - rank > 0.06 * labels[0][0]:
+            labels.append((rank, name + more, LAYERS[last_drawn % len(LAYERS)]))
+    return labels
+
+
+def _finish(axes: "Axes", steps: Sequence[int]) -> None:
+    """Ranks from 0; steps on a logarithmic axis where most of them come early."""
+    axes.set(xlabel="step")
+    axes.set_ylim(bottom=0)
+    different = sorted(set(steps))
+    if len(different) == 1:
+        axes.set_xticks(different)
+    elif different and np.median(different) < different[0] + 0.1 * (different[-1] - different[0]):
+        positive = [step for step in different if step > 0]
+        axes.set_xscale("symlog", linthresh=positive[0], linscale=0.5)
+        axes.set_xlim(different[0], 1.2 * different[-1])
+
+
+def _add_legend(figure: "Figure", panels: Sequence["Axes"]) -> None:
+    """One legend for all panels, each label once."""
+    labeled: dict[Any, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            labeled.setdefault(label, handle)
+    if labeled:
+        figure.legend(
+            list(labeled.values()),
+            list(labeled),
+            loc="outside lower center",
+            ncols=5,
+            handlelength=2.6,
+        )

@@ -1,0 +1,241 @@
+"""Summaries as tables for a terminal, readable at 80 columns and in a pipe; prints nothing.
+
+Names come from files: they are shown as they are, with what cannot be printed escaped.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+from math import isnan
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from rankmon._util.facts import Finding
+from rankmon._util.text import printable
+from rankmon.report.compare import ComparedTag, Comparison
+from rankmon.report.summary import Curve, Determinant, RankCurve, RunSummary, WeightCurves
+from rankmon.theory.tables import ClosedForms
+
+COLORS = {"ok": "green", "missing": "yellow", "broken": "bold red"}
+
+
+RUNS_A_TABLE = 4  # beside the tag, median, range and the step where they differ
+
+
+STEPS_SHOWN = 6
+
+
+def report(summary: RunSummary) -> RenderableType:
+    """The tables of one run."""
+    parts: list[RenderableType] = [_headline(summary)]
+    if summary.ranks:
+        parts.append(_ranks(summary))
+    if summary.weights:
+        parts.append(_weights(summary.weights))
+    if summary.determinants:
+        parts.append(_determinants(summary.determinants))
+    if summary.alerts:
+        parts.append(_alerts(summary))
+    return _stacked(parts)
+
+
+def _headline(summary: RunSummary) -> Text:
+    loss = summary.loss
+    lines = [f"{_plural(summary.probes, 'probe')}, {_span(summary.first_step, summary.last_step)}"]
+    if not isnan(loss.first):
+        lines.append(f"loss {loss.first:.4g} to {loss.last:.4g}, lowest {loss.lowest:.4g}")
+    if summary.over_seeds:
+        lines.append("medians over seeds; low..high is their range")
+    if summary.errors:
+        lines.append(f"{_plural(summary.errors, 'error')} of the monitor's")
+    return Text.assemble((printable(summary.name), "bold"), "\n" + "; ".join(lines))
+
+
+def _ranks(summary: RunSummary) -> Table:
+    headings = ("first", "last", "min", "theory", "agrees", "low..high", "changed")
+    table = _table("rank", *headings)
+    for group, curves in groupby(summary.ranks, key=lambda curve: curve.tag.partition("/")[0]):
+        table.add_row(Text(f"{group}/", style="dim"))
+        for curve in curves:
+            table.add_row(_indented(curve.tag.partition("/")[2]), *_rank_cells(curve))
+    return table
+
+
+def _rank_cells(curve: RankCurve) -> list[Text]:
+    agrees = f"{curve.agreed_steps}/{curve.predicted_steps}" if curve.predicted_steps else ""
+    return [
+        Text(_count(curve.first)),
+        Text(_count(curve.last)),
+        Text(_count(curve.lowest)),
+        Text(_count(curve.theory) if curve.predicted_steps else ""),
+        Text(agrees),
+        Text(_range(curve.low, curve.high)),
+        Text("" if curve.changed is None else f"at {curve.changed}"),
+    ]
+
+
+def _weights(weights: Sequence[WeightCurves]) -> Table:
+    table = _table("weight", "stable rank", "effective rank", "condition number")
+    for weight in weights:
+        curves = (weight.stable_rank, weight.effective_rank, weight.condition_number)
+        table.add_row(_name(weight.layer), *(Text(_first_to_last(curve)) for curve in curves))
+    return table
+
+
+def _determinants(determinants: Sequence[Determinant]) -> Table:
+    table = _table("determinant", "log|det|", "sign", "changes sign at")
+    for one in determinants:
+        signs = f"{one.sign.first:+.0f} to {one.sign.last:+.0f}"
+        shown = [str(step) for step in one.sign_changes[:STEPS_SHOWN]]
+        more = len(one.sign_changes) - len(shown)
+        steps = ", ".join([*shown, *([f"{more} more"] if more else [])]) or "never"
+        table.add_row(_name(one.layer), _first_to_last(one.log_abs), signs, Text(steps))
+    return table
+
+
+def _alerts(summary: RunSummary) -> Table:
+    table = _table("alert", "")
+    table.columns[0].no_wrap = True
+    table.columns[1].justify, table.columns[1].no_wrap = "left", False
+    for alert in summary.alerts:
+        for line in alert.text.splitlines():
+            message = printable(line.removeprefix("* "))
+            table.add_row(f"step {alert.step}", Text(message, style="red"))
+    return table
+
+
+def comparison(compared: Comparison) -> RenderableType:
+    """The tables of several runs side by side."""
+    count, legend = len(compared.runs), _table("run", "", "probes", "steps", "loss")
+    legend.columns[0].justify = "right"
+    legend.columns[1].justify, legend.columns[1].no_wrap = "left", False
+    for number, run in enumerate(compared.runs, 1):
+        steps = f"{run.first_step}..{run.last_step}"
+        loss = _first_to_last(run.loss)
+        legend.add_row(str(number), _name(run.name), str(run.probes), steps, loss)
+    if count <= RUNS_A_TABLE:
+        tables = [_final_ranks(compared.ranks, range(count), with_spread=True)]
+    else:
+        chunks = [range(count)[i : i + 8] for i in range(0, count, 8)]
+        tables = [_final_ranks(compared.ranks, range(0), with_spread=True)]
+        tables += [_final_ranks(compared.ranks, chunk, with_spread=False) for chunk in chunks]
+    return _stacked([legend, *tables, Text("\n".join(_sentences(compared)))])
+
+
+def _final_ranks(ranks: Sequence[ComparedTag], runs: range, *, with_spread: bool) -> Table:
+    numbers = [str(run + 1) for run in runs]
+    spread = ("median", "range", "differs") if with_spread else ()
+    table = _table("rank at the end", *numbers, *spread)
+    for rank in ranks:
+        last = [rank.last[run] for run in runs]
+        cells = ["" if value is None else _count(value) for value in last]
+        if with_spread:
+            never = "never" if _is_shared(rank) else ""
+            differs = never if rank.differ is None else f"at {rank.differ}"
+            reach = _range(rank.lowest, rank.highest)
+            cells += [_count(rank.median), reach, differs]
+        table.add_row(_name(rank.tag), *cells)
+    return table
+
+
+def _sentences(compared: Comparison) -> list[str]:
+    lines, loss = [_first_difference(compared)], compared.loss
+    if loss is not None:
+        lines.append(
+            f"Loss at the end: median {loss.median:.4g}, {loss.lowest:.4g}..{loss.highest:.4g}."
+        )
+    return lines
+
+
+def _first_difference(compared: Comparison) -> str:
+    if not any(_is_shared(rank) for rank in compared.ranks):
+        return "No rank was logged by more than one of the runs."
+    first = compared.first_differing
+    if not first:
+        return "The ranks agree at every step that the runs share."
+    tags = ", ".join(printable(rank.tag) for rank in first)
+    return f"The ranks differ first at step {first[0].differ}: {tags}."
+
+
+def _is_shared(rank: ComparedTag) -> bool:
+    return sum(value is not None for value in rank.last) > 1
+
+
+def prediction(forms: ClosedForms) -> RenderableType:
+    """The tables of the closed forms."""
+    biases = "with biases" if forms.bias else "without biases"
+    widths = "-".join(map(str, forms.dims))
+    ranks = _table("", "rank", "of p", "at most", "")
+    ranks.columns[4].justify, ranks.columns[4].no_wrap = "left", False
+    for part, rank in forms.ranks.items():
+        bounds = [bound for bound in forms.bounds if bound.part == part]
+        limits = ["\n".join(str(bound.value) for bound in bounds)]
+        limits.append("\n".join(bound.source for bound in bounds))
+        ranks.add_row(part, str(rank), f"{forms.per_parameter[part]:.2%}", *limits)
+    columns = _table("layer", "weights", "rank of its columns of H_f")
+    layers = zip(forms.dims[:-1], forms.dims[1:], forms.columns, strict=True)
+    for number, (before, after, rank) in enumerate(layers, 1):
+        columns.add_row(str(number), f"{after} x {before}", str(rank))
+    heading = Text(
+        f"{widths}, {forms.loss}, {biases}: p = {forms.p} parameters\n"
+        f"r = {forms.r} (inputs), s = {forms.s} (residuals with inputs), q = {forms.q}"
+    )
+    note = Text(
+        "For deep linear networks of full-rank weights; for others, the linear counterpart. "
+        "H_L's formula is a conjecture, exact on every network tried."
+    )
+    return _stacked([heading, ranks, columns, note])
+
+
+def finding(found: Finding) -> Text:
+    """The line of one finding, and what to do on the next, to be printed without wrapping."""
+    line = Text.assemble(
+        (f"{found.status:9}", COLORS[found.status]), f"{found.name:21}", printable(found.detail)
+    )
+    return line.append(f"\n{'':9}{found.remedy}", style="bold") if found.remedy else line
+
+
+def _stacked(parts: Sequence[RenderableType]) -> Group:
+    """One below the other, with an empty line between."""
+    first, *others = parts
+    return Group(first, *(Padding(part, (1, 0, 0, 0)) for part in others))
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    table.add_column(first, overflow="fold")
+    for heading in others:
+        table.add_column(heading, justify="right", no_wrap=True, overflow="fold")
+    return table
+
+
+def _name(name: str) -> Text:
+    return Text(printable(name))
+
+
+def _indented(name: str) -> Padding:
+    return Padding(_name(name), (0, 0, 0, 2))
+
+
+def _count(value: float) -> str:
+    """A rank; a median of ranks may have a fraction."""
+    return "NaN" if isnan(value) else f"{value:.10g}"
+
+
+def _range(low: float, high: float) -> str:
+    return "" if isnan(low) and isnan(high) else f"{_count(low)}..{_count(high)}"
+
+
+def _first_to_last(curve: Curve) -> str:
+    missing = isnan(curve.first) and isnan(curve.last)
+    return "" if missing else f"{curve.first:.4g} to {curve.last:.4g}"
+
+
+def _span(first: int, last: int) -> str:
+    return f"step {first}" if first == last else f"steps {first} to {last}"
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,193 @@
+"""Runs read back from a log folder as series over steps, live or finished; shows and writes none.
+
+`rankmon.jsonl` has all digits and is read where there is one; else TensorBoard's own reader takes
+the event files, all steps of them. What a restart superseded is left out either way, and so is a
+last record that is only half there: its writer is at work, or was killed.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorboard.backend.event_processing import io_wrapper
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
+
+from rankmon._util.files import PathLike, check_no_pipe
+from rankmon._util.warnings import warn_user
+from rankmon.runs.series import ArraySeries, RunSeries, ScalarSeries
+from rankmon.writers import jsonl_lines
+from rankmon.writers.base import Record
+from rankmon.writers.jsonl import read_jsonl
+
+_Steps = dict[int, Any]  # step -> what was logged last for it
+
+
+_OWN = re.compile(
+    r"(rank|rank_weights|rank_features|stable_rank|det_sign|lemma8|spectrum|rankmon)/."
+)
+
+
+def read_runs(logdir: PathLike) -> list[RunSeries]:
+    """All runs of rankmon in a log folder, which may itself be one.
+
+    Runs are named as TensorBoard names them and come in the order of their names, numbers by size.
+    Runs that are not rankmon's are left out.
+
+    Args:
+      logdir: what TensorBoard's --logdir takes.
+
+    Raises:
+      FileNotFoundError: where there is no such folder.
+      NotADirectoryError: where it is a file.
+      ValueError: where no run of rankmon is in it, or a rankmon.jsonl holds something else.
+      OSError: where a file cannot be read.
+    """
+    top = Path(logdir).expanduser()
+    if not top.exists():
+        raise FileNotFoundError(
+            f"expected a log folder, got {str(top)!r}, which does not exist; give the folder that "
+            "RankMonitor(..., logdir=...) was given, or one above it"
+        )
+    if not top.is_dir():
+        raise NotADirectoryError(
+            f"expected a log folder, got the file {str(top)!r}; give the folder that it lies in"
+        )
+    folders = list(_folders(top))
+    found = [_run(folder, name, logs) for folder, name, logs in folders]
+    runs = sorted((run for run in found if _is_rankmons(run)), key=lambda run: _natural(run.name))
+    if not runs:
+        others = f"none in {len(folders)} folders of logs" if folders else "no logs at all"
+        raise ValueError(
+            f"expected runs of rankmon in {str(top)!r}, got {others}; train with "
+            "RankMonitor(..., logdir=...) first, or give another folder"
+        )
+    return runs
+
+
+def read_several(folders: Sequence[PathLike]) -> list[RunSeries]:
+    """The runs in several folders, each once, named by their paths less what all of them share.
+
+    Args:
+      folders: of runs, or above some.
+
+    Raises:
+      OSError, ValueError: as `read_runs` does.
+    """
+    runs = {
+        (Path(folder).expanduser() / run.name).resolve(): run
+        for folder in folders
+        for run in read_runs(folder)
+    }
+    shared = os.path.commonpath([path.parent for path in runs])
+    return [replace(run, name=path.relative_to(shared).as_posix()) for path, run in runs.items()]
+
+
+def _folders(top: Path) -> Iterator[tuple[Path, str, list[str]]]:
+    """Each folder that holds a run, its name, and the names of its logs."""
+    for folder, below, names in os.walk(top, followlinks=True):
+        here = Path(folder)
+        logs = [n for n in names if n == jsonl_lines.NAME or io_wrapper.IsSummaryEventsFile(n)]
+        if logs:
+            yield here, here.relative_to(top).as_posix(), logs
+        # A link to a folder above would lead round in circles.
+        below[:] = [n for n in below if not here.resolve().is_relative_to((here / n).resolve())]
+
+
+def _run(folder: Path, name: str, logs: Sequence[str]) -> RunSeries:
+    pipes = {log for log in logs if _is_pipe(folder / log)}
+    if jsonl_lines.NAME in set(logs) - pipes:
+        records = read_jsonl(folder / jsonl_lines.NAME)
+        # Without a record it is that of a run that has just begun, or of a crash.
+        if records:
+            return _from_records(name, records)
+    # TensorBoard's reader would wait for a pipe for ever.
+    return RunSeries(name) if pipes - {jsonl_lines.NAME} else _from_events(name, folder)
+
+
+def _is_pipe(path: Path) -> bool:
+    """Whether reading it would block, with a warning then."""
+    try:
+        check_no_pipe(path)
+    except OSError as error:
+        warn_user(f"{error.strerror}: {path} is left out")
+        return True
+    return False
+
+
+def _from_records(name: str, records: Iterable[Record]) -> RunSeries:
+    scalars: dict[str, _Steps] = {}
+    arrays: dict[str, _Steps] = {}
+    texts: dict[str, _Steps] = {}
+    for record in records:
+        logged = ((scalars, record.scalars), (arrays, record.arrays), (texts, record.texts))
+        for into, values in logged:
+            for tag, value in values.items():
+                into.setdefault(tag, {})[record.step] = value
+    return _series(name, scalars, arrays, texts)
+
+
+def _from_events(name: str, folder: Path) -> RunSeries:
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
+    scalars: dict[str, _Steps] = {}
+    arrays: dict[str, _Steps] = {}
+    texts: dict[str, _Steps] = {}
+    for tag in events.Tags()["tensors"]:
+        plugin = events.SummaryMetadata(tag).plugin_data.plugin_name
+        into = {"scalars": scalars, "rankmon": arrays, "text": texts}.get(plugin)
+        if into is None:
+            continue
+        steps = {event.step: make_ndarray(event.tensor_proto) for event in events.Tensors(tag)}
+        if plugin == "rankmon":
+            into[tag.removesuffix("/values")] = steps
+        elif all(array.size == 1 for array in steps.values()):
+            into[tag] = {step: array.item() for step, array in steps.items()}
+    return _series(name, scalars, arrays, texts)
+
+
+def _series(
+    name: str,
+    scalars: Mapping[str, _Steps],
+    arrays: Mapping[str, _Steps],
+    texts: Mapping[str, _Steps],
+) -> RunSeries:
+    return RunSeries(
+        name=name,
+        scalars={tag: _scalar_series(steps) for tag, steps in scalars.items()},
+        arrays={tag: _array_series(steps) for tag, steps in arrays.items()},
+        texts={
+            tag: {step: _text(steps[step]) for step in sorted(steps)}
+            for tag, steps in texts.items()
+        },
+    )
+
+
+def _scalar_series(values: _Steps) -> ScalarSeries:
+    steps = sorted(values)
+    return ScalarSeries(
+        np.array(steps, np.int64), np.array([values[step] for step in steps], np.float64)
+    )
+
+
+def _array_series(values: _Steps) -> ArraySeries:
+    steps = sorted(values)
+    vectors = tuple(np.asarray(values[step], np.float64).ravel() for step in steps)
+    return ArraySeries(np.array(steps, np.int64), vectors)
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _is_rankmons(run: RunSeries) -> bool:
+    return any(_OWN.match(tag) for tag in (*run.scalars, *run.arrays, *run.texts))
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts seed_2 before seed_10."""
+    parts = re.split(r"(\d+)", name)  # digits at the odd places
+    return [(int(part), "") if i % 2 else (-1, part) for i, part in enumerate(parts)]

@@ -1,0 +1,1 @@
+"""The Ranks tab of TensorBoard; imports no JAX."""

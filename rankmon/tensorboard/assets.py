@@ -1,0 +1,33 @@
+"""The files that a browser gets: scripts, styles, licenses; not who serves or embeds them."""
+
+from collections.abc import Mapping
+from importlib.resources import files
+from types import MappingProxyType
+
+_STATIC = files("rankmon.tensorboard") / "static"
+
+
+_TYPES = MappingProxyType(
+    {".js": "text/javascript", ".css": "text/css", ".txt": "text/plain", ".md": "text/plain"}
+)
+
+
+def static_files() -> Mapping[str, str]:
+    """The names below static/ of the files that are served, and their types."""
+    found = {}
+    folders = [("", _STATIC)]
+    while folders:
+        prefix, folder = folders.pop()
+        for entry in folder.iterdir() if folder.is_dir() else ():
+            name = prefix + entry.name
+            kind = _TYPES.get(entry.name[entry.name.rfind(".") :])
+            if entry.is_dir():
+                folders.append((f"{name}/", entry))
+            elif kind is not None:
+                found[name] = kind
+    return found
+
+
+def static_text(name: str) -> str:
+    """The contents of one of these files."""
+    return _STATIC.joinpath(*name.split("/")).read_text(encoding="utf-8")

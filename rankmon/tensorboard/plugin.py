@@ -1,0 +1,194 @@
+"""The "Ranks" tab as a TensorBoard plugin: its routes, and the samples it needs; draws nothing."""
+
+import functools
+import json
+import re
+from collections.abc import Callable, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from tensorboard import errors, plugin_util
+from tensorboard.backend import http_util
+from tensorboard.plugins import base_plugin
+from werkzeug.wrappers import Request, Response
+
+from rankmon.runs.series import ArraySeries
+from rankmon.tensorboard import payload
+from rankmon.tensorboard.assets import static_files, static_text
+from rankmon.tensorboard.provider import ARRAYS, TEXTS, Stored, Tags
+
+# By themselves TensorBoard's readers keep ten of a tag, or a hundred. These are as many spectra as
+# they keep scalars, and as many texts as the Text tab shows.
+_SAMPLES = MappingProxyType({ARRAYS: 1000, TEXTS: 100})
+
+
+_STEP = re.compile(r"-?[0-9]{1,18}")
+
+
+_Answer = Callable[[Stored, Request], payload.Json]
+
+
+class RanksLoader(base_plugin.TBLoader):
+    """Loads the tab."""
+
+    def fix_flags(self, flags: Any) -> None:
+        """Has TensorBoard keep enough spectra and alerts.
+
+        What the user says in --samples_per_plugin=rankmon=...,text=... holds.
+        """
+        flags.samples_per_plugin = {**_SAMPLES, **(flags.samples_per_plugin or {})}
+
+    def load(self, context: base_plugin.TBContext) -> "RanksPlugin":
+        """The tab."""
+        return RanksPlugin(context)
+
+
+class RanksPlugin(base_plugin.TBPlugin):
+    """The "Ranks" tab."""
+
+    plugin_name = "ranks"
+
+    def __init__(self, context: base_plugin.TBContext) -> None:
+        self._provider = context.data_provider
+
+    def get_plugin_apps(self) -> dict[str, Callable[..., Any]]:
+        """The routes: the data, and each of the files that were installed with the package."""
+        answers: dict[str, _Answer] = {
+            "/runs": _runs,
+            "/scalars": _scalars,
+            "/counts": _counts,
+            "/spectrum": _spectrum,
+            "/heatmap": _heatmap,
+            "/texts": _texts,
+        }
+        data = {route: functools.partial(self._serve, answer) for route, answer in answers.items()}
+        static = {
+            f"/static/{name}": functools.partial(_serve_file, name, kind)
+            for name, kind in static_files().items()
+        }
+        return {route: _get_only(serve) for route, serve in {**data, **static}.items()}
+
+    def is_active(self) -> bool:
+        """True: whether there are runs is asked by the tab, which says what to do without."""
+        return True
+
+    def frontend_metadata(self) -> base_plugin.FrontendMetadata:
+        """The tab's name and module."""
+        return base_plugin.FrontendMetadata(
+            es_module_path="/static/index.js", tab_name="Ranks", disable_reload=True
+        )
+
+    def _serve(self, answer: _Answer, request: Request) -> Response:
+        environ = request.environ
+        stored = Stored(
+            self._provider, plugin_util.context(environ), plugin_util.experiment_id(environ)
+        )
+        body = json.dumps(answer(stored, request), allow_nan=False)
+        return http_util.Respond(request, body, "application/json")
+
+
+def _serve_file(name: str, kind: str, request: Request) -> Response:
+    return http_util.Respond(request, static_text(name), kind)
+
+
+def _get_only(serve: Callable[[Request], Response]) -> Callable[..., Any]:
+    @Request.application
+    def application(request: Request) -> Response:
+        if request.method not in ("GET", "HEAD"):
+            text = f"expected GET, got {request.method}; this tab reads only"
+            return http_util.Respond(
+                request, text, "text/plain", code=405, headers=[("Allow", "GET, HEAD")]
+            )
+        return serve(request)
+
+    return application
+
+
+def _argument(request: Request, name: str) -> str:
+    value = request.args.get(name)
+    if value is None:
+        raise errors.InvalidArgumentError(f"expected {name}=... in the address, got none; name one")
+    return value
+
+
+def _tags(stored: Stored, runs: Sequence[str]) -> dict[str, Tags]:
+    """Those of the runs that are there: others may have been removed since they were listed."""
+    found = stored.tags(runs)
+    if not found:
+        named = " or ".join(map(repr, runs))
+        raise errors.NotFoundError(f"expected the name of a run, got {named}; see the route runs")
+    return found
+
+
+def _part(stored: Stored, run: str, part: str) -> ArraySeries:
+    series = stored.spectrum(run, part)
+    if series is None or not len(series.steps):
+        raise errors.NotFoundError(
+            f"expected a part with a spectrum, got {part!r}; see the route runs"
+        )
+    return series
+
+
+def _runs(stored: Stored, _: Request) -> payload.Json:
+    overviews = [
+        payload.overview(run, tags.scalars, tags.arrays, tags.texts)
+        for run, tags in sorted(stored.tags().items(), key=lambda item: _natural(item[0]))
+        if payload.is_own([*tags.scalars, *tags.arrays, *tags.texts])
+    ]
+    return {"runs": overviews}
+
+
+def _scalars(stored: Stored, request: Request) -> payload.Json:
+    runs, prefixes = request.args.getlist("run"), request.args.getlist("prefix")
+    if not runs or not prefixes:
+        raise errors.InvalidArgumentError(
+            "expected run=... and prefix=..., got none of one; name one or more"
+        )
+    known = _tags(stored, runs)
+    all_tags = {tag for tags in known.values() for tag in tags.scalars}
+    read = stored.scalars(runs, [tag for tag in all_tags if tag.startswith(tuple(prefixes))])
+    return {"runs": {run: payload.scalars(read.get(run, {}), prefixes) for run in known}}
+
+
+def _counts(stored: Stored, request: Request) -> payload.Json:
+    run = _argument(request, "run")
+    tags = _tags(stored, [run])[run]
+    parts = [part for part in payload.parts(tags.arrays) if f"tolerance/{part}" in tags.scalars]
+    cuts = stored.scalars([run], [f"tolerance/{part}" for part in parts]).get(run, {})
+    spectra = {part: stored.spectrum(run, part) for part in parts}
+    return payload.counts_of_run(
+        {part: series for part, series in spectra.items() if series is not None},
+        {tag.removeprefix("tolerance/"): series for tag, series in cuts.items()},
+    )
+
+
+def _spectrum(stored: Stored, request: Request) -> payload.Json:
+    run, part, step = (_argument(request, name) for name in ("run", "part", "step"))
+    if not _STEP.fullmatch(step):
+        raise errors.InvalidArgumentError(
+            f"expected step to be an integer, got {step!r}; give a step of training"
+        )
+    _tags(stored, [run])
+    series = _part(stored, run, part)
+    cut, zeros = f"tolerance/{part}", f"spectrum_zeros/{part}"
+    scalars = stored.scalars([run], [cut, zeros]).get(run, {})
+    return payload.spectrum(series, scalars.get(cut), scalars.get(zeros), int(step))
+
+
+def _heatmap(stored: Stored, request: Request) -> payload.Json:
+    run, part = _argument(request, "run"), _argument(request, "part")
+    _tags(stored, [run])
+    series = _part(stored, run, part)
+    cut = f"tolerance/{part}"
+    return payload.heatmap(series, stored.scalars([run], [cut]).get(run, {}).get(cut))
+
+
+def _texts(stored: Stored, request: Request) -> payload.Json:
+    run = _argument(request, "run")
+    return payload.texts(stored.texts(run, _tags(stored, [run])[run].texts))
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """seed_2 before seed_10."""
+    pieces = re.split(r"(\d+)", name)
+    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in pieces]

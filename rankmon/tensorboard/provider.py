@@ -1,0 +1,122 @@
+"""Series as TensorBoard's data provider has them, and nothing that is read past it."""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from tensorboard.data.provider import DataProvider, RunTagFilter
+from tensorboard.plugins.scalar.metadata import PLUGIN_NAME as SCALARS
+from tensorboard.plugins.text.metadata import PLUGIN_NAME as TEXTS
+
+from rankmon.runs.series import ArraySeries, ScalarSeries
+
+# The plugin name of the tensors that training writes.
+ARRAYS = "rankmon"
+
+
+# TensorBoard has thinned what it keeps already: by --samples_per_plugin, or as scalars by default.
+_ALL_KEPT = 2**31 - 1
+
+
+_VALUES = "/values"
+
+
+_TEXT_TAGS = re.compile(r"rankmon/(card|alerts)$")
+
+
+_Datum = TypeVar("_Datum")
+
+
+@dataclass(frozen=True)
+class Tags:
+    """The tags of one run."""
+
+    scalars: list[str]
+    arrays: list[str]
+    texts: list[str]
+
+
+class Stored:
+    """One experiment's series, read when asked for.
+
+    Args:
+      provider: TensorBoard's.
+      context: of the request.
+      experiment: its id.
+    """
+
+    def __init__(self, provider: DataProvider, context: Any, experiment: str) -> None:
+        self._provider = provider
+        self._where = {"ctx": context, "experiment_id": experiment}
+
+    def tags(self, runs: Collection[str] | None = None) -> dict[str, Tags]:
+        """Those of each of these runs that there is; of all for None."""
+        asked = {**self._where, "run_tag_filter": RunTagFilter(runs=runs)}
+        scalars = self._provider.list_scalars(**asked, plugin_name=SCALARS)
+        arrays = self._provider.list_tensors(**asked, plugin_name=ARRAYS)
+        texts = self._provider.list_tensors(**asked, plugin_name=TEXTS)
+        return {
+            run: Tags(
+                list(scalars.get(run, ())),
+                [t.removesuffix(_VALUES) for t in arrays.get(run, ()) if t.endswith(_VALUES)],
+                [t for t in texts.get(run, ()) if _TEXT_TAGS.match(t)],
+            )
+            for run in {**scalars, **arrays, **texts}
+        }
+
+    def scalars(
+        self, runs: Collection[str], tags: Collection[str]
+    ) -> dict[str, dict[str, ScalarSeries]]:
+        """The scalars of these runs and tags."""
+        read = self._provider.read_scalars(**self._wanted(SCALARS, runs, tags))
+        return {
+            run: {tag: _scalar_series(data) for tag, data in by_tag.items()}
+            for run, by_tag in read.items()
+        }
+
+    def spectrum(self, run: str, part: str) -> ArraySeries | None:
+        """The spectra of one part; None where there are none."""
+        tag = f"spectrum/{part}{_VALUES}"
+        read = self._provider.read_tensors(**self._wanted(ARRAYS, [run], [tag]))
+        data = read.get(run, {}).get(tag)
+        return None if data is None else _array_series(data)
+
+    def texts(self, run: str, tags: Collection[str]) -> dict[str, dict[int, str]]:
+        """The texts of a run by tag and step."""
+        read = self._provider.read_tensors(**self._wanted(TEXTS, [run], tags))
+        by_tag: Mapping[str, Iterable[Any]] = read.get(run, {})
+        return {
+            tag: {datum.step: _text(datum.numpy) for datum in data} for tag, data in by_tag.items()
+        }
+
+    def _wanted(self, plugin: str, runs: Collection[str], tags: Collection[str]) -> dict[str, Any]:
+        return {
+            **self._where,
+            "plugin_name": plugin,
+            "downsample": _ALL_KEPT,
+            "run_tag_filter": RunTagFilter(runs=runs, tags=tags),
+        }
+
+
+def _scalar_series(data: Iterable[Any]) -> ScalarSeries:
+    latest = _latest((datum.step, datum.value) for datum in data)
+    steps, values = list(latest), list(latest.values())
+    return ScalarSeries(np.array(steps, np.int64), np.array(values, np.float64))
+
+
+def _array_series(data: Iterable[Any]) -> ArraySeries:
+    latest = _latest((d.step, d.numpy) for d in data if np.ndim(d.numpy) == 1)
+    values = tuple(np.asarray(value, np.float64) for value in latest.values())
+    return ArraySeries(np.array(list(latest), np.int64), values)
+
+
+def _latest(data: Iterable[tuple[int, _Datum]]) -> dict[int, _Datum]:
+    """By ascending step; what came last holds where a step was written twice."""
+    return dict(sorted(dict(data).items()))
+
+
+def _text(value: Any) -> str:
+    first = np.ravel(value)[0] if np.size(value) else b""
+    return first.decode("utf-8", "replace") if isinstance(first, bytes) else str(first)

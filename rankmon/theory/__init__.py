@@ -1,0 +1,25 @@
+"""Closed forms of what theory predicts: ranks here, `spectra`, `lemma8` and `tables` beside them."""
+
+from rankmon.theory.closed_forms import (
+    number_of_parameters,
+    rank_functional,
+    rank_functional_bound,
+    rank_functional_columns,
+    rank_loss,
+    rank_loss_bound,
+    rank_outer,
+    rank_outer_bound,
+    rank_per_parameter,
+)
+
+__all__ = [
+    "number_of_parameters",
+    "rank_functional",
+    "rank_functional_bound",
+    "rank_functional_columns",
+    "rank_loss",
+    "rank_loss_bound",
+    "rank_outer",
+    "rank_outer_bound",
+    "rank_per_parameter",
+]

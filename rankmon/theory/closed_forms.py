@@ -1,0 +1,310 @@
+"""The ranks that theory predicts, as integers in closed form; no arrays, no measurement.
+
+Symbols (arXiv 2106.16225): a deep linear network F(x) = W^L ... W^1 x has the widths d = M_0, M_1,
+..., M_L = K, written `dims`. r is the rank of the inputs, s that of Omega = E[delta x^T], the
+covariance of residuals and inputs, q = min(r, M_1, ..., M_{L-1}, K), qh = min(q, s),
+M = M_1 + ... + M_{L-1}. o is 1 for a network with biases and 0 without; with biases x gains a
+coordinate 1, so that Omega is K x (d + 1), and r is the rank of the centered inputs
+(Assumption A3: E[x] = 0), that is rank [X 1] - 1. Under cross entropy K - 1 takes the place of K
+everywhere: softmax makes the outputs dependent.
+
+What these formulas are. They contain the paper's (Theorems 3, 5 and 12, Corollaries 4 and 6,
+section S7) and extend them to every bottleneck, every s, and to biases with both. They are exact on
+every generic network tried, in exact arithmetic. The ranks of H_f's columns follow from an
+argument; that they add up to rank H_f, and above all the formula of H_L, is a conjecture found by
+exact computation, not proved. They hold for weights of full rank (A1) and for residuals in general
+position. At other weights, and with residuals in special position (at a stationary point of the
+last bias E[delta] = 0), the ranks can only be lower.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from rankmon.theory.symbols import Symbols, flag, integer, symbols_of, widths_of, within
+
+
+def rank_outer(
+    dims: Sequence[int],
+    *,
+    r: int | None = None,
+    s: int | None = None,
+    bias: bool = False,
+    loss: str = "mse",
+) -> int:
+    """The rank of the outer-product Hessian H_o: q (r + K - q) + o K.
+
+    Exact on every generic network tried, for weights of full rank. Without biases it is proved;
+    with biases Theorem 12 proves it as an upper bound. It does not depend on s.
+
+    Args:
+      dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.
+      r: rank of the inputs, 0 to d; with biases of the centered inputs, rank [X 1] - 1. Default d.
+      s: rank of Omega, 0 to min(K, r + o); checked, not used. Default its maximum.
+      bias: whether every layer has a bias.
+      loss: "mse", "cosh" or "cross_entropy"; for a loss of your own with a non-singular output
+        Hessian, "mse".
+
+    Raises:
+      TypeError: for widths or ranks that are not integers, or a bias that is not a bool.
+      ValueError: for widths, ranks or a loss out of range.
+
+    Source: arXiv 2106.16225, Corollary 4, Theorem 12, section S7.3.
+
+    Example:
+      >>> rank_outer((30, 25, 20, 15, 10))
+      300
+    """
+    t = symbols_of(dims, r, s, bias, loss)
+    return t.q * (t.r + t.K - t.q) + t.o * t.K
+
+
+def rank_functional_columns(
+    dims: Sequence[int],
+    *,
+    r: int | None = None,
+    s: int | None = None,
+    bias: bool = False,
+    loss: str = "mse",
+) -> tuple[int, ...]:
+    """The ranks of the L column blocks of the functional Hessian H_f, one for each layer's weights.
+
+    left_l + right_l - a_{l,1} max(f_{l,L} - o, 0), where
+      left_l  = sum_{j=1}^{l-1} (a_{l,j} - a_{l,j+1}) min(M_j, ..., M_{l-1}),
+      right_l = sum_{k=l+1}^{L} (f_{l,k} - f_{l,k-1}) min(M_l, ..., M_{k-1}),
+      a_{l,j} = min(u_l, s, rho_j + o) for j < l, a_{l,l} = 0,
+      f_{l,k} = min(rho_l + o, s, u_k) for k > l, f_{l,l} = 0,
+      rho_l = min(r, M_1, ..., M_{l-1}), u_l = min(M_l, ..., M_{L-1}, K).
+    Without biases and for L >= 2 that is qh M_{l-1} + qh M_l - qh^2, with s in place of M_0 and
+    M_L. A layer's bias belongs to its block. The formula follows from an argument and is exact on
+    every generic network tried, for weights of full rank.
+
+    Args:
+      dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.
+      r: rank of the inputs, 0 to d; with biases of the centered inputs, rank [X 1] - 1. Default d.
+      s: rank of Omega, 0 to min(K, r + o). Default its maximum.
+      bias: whether every layer has a bias.
+      loss: "mse", "cosh" or "cross_entropy"; for a loss of your own with a non-singular output
+        Hessian, "mse".
+
+    Returns:
+      L ranks, first layer first; (0,) for L = 1.
+
+    Raises:
+      TypeError: for widths or ranks that are not integers, or a bias that is not a bool.
+      ValueError: for widths, ranks or a loss out of range.
+
+    Source: without biases arXiv 2106.16225, Theorem 5; with biases not in the paper.
+    """
+    return _functional_columns(symbols_of(dims, r, s, bias, loss))
+
+
+@lru_cache(maxsize=1)  # H_f and H_L of one network are asked for one after the other
+def _functional_columns(t: Symbols) -> tuple[int, ...]:
+    return tuple(t.left(i) + t.right(i) - t.overlap(i) for i in range(1, t.L + 1))
+
+
+def rank_functional(
+    dims: Sequence[int],
+    *,
+    r: int | None = None,
+    s: int | None = None,
+    bias: bool = False,
+    loss: str = "mse",
+) -> int:
+    """The rank of the functional Hessian H_f: the sum of `rank_functional_columns`.
+
+    Exact on every generic network tried, for weights of full rank; without biases the paper proves
+    it as an upper bound (`rank_functional_bound`). 0 for L = 1.
+
+    Args:
+      dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.
+      r: rank of the inputs, 0 to d; with biases of the centered inputs, rank [X 1] - 1. Default d.
+      s: rank of Omega, 0 to min(K, r + o). Default its maximum.
+      bias: whether every layer has a bias.
+      loss: "mse", "cosh" or "cross_entropy"; for a loss of your own with a non-singular output
+        Hessian, "mse".
+
+    Raises:
+      TypeError: for widths or ranks that are not integers, or a bias that is not a bool.
+      ValueError: for widths, ranks or a loss out of range.
+
+    Source: arXiv 2106.16225, Corollary 6, sections S7.2 and S7.3; bottlenecks with biases are not
+    in the paper.
+
+    Example:
+      >>> rank_functional((30, 25, 20, 15, 10))
+      1000
+    """
+    return sum(rank_functional_columns(dims, r=r, s=s, bias=bias, loss=loss))
+
+
+def rank_loss(
+    dims: Sequence[int],
+    *,
+    r: int | None = None,
+    s: int | None = None,
+    bias: bool = False,
+    loss: str = "mse",
+) -> int:
+    """The rank of the loss Hessian H_L: rank H_o + rank H_f - qh (2 s - qh - o); rank H_o if L = 1.
+
+    A conjecture found by exact computation, not proved: exact on every generic network tried, for
+    weights of full rank.
+
+    Args:
+      dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.
+      r: rank of the inputs, 0 to d; with biases of the centered inputs, rank [X 1] - 1. Default d.
+      s: rank of Omega, 0 to min(K, r + o). Default its maximum.
+      bias: whether every layer has a bias.
+      loss: "mse", "cosh" or "cross_entropy"; for a loss of your own with a non-singular output
+        Hessian, "mse".
+
+    Raises:
+      TypeError: for widths or ranks that are not integers, or a bias that is not a bool.
+      ValueError: for widths, ranks or a loss out of range.
+
+    Source: for s >= q without biases, and for two layers or no bottleneck with biases, the formulas
+    of arXiv 2106.16225 (main text, sections S7.2 and S7.3); the rest is not in the paper.
+
+    Example:
+      >>> rank_loss((30, 25, 20, 15, 10)), rank_loss((30, 25, 20, 15, 10), s=7)
+      (1200, 993)
+    """
+    t = symbols_of(dims, r, s, bias, loss)
+    outer = rank_outer(dims, r=r, s=s, bias=bias, loss=loss)
+    if t.L == 1:
+        return outer
+    functional = rank_functional(dims, r=r, s=s, bias=bias, loss=loss)
+    return outer + functional - t.qh * (2 * t.s - t.qh - t.o)
+
+
+def rank_outer_bound(
+    dims: Sequence[int], *, r: int | None = None, active: int | None = None, loss: str = "mse"
+) -> int:
+    """An upper bound on rank H_o with one hidden layer and no biases: Mt (r + K - 1).
+
+    Proved for activations with sigma(z) = sigma'(z) z (ReLU, leaky ReLU, linear). Under cross
+    entropy K - 1 takes the place of K, by the same proof applied to K - 1 independent
+    combinations of the outputs.
+
+    Args:
+      dims: widths (d, M_1, K), positive integers.
+      r: rank of the inputs, 0 to d. Default d.
+      active: Mt, the number of hidden units active on at least one example, 0 to M_1. Default M_1.
+      loss: as for `rank_outer`.
+
+    Raises:
+      TypeError: for widths or ranks that are not integers.
+      ValueError: for widths, ranks or a loss out of range.
+
+    Source: arXiv 2106.16225, Theorem 9.
+    """
+    t = symbols_of(dims, r, None, False, loss)
+    if t.L != 2:
+        raise ValueError(
+            f"expected the widths (d, M_1, K) of one hidden layer, got {tuple(dims)}; "
+            "Theorem 9 says nothing of other depths"
+        )
+    Mt = t.M[1] if active is None else within("active", active, t.M[1], "M_1")
+    return Mt * (t.r + t.K - 1)
+
+
+def rank_functional_bound(
+    dims: Sequence[int], *, r: int | None = None, s: int | None = None, loss: str = "mse"
+) -> int:
+    """The proved upper bound on rank H_f without biases: 2 qh M + 2 qh s - L qh^2.
+
+    For L >= 2 it equals `rank_functional` without biases, which is met on every generic network
+    tried.
+
+    Args:
+      dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.
+      r: rank of the inputs, 0 to d. Default d.
+      s: rank of Omega, 0 to min(K, r). Default its maximum.
+      loss: as for `rank_outer`.
+
+    Raises:
+      TypeError: for widths or ranks that are not integers.
+      ValueError: for widths, ranks or a loss out of range.
+
+    Source: arXiv 2106.16225, Corollary 6.
+    """
+    t = symbols_of(dims, r, s, False, loss)
+    M = sum(t.M[1:-1])
+    return 2 * t.qh * M + 2 * t.qh * t.s - t.L * t.qh**2
+
+
+def rank_loss_bound(dims: Sequence[int], *, n: int, loss: str = "mse") -> int:
+    """An upper bound on rank H_L for any activations before a linear last layer: n (K + 2 M).
+
+    Each example's share of H_o factors through the K outputs. Its share of H_f: the gradient of
+    <delta, F> in layer l is e^l (h^{l-1})^T, so that to first order it moves only with the M
+    entries of h^1, ..., h^{L-1} and the M of e^1, ..., e^{L-1}. It holds with and without biases;
+    tanh networks with biases met it on every single example tried. Past p it says nothing. Under
+    cross entropy K - 1 takes the place of K.
+
+    Args:
+      dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.
+      n: the number of examples, at least 1.
+      loss: as for `rank_outer`.
+
+    Raises:
+      TypeError: for widths or a number of examples that are not integers.
+      ValueError: for widths, a number of examples or a loss out of range.
+
+    Source: the argument above; bounds that grow with n so are the coarse ones of arXiv 2106.16225,
+    section S9.3.
+    """
+    t = symbols_of(dims, None, None, False, loss)
+    if integer("n", n) < 1:
+        raise ValueError(f"expected at least n = 1 example, got {n}; pass the size of the batch")
+    return n * (t.K + 2 * sum(t.M[1:-1]))
+
+
+def rank_per_parameter(
+    dims: Sequence[int],
+    *,
+    r: int | None = None,
+    s: int | None = None,
+    bias: bool = False,
+    loss: str = "mse",
+) -> dict[str, float]:
+    """rank/#params of "H_L", "H_o" and "H_f", from the closed forms alone.
+
+    Nothing is formed, so that widths of thousands cost what small ones cost.
+
+    Args:
+      dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.
+      r: rank of the inputs, 0 to d; with biases of the centered inputs, rank [X 1] - 1. Default d.
+      s: rank of Omega, 0 to min(K, r + o). Default its maximum.
+      bias: whether every layer has a bias.
+      loss: as for `rank_outer`.
+
+    Raises:
+      TypeError: for widths or ranks that are not integers, or a bias that is not a bool.
+      ValueError: for widths, ranks or a loss out of range.
+
+    Source: arXiv 2106.16225, sections S7.4 and S9.2 (figures S3 and S20).
+
+    Example:
+      >>> round(rank_per_parameter((2352, 5000, 5000, 5000, 10))["H_f"], 6)
+      0.00485
+    """
+    p = number_of_parameters(dims, bias=bias)
+    ranks = {"H_L": rank_loss, "H_o": rank_outer, "H_f": rank_functional}
+    return {part: rank(dims, r=r, s=s, bias=bias, loss=loss) / p for part, rank in ranks.items()}
+
+
+def number_of_parameters(dims: Sequence[int], *, bias: bool = False) -> int:
+    """The number of parameters p = sum_l M_l (M_{l-1} + o).
+
+    Args:
+      dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.
+      bias: whether every layer has a bias.
+
+    Raises:
+      TypeError: for widths that are not integers, or a bias that is not a bool.
+      ValueError: for fewer than two widths, or widths below 1.
+    """
+    widths, o = widths_of(dims), int(flag("bias", bias))
+    return sum(m * (before + o) for before, m in zip(widths[:-1], widths[1:], strict=True))

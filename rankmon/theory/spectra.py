@@ -1,0 +1,231 @@
+"""Eigenvalues of H_o and H_f that theory gives in closed form; the counts are in `theory`.
+
+Symbols (arXiv 2106.16225, section S8): F(x) = W^L ... W^1 x with the widths d = M_0, ..., M_L = K,
+W^{k:l} = W^k ... W^l, Sigma = E[x x^T], h = F^{L-1:1}(x) what the last layer receives,
+Omega = E[delta x^T], and the loss mse, whose output Hessian is the identity. E is the mean over the
+probe batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from rankmon.linalg.spectrum import singular_values
+from rankmon.theory.symbols import flag, integer
+
+
+@dataclass(frozen=True, eq=False)
+class Plateaus:
+    """Eigenvalues that repeat.
+
+    Attributes:
+      levels: where they lie, descending.
+      width: how often each occurs, at the least.
+    """
+
+    levels: Float[np.ndarray, " m"]
+    width: int
+
+
+@dataclass(frozen=True)
+class PlateauMatch:
+    """One predicted plateau beside the spectrum measured.
+
+    Attributes:
+      level: the eigenvalue predicted.
+      width: how often it is predicted to occur.
+      found: how many measured eigenvalues lie within `tolerance` of it.
+      error: relative distance of the furthest of the `width` nearest ones.
+      tolerance: relative.
+    """
+
+    level: float
+    width: int
+    found: int
+    error: float
+    tolerance: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether at least `width` eigenvalues lie within the tolerance."""
+        return self.found >= self.width
+
+
+def outer_spectrum(
+    weights: Sequence[Float[np.ndarray, "out in"]], inputs: Float[np.ndarray, "n d"]
+) -> Float[np.ndarray, " m"]:
+    """The eigenvalues of H_o of a deep linear network under mse that can be non-zero.
+
+    Those of [sum_l W^{L:l+1} W^{l+1:L} (x) W^{1:l-1} W^{l-1:1}] (I_K (x) Sigma), of size K d.
+    Sigma = V diag(sigma^2) V^T enters through the singular values of X / sqrt(n), on both sides, so
+    that the matrix is symmetric and of size K min(n, d); p never occurs.
+
+    Args:
+      weights: (W^1, ..., W^L), each M_l x M_{l-1}.
+      inputs: the probe batch.
+
+    Returns:
+      K min(n, d) eigenvalues, descending; all others of H_o are zero.
+
+    Raises:
+      TypeError: for what is no sequence of arrays of numbers.
+      ValueError: for weights that are no chain, inputs that do not fit, or values that are not
+        finite.
+
+    Source: arXiv 2106.16225, section S8.1.
+    """
+    if not isinstance(weights, Sequence):
+        raise TypeError(
+            f"expected weights to be a sequence of matrices, got {type(weights).__name__}; pass "
+            "(W^1, ..., W^L)"
+        )
+    chain = [_finite("every weight", W, axes=2) for W in weights]
+    x = _finite("inputs", inputs, axes=2)
+    _check_chain(chain, x)
+    _, sigma, axes = np.linalg.svd(x / np.sqrt(len(x)), full_matrices=False)
+    root = axes.T * sigma  # Sigma = root root^T
+    K = chain[-1].shape[0]
+    total = np.zeros((K * sigma.size, K * sigma.size))
+    for at in range(len(chain)):
+        B = reduce(lambda A, W: A @ W, chain[:at:-1], np.eye(K))
+        U = reduce(lambda A, W: W @ A, chain[:at], root)
+        total += np.kron(B @ B.T, U.T @ U)
+    return np.maximum(np.linalg.eigvalsh(total)[::-1], 0.0)
+
+
+def outer_plateaus(
+    features: Float[np.ndarray, "n M"], outputs: int, *, bias: bool = False
+) -> Plateaus:
+    """The plateaus of H_o under mse where the last layer is wider than the one before, K > M_{L-1}.
+
+    For each of the K - M_{L-1} output directions that W^L does not reach, only the last layer's
+    parameters act, and H_o is E[h h^T] there: its M_{L-1} eigenvalues occur K - M_{L-1} times each,
+    whatever the layers before do, activations included.
+
+    Args:
+      features: h on the probe batch, what the last layer receives.
+      outputs: K.
+      bias: whether the last layer has a bias; E[(h, 1) (h, 1)^T] takes the place of E[h h^T].
+
+    Raises:
+      TypeError: for outputs that are no integer, or a bias that is not a bool.
+      ValueError: where K <= M_{L-1}: then there are none. And for features that are not finite.
+
+    Source: arXiv 2106.16225, section S8.1 (figures S4 and S5); with biases by the same argument.
+    """
+    h = _finite("features", features, axes=2)
+    width = integer("outputs", outputs) - h.shape[1]
+    if width <= 0:
+        raise ValueError(
+            f"expected more outputs than features, got K = {outputs} and {h.shape[1]} features; "
+            "H_o has these plateaus only where the last layer widens"
+        )
+    if flag("bias", bias):
+        h = np.concatenate([h, np.ones((len(h), 1))], axis=1)
+    values = singular_values(h / np.sqrt(len(h))) ** 2
+    return Plateaus(np.concatenate([values, np.zeros(h.shape[1] - values.size)]), width)
+
+
+def functional_plateaus(omega: Float[np.ndarray, "k d"], hidden: int) -> Plateaus:
+    """The plateaus of H_f of a linear network with one hidden layer: all its non-zero eigenvalues.
+
+    H_f = [[0, Omega (x) I_M], [Omega^T (x) I_M, 0]] has the singular values of Omega with both
+    signs, each M times.
+
+    Args:
+      omega: Omega; where the hidden layer has a bias, E[delta (x, 1)^T].
+      hidden: M, the width of the hidden layer.
+
+    Returns:
+      2 min(K, d) levels, descending from the largest to minus the largest.
+
+    Raises:
+      TypeError: for a width that is no integer.
+      ValueError: for an Omega that is no finite matrix, or a width below 1.
+
+    Source: arXiv 2106.16225, section S8.2 (figures S6 and S7).
+    """
+    omega = _finite("Omega", omega, axes=2)
+    if integer("hidden", hidden) < 1:
+        raise ValueError(f"expected a hidden width of at least 1, got {hidden}; pass M")
+    values = singular_values(omega)
+    return Plateaus(np.concatenate([values, -values[::-1]]), hidden)
+
+
+def match_plateaus(
+    plateaus: Plateaus, eigenvalues: Float[np.ndarray, " p"], *, tolerance: float = 1e-9
+) -> list[PlateauMatch]:
+    """Each plateau that is more than rounding beside the eigenvalues measured.
+
+    Args:
+      plateaus: what is predicted.
+      eigenvalues: with their signs, in any order, as `hessian_spectra` gives them.
+      tolerance: relative; eigenvalues nearer to a level count as on it.
+
+    Raises:
+      ValueError: for a spectrum that is not finite or smaller than a plateau, or a tolerance
+        below 0.
+    """
+    measured = _finite("eigenvalues", eigenvalues, axes=1)
+    if not isinstance(tolerance, Real) or not 0 <= tolerance < np.inf:
+        raise ValueError(
+            f"expected tolerance to be a finite number >= 0, got {tolerance!r}; for the default "
+            "leave it out"
+        )
+    if measured.size < plateaus.width:
+        raise ValueError(
+            f"expected at least {plateaus.width} eigenvalues, got {measured.size}; pass the "
+            "spectrum of all parameters"
+        )
+    found = []
+    sizes = np.abs(plateaus.levels)
+    rounding = measured.size * np.finfo(np.float64).eps * np.max(sizes, initial=0.0)
+    for level in plateaus.levels[sizes > rounding]:
+        off = np.sort(np.abs(measured - level)) / abs(level)
+        found.append(
+            PlateauMatch(
+                level=float(level),
+                width=plateaus.width,
+                found=int(np.sum(off <= tolerance)),
+                error=float(off[plateaus.width - 1]),
+                tolerance=tolerance,
+            )
+        )
+    return found
+
+
+def _check_chain(chain: Sequence[np.ndarray], x: np.ndarray) -> None:
+    if not chain:
+        raise ValueError("expected at least one weight matrix, got none; pass (W^1, ..., W^L)")
+    widths = [x.shape[1], *(W.shape[0] for W in chain)]
+    for W, fan_in in zip(chain, widths, strict=False):
+        if W.shape[1] != fan_in:
+            raise ValueError(
+                f"expected a chain of weights M_l x M_{{l-1}} from d = {x.shape[1]} inputs on, got "
+                f"shapes {[W.shape for W in chain]}; transpose kernels that are stored (in, out)"
+            )
+
+
+def _finite(name: str, values: Any, *, axes: int) -> np.ndarray:
+    """Return the values in float64; raise for anything but a finite array of so many axes."""
+    try:
+        if values is None:
+            raise TypeError
+        array = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"expected {name} as an array of numbers, got {type(values).__name__}; pass a NumPy "
+            "or JAX array"
+        ) from None
+    if array.ndim != axes or array.size == 0 or not np.all(np.isfinite(array)):
+        raise ValueError(
+            f"expected {name} as a finite array of {axes} axes, got shape {array.shape}"
+            f"{'' if np.all(np.isfinite(array)) else ' with NaN or infinite entries'}; pass one "
+            "row for each example, and look at the weights where values overflow"
+        )
+    return array

@@ -1,0 +1,21 @@
+"""Where records go: TensorBoard without TensorFlow, JSONL, memory; imports no JAX."""
+
+from rankmon._util.files import RunLock
+from rankmon.writers.base import Outcome, Record, SessionWriter, Writer
+from rankmon.writers.jsonl import JsonlWriter, read_jsonl
+from rankmon.writers.memory import MemoryWriter
+from rankmon.writers.scalars import ScalarsWriter
+from rankmon.writers.tensorboard import TensorBoardWriter
+
+__all__ = [
+    "JsonlWriter",
+    "MemoryWriter",
+    "Outcome",
+    "Record",
+    "RunLock",
+    "ScalarsWriter",
+    "SessionWriter",
+    "TensorBoardWriter",
+    "Writer",
+    "read_jsonl",
+]

@@ -1,0 +1,214 @@
+"""The card of a run, in Markdown: what is monitored and how, what theory expects, what curves mean.
+
+It explains what the run has logged so far, and is written again where a curve comes to that. What
+the curves mean, `legend` says; this module measures nothing.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from rankmon._util import markdown
+from rankmon._util.facts import Fact, Hparam
+from rankmon._util.text import listed
+from rankmon.probes.base import Description, Prediction
+from rankmon.problem.flat import FlatProblem
+from rankmon.writers.legend import HEADER, LEGEND, OVER_SEEDS
+
+TAG = "rankmon/card"
+
+
+_SEEDS_SUFFIXES = ("/median", "/low", "/high")
+
+
+class Explained:
+    """The curves that were logged so far, as rows of the legend."""
+
+    def __init__(self) -> None:
+        self._tags: set[str] = set()
+        self._entries: set[int] = set()
+        self._own: dict[str, None] = {}
+
+    def grows(self, tags: Iterable[str]) -> bool:
+        """Takes these tags, and tells whether there is a row more than before."""
+        before = len(self._entries) + len(self._own)
+        for tag in tags:
+            if tag not in self._tags:
+                self._tags.add(tag)
+                self._take(tag)
+        return len(self._entries) + len(self._own) > before
+
+    def _take(self, tag: str) -> None:
+        found = [place for place, entry in enumerate(LEGEND) if entry.explains(tag)]
+        self._entries.update(found)
+        if not found:
+            first, slash, _ = tag.partition("/")
+            self._own[f"{first}/…" if slash else tag] = None
+
+    def table(self) -> str:
+        """The rows, those of the legend first."""
+        own = "logged by a call or a probe of your own"
+        rows = [LEGEND[place].row for place in sorted(self._entries)]
+        rows += [(markdown.code(tag), "yours", own) for tag in self._own]
+        return markdown.table(HEADER, rows)
+
+
+class Card:
+    """The card of one run.
+
+    Args:
+      facts: what is known before the parameters are.
+    """
+
+    def __init__(self, facts: Sequence[Fact] = ()) -> None:
+        self._facts = facts
+        self._flat: FlatProblem | None = None
+        self._descriptions: Mapping[str, Description] = {}
+        self._explained = Explained()
+        self._is_shown = False
+
+    def describe(self, flat: FlatProblem, descriptions: Mapping[str, Description]) -> None:
+        """Takes what the probes say, by their names, once the parameters' structure is known."""
+        self._flat, self._descriptions, self._is_shown = flat, descriptions, False
+
+    def begin(self) -> None:
+        """A new attempt begins, which shows a card of its own."""
+        self._explained, self._is_shown = Explained(), False
+
+    def page(self, step: int, scalars: Mapping[str, float], others: Iterable[str]) -> str | None:
+        """The card for a record, or None where the last one says it all.
+
+        Args:
+          step: of the record.
+          scalars: of the record.
+          others: the tags of its arrays and texts.
+        """
+        grown = self._explained.grows([*scalars, *others, TAG])
+        if self._is_shown and not grown:
+            return None
+        self._is_shown = True
+        parts = [
+            f"### {markdown.escaped(self._title)}",
+            self._introduction,
+            markdown.table(("fact", "value"), list(map(_fact_row, self._all_facts))),
+            *self._predicted(step, scalars),
+            "#### What each curve of this run means",
+            self._explained.table(),
+        ]
+        return "\n\n".join(parts)
+
+    @property
+    def hparams(self) -> dict[str, Hparam]:
+        """The facts by which runs may be compared."""
+        if self._flat is None:
+            return {}
+        hparams: dict[str, Hparam] = {
+            "loss": self._flat.problem.loss.name,
+            "parameters": sum(spec.size for spec in self._flat.specs),
+            "examples": self._flat.problem.n,
+            "outputs": self._flat.k,
+        }
+        for description in self._descriptions.values():
+            hparams |= description.hparams
+        return hparams
+
+    @property
+    def _title(self) -> str:
+        known = [d.network for d in self._descriptions.values() if d.network]
+        return f"Ranks of a {known[0] if known else 'network'} while it trains"
+
+    @property
+    def _introduction(self) -> str:
+        if self._flat is None:
+            return "Reported from inside compiled code."
+        names = ", ".join(map(markdown.code, self._descriptions))
+        return f"Probes: {names}. They measure copies of the parameters on one fixed probe batch."
+
+    @property
+    def _all_facts(self) -> list[Fact]:
+        known = [] if self._flat is None else _facts_of(self._flat)
+        described = [fact for d in self._descriptions.values() for fact in d.facts]
+        return [*known, *described, *self._facts]
+
+    def _predicted(self, step: int, scalars: Mapping[str, float]) -> list[str]:
+        described = self._descriptions.values()
+        predictions = [one for description in described for one in description.predictions]
+        reservations = [d.reservation for d in described if d.reservation]
+        if not (predictions or reservations):
+            return []
+        rows = [_prediction_row(one, scalars) for one in predictions]
+        header = ("of", "rank", "formula", "source")
+        return [
+            f"#### Predicted ranks, at step {step}",
+            *map(markdown.escaped, reservations),
+            *([markdown.table(header, rows)] if rows else []),
+        ]
+
+
+class MedianCard:
+    """The card of the run with the medians over several seeds.
+
+    Args:
+      seeds: how many there are.
+    """
+
+    def __init__(self, seeds: int) -> None:
+        self._seeds = seeds
+        self._explained = Explained()
+
+    def begin(self) -> None:
+        """A new attempt begins, which shows a card of its own."""
+        self._explained = Explained()
+
+    def page(self, tags: Iterable[str]) -> str | None:
+        """The card for a record, or None where the last one says it all.
+
+        Args:
+          tags: <tag>/median, <tag>/low, <tag>/high.
+        """
+        if not self._explained.grows([*map(_without_suffix, tags), TAG]):
+            return None
+        return "\n\n".join(
+            [
+                f"### Median over {self._seeds} seeds, and its range",
+                f"Of each curve in the runs `seed_0` to `seed_{self._seeds - 1}`, whose cards tell "
+                "what was measured. Custom Scalars shows the median with its range as a band.",
+                markdown.table(HEADER, [OVER_SEEDS.row]),
+                "#### What the curves mean, by their tags in the seeds' runs",
+                self._explained.table(),
+            ]
+        )
+
+
+def _without_suffix(tag: str) -> str:
+    return next((tag.removesuffix(s) for s in _SEEDS_SUFFIXES if tag.endswith(s)), tag)
+
+
+def _facts_of(flat: FlatProblem) -> list[Fact]:
+    """What every probe of the problem has before it."""
+    problem = flat.problem
+    arrays = listed([f"{spec.name} {'x'.join(map(str, spec.shape))}" for spec in flat.specs])
+    dtypes = dict.fromkeys(str(spec.dtype) for spec in flat.specs)
+    weighted = "" if problem.weights is None else ", weighted"
+    positions = "" if flat.positions == problem.n else f", {flat.positions:,} positions in all"
+    return [
+        Fact("parameters", f"{sum(spec.size for spec in flat.specs):,}: {arrays}"),
+        Fact("training in", ", ".join(dtypes)),
+        Fact("n", f"{problem.n:,} examples in the probe batch{positions}{weighted}"),
+        Fact("k", f"{flat.k:,} outputs"),
+        Fact("loss", f"{problem.loss.name}, mean over the probe batch"),
+    ]
+
+
+def _fact_row(fact: Fact) -> tuple[str, str]:
+    return markdown.escaped(fact.name), markdown.escaped(fact.text)
+
+
+def _prediction_row(
+    prediction: Prediction, scalars: Mapping[str, float]
+) -> tuple[str, str, str, str]:
+    rank = prediction.rank
+    number = scalars.get(rank, math.nan) if isinstance(rank, str) else rank
+    shown = f"{number:.0f}" if math.isfinite(number) else "none at this step"
+    texts = (prediction.quantity, shown, prediction.formula, prediction.source)
+    quantity, count, formula, source = map(markdown.escaped, texts)
+    return quantity, f"**{count}**", formula, source

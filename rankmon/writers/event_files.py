@@ -1,0 +1,90 @@
+"""The event files of a run folder by the order of their names, which is that of reading them.
+
+An attempt's file comes after all others: its START must follow what it supersedes. One file comes
+before all others: of a run's hyperparameters, and of its status, TensorBoard keeps the first that
+it reads, those of an earlier attempt, a failure perhaps. What is in an event, `_events` knows.
+"""
+
+import io
+import re
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from rankmon._util.facts import Hparam
+from rankmon._util.files import WholeFile, check_no_pipe, replace_file
+from rankmon.writers import events
+
+PREFIX, SUFFIX = "events.out.tfevents.", ".rankmon"
+
+
+SESSION_NAME = f"{PREFIX}0000000000.session"
+
+
+_STEP = 0  # before that of any START which follows, and purges what is later
+
+
+def event_file_names(folder: Path) -> list[str]:
+    """The names of all event files in the folder."""
+    return [path.name for path in folder.iterdir() if path.name.startswith(PREFIX)]
+
+
+def is_own(name: str) -> bool:
+    """Return whether the event file of this name holds the records of an attempt."""
+    return name.startswith(PREFIX) and name.endswith(SUFFIX)
+
+
+def prepare_session(folder: Path) -> None:
+    """Remove what a kill has left of a `Session`, as earlier versions named its temporary file.
+
+    Raises:
+      OSError: if the session's file is none that can be replaced.
+    """
+    check_no_pipe(folder / SESSION_NAME)
+    for path in folder.glob(f".{SESSION_NAME}.*"):
+        with suppress(OSError):
+            path.unlink()
+
+
+def new_event_file(folder: Path, names: Iterable[str]) -> WholeFile:
+    """A file whose name comes after these."""
+    matches = [re.match(r"\d{10}", name.removeprefix(PREFIX)) for name in names]
+    second = max([int(time.time()), *(int(match[0]) + 1 for match in matches if match)])
+    while True:
+        try:
+            return WholeFile(folder / f"{PREFIX}{second:010d}{SUFFIX}", mode="xb")
+        except FileExistsError:
+            second += 1
+
+
+@dataclass(frozen=True)
+class Session:
+    """What an attempt says of itself on TensorBoard's HPARAMS page.
+
+    Attributes:
+      hparams: name -> value.
+      began: in seconds since the epoch.
+    """
+
+    hparams: Mapping[str, Hparam]
+    began: float
+
+    def supersede(self, folder: Path, outcome: events.Outcome, now: float) -> None:
+        """Makes it the run's session, with this outcome.
+
+        Raises:
+          OSError: where the file cannot be written.
+        """
+        data = io.BytesIO()
+        records = RecordWriter(data)
+        for event in (
+            events.version_event(self.began),
+            events.session_start_event(self.hparams, _STEP, self.began),
+            events.session_end_event(outcome, _STEP, now),
+        ):
+            records.write(event.SerializeToString())
+        replace_file(folder / SESSION_NAME, data.getvalue())

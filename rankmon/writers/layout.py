@@ -1,0 +1,162 @@
+"""The TensorBoard custom-scalars layout: which curves share a chart; it knows tags, not runs.
+
+The tags are those of the table in the design: `rank/H_L`, `rank_weights/<layer>`, and so on. The
+charts name layers by regular expressions, so that the layout is the same in every run, and
+TensorBoard, which merges the layouts of the runs it shows, shows each chart once.
+"""
+
+import re
+from collections.abc import Iterable
+
+from tensorboard.plugins.custom_scalar import layout_pb2
+
+from rankmon._util.tags import HESSIAN_PARTS
+
+
+def custom_scalars_layout() -> layout_pb2.Layout:
+    """The charts of TensorBoard's "Custom Scalars" page.
+
+    Returns:
+      A proto with the categories Hessian ranks (figure S1 of arXiv 2106.16225 first), Weights,
+      Features, Determinants, Margins, Lemma 8 and Monitor. A tag that a run did not write leaves
+      its curve out, and nothing else.
+    """
+    return layout_pb2.Layout(
+        category=[
+            _category("Hessian ranks", _hessian_charts()),
+            _category("Weights", _weight_charts()),
+            _category("Features", _feature_charts()),
+            _category("Determinants", _determinant_charts()),
+            _category("Margins", _margin_charts()),
+            _category("Lemma 8", _lemma8_charts()),
+            _category("Monitor", _monitor_charts()),
+        ]
+    )
+
+
+def seeds_layout(tags: Iterable[str]) -> layout_pb2.Layout:
+    """Charts of median and range over several seeds, for each of these tags that is charted.
+
+    Args:
+      tags: <tag>/median, with <tag>/low and <tag>/high beside it; others are left out.
+    """
+    shown = re.compile(
+        "(rank|rank_weights|rank_features|stable_rank|effective_rank|dead_units)/|loss$"
+    )
+    bases = [tag.removesuffix("/median") for tag in tags if tag.endswith("/median")]
+    charts = [
+        layout_pb2.Chart(
+            title=f"{base}: median and range over the seeds",
+            margin=_shaded(f"{base}/median", f"{base}/low", f"{base}/high"),
+        )
+        for base in bases
+        if shown.match(base)
+    ]
+    return layout_pb2.Layout(category=[_category("Seeds", charts)])
+
+
+def _hessian_charts() -> list[layout_pb2.Chart]:
+    parts = "|".join(HESSIAN_PARTS)
+    return [
+        _lines(
+            "Ranks of the Hessian and its parts, measured and predicted (figure S1)",
+            rf"^rank/({parts})$",
+            rf"^rank_theory/({parts})$",
+        ),
+        *(
+            _lines(f"Rank of {part}, measured and predicted", rf"^rank(_theory)?/{part}$")
+            for part in HESSIAN_PARTS
+        ),
+        _lines(
+            "Rank of H_f at its own cut, and s = rank of the residual-input covariance Omega",
+            r"^rank_self/H_f$",
+            r"^rank/Omega$",
+        ),
+        _lines("Eigenvalues that are exactly zero", r"^spectrum_zeros/"),
+    ]
+
+
+def _weight_charts() -> list[layout_pb2.Chart]:
+    return [
+        _lines("Rank of each weight", r"^rank_weights/"),
+        _lines("Stable rank of each weight", r"^stable_rank/"),
+        _lines("Effective rank of each weight", r"^effective_rank/"),
+        _lines("Condition number of each weight", r"^condition_number/"),
+    ]
+
+
+def _feature_charts() -> list[layout_pb2.Chart]:
+    return [
+        _lines("Rank of what each layer receives on the probe batch", r"^rank_features/"),
+        _lines("Dead units of each ReLU", r"^dead_units/"),
+        _lines("Share of dead units of each ReLU", r"^dead_share/"),
+        _lines("Rank of H_o, and Theorem 9's bound", r"^rank(_bound)?/H_o$"),
+    ]
+
+
+def _determinant_charts() -> list[layout_pb2.Chart]:
+    return [
+        _lines("log |det| of each square weight", r"^log_abs_det/"),
+        _lines("Sign of det of each square weight", r"^det_sign/"),
+    ]
+
+
+def _margin_charts() -> list[layout_pb2.Chart]:
+    of_the_problem = "|".join([*HESSIAN_PARTS, "Omega"])
+    return [
+        *(_margin(part) for part in HESSIAN_PARTS),
+        _lines("Gap around the cut, Hessian and Omega", rf"^gap/({of_the_problem})$"),
+        _lines("Gap around the cut, weights", rf"^gap/(?!({of_the_problem})$)"),
+    ]
+
+
+def _lemma8_charts() -> list[layout_pb2.Chart]:
+    return [
+        _lines(
+            "log |det|, predicted and measured",
+            r"^lemma8/predicted_log_abs_det/",
+            r"^log_abs_det/",
+        ),
+        _lines(
+            "Measured minus predicted log |det|, and the quadrature's error",
+            r"^lemma8/(prediction|quadrature)_error/",
+        ),
+        _lines("Balancedness of neighboring weights", r"^lemma8/balancedness"),
+        _lines(
+            "Class means and the other assumptions",
+            r"^lemma8/(?!predicted_log_abs_det|prediction_error|quadrature_error|balancedness)",
+        ),
+    ]
+
+
+def _monitor_charts() -> list[layout_pb2.Chart]:
+    return [
+        _lines("Loss on the probe batch", r"^loss$"),
+        _lines("Seconds for each measurement", r"^monitor/seconds$"),
+        _lines("Share of the wall time spent on measuring", r"^monitor/overhead$"),
+        _lines("Trouble: non-finite values and errors", r"^monitor/(nonfinite|errors)"),
+    ]
+
+
+def _category(title: str, charts: list[layout_pb2.Chart]) -> layout_pb2.Category:
+    return layout_pb2.Category(title=title, chart=charts)
+
+
+def _lines(title: str, *patterns: str) -> layout_pb2.Chart:
+    """A chart of every tag that one of the patterns matches from its first character on."""
+    return layout_pb2.Chart(
+        title=title, multiline=layout_pb2.MultilineChartContent(tag=list(patterns))
+    )
+
+
+def _margin(part: str) -> layout_pb2.Chart:
+    """The rank of one part, shaded from its count at 10 x the cut to that at a tenth of it."""
+    return layout_pb2.Chart(
+        title=f"Rank of {part}, with its counts at 10 x the cut and at a tenth of it",
+        margin=_shaded(f"rank/{part}", f"rank_low/{part}", f"rank_high/{part}"),
+    )
+
+
+def _shaded(value: str, lower: str, upper: str) -> layout_pb2.MarginChartContent:
+    series = layout_pb2.MarginChartContent.Series(value=value, lower=lower, upper=upper)
+    return layout_pb2.MarginChartContent(series=[series])

@@ -1,0 +1,35 @@
+"""`MemoryWriter`: records in memory."""
+
+from rankmon.writers.base import ClosingWriter, Record
+
+
+class MemoryWriter(ClosingWriter):
+    """Keeps records in memory.
+
+    Attributes:
+      all_records: every record, in the order in which they were written.
+    """
+
+    def __init__(self) -> None:
+        self.all_records: list[Record] = []
+        self._in_force: list[Record] = []
+
+    @property
+    def records(self) -> list[Record]:
+        """The records that no later attempt superseded, in the order of their steps."""
+        return sorted(self._in_force, key=lambda record: record.step)
+
+    def start(self, step: int) -> None:
+        """See `Writer`."""
+        self._in_force = [record for record in self._in_force if record.step < step]
+
+    def write(self, record: Record) -> None:
+        """See `Writer`."""
+        self.all_records.append(record)
+        self._in_force.append(record)
+
+    def flush(self) -> None:
+        """Nothing: records are kept as they are."""
+
+    def close(self) -> None:
+        """Nothing: the records stay."""
