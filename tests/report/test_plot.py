@@ -1,0 +1,122 @@
+"""The PNG, read back pixel by pixel with Pillow: every curve in its color, nothing else changed."""
+
+import io
+import warnings
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+from rankmon.report.plot import LAYERS, PARTS, png_of
+from rankmon.runs.series import RunSeries
+from run_records import series
+
+NAN = float("nan")
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def has_color(picture: np.ndarray, color: str) -> bool:
+    """Whether a line of it is drawn; a few pixels are the edges of letters."""
+    rgb = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+    return int(np.sum(np.all(picture == rgb, axis=-1))) > 150
+
+
+def run_of(name: str = "run", parts=tuple(PARTS), **more) -> RunSeries:
+    scalars = {f"rank/{part}": series([90 - 20 * i, 85 - 20 * i]) for i, part in enumerate(parts)}
+    return RunSeries(name, scalars | {tag.replace("__", "/"): one for tag, one in more.items()})
+
+
+@pytest.mark.parametrize(
+    "parts", [("H_L", "H_o"), ("H_L", "H_f"), tuple(PARTS)], ids=["H_o", "H_f", "all"]
+)
+def test_each_part_in_its_color(parts):
+    picture = pixels(png_of([run_of(parts=parts)]))
+    for part, (_, color, *_) in PARTS.items():
+        # The axes are black, as H_L is.
+        assert has_color(picture, color) == (part in parts or part == "H_L"), part
+
+
+def test_weights_stand_beside_the_hessian_or_alone():
+    weights = {"rank_weights__a": series([5, 4]), "rank_weights__b": series([3, 3])}
+    both = pixels(png_of([run_of(**weights)]))
+    alone = pixels(png_of([run_of(parts=(), **weights)]))
+    for picture in (both, alone):
+        assert has_color(picture, LAYERS[0])
+    assert both.shape[1] > alone.shape[1]
+    assert not has_color(alone, PARTS["H_o"][1])
+
+
+def test_the_loss_where_there_is_one():
+    losses = (series([1, 1e-9]), series([0, 0]))
+    pictures = [pixels(png_of([run_of(parts=["H_o"], loss=loss)])) for loss in losses]
+    assert [has_color(picture, "#9a9a9a") for picture in pictures] == [True, False]
+
+
+NAMES = ["$x^2", "$\\nope$", "a <b> & c", "日本語", "with\nnewline", "\udcff"]
+
+
+def quiet(runs):
+    """A picture that nothing is warned of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return png_of(runs)
+
+
+def test_the_name_of_one_run_is_shown_as_it_is():
+    assert quiet([RunSeries(" ".join(NAMES), {})])
+
+
+def test_a_panel_a_run_with_its_name():
+    runs = [RunSeries(name, {}) for name in NAMES]
+    two, four, six = (pixels(quiet(runs[:n])).shape for n in (2, 4, 6))
+    assert [two[1], four[1], six[1]] == [1248, 1248, 1872]
+    assert two[0] < four[0] == six[0]
+
+
+def test_names_of_weights_are_shown_as_they_are():
+    weights = {f"rank_weights/{name}": series([3 + i]) for i, name in enumerate(NAMES)}
+    assert quiet([RunSeries("run", weights)])
+
+
+@pytest.mark.parametrize(
+    "scalars",
+    [
+        {"rank/H_L": series([NAN, NAN])},
+        {"rank/H_L": series([3])},
+        {"rank/H_L": series([3, 4], [0, 1]), "rank_low/H_L": series([3]), "loss": series([NAN, 1])},
+        {"rank_weights/W": series([NAN])},
+        {"rank/H_L": series(range(9), [0, 1, 2, 4, 8, 16, 32, 64, 1024])},
+        {"loss": series([1])},
+        {},
+    ],
+    ids=lambda scalars: ", ".join(scalars) or "nothing",
+)
+def test_odd_runs(scalars):
+    assert png_of([RunSeries("run", scalars)]).startswith(b"\x89PNG")
+
+
+def test_matplotlibs_own_settings_stay():
+    before = dict(matplotlib.rcParams)
+    png_of([RunSeries("run", {})])
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_medians_over_seeds_are_drawn_with_their_range():
+    tag = "rank/H_f"
+    run = RunSeries(
+        "median",
+        {
+            f"{tag}/median": series([5, 5]),
+            f"{tag}/low": series([2, 2]),
+            f"{tag}/high": series([8, 8]),
+        },
+    )
+    narrow = RunSeries("median", {**run.scalars, f"{tag}/low": series([5, 5])})
+    pictures = [pixels(png_of([one])) for one in (run, narrow)]
+    assert has_color(pictures[0], PARTS["H_f"][1])
+    band = [np.sum(np.any(picture < 250, axis=-1)) for picture in pictures]
+    assert band[0] > 1.2 * band[1]

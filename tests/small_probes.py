@@ -1,0 +1,43 @@
+"""Probes of one's own that cost nothing."""
+
+import numpy as np
+
+from rankmon._util.facts import Fact
+from rankmon.probes.base import Description, Measurement
+
+
+class Light:
+    """A probe that costs nothing: the first weight's first entry."""
+
+    name = "light"
+
+    def placeholder_state(self, problem):
+        return {}
+
+    def prepare(self, flat):
+        return self
+
+    def initial_state(self):
+        return {}
+
+    def measure(self, snapshot, state):
+        return Measurement({"light": float(snapshot.theta[0])}), state
+
+    def describe(self):
+        return Description([Fact("light", "the first entry")])
+
+
+class Remembering(Light):
+    """Holds the first step that it saw."""
+
+    name = "remembering"
+
+    def placeholder_state(self, problem):
+        return self.initial_state()
+
+    def initial_state(self):
+        return {"first": np.full(2, -1.0)}
+
+    def measure(self, snapshot, state):
+        first = np.full(2, float(snapshot.step)) if state["first"][0] < 0 else state["first"]
+        return Measurement({"first": first[0]}), {"first": first}

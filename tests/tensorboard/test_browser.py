@@ -1,0 +1,367 @@
+"""The Ranks tab in a real Chromium over a real TensorBoard, against its reader and NumPy."""
+
+import csv
+import io
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from functools import cache
+
+import numpy as np
+import pytest
+from PIL import Image
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from chromium import agrees, chart, show
+from generated_logs import PARTS, record, write_run
+from paths import REFERENCE
+from rankmon.writers.base import Record
+from rankmon.writers.tensorboard import TensorBoardWriter
+from tab_browser import open_tab, server, until
+
+pytestmark = pytest.mark.slow
+
+HOSTILE = '<img src=x onerror=window.pwned=1> "Ränge" \'%2F'
+LAYER = "<b>blöck</b>/'0'"
+PROBES, EIGENVALUES = 12, 40
+SELECTED = "return rankmonApp.runs.map((run) => run.name)"
+FIRST_CHOICES = {"hidden": [], "closed": [], "median": False, "logX": False, "theme": "auto"}
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory):
+    """Two runs of one network and one of odd names; and a server over them."""
+    logs = tmp_path_factory.mktemp("tab") / "logs"
+    for seed, name in enumerate(("seed_0", "seed_1")):
+        write_run(logs / name, PROBES, EIGENVALUES, seed)
+    with TensorBoardWriter(logs / HOSTILE) as writer:
+        scalars = {f"rank_weights/{LAYER}": 3, f"stable_rank/{LAYER}": 2.5, "rank/H_L": 7}
+        texts = {"rankmon/alerts": f"rank of {LAYER}: <script>window.pwned=1</script>"}
+        writer.write(Record(0, 1, 1.8e9, scalars=scalars, arrays={}, texts=texts))
+    with server(logs, "--reload_interval=1") as address:
+        yield logs, address
+
+
+@pytest.fixture(scope="module")
+def reference():
+    with server(REFERENCE) as address:
+        yield address
+
+
+def opened(driver, address, *runs):
+    """The tab, as a reader finds it who has just come, with these runs selected."""
+    open_tab(driver, address)
+    until(driver, "return window.rankmonApp?.status.textContent.startsWith('Read')")
+    driver.execute_script(f"return rankmonApp.choose({json.dumps(FIRST_CHOICES)})")
+    select(driver, *runs)
+
+
+def select(driver, *runs):
+    driver.find_element(By.CSS_SELECTOR, "[data-testid=runs-none]").click()
+    for row in driver.find_elements(By.CSS_SELECTOR, "li[data-run]"):
+        if row.get_attribute("data-run") in runs:
+            row.find_element(By.TAG_NAME, "input").click()
+    until(driver, f"{SELECTED}.join('|') === arguments[0]", "|".join(runs))
+
+
+def log(folder):
+    """TensorBoard's own reader of what lies in the folder now."""
+    return _log(folder, sum(path.stat().st_size for path in folder.iterdir()))
+
+
+@cache
+def _log(folder, _size):
+    return EventAccumulator(str(folder), size_guidance={"tensors": 0, "scalars": 0}).Reload()
+
+
+def scalars(folder, tag):
+    """Steps and values as TensorBoard's own reader has them."""
+    reader = log(folder)
+    if tag in reader.Tags()["scalars"]:
+        events = [(event.step, event.value) for event in reader.Scalars(tag)]
+    else:
+        events = [(e.step, float(e.tensor_proto.float_val[0])) for e in reader.Tensors(tag)]
+    return [step for step, _ in events], [value for _, value in events]
+
+
+def spectra(folder, part):
+    """log10 of the absolute eigenvalues by step."""
+    tensors = log(folder).Tensors(f"spectrum/{part}/values")
+    return {e.step: np.frombuffer(e.tensor_proto.tensor_content, "<f4") for e in tensors}
+
+
+def counted(folder, part, decades):
+    """The rank at each step at a cut that many decades above the logged one."""
+    steps, cuts = scalars(folder, f"tolerance/{part}")
+    logs = spectra(folder, part)
+    return steps, [
+        int((logs[step].astype(float) > np.log10(cut) + decades).sum())
+        for step, cut in zip(steps, cuts, strict=True)
+    ]
+
+
+def test_the_tab_is_one_of_tensorboards(driver, reference):
+    driver.get(reference)
+    found = "return [...document.querySelectorAll('[role=tab]')]"
+    found += ".find((tab) => /^ranks$/i.test(tab.textContent.trim()))"
+    until(driver, found)
+    driver.execute_script(found).click()
+    until(driver, "return document.querySelector('iframe') !== null")
+
+
+def test_curves_carry_the_logged_values(driver, reference):
+    opened(driver, reference, "linear_teacher")
+    lines = chart(driver, "ranks")
+    folder = REFERENCE / "linear_teacher"
+    names = {"H_L": "H_L", "H_o": "H_o", "H_f": "H_f", "H_f_fixed": "H_f, residual fixed"}
+    for part, label in names.items():
+        agrees(lines[label], scalars(folder, f"rank/{part}"))
+        agrees(lines[f"{label}, theory"], scalars(folder, f"rank_theory/{part}"))
+        agrees(lines[f"{label}, low"], scalars(folder, f"rank_low/{part}"))
+        agrees(lines[f"{label}, high"], scalars(folder, f"rank_high/{part}"))
+        assert lines[f"{label}, theory"][0] == "markers"
+    agrees(lines["loss"], scalars(folder, "loss"))
+
+
+def test_several_runs_are_compared(driver, generated):
+    logs, address = generated
+    opened(driver, address, "seed_0", "seed_1")
+    lines = chart(driver, "ranks-H_f")
+    expected = {run: scalars(logs / run, "rank/H_f") for run in ("seed_0", "seed_1")}
+    for run, series in expected.items():
+        agrees(lines[run], series)
+    spread = driver.find_element(By.CSS_SELECTOR, "[data-testid=spread]")
+    spread.send_keys("median")
+    lines = chart(driver, "ranks")
+    steps = expected["seed_0"][0]
+    values = np.array([series for _, series in expected.values()])
+    agrees(lines["H_f"], (steps, np.median(values, 0).tolist()))
+    agrees(lines["H_f, low"], (steps, values.min(0).tolist()))
+    agrees(lines["H_f, high"], (steps, values.max(0).tolist()))
+
+
+def test_the_slider_recounts_what_was_logged(driver, generated):
+    logs, address = generated
+    opened(driver, address, "seed_0")
+    slider = driver.find_element(By.CSS_SELECTOR, "[data-testid=cut]")
+    label = "return document.querySelector('[data-testid=cut-label]').textContent"
+    for keys, decades in (
+        ([Keys.ARROW_RIGHT] * 3, 0.3),
+        ([Keys.ARROW_LEFT] * 30, -2.7),
+        ([Keys.HOME], -8.0),
+        ([Keys.END], 8.0),
+        ([Keys.PAGE_DOWN] * 2, None),
+    ):
+        slider.send_keys(*keys)
+        place = int(slider.get_attribute("value"))
+        moved = (place - 80) / 10
+        assert decades is None or moved == pytest.approx(decades)
+        until(driver, f"{label} === arguments[0]", f"× 10^{moved:.1f}")
+        lines = chart(driver, "ranks")
+        for part in PARTS:
+            name = "H_f, residual fixed" if part == "H_f_fixed" else part
+            agrees(lines[name], counted(logs / "seed_0", part, moved))
+            low, high = (np.clip(moved + by, -8, 8) for by in (1, -1))
+            agrees(lines[f"{name}, low"], counted(logs / "seed_0", part, low))
+            agrees(lines[f"{name}, high"], counted(logs / "seed_0", part, high))
+    driver.find_element(By.CSS_SELECTOR, "[data-testid=cut-reset]").click()
+    until(driver, f"{label} === 'as logged'")
+    agrees(chart(driver, "ranks")["H_L"], scalars(logs / "seed_0", "rank/H_L"))
+
+
+def test_the_slider_recounts_the_reference(driver, reference):
+    opened(driver, reference, "linear_teacher")
+    slider = driver.find_element(By.CSS_SELECTOR, "[data-testid=cut]")
+    slider.send_keys(*[Keys.ARROW_LEFT] * 15)
+    until(driver, "return rankmonApp.counts.has('linear_teacher') && rankmonApp.position === 65")
+    until(driver, "return rankmonCharts.get('ranks').drawn.lines[2].values.length === 41")
+    lines = chart(driver, "ranks")
+    for part in ("H_L", "H_o", "H_f"):
+        agrees(lines[part], counted(REFERENCE / "linear_teacher", part, -1.5))
+
+
+def test_runs_are_selected_and_searched(driver, generated):
+    _, address = generated
+    opened(driver, address, HOSTILE, "seed_0", "seed_1")
+    names = SELECTED
+    search = driver.find_element(By.CSS_SELECTOR, "[data-testid=run-search]")
+    search.send_keys("SEED")
+    rows = driver.find_elements(By.CSS_SELECTOR, "li[data-run]")
+    assert sum(row.is_displayed() for row in rows) == 2
+    driver.find_element(By.CSS_SELECTOR, "[data-testid=runs-none]").click()
+    until(driver, f"{names}.length === 1")  # the one that was not listed
+    search.clear()
+    search.send_keys(Keys.SPACE, Keys.BACKSPACE)
+    row = next(row for row in rows if row.get_attribute("data-run") == "seed_1")
+    ActionChains(driver).move_to_element(row).perform()
+    row.find_element(By.TAG_NAME, "button").click()
+    until(driver, f"{names}.join() === 'seed_1'")
+    driver.find_element(By.CSS_SELECTOR, "[data-testid=runs-none]").click()
+    until(driver, "return rankmonApp.empty.textContent.includes('No run is selected')")
+    driver.find_element(By.CSS_SELECTOR, "[data-testid=runs-all]").click()
+    until(driver, f"{names}.length === 3")
+
+
+def test_spectra_with_the_cut(driver, generated):
+    logs, address = generated
+    opened(driver, address, "seed_1")
+    chart(driver, "heatmap")
+    parts = driver.find_element(By.CSS_SELECTOR, "[data-testid=spectrum-part]")
+    Select(parts).select_by_value("H_o")
+    until(driver, "return rankmonCharts.get('spectrum')?.spec.title.includes('H_o')")
+    steps = driver.find_element(By.CSS_SELECTOR, "[data-testid=spectrum-step]")
+    steps.send_keys(Keys.HOME, *[Keys.ARROW_RIGHT] * 4)
+    until(driver, "return rankmonCharts.get('spectrum').spec.title.includes('step 40')")
+    lines = chart(driver, "spectrum")
+    _, indices, values = lines["log10 |eigenvalue|"]
+    logged = spectra(logs / "seed_1", "H_o")[40]
+    assert indices == list(range(1, EIGENVALUES + 1))
+    np.testing.assert_array_equal(np.float32(values), logged)
+    assert set(np.round(lines["cut"][2], 6)) == {-10.0}
+    heat = chart(driver, "heatmap")
+    agrees(heat["rank at the cut"], scalars(logs / "seed_1", "rank/H_o"))
+
+
+def test_weights_have_a_chart_each(driver, reference):
+    opened(driver, reference, "relu_mnist")
+    folder = REFERENCE / "relu_mnist"
+    for layer in range(4):
+        lines = chart(driver, f"weights-{layer}")
+        for tag, label in (("rank_weights", "rank"), ("stable_rank",) * 2, ("effective_rank",) * 2):
+            agrees(lines[label.replace("_", " ")], scalars(folder, f"{tag}/{layer}"))
+    lines = chart(driver, "determinants")
+    steps, sizes = scalars(folder, "log_abs_det/0")
+    _, signs = scalars(folder, "det_sign/0")
+    changed = [at for at in range(1, len(signs)) if signs[at] != signs[at - 1]]
+    assert [steps[at] for at in changed] == [400, 600]
+    agrees(lines["0"], (steps, sizes))
+    agrees(lines["0, sign changes"], ([steps[at] for at in changed], [sizes[at] for at in changed]))
+
+
+def test_lemma8_says_what_is_met(driver, reference):
+    opened(driver, reference, "gradient_flow/descent", "gradient_flow/flow")
+    show(driver, "lemma8")
+    chart(driver, "lemma8-1-predicted")
+    rows = driver.find_elements(By.CSS_SELECTOR, "[data-testid=section-lemma8] tbody tr")
+    said = {row.get_attribute("data-testid"): row.get_attribute("textContent") for row in rows}
+    assert said["lemma8-run-gradient_flow/flow"].count("✓ met") == 3
+    # Steps of a finite size unbalance the weights.
+    assert "✗" in said["lemma8-run-gradient_flow/descent"]
+    select(driver, "gradient_flow/flow")
+    show(driver, "lemma8")
+    lines = chart(driver, "lemma8-1")
+    folder = REFERENCE / "gradient_flow" / "flow"
+    agrees(lines["measured"], scalars(folder, "log_abs_det/1"))
+    agrees(lines["predicted"], scalars(folder, "lemma8/predicted_log_abs_det/1"))
+
+
+def test_hovering_shows_exact_values(driver, generated):
+    logs, address = generated
+    opened(driver, address, "seed_0")
+    chart(driver, "ranks")
+    plot = driver.find_element(By.CSS_SELECTOR, "[data-testid=chart-ranks] .u-over")
+    ActionChains(driver).move_to_element(plot).perform()
+    legend = driver.find_element(By.CSS_SELECTOR, "[data-testid=chart-ranks] .u-legend").text
+    shown = int(driver.execute_script("return rankmonCharts.get('ranks').uplot.legend.idx"))
+    for part in ("H_L", "H_o"):
+        steps, values = scalars(logs / "seed_0", f"rank/{part}")
+        assert re.search(rf"{part}\W*{int(values[shown])}\b", legend)
+    assert re.search(rf"step\W*{steps[shown]}\b", legend)
+
+
+def test_charts_are_saved(driver, generated):
+    logs, address = generated
+    opened(driver, address, "seed_0")
+    chart(driver, "ranks")
+    there = "const chart = rankmonCharts.get('ranks');"
+    table = list(csv.DictReader(io.StringIO(driver.execute_script(f"{there} return chart.csv()"))))
+    steps, values = scalars(logs / "seed_0", "rank/H_L")
+    assert [int(row["step"]) for row in table] == steps
+    assert [float(row["H_L"]) for row in table] == values
+    drawing = driver.execute_async_script(f"{there} chart.svg().then(arguments[0])")
+    root = ElementTree.fromstring(drawing)
+    texts = {text.text for text in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"Ranks", "H_L", "H_o, theory", "loss", "step", "rank"} <= texts
+    strokes = {path.get("stroke") for path in root.iter("{http://www.w3.org/2000/svg}path")}
+    assert {"#0072b2", "#009e73", "#d55e00", "#cc79a7"} <= strokes
+    pixels = driver.execute_async_script(
+        f"const done = arguments[0]; {there} chart.png().then((blob) => blob.arrayBuffer())"
+        ".then((bytes) => done([...new Uint8Array(bytes)]))"
+    )
+    picture = Image.open(io.BytesIO(bytes(pixels))).convert("RGB")
+    colors = {color for _, color in picture.getcolors(1 << 24)}
+    assert {(0x00, 0x72, 0xB2), (0x00, 0x9E, 0x73), (255, 255, 255)} <= colors
+
+
+def test_dark_and_logarithmic(driver, generated):
+    _, address = generated
+    opened(driver, address, "seed_0")
+    ground = "return getComputedStyle(document.body).backgroundColor"
+    light = driver.execute_script(ground)
+    driver.find_element(By.CSS_SELECTOR, "[data-testid=theme]").send_keys("dark")
+    assert driver.execute_script(ground) != light == "rgb(255, 255, 255)"
+    driver.find_element(By.CSS_SELECTOR, "[data-testid=log-steps]").click()
+    chart(driver, "ranks")
+    places = driver.execute_script(
+        "const { uplot } = rankmonCharts.get('ranks');"
+        "return [10, 20, 100].map((step) => uplot.valToPos(step, 'x'))"
+    )
+    assert places[1] - places[0] > 0.2 * (places[2] - places[0])  # an eighth of it were linear
+    driver.find_element(By.CSS_SELECTOR, "[data-testid=theme]").send_keys("auto")
+
+
+def test_a_run_that_goes_on(driver, tmp_path):
+    rng = np.random.default_rng(5)
+    with (
+        TensorBoardWriter(tmp_path / "live") as writer,
+        server(tmp_path, "--reload_interval=1") as address,
+    ):
+        writer.write(record(0, 0, EIGENVALUES, rng))
+        writer.write(record(10, 0.5, EIGENVALUES, rng))
+        opened(driver, address)
+        reload_until(driver, "return rankmonApp.all.some((run) => run.name === 'live')")
+        select(driver, "live")
+        assert len(chart(driver, "ranks")["H_L"][1]) == 2
+        writer.write(record(20, 1, EIGENVALUES, rng))
+        drawn = "return rankmonCharts.get('ranks').drawn.lines.find(({ label }) => label === 'H_L')"
+        reload_until(driver, f"{drawn}.steps.length === 3")
+        agrees(chart(driver, "ranks")["H_L"], scalars(tmp_path / "live", "rank/H_L"))
+        driver.find_element(By.CSS_SELECTOR, "[data-testid=cut]").send_keys(*[Keys.ARROW_LEFT] * 30)
+        until(driver, "return rankmonApp.position === 50")
+        writer.write(record(30, 1, EIGENVALUES, rng))
+        reload_until(driver, f"{drawn}.steps.length === 4")
+        agrees(chart(driver, "ranks")["H_L"], counted(tmp_path / "live", "H_L", -3))
+        driver.get("about:blank")  # before the server ends: the page asks it again and again
+
+
+def reload_until(driver, script):
+    """Clicks "Reload" until TensorBoard has read what was written."""
+    click = "document.querySelector('[data-testid=reload]').click();"
+    until(driver, f"{click} {script}")
+
+
+def test_names_are_text(driver, generated):
+    _, address = generated
+    opened(driver, address, HOSTILE)
+    lines = chart(driver, f"weights-{LAYER}")
+    assert lines["rank"][2] == [3]
+    assert lines["stable rank"][2] == [2.5]
+    page = driver.find_element(By.TAG_NAME, "body").text
+    assert HOSTILE in page
+    assert LAYER in page
+    show(driver, "notes")
+    notes = driver.find_element(By.CSS_SELECTOR, "[data-testid=section-notes]")
+    until(driver, "return arguments[0].querySelector('.markdown') !== null", notes)
+    assert driver.execute_script("return window.pwned === undefined")
+    assert not driver.find_elements(By.CSS_SELECTOR, "img, .markdown script")
+
+
+def test_a_folder_without_runs_says_what_to_do(driver, tmp_path):
+    (tmp_path / "logs").mkdir()
+    with server(tmp_path / "logs") as address:
+        open_tab(driver, address)
+        until(driver, "return document.body.textContent.includes('RankMonitor(')")
