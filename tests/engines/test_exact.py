@@ -1,4 +1,4 @@
-"""The engines: which one is chosen, that all give the same, and that nothing is measured twice."""
+"""Exact engines: all give the spectra of autodiff, and nothing is measured twice."""
 
 import functools
 from dataclasses import replace
@@ -82,13 +82,6 @@ def test_all_that_apply_agree(name):
     assert all(count == counts[0] for count in counts)
 
 
-def test_an_engine_that_does_not_apply_is_refused():
-    with refused(ValueError, "stack of dense layers", "'stack'", "engine='auto'"):
-        hessian_ranks(problem_of("conv-mse"), CASES["conv-mse"].params, engine="stack")
-    with refused(ValueError, "engine", "'magic'"):
-        HessianProbe(engine="magic")
-
-
 @jax.custom_vjp
 def _straight_through(x):
     return jnp.tanh(3 * x)
@@ -167,18 +160,6 @@ def test_a_dead_product_with_a_tied_kernel_changes_nothing():
     assert {part: rank.rank for part, rank in auto.items()} == {
         part: rank.rank for part, rank in dense.items()
     }
-
-
-def test_auto_takes_another_engine_where_the_first_does_not_fit():
-    """One layer: the second moment of the inputs is as large as the Hessian."""
-    apply, params = mlp((20, 5))
-    x, y = data(50, 20, 5)
-    problem = Problem(apply, loss="mse", inputs=x, targets=y)
-    limit = dense_bytes(100) + 2**16
-    with refused(MemoryError, "100 coordinates", "memory_limit"):
-        hessian_ranks(problem, params, engine="deep_linear", memory_limit=limit)
-    ranks = hessian_ranks(problem, params, memory_limit=limit)
-    assert (ranks["H_o"].rank, ranks["H_f"].rank) == (100, 0)
 
 
 @pytest.mark.parametrize(
@@ -368,28 +349,3 @@ def test_chunks_of_the_jacobian_change_nothing():
 
 
 # In a monitor
-
-
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [
-        ("linear-mse", "| engine | deep_linear, at most 45 coordinates of 48 "),
-        ("relu-mse", "| engine | stack, 48 x 48 matrices"),
-        ("conv-mse", "| engine | dense, "),
-    ],
-)
-def test_the_card_tells_the_engine(name, told):
-    with RankMonitor(problem_of(name), every=1) as monitor:
-        record = monitor(0, CASES[name].params)
-    assert told in record.texts["rankmon/card"]
-
-
-def test_a_probe_takes_the_engine_that_it_is_told():
-    records = []
-    for engine in ("auto", "dense"):
-        probes = [HessianProbe(engine=engine)]
-        with RankMonitor(problem_of("linear-mse"), every=1, probes=probes) as monitor:
-            records.append(monitor(0, CASES["linear-mse"].params).scalars)
-    for tag, value in records[0].items():
-        if tag.startswith(("rank", "spectrum_zeros/H_L")) and "theory" not in tag:
-            assert records[1][tag] == value or tag.startswith("spectrum_zeros"), tag

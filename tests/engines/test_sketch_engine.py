@@ -1,27 +1,21 @@
 """The engine past dense matrices, against dense autodiff and the closed forms of theory."""
 
-import os
-import subprocess
-import sys
 from functools import cache
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from oracles import CASES, data, dense_parts, mlp
 from rankmon import HessianProbe, Problem, RankMonitor, Tolerance, hessian_ranks, theory
-from rankmon.engines.select import ENGINES, chosen_engine
-from rankmon.engines.sketch import DEFAULT_TIME_LIMIT
-from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
+from rankmon.engines.select import ENGINES
 from rankmon.linalg.sketch import SketchedRank
 from rankmon.writers.memory import MemoryWriter
-from refusals import refused, warned
+from refusals import warned
 from shared_problems import problem_of
 
 # An indefinite output Hessian; several positions an example, with weights. Deep linear networks are
-# below, by their closed forms; products with the Hessian of other networks are in test_products.
+# below, by their closed forms; products with the Hessian of other networks are in test_operators.
 NAMES = ["tanh-custom", "tokens-cross_entropy"]
 PARTS = ["H_L", "H_o", "H_f", "H_f_fixed"]
 EPS = 2.0**-52
@@ -89,7 +83,7 @@ def test_a_common_cut_as_every_engine_has_it():
 
 
 def test_past_its_memory_it_says_what_it_knows():
-    """Past its time: test_reach."""
+    """Past its time: test_rank_bound."""
     dims, _ = NARROW
     problem, params, ranks = linear(*NARROW)
     asked = {"engine": "sketch", "memory_limit": MEMORY, "reference": problem.residuals(params)}
@@ -112,102 +106,6 @@ def test_nothing_finite_no_rank(engine):
     huge = jax.tree.map(lambda leaf: np.asarray(leaf) * 1e160, params)
     found = hessian_ranks(problem, huge, engine=engine)
     assert [rank.rank for rank in found.values()] == [None] * 3
-
-
-SHARDED = """
-import jax, numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
-import rankmon
-from rankmon import theory
-from rankmon.choice import ENGINES
-
-assert len(jax.devices()) == 4
-mesh = jax.make_mesh((4,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
-split = NamedSharding(mesh, PartitionSpec("model"))
-rng = np.random.default_rng(0)
-params = [jax.device_put(rng.normal(size=s).astype(np.float32), split) for s in ((8, 8), (8, 4))]
-x, y = rng.normal(size=(12, 8)), rng.normal(size=(12, 4))
-problem = rankmon.Problem(lambda w, x: x @ w[0] @ w[1], loss="mse", inputs=x, targets=y)
-coarse = rankmon.Tolerance(relative=0.2)
-with jax.set_mesh(mesh):
-    expected = rankmon.hessian_ranks(problem, params, engine="dense", tolerance=coarse)
-    for engine in ENGINES:
-        if engine == "slq":
-            found = rankmon.hessian_ranks(problem, params, engine=engine, tolerance=coarse)
-            assert found["H_L"].low <= expected["H_L"].low <= expected["H_L"].high
-            assert expected["H_L"].high <= found["H_L"].high
-        else:
-            found = rankmon.hessian_ranks(problem, params, engine=engine)
-            assert found["H_L"].rank == theory.rank_loss((8, 8, 4)), engine
-            assert found["H_o"].rank == theory.rank_outer((8, 8, 4)), engine
-assert len(params[0].sharding.device_set) == 4
-"""
-
-
-@pytest.mark.slow
-def test_every_engine_runs_with_sharded_parameters_under_a_mesh():
-    flags = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    done = subprocess.run(
-        [sys.executable, "-c", SHARDED], env=flags, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-
-
-# Which engine
-
-
-@cache
-def stated(dims):
-    apply, params = mlp(dims, jnp.tanh)
-    x, y = data(9, dims[0], dims[-1])
-    return Problem(apply, loss="mse", inputs=x, targets=y).flat(params)
-
-
-def choice(dims=(30, 20, 10), *, name="auto", memory=DEFAULT_MEMORY_LIMIT, time=DEFAULT_TIME_LIMIT):
-    return chosen_engine(stated(dims), name=name, memory_limit=memory, time_limit=time)
-
-
-def test_auto_takes_an_exact_engine_where_it_fits():
-    assert choice().engine.name == "stack"
-    assert "a stack" in choice().why
-
-
-def test_auto_takes_a_sketch_where_matrices_do_not_fit():
-    chosen = choice((100, 20, 10), memory=8 * 2**20)
-    assert chosen.engine.name == "sketch"
-    assert "memory_limit = 8 MiB" in chosen.why
-    (told,) = chosen.told
-    assert "sketch" in told
-    assert "memory_limit = 8 MiB" in told
-    assert "sketch" in chosen.engine.describe()
-
-
-def test_auto_takes_a_sketch_where_spectra_take_too_long():
-    chosen = choice(time=1e-3)
-    assert chosen.engine.name == "sketch"
-    for key in ("800", "time_limit"):  # rows
-        assert key in chosen.why
-
-
-def test_what_is_asked_for_is_taken_or_refused():
-    assert choice(name="dense", time=1e-9).engine.name == "dense"
-    assert "asked" in choice(name="sketch").why
-    assert not choice(name="sketch").told
-    with refused(MemoryError, "2,200", "memory_limit"):
-        choice((100, 20, 10), name="dense", memory=2**20)
-    with refused(MemoryError, "sketch", "memory_limit"):
-        choice(name="sketch", memory=2**17)
-    with refused(MemoryError, "2,200", "memory_limit"):  # what auto would rather take
-        choice((100, 20, 10), memory=2**20)
-
-
-@pytest.mark.parametrize(
-    ("limit", "got"),
-    [(0, "0"), (-1.0, "-1.0"), ("10", "str"), (True, "bool"), (float("nan"), "nan")],
-)
-def test_a_time_limit_is_a_positive_number(limit, got):
-    with refused((TypeError, ValueError), "time_limit", got):
-        HessianProbe(time_limit=limit)
 
 
 # In the monitor

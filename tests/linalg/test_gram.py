@@ -3,18 +3,10 @@
 import numpy as np
 import pytest
 
+from prescribed import with_singular_values
 from rankmon.linalg.gram import Gram, KhatriRao, factor_spectrum, triangular_factor
 
 EPS = 2.0**-52
-
-
-def prescribed(sigma, p, seed=0):
-    """A matrix with these singular values and p columns."""
-    rng = np.random.default_rng(seed)
-    m = len(sigma)
-    U = np.linalg.qr(rng.standard_normal((m, m)))[0]
-    V = np.linalg.qr(rng.standard_normal((p, m)))[0]
-    return (U * sigma) @ V.T
 
 
 def cut_at(A, *places):
@@ -35,7 +27,7 @@ SIGMA = np.logspace(0, -14, 15)
 
 
 def test_a_streamed_qr_keeps_the_digits_that_the_gram_matrix_loses():
-    A = prescribed(SIGMA, 4000)
+    A = with_singular_values(SIGMA, (len(SIGMA), 4000))
     blocks = cut_at(A, 7, 900, 901, 3000)
     exact, lossy = factor_spectrum(triangular_factor(blocks, 15)), Gram.of(blocks, 15).spectrum()
     for found in (exact, lossy):

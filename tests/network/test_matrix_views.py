@@ -1,4 +1,6 @@
-"""Layers stacked in one leaf, and heads: each the rank of its own matrix, taken apart by hand."""
+"""Leaves as the matrices that they are applied as: kernels, layers stacked in one leaf, heads."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,8 @@ from flax import linen as nn
 from oracles import gaussian_variables
 from rankmon import Problem, RankMonitor, WeightsProbe
 from rankmon.network.kernel_axes import kernel_axes
-from rankmon.network.matrix_views import MatrixAxes
+from rankmon.network.matrix_views import MatrixAxes, matrix_shape
+from rankmon.problem.pytree import is_matrix, leaf_specs
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((7, 6))
@@ -138,3 +141,45 @@ def test_attention_head_by_head():
     for h in range(2):
         assert heads[f"out/kernel/head_{h}"] == np.linalg.matrix_rank(out[h])
     assert len(heads) == 4 + 8
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "matrix"),
+    [
+        ("kernel", (3, 4), (3, 4)),
+        ("Conv_0/kernel", (2, 3, 4, 5), (24, 5)),
+        ("Conv_0/kernel", (3, 4, 5), (12, 5)),
+        ("attn/query/kernel", (6, 2, 3), (6, 6)),
+        ("key/kernel", (6, 2, 3), (6, 6)),
+        ("a/value/kernel", (6, 2, 3), (6, 6)),
+        ("attn/out/kernel", (2, 3, 6), (6, 6)),
+        ("query/kernel", (6, 4), (6, 4)),
+        ("w", (1, 1), (1, 1)),
+        ("b", (4,), None),
+        ("b", (), None),
+        ("empty", (0, 4), None),
+        ("query/bias", (2, 3), None),
+        ("bias", (2, 3), None),
+    ],
+)
+def test_matrix_views(name, shape, matrix):
+    params = np.ones(shape)
+    for part in reversed(name.split("/")):
+        params = {part: params}
+    (spec,) = leaf_specs(params)
+    assert spec.name == name
+    assert (matrix_shape(spec) if is_matrix(spec) else None) == matrix
+
+
+def test_the_view_of_attentions_query_is_the_map_it_applies():
+    module = nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=4)
+    x = np.random.default_rng(0).standard_normal((1, 3, 6)).astype(np.float32)
+    variables = gaussian_variables(module, x)
+    kernel = variables["params"]["query"]["kernel"]
+    (spec,) = (s for s in leaf_specs(variables) if s.name == "query/kernel")
+    apply = partial(module.apply, capture_intermediates=lambda m, _: m.name == "query")
+    _, state = jax.jit(apply)(variables, x)
+    (heads,) = state["intermediates"]["query"]["__call__"]
+    got = x[0] @ kernel.reshape(matrix_shape(spec))
+    got = got + variables["params"]["query"]["bias"].reshape(-1)
+    np.testing.assert_allclose(got, np.reshape(heads, (3, 4)), rtol=1e-5, atol=1e-6)

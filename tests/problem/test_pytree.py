@@ -1,7 +1,6 @@
 """Names of parameter leaves in the containers that JAX users keep weights in, and their kinds."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,7 +13,6 @@ from flax.core import freeze
 
 from oracles import gaussian_variables
 from rankmon._util.globs import matches
-from rankmon.network.matrix_views import matrix_shape
 from rankmon.problem.pytree import Bundle, is_matrix, leaf_names, leaf_specs
 from refusals import refused
 
@@ -264,48 +262,6 @@ def test_complex_leaves_can_only_be_held_fixed():
         leaf_specs(params)
     specs = leaf_specs(params, exclude=("c",))
     assert {spec.name: spec.differentiated for spec in specs} == {"c": False, "w": True}
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "matrix"),
-    [
-        ("kernel", (3, 4), (3, 4)),
-        ("Conv_0/kernel", (2, 3, 4, 5), (24, 5)),
-        ("Conv_0/kernel", (3, 4, 5), (12, 5)),
-        ("attn/query/kernel", (6, 2, 3), (6, 6)),
-        ("key/kernel", (6, 2, 3), (6, 6)),
-        ("a/value/kernel", (6, 2, 3), (6, 6)),
-        ("attn/out/kernel", (2, 3, 6), (6, 6)),
-        ("query/kernel", (6, 4), (6, 4)),
-        ("w", (1, 1), (1, 1)),
-        ("b", (4,), None),
-        ("b", (), None),
-        ("empty", (0, 4), None),
-        ("query/bias", (2, 3), None),
-        ("bias", (2, 3), None),
-    ],
-)
-def test_matrix_views(name, shape, matrix):
-    params = np.ones(shape)
-    for part in reversed(name.split("/")):
-        params = {part: params}
-    (spec,) = leaf_specs(params)
-    assert spec.name == name
-    assert (matrix_shape(spec) if is_matrix(spec) else None) == matrix
-
-
-def test_the_view_of_attentions_query_is_the_map_it_applies():
-    module = nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=4)
-    x = np.random.default_rng(0).standard_normal((1, 3, 6)).astype(np.float32)
-    variables = gaussian_variables(module, x)
-    kernel = variables["params"]["query"]["kernel"]
-    (spec,) = (s for s in leaf_specs(variables) if s.name == "query/kernel")
-    apply = partial(module.apply, capture_intermediates=lambda m, _: m.name == "query")
-    _, state = jax.jit(apply)(variables, x)
-    (heads,) = state["intermediates"]["query"]["__call__"]
-    got = x[0] @ kernel.reshape(matrix_shape(spec))
-    got = got + variables["params"]["query"]["bias"].reshape(-1)
-    np.testing.assert_allclose(got, np.reshape(heads, (3, 4)), rtol=1e-5, atol=1e-6)
 
 
 def test_wide_integer_matrices_are_no_weights_and_quantized_ones_are():

@@ -1,4 +1,4 @@
-"""Written files, read back with TensorBoard's own readers, its server, and plain JSON."""
+"""Event files, read back with TensorBoard's own readers and its server."""
 
 import errno
 import os
@@ -17,7 +17,6 @@ from full_disk import files_limited_to
 from rankmon.writers.base import Record
 from rankmon.writers.jsonl import JsonlWriter, read_jsonl
 from rankmon.writers.layout import custom_scalars_layout
-from rankmon.writers.memory import MemoryWriter
 from rankmon.writers.tensorboard import TensorBoardWriter
 from reading import event_files, legacy_events, scalar_steps, server_events
 from refusals import refused
@@ -282,23 +281,6 @@ def test_the_server_shows_the_run(tmp_path, load_fast):
         0, 10, 15, 25, 35
     ]  # fmt: skip
     assert "<strong>step</strong> 15" in " ".join(text["text"] for text in texts)
-
-
-# Memory
-
-
-def test_memory_keeps_what_is_in_force_and_all():
-    with MemoryWriter() as writer:
-        writer.start(0)
-        written = [record(step) for step in (0, 10, 20)]
-        for one in written:
-            writer.write(one)
-        writer.start(10)
-        last = record(15)
-        writer.write(last)
-        writer.flush()
-    assert writer.records == [written[0], last]
-    assert writer.all_records == [*written, last]
 
 
 # Trouble with the file system
