@@ -1,9 +1,10 @@
-"""Probes of one's own that cost nothing."""
+"""Probes of one's own that cost nothing, and one measurement of any probe."""
 
 import numpy as np
 
 from rankmon._util.facts import Fact
 from rankmon.probes.base import Description, Measurement
+from rankmon.problem.point import Snapshot
 
 
 class Light:
@@ -41,3 +42,9 @@ class Remembering(Light):
     def measure(self, snapshot, state):
         first = np.full(2, float(snapshot.step)) if state["first"][0] < 0 else state["first"]
         return Measurement({"first": first[0]}), {"first": first}
+
+
+def measured_by(probe, problem, params, state=None, step=0):
+    """What a prepared probe measures, and its next state."""
+    snapshot = Snapshot.take(problem.flat(params), step, params)
+    return probe.measure(snapshot, probe.initial_state() if state is None else state)

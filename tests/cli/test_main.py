@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from paths import REFERENCE, ROOT
 from rankmon import JsonlWriter, Record
 from rankmon.cli.main import main
+from reading import legacy_events
 from refusals import assert_explains
 from run_records import NAMES, record, write_both
 
@@ -63,7 +63,7 @@ def test_report_of_a_reference_run(capsys):
     lines = captured.out.splitlines()
     assert lines[0] == "linear_teacher"
     cells = {line.split()[0]: line.split()[1:] for line in lines if line.startswith("  ")}
-    ranks = EventAccumulator(str(TEACHER), size_guidance={"scalars": 0}).Reload().Scalars
+    ranks = legacy_events(TEACHER).Scalars
     values = [event.value for event in ranks("rank/H_L")]
     changed = next(event.step for event in ranks("rank/H_L") if event.value != values[0])
     agreed = sum(
@@ -170,7 +170,7 @@ def test_report_of_a_restarted_and_torn_run_is_silent(tmp_path, capsys, caplog):
     last = max(tmp_path.glob("*tfevents*"))
     last.write_bytes(last.read_bytes()[:-3])
     caplog.set_level(logging.WARNING, logger="tensorboard")
-    EventAccumulator(str(tmp_path)).Reload()
+    legacy_events(tmp_path)
     assert caplog.records  # TensorBoard's reader tells of them
     caplog.clear()
     assert main(["report", str(tmp_path)]) == 0

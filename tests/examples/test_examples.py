@@ -11,11 +11,11 @@ import sys
 
 import jax
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import rankmon
 from example_scripts import run
 from paths import REFERENCE, ROOT
+from reading import legacy_events
 
 SCRIPTS = ["linear_teacher", "relu_mnist", "gradient_flow"]
 
@@ -77,8 +77,7 @@ def test_figures_of_the_supplement_keep_their_claims_and_resume(name, tmp_path):
     assert "FAILS" not in done.stdout
     for figure in SUPPLEMENT[name]:
         assert (tmp_path / f"{figure}.png").stat().st_size > 10_000
-        events = EventAccumulator(str(tmp_path / figure))
-        events.Reload()
+        events = legacy_events(tmp_path / figure)
         assert events.summary_metadata[figure].plugin_data.plugin_name == "images"
     files = {path: path.read_bytes() for path in tmp_path.rglob("rankmon.jsonl")}
     assert len(files) >= len(SUPPLEMENT[name])
@@ -104,7 +103,7 @@ def test_training_loops_are_watched_and_left_alone(name, tmp_path):
     assert "holds  trained with and without the monitor: the same bits" in done.stdout
     assert "FAILS" not in done.stdout
     folder = tmp_path / "median" if name == "seeds" else tmp_path
-    events = EventAccumulator(str(folder)).Reload()
+    events = legacy_events(folder)
     assert LOOPS[name] <= set(events.Tags()["scalars"])
 
 
@@ -170,14 +169,12 @@ def test_reference_runs_are_small_and_readable(run):
     committed = [path for path in folder.rglob("*") if path.suffix in ("", ".png", ".rankmon")]
     size = sum(path.stat().st_size for path in committed if path.is_file())
     assert size < 2 * 2**20
-    events = EventAccumulator(str(folder))
-    events.Reload()
+    events = legacy_events(folder)
     assert "rank/H_L" in events.Tags()["scalars"]
 
 
 def test_the_reference_run_is_figure_s1():
-    events = EventAccumulator(str(REFERENCE / "linear_teacher"))
-    events.Reload()
+    events = legacy_events(REFERENCE / "linear_teacher")
 
     def curve(tag):
         return [event.value for event in events.Scalars(tag)]

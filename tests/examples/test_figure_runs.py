@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import figure_runs
 from figure_runs import Run
 from figure_tables import Verdict, rank_verdict, ranks_at_own_cuts, report
 from rankmon import Record, read_jsonl
+from reading import legacy_events
 
 
 def measured(value):
@@ -28,8 +28,8 @@ def fill(folder, settings, values, stop_at=None):
         return done, [record.step for record in run.records]
 
 
-def scalar_steps(folder):
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+def points(folder):
+    events = legacy_events(folder)
     return [(e.step, e.value) for e in events.Scalars("rank/H_L")]
 
 
@@ -39,7 +39,7 @@ def test_a_stopped_run_measures_what_is_missing(tmp_path):
     files = sorted(tmp_path.glob("*tfevents*"))
     assert fill(tmp_path, {"seed": 0}, [2, 3, 5, 8]) == ([], [2, 3, 5, 8])
     assert sorted(tmp_path.glob("*tfevents*")) == files
-    assert scalar_steps(tmp_path) == [(2, 20.0), (3, 30.0), (5, 50.0), (8, 80.0)]
+    assert points(tmp_path) == [(2, 20.0), (3, 30.0), (5, 50.0), (8, 80.0)]
     records = read_jsonl(tmp_path / "rankmon.jsonl")
     np.testing.assert_array_equal(records[2].arrays["spectrum/H_L"], np.arange(5.0))
 
@@ -54,7 +54,7 @@ def test_other_settings_begin_anew_and_lose_nothing(tmp_path, settings, values):
     kept = [value for value in values if settings == {"seed": 0} and values[0] == 2 == value]
     assert fill(tmp_path, settings, values) == (values[len(kept) :], values)
     assert fill(tmp_path, settings, values) == ([], values)
-    assert [value for value, _ in scalar_steps(tmp_path)] == values
+    assert [value for value, _ in points(tmp_path)] == values
     everything = read_jsonl(tmp_path / "rankmon.jsonl", superseded=True)
     assert sorted(record.step for record in everything) == sorted([2, 3, *values[len(kept) :]])
 

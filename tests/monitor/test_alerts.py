@@ -3,11 +3,11 @@
 import jax
 import numpy as np
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
 from rankmon import MemoryWriter, Problem, RankMonitor, RankmonWarning, read_jsonl
 from rankmon.monitor.alerts import Alarm, DeadUnits, NonFinite, RankBelow, StopTraining
+from reading import legacy_events
 from refusals import refused, warned
 
 RNG = np.random.default_rng(0)
@@ -54,7 +54,7 @@ def test_it_warns_at_the_users_line_and_is_written_as_a_text(tmp_path):
     assert [warning.filename for warning in caught] == [__file__]
     records = read_jsonl(tmp_path / "rankmon.jsonl")
     assert ["rankmon/alerts" in record.texts for record in records] == [False, True, False]
-    events = EventAccumulator(str(tmp_path)).Reload()
+    events = legacy_events(tmp_path)
     (event,) = events.Tensors("rankmon/alerts")
     assert event.step == 1
     (text,) = tensor_util.make_ndarray(event.tensor_proto).ravel()

@@ -4,12 +4,12 @@ from contextlib import contextmanager
 from functools import partial
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from full_disk import files_limited_to
 from rankmon import RankmonWarning, Record, read_jsonl
 from rankmon._util.errors import Trouble
 from rankmon.monitor.fanout import MOST_WAITING, Outbox
+from reading import legacy_events
 
 
 def record(step, attempt=1):
@@ -60,7 +60,7 @@ def test_going_back_on_a_full_disk_keeps_the_order_of_attempts(tmp_path):
     with pytest.warns(RankmonWarning, match="large"):
         go_back(outbox, partial(files_limited_to, 1))
     outbox.close()
-    events = EventAccumulator(str(tmp_path)).Reload().Scalars("rank/H_L")
+    events = legacy_events(tmp_path).Scalars("rank/H_L")
     assert [event.step for event in events] == list(range(8))
     assert [(r.step, r.attempt) for r in read_jsonl(tmp_path / "rankmon.jsonl")] == [
         (step, 1 if step < 2 else 2) for step in range(8)

@@ -14,12 +14,9 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.backend.event_processing.plugin_event_accumulator import (
-    EventAccumulator as ServerAccumulator,
-)
 
 from rankmon import read_jsonl
+from reading import legacy_events, server_events
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork there")
 BACKGROUND = pytest.mark.parametrize("background", [False, True], ids=["foreground", "background"])
@@ -123,8 +120,8 @@ def curve(folder):
     """The bits of H_f_fixed's curve, as every reader shows it."""
     records = read_jsonl(folder / "run" / "rankmon.jsonl")
     steps = [record.step for record in records]
-    legacy = EventAccumulator(str(folder / "run")).Reload().Scalars(TAG)
-    server = ServerAccumulator(str(folder / "run")).Reload().Tensors(TAG)
+    legacy = legacy_events(folder / "run").Scalars(TAG)
+    server = server_events(folder / "run").Tensors(TAG)
     assert [event.step for event in legacy] == steps
     assert [event.step for event in server] == steps
     assert [event.value for event in legacy] == [record.scalars[TAG] for record in records]

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rankmon import MemoryWriter, Problem, RankMonitor, RankmonWarning, read_jsonl, weight_ranks
 from rankmon.monitor.hooks import report_weights, watch_weights
 from rankmon.weights.traced import weight_scalars
+from reading import legacy_events
 from refusals import refused
 
 X = np.random.default_rng(0).standard_normal((12, 5)).astype(np.float32)
@@ -290,7 +290,7 @@ def test_what_a_chain_reports_is_written_beside_the_monitors_own(tmp_path, backg
     assert (own, reported) == ([0, 4, 8], [0, 3, 6])
     assert {r.attempt for r in records} == {1}
     assert ["rankmon/card" in r.texts for r in records if "rank/H_L" in r.scalars][0]
-    events = EventAccumulator(str(tmp_path)).Reload()
+    events = legacy_events(tmp_path)
     steps = [event.step for event in events.Scalars("rank_weights/W")]
     assert sorted(steps) == [0, 0, 3, 4, 6, 8]
 

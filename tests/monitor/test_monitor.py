@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import rankmon
 from oracles import mlp
@@ -27,6 +26,7 @@ from rankmon import (
 from rankmon._util.errors import Trouble
 from rankmon.monitor.fanout import MOST_WAITING, Outbox
 from rankmon.probes.base import Measurement
+from reading import legacy_events
 from refusals import refused, warned
 from small_probes import Light, Remembering
 
@@ -99,8 +99,7 @@ def test_files_say_what_the_records_say(ready, tmp_path):
             monitor(step, params, scalars={"train/loss": jnp.float32(step)})
             params, state = train_step(params, state)
     assert [record.step for record in memory.records] == [0, 4, 8, 9]
-    events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0, "scalars": 0})
-    events.Reload()
+    events = legacy_events(tmp_path)
     for tag, value in memory.records[-1].scalars.items():
         written = events.Scalars(tag)
         assert [event.step for event in written] == [0, 4, 8, 9]
@@ -367,8 +366,7 @@ def test_a_resumed_run_gives_the_same_curves(ready, straight, tmp_path, stop, ch
         np.testing.assert_array_equal(
             a.arrays["spectrum/H_f_fixed"], b.arrays["spectrum/H_f_fixed"]
         )
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
+    events = legacy_events(tmp_path)
     assert [e.step for e in events.Scalars("rank/H_f_fixed")] == [0, 3, 6, 9]
     superseded = read_jsonl(tmp_path / "rankmon.jsonl", superseded=True)
     assert len(superseded) > len(resumed) or stop == 3

@@ -8,11 +8,11 @@ import numpy as np
 import optax
 import pytest
 from flax.training.train_state import TrainState
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.util import tensor_util
 
 from rankmon import Problem, RankMonitor, RankmonWarning, SeedsMonitor, read_jsonl
+from reading import legacy_events
 from refusals import refused
 
 RNG = np.random.default_rng(0)
@@ -65,7 +65,7 @@ def test_the_median_and_its_range(tmp_path):
     ) as monitor:
         records = monitor(0, stacked())
     assert [record.scalars["rank_weights/W1"] for record in records] == [2, 3, 4]
-    events = EventAccumulator(str(tmp_path / "median")).Reload()
+    events = legacy_events(tmp_path / "median")
 
     def value(tag):
         (event,) = events.Scalars(tag)
@@ -151,7 +151,7 @@ def test_the_median_goes_back_with_the_seeds_be_it_by_one_step(tmp_path):
     ) as monitor:
         for step, scalar in ((0, 1.0), (1, 2.0), (2, 3.0), (1, 4.0)):
             monitor(step, stacked(), scalars={"mine": scalar})
-    events = EventAccumulator(str(tmp_path / "median")).Reload().Scalars("mine/median")
+    events = legacy_events(tmp_path / "median").Scalars("mine/median")
     assert [(event.step, event.value) for event in events] == [(0, 1.0), (1, 4.0)]
 
 

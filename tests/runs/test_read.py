@@ -7,13 +7,13 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.util import tensor_util
 
 from paths import REFERENCE
 from rankmon import JsonlWriter, Problem, RankMonitor, Record, TensorBoardWriter
 from rankmon.runs.read import read_runs, read_several
+from reading import legacy_events
 from refusals import refused
 from run_records import NAMES, record, small_record, write_both
 
@@ -67,8 +67,7 @@ def test_a_monitors_run_at_full_precision(tmp_path):
 def test_without_its_jsonl_it_is_what_tensorboard_reads(tmp_path):
     monitored(tmp_path)
     (run,) = read_runs(events_only(tmp_path))
-    sizes = {"scalars": 0, "tensors": 0, "histograms": 1}
-    events = EventAccumulator(str(tmp_path), size_guidance=sizes).Reload()
+    events = legacy_events(tmp_path)
     assert set(run.scalars) == set(events.Tags()["scalars"])
     for tag, series in run.scalars.items():
         logged = events.Scalars(tag)
@@ -188,9 +187,9 @@ def test_the_reference_runs(part):
 
 def test_a_reference_run_is_what_tensorboard_reads():
     (run,) = read_runs(REFERENCE / "linear_teacher")
-    events = EventAccumulator(str(REFERENCE / "linear_teacher"), size_guidance={"scalars": 0})
+    events = legacy_events(REFERENCE / "linear_teacher")
     for event, step, value in zip(
-        events.Reload().Scalars("rank/H_L"), *vars(run.scalars["rank/H_L"]).values(), strict=True
+        events.Scalars("rank/H_L"), *vars(run.scalars["rank/H_L"]).values(), strict=True
     ):
         assert (event.step, event.value) == (step, value)
 

@@ -14,13 +14,13 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from chromium import agrees, chart, show
 from generated_logs import PARTS, record, write_run
 from paths import REFERENCE
 from rankmon.writers.base import Record
 from rankmon.writers.tensorboard import TensorBoardWriter
+from reading import legacy_events
 from tab_browser import open_tab, server, until
 
 pytestmark = pytest.mark.slow
@@ -75,7 +75,7 @@ def log(folder):
 
 @cache
 def _log(folder, _size):
-    return EventAccumulator(str(folder), size_guidance={"tensors": 0, "scalars": 0}).Reload()
+    return legacy_events(folder)
 
 
 def scalars(folder, tag):

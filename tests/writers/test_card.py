@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
 from rankmon import (
@@ -30,6 +29,7 @@ from rankmon._util.facts import Fact
 from rankmon.monitor.hooks import watch_weights
 from rankmon.probes.base import Description, Measurement
 from rankmon.writers.legend import LEGEND, OVER_SEEDS
+from reading import legacy_events
 from rendering import rendered
 
 RNG = np.random.default_rng(0)
@@ -132,7 +132,7 @@ class Noise:
 
 def logged(folder):
     """The tags of a run and the plugin of each, by TensorBoard's own reader."""
-    events = EventAccumulator(str(folder)).Reload()
+    events = legacy_events(folder)
     tags = events.Tags()
     named = {tag: "" for kind in ("scalars", "histograms", "tensors") for tag in tags[kind]}
     for tag, metadata in events.summary_metadata.items():
@@ -142,7 +142,7 @@ def logged(folder):
 
 def texts(folder, tag="rankmon/card"):
     """The texts at a tag, by TensorBoard's own reader."""
-    events = EventAccumulator(str(folder)).Reload()
+    events = legacy_events(folder)
     return [
         tensor_util.make_ndarray(event.tensor_proto).item().decode()
         for event in events.Tensors(tag)

@@ -1,4 +1,4 @@
-"""What the probes log: the Hessian's curves, theory beside them, Lemma 8, weights."""
+"""The Hessian probe: its curves, theory beside them, and networks of every kind."""
 
 from typing import Any
 
@@ -13,17 +13,14 @@ from jax.flatten_util import ravel_pytree
 from oracles import gaussian_variables, mlp
 from rankmon import (
     HessianProbe,
-    Lemma8Probe,
     Problem,
     RankMonitor,
     RankmonWarning,
-    WeightsProbe,
     hessian_ranks,
-    lemma8,
     theory,
-    weight_ranks,
 )
 from refusals import refused
+from small_probes import measured_by
 
 
 @pytest.mark.parametrize(
@@ -89,20 +86,13 @@ def test_theory_follows_the_residual_to_zero():
     measured = {}
     for scale in (1.0, 1e-6, 1e-20):
         moved = [params[0], {"w": params[1]["w"] + scale * direction}]
-        measured[scale] = _measure(probe, problem, moved, state)[0].scalars
+        measured[scale] = measured_by(probe, problem, moved, state)[0].scalars
     for scalars in measured.values():
         for part in ("H_L", "H_o", "H_f", "H_f_fixed"):
             assert scalars[f"rank/{part}"] == scalars[f"rank_theory/{part}"], part
     assert measured[1e-6]["rank/H_f"] == measured[1e-6]["rank_self/H_f"] == 24
     assert measured[1e-20]["rank/H_f"] == 0
     assert measured[1e-20]["rank/H_f_fixed"] == 24
-
-
-def _measure(probe, problem, params, state=None, step=0):
-    from rankmon.problem.point import Snapshot
-
-    snapshot = Snapshot.take(problem.flat(params), step, params)
-    return probe.measure(snapshot, probe.initial_state() if state is None else state)
 
 
 def test_theory_is_silent_where_it_does_not_apply():
@@ -116,7 +106,7 @@ def test_theory_is_silent_where_it_does_not_apply():
     }
     for name, (apply, params, loss) in cases.items():
         problem = Problem(apply, loss=loss, inputs=x, targets=y)
-        measurement, _ = _measure(HessianProbe().prepare(problem.flat(params)), problem, params)
+        measurement, _ = measured_by(HessianProbe().prepare(problem.flat(params)), problem, params)
         assert not [t for t in measurement.scalars if t.startswith("rank_theory")], name
         assert measurement.scalars["rank/Omega"] >= 1
 
@@ -125,7 +115,7 @@ def test_other_stacks_show_their_linear_counterpart_and_say_so():
     apply, params = mlp((4, 3, 2), jax.nn.relu)
     problem = Problem(apply, loss="mse", inputs=np.eye(4), targets=np.ones((4, 2)))
     probe = HessianProbe().prepare(problem.flat(params))
-    measurement, _ = _measure(probe, problem, params)
+    measurement, _ = measured_by(probe, problem, params)
     assert measurement.scalars["rank_theory/H_o"] == theory.rank_outer((4, 3, 2))
     assert "linear counterpart" in probe.describe().reservation
 
@@ -136,7 +126,7 @@ def test_spectra_are_logged_without_their_zeros():
     x = np.random.default_rng(0).standard_normal((20, 5))
     x[:, 0] = 0.0
     problem = Problem(apply, loss="mse", inputs=x, targets=np.ones((20, 3)))
-    measurement, _ = _measure(HessianProbe().prepare(problem.flat(params)), problem, params)
+    measurement, _ = measured_by(HessianProbe().prepare(problem.flat(params)), problem, params)
     for part in ("H_L", "H_o", "H_f", "H_f_fixed"):
         logs = measurement.arrays[f"spectrum/{part}"]
         assert np.all(np.isfinite(logs))
@@ -145,105 +135,6 @@ def test_spectra_are_logged_without_their_zeros():
     assert measurement.scalars["spectrum_zeros/H_L"] >= 4
     cut_free = np.sum(10 ** measurement.arrays["spectrum/H_o"] > 1e-12)
     assert cut_free == measurement.scalars["rank/H_o"]
-
-
-def test_the_weights_probe_says_what_weight_ranks_says():
-    rng = np.random.default_rng(0)
-    params = {
-        "square": jnp.asarray(rng.standard_normal((4, 4)), jnp.float32),
-        "conv": jnp.asarray(rng.standard_normal((2, 2, 3, 5)), jnp.bfloat16),
-        "bias": jnp.ones(5),
-    }
-
-    def apply(params, x):
-        return x @ params["square"]
-
-    problem = Problem(apply, loss="mse", inputs=np.ones((2, 4)), targets=np.ones((2, 4)))
-    measurement, _ = _measure(WeightsProbe().prepare(problem.flat(params)), problem, params)
-    ranks = weight_ranks(params)
-    assert set(ranks) == {"square", "conv"}
-    for name, rank in ranks.items():
-        assert measurement.scalars[f"rank_weights/{name}"] == rank.rank
-        assert measurement.scalars[f"stable_rank/{name}"] == rank.stable_rank
-        assert measurement.scalars[f"effective_rank/{name}"] == rank.effective_rank
-    assert ranks["conv"].size == 5
-    sign, log_abs = np.linalg.slogdet(np.asarray(params["square"], np.float64))
-    assert measurement.scalars["det_sign/square"] == sign
-    assert measurement.scalars["log_abs_det/square"] == pytest.approx(log_abs, rel=1e-12)
-    assert "det_sign/conv" not in measurement.scalars
-
-
-def test_large_weights_get_a_rank_alone():
-    rng = np.random.default_rng(0)
-    params = {"small": rng.standard_normal((20, 90)), "large": np.ones((30, 40))}
-    params["large"][:7] += rng.standard_normal((7, 40))
-    problem = Problem(
-        lambda p, x: x @ p["large"], loss="mse", inputs=np.ones((3, 30)), targets=np.ones((3, 40))
-    )
-    probe = WeightsProbe(largest=25).prepare(problem.flat(params))
-    measured, _ = _measure(probe, problem, params)
-    assert measured.scalars["rank_weights/large"] == 8
-    assert measured.scalars["rank_low/large"] == measured.scalars["rank_high/large"] == 8
-    assert "stable_rank/large" not in measured.scalars
-    assert "stable_rank/small" in measured.scalars
-    with refused(TypeError, "largest", "float"):
-        WeightsProbe(largest=1e3)
-
-
-def test_lemma8_in_a_discrete_loop():
-    """log|det| beside its prediction: off by about the quadrature error that is logged."""
-    width, rate = 4, 1e-3
-    rng = np.random.default_rng(0)
-    labels = np.arange(40) % width
-    x = rng.standard_normal((40, width))
-    x -= lemma8.class_means(x, labels, width)[labels]
-    y = np.eye(width)[labels]
-
-    def apply(weights, x):
-        for weight in weights:
-            x = x @ weight.T
-        return x
-
-    with jax.enable_x64(True):
-        weights = lemma8.balanced_stack(jax.random.key(0), layers=3, width=width)
-        gradient = jax.grad(lambda w: 0.5 * jnp.mean(jnp.sum((apply(w, x) - y) ** 2, 1)))
-        descend = jax.jit(
-            lambda weights: jax.tree.map(lambda w, g: w - rate * g, weights, gradient(weights))
-        )
-        problem = Problem(apply, loss="mse", inputs=x, targets=y)
-        monitor = RankMonitor(problem, every=20, probes=[Lemma8Probe(rate), "weights"])
-        records = []
-        for step in range(401):
-            records.append(monitor(step, weights))
-            weights = descend(weights)
-    first, s = records[0].scalars, records[-1].scalars
-    assert first["lemma8/centered"] == first["lemma8/balanced"] == first["lemma8/square"] == 1
-    assert s["lemma8/balanced"] == 0  # discrete steps keep balance only approximately
-    assert s["lemma8/class_mean"] < 1e-15
-    for layer in range(3):
-        fall = s[f"log_abs_det/{layer}"]
-        off = s[f"lemma8/predicted_log_abs_det/{layer}"] - fall
-        assert fall < -0.5
-        assert s[f"lemma8/prediction_error/{layer}"] == pytest.approx(-off, abs=1e-12)
-        assert abs(off) < 0.02
-        assert 0 < s[f"lemma8/quadrature_error/{layer}"] < 0.02
-    assert s["lemma8/balancedness/0"] < 1e-3
-
-
-def test_lemma8_of_a_singular_weight_beside_one_that_is_nearly_so():
-    rng = np.random.default_rng(8)
-    factor = rng.integers(-3, 4, (6, 4))
-    nearly = np.diag([1.0, 1, 1, 1, 1, 1e-12])
-    problem = Problem(
-        lambda w, x: x @ w[0].T @ w[1].T, loss="mse", inputs=np.eye(6), targets=np.eye(6)
-    )
-    params = [(factor @ factor.T).astype(np.float32), nearly]
-    with RankMonitor(problem, every=1, probes=[Lemma8Probe(1e-3), "weights"]) as monitor:
-        s = monitor(0, params).scalars
-    for tag in ("log_abs_det", "lemma8/predicted_log_abs_det"):
-        assert s[f"{tag}/0"] == -np.inf
-        assert s[f"{tag}/1"] == pytest.approx(np.log(1e-12), rel=1e-12)
-    assert s["det_sign/0"] == 0
 
 
 def test_a_weight_named_like_a_part_of_the_hessian_overwrites_nothing():
