@@ -1,18 +1,28 @@
-"""The README's snippets run (as they stand with `pytest -m ""`), and what it says is so."""
+"""Pages: the README's snippets run (whole with `pytest -m ""`), and what pages name exists."""
 
 import re
 import shlex
-from pathlib import Path
+import tomllib
 
 import pytest
 
 import rankmon
-import rankmon.tensorboard
 from paths import ROOT
 from rankmon.cli.main import main
 from rankmon.writers import legend
 
-README = (ROOT / "README.md").read_text()
+PAGES = {
+    name: (ROOT / name).read_text()
+    for name in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "docs/decisions.md",
+        "examples/README.md",
+        "logs/README.md",
+    )
+}
+README = PAGES["README.md"]
 OUTPUTS = re.findall(r"<!-- output: rankmon (.+) -->\n```text\n(.*?)```", README, re.DOTALL)
 SNIPPETS = dict(re.findall(r"<!-- test: (\w+) -->\n```python\n(.*?)```", README, re.DOTALL))
 
@@ -23,9 +33,9 @@ def cells(line: str) -> tuple[str, ...]:
     return tuple(" ".join(part.split()) for part in parts)
 
 
-def table(first: str) -> list[tuple[str, ...]]:
+def table(first: str, page: str = README) -> list[tuple[str, ...]]:
     """The rows below the header of the one table whose first column has this name."""
-    blocks = re.findall(r"(?:^\|.*\n)+", README, re.MULTILINE)
+    blocks = re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE)
     tables = [[cells(line) for line in block.splitlines()] for block in blocks]
     (found,) = [rows for rows in tables if rows[0][0] == first]
     return found[2:]
@@ -96,18 +106,30 @@ def test_the_commands_print_what_it_says(capsys, monkeypatch):
         assert [line for line in map(str.split, said.splitlines()) if line not in shown] == []
 
 
-def test_pictures_and_files_that_it_names_exist():
-    for path in re.findall(r"\]\((?!http|#)([^)]+)\)", README):
+@pytest.mark.parametrize("name", PAGES)
+def test_pictures_and_files_that_a_page_names_exist(name):
+    for path in re.findall(r"\]\((?!http|#)([^)#]+)", PAGES[name]):
+        assert (ROOT / name).parent.joinpath(path).exists(), path
+    for path in re.findall(r"\b(?:docs|examples|rankmon|tests)/[\w./]+\.(?:md|py)\b", PAGES[name]):
         assert (ROOT / path).exists(), path
-    for script in re.findall(r"examples/\w+\.py", README):
-        assert (ROOT / script).exists(), script
 
 
-def test_modules_that_it_lists_are_those_that_exist():
-    listed = set(re.findall(r"`(_?[a-z0-9_]+)`", str(table("module"))))
-    for package in (rankmon, rankmon.tensorboard):
-        modules = {path.stem for path in Path(package.__file__).parent.glob("*.py")}
-        assert modules - {"__init__"} <= listed
+def test_names_to_copy_are_in_the_files_that_contributing_gives():
+    given = re.findall(r"`((?:rankmon|tests)/[\w/]+\.py)`\s+\(([^)]+)\)", PAGES["CONTRIBUTING.md"])
+    assert given
+    for path, names in given:
+        for name in re.findall(r"`(\w+)`", names):
+            defined = rf"^(?:class |def )?{name}\b"
+            assert re.search(defined, (ROOT / path).read_text(), re.MULTILINE), (path, name)
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_folders_are_listed_in_the_order_of_their_imports(name):
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (layers,) = [c["layers"] for c in declared["contracts"] if c["type"] == "layers"]
+    assert [row[0].strip("`") for row in table("folder", PAGES[name])] == layers[::-1]
+    folders = (ROOT / "rankmon").glob("*/__init__.py")
+    assert {path.parent.name for path in folders} == set(layers)
 
 
 @pytest.mark.parametrize("name", ["jax", "flax"])
