@@ -16,8 +16,8 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 QUICK = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
 
 # Private and mathematical modules: shapes and types of every call are checked as annotated. Modules
-# whose functions users call are left out, since our own errors must come first; so is `flat`, where
-# a frame of the checker would be taken for the line of the user that a warning names.
+# whose functions users call are left out, since our own errors must come first; so are `flat` and
+# `point`, which warn: a frame of the checker would be taken for the user's line that they name.
 CHECKED = [
     "engines.base",
     "engines.deep_linear",
@@ -42,7 +42,6 @@ CHECKED = [
     "network.taps",
     "probes.base",
     "probes.features",
-    "problem.point",
     "weights.traced",
 ]
 install_import_hook([f"rankmon.{name}" for name in CHECKED], "shapes.checked")

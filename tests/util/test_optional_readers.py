@@ -17,8 +17,7 @@ import oracles
 import rankmon
 from rankmon import MemoryWriter, Problem, RankMonitor
 from rankmon._util import jaxpr
-from rankmon.network import dense_kernels, dense_stack, kernel_axes, layer_states
-from rankmon.probes import features
+from rankmon.network import dense_kernels, dense_stack, kernel_axes, layer_states, taps
 from rankmon.probes.features import FeaturesProbe
 from rankmon.probes.hessian import HessianProbe
 from rankmon.probes.weights import WeightsProbe
@@ -56,7 +55,7 @@ READERS = {
     "dense kernels walked": (dense_kernels, "_summed_first", "dense kernels", "sketch"),
     "kernels": (kernel_axes, "operation_axes", "axes of kernels", "auto"),
     "lifting": (float64, "_any_operation", "operations to lift", "auto"),
-    "features": (features, "_dense_rows", "features", "auto"),
+    "features": (taps, "_dense_rows", "features", "auto"),
 }
 
 
