@@ -1,11 +1,13 @@
 """What a record must show for a warning, a callback or a stop; measures and writes nothing."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, Protocol
 
+from rankmon._util.errors import Trouble
 from rankmon._util.globs import as_patterns, matches
 
 
@@ -180,6 +182,29 @@ class Watch:
         silent = {key for key in self._holding if key[1] not in scalars}
         self._holding = holding | silent
         return begun
+
+
+def act(found: deque[tuple[Action, Alarm]], errors: Trouble) -> None:
+    """Warn, call back, and last stop, as the alerts ask for.
+
+    Args:
+      found: what to do about which alarm; emptied.
+      errors: decides what an error of a callback does, and warns.
+
+    Raises:
+      StopTraining: if an alert asks for it.
+    """
+    stop: StopTraining | None = None
+    while found:
+        action, alarm = found.popleft()
+        if action == "stop":
+            stop = stop or StopTraining(alarm)
+        elif callable(action):
+            errors.guard(f"an alert's callback at step {alarm.step}", action, alarm)
+        else:
+            errors.warn(f"step {alarm.step}: {alarm.message}", key=f"alert {alarm}")
+    if stop is not None:
+        raise stop
 
 
 def _check_share(share: float) -> None:

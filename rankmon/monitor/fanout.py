@@ -116,7 +116,7 @@ class Outbox:
     Args:
       logdir: run folder for TensorBoard events and rankmon.jsonl, locked while open; None for none.
       writers: more writers.
-      trouble: decides what an error of a writer does.
+      errors: decides what an error of a writer does.
       layout: charts for the run folder; those of `custom_scalars_layout` if not given.
 
     Attributes:
@@ -133,18 +133,18 @@ class Outbox:
         logdir: str | Path | None,
         writers: Sequence[Writer],
         *,
-        trouble: Trouble,
+        errors: Trouble,
         layout: layout_pb2.Layout | None = None,
     ) -> None:
         self.attempt = 0
-        self._trouble = trouble
+        self._errors = errors
         folder = self._folder = None if logdir is None else absolute_folder(logdir)
         lock = None if folder is None else RunLock(folder)
         self.has_lost_lines = False
         try:
             if folder is not None:
                 self.has_lost_lines = self._look_for_earlier_files(folder)
-            own = _folder_writers(folder, layout or custom_scalars_layout(), trouble.warn)
+            own = _folder_writers(folder, layout or custom_scalars_layout(), errors.warn)
         except BaseException:
             _give_back([], lock)
             raise
@@ -162,7 +162,7 @@ class Outbox:
             what, shows = f"event files beside {path}", "TensorBoard"
         else:
             return False
-        self._trouble.warn(
+        self._errors.warn(
             f"expected {what}, got none; {shows} will show the new records only: restore what was "
             "removed from a copy, if you have one, before you go on"
         )
@@ -176,7 +176,7 @@ class Outbox:
         if self._folder is None:
             return None
         found: list[tuple[int, Mapping[str, float]]] = []
-        for entry in jsonl_lines.entries(self._folder / jsonl_lines.NAME, warn=self._trouble.warn):
+        for entry in jsonl_lines.entries(self._folder / jsonl_lines.NAME, warn=self._errors.warn):
             if "start" in entry:
                 found = [record for record in found if record[0] < entry["start"]]
             else:
@@ -200,7 +200,7 @@ class Outbox:
             backlog.append(record)
         for backlog in self._backlogs:
             if backlog.keep_the_newest(MOST_WAITING):
-                self._trouble.warn(
+                self._errors.warn(
                     f"{backlog.name} has {MOST_WAITING} records waiting; the oldest are dropped "
                     "from now on",
                     key=f"backlog of {backlog.name}",
@@ -209,7 +209,7 @@ class Outbox:
     def deliver(self) -> None:
         """Hands all that waits to every writer."""
         for backlog in self._backlogs:
-            self._trouble.guard(backlog.name, backlog.deliver)
+            self._errors.guard(backlog.name, backlog.deliver)
 
     @property
     def is_here(self) -> bool:
@@ -220,7 +220,7 @@ class Outbox:
         """Tries what waits once more, and flushes."""
         self.deliver()
         for backlog in self._backlogs:
-            self._trouble.guard(f"flush of {backlog.name}", backlog.writer.flush)
+            self._errors.guard(f"flush of {backlog.name}", backlog.writer.flush)
 
     def close(self, outcome: Outcome = "success") -> None:
         """Tries what waits once more, closes the writers and gives the run folder back.
@@ -237,17 +237,17 @@ class Outbox:
             stack.callback(self._give_back)
             for backlog in reversed(self._backlogs):
                 writer = backlog.writer
-                stack.callback(self._trouble.guard, f"close of {backlog.name}", writer.close)
+                stack.callback(self._errors.guard, f"close of {backlog.name}", writer.close)
                 if isinstance(writer, SessionWriter):
                     what = f"the end of {backlog.name}'s session"
-                    stack.callback(self._trouble.guard, what, writer.end_session, outcome)
+                    stack.callback(self._errors.guard, what, writer.end_session, outcome)
             stack.callback(self._report_losses)
             self.flush()
 
     def _report_losses(self) -> None:
         for backlog in self._backlogs:
             if lost := backlog.records + backlog.dropped:
-                self._trouble.warn(f"{backlog.name} never took {lost} records")
+                self._errors.warn(f"{backlog.name} never took {lost} records")
 
 
 def _folder_writers(

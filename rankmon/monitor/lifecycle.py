@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Self
 import jax
 import numpy as np
 
+from rankmon._util.errors import Trouble
 from rankmon.problem.containers import is_live
 
 
@@ -55,16 +56,24 @@ class ClosesOnExit(ABC):
             error.add_note(f"rankmon: and then {type(trouble).__name__}: {trouble}")
 
 
-def missing_last_probe(step: int, changed: str) -> str:
-    """What is told where the last parameters have changed since they were seen."""
-    return (
-        f"the parameters of the last step, {step}, {changed}, so the last probe is missing; call "
-        "monitor.close(step, params) with the final ones"
-    )
+def is_unchanged(call: Call, errors: Trouble) -> bool:
+    """Return whether a call's parameters are still what they were; warn if they may have changed.
+
+    Args:
+      call: the last one of a loop.
+      errors: decides what an error does, and warns.
+    """
+    changed = errors.guard("the last parameters", _why_perhaps_changed, call.params)
+    if changed:
+        errors.warn(
+            f"the parameters of the last step, {call.step}, {changed}, so the last probe is "
+            "missing; call monitor.close(step, params) with the final ones"
+        )
+    return not changed
 
 
-def why_perhaps_changed(params: Any) -> str | None:
-    """Why the parameters may no longer be those of the call that showed them; None if they are."""
+def _why_perhaps_changed(params: Any) -> str | None:
+    """Return why the parameters may have changed since the call; None if they cannot."""
     if is_live(params):
         return "are variables (of NNX or Keras), which training changes in place"
     leaves = jax.tree.leaves(params)

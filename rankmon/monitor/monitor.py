@@ -1,7 +1,7 @@
-"""`RankMonitor`: whether a step is due, and then a snapshot for the recorder, here or on a worker.
+"""`RankMonitor`, which a training loop calls at each step: its arguments and its public methods.
 
-The only module with loop state. It never changes what it watches: parameters are copied, measured
-in a scope of their own, and no error of the monitor's ends a training run unless asked for.
+A monitor never changes what it watches: parameters are copied and measured in a scope of their own,
+and monitor errors never stop training unless the user asks for it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,11 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
-from rankmon._util.arrays import check_concrete
-from rankmon._util.distributed import gathered, is_first
+from rankmon._util.distributed import is_first
 from rankmon._util.errors import Trouble
 from rankmon._util.facts import Fact, as_hparams
 from rankmon._util.forks import Home
@@ -21,7 +19,7 @@ from rankmon._util.validate import as_count, as_memory_limit, check_choice, chec
 from rankmon._util.warnings import RankmonWarning
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
 from rankmon.linalg.numerical_rank import DEFAULT_TOLERANCE, Tolerance
-from rankmon.monitor.alerts import Alert, StopTraining
+from rankmon.monitor.alerts import Alert
 from rankmon.monitor.arguments import (
     as_alerts,
     as_overhead,
@@ -32,24 +30,21 @@ from rankmon.monitor.arguments import (
     check_processes,
     schedule_text,
 )
-from rankmon.monitor.lifecycle import Call, ClosesOnExit, missing_last_probe, why_perhaps_changed
+from rankmon.monitor.dispatch import Dispatcher
+from rankmon.monitor.due import DueSteps
+from rankmon.monitor.lifecycle import Call, ClosesOnExit
 from rankmon.monitor.overhead import Budget
-from rankmon.monitor.pipeline import Recorder
+from rankmon.monitor.pipeline import Pipeline
 from rankmon.monitor.scan import CompiledLoop, CompiledSteps, StepFunction
 from rankmon.monitor.schedule import Schedule
 from rankmon.monitor.worker import Worker
 from rankmon.probes.base import Probe
 from rankmon.probes.registry import as_probes
-from rankmon.problem.device_copy import DeviceCopy
-from rankmon.problem.flat import FlatProblem
-from rankmon.problem.point import Snapshot
-from rankmon.problem.precision import with_settings_kept
 from rankmon.problem.problem import Problem, check_problem
 from rankmon.writers.base import Record, Writer
 from rankmon.writers.events import Outcome
 
 __all__ = ["RankMonitor", "RankmonWarning"]
-
 
 _NEVER_FULL = 2**31
 
@@ -156,20 +151,18 @@ class RankMonitor(ClosesOnExit):
         if not is_first():
             logdir, writers = None, []
         self._home = Home()
-        self._problem = problem
-        self._schedule = schedule
-        self._trouble = Trouble(on_error)
-        self._budget = Budget(share)
-        self._worker = Worker(waiting, when_full, trouble=self._trouble) if background else None
+        self._errors = errors = Trouble(on_error)
+        limit = Budget(share)
+        self._worker = worker = Worker(waiting, when_full, errors=errors) if background else None
         # Who reports from inside a compiled program must not wait for what waits for the program.
-        self._writing = Worker(_NEVER_FULL, "block", trouble=self._trouble)
-        self._recorder = Recorder(
+        writing = Worker(_NEVER_FULL, "block", errors=errors)
+        self._pipeline = pipeline = Pipeline(
             problem,
             as_probes(probes, tolerance=tolerance, memory_limit=memory_limit),
             skips_oversize=oversize == "weights",
-            trouble=self._trouble,
-            writing=self._writing,
-            budget=self._budget,
+            errors=errors,
+            writing=writing,
+            overhead=limit,
             logdir=logdir,
             writers=writers,
             alerts=alerts,
@@ -178,11 +171,19 @@ class RankMonitor(ClosesOnExit):
             params=params,
             state=state,
         )
-        # A step that was skipped, and the last one before it that was not.
-        self._skipped: tuple[int, int | None] | None = None
-        self._seen: Call | None = None
+        self._due = due = DueSteps(
+            schedule, limit, pipeline=pipeline, worker=worker, writing=writing
+        )
+        self._dispatcher = Dispatcher(
+            problem,
+            pipeline,
+            due=due,
+            worker=worker,
+            writing=writing,
+            errors=errors,
+            overhead=limit,
+        )
         self._program: CompiledSteps | None = None  # of the last scan
-        self._closed = False
         self._outcome: Outcome = "success"
 
     # The loop's side
@@ -216,19 +217,19 @@ class RankMonitor(ClosesOnExit):
             return None
         if type(step) is not int or params is None:
             step, params = as_step_and_params(step, params)
-        if self._trouble.kept:
-            self._trouble.tell()
-        if self._trouble.guard("the schedule", self._due, step):
-            return self._measure(Call(step, params, extra, scalars))
-        if not self._closed:
-            self._seen = Call(step, params, extra, scalars)
+        if self._errors.kept:
+            self._errors.tell()
+        call = Call(step, params, extra, scalars)
+        if self._errors.guard("the schedule", self._due.is_due, step):
+            return self._dispatcher.measure(call)
+        self._dispatcher.see(call)
         return None
 
     def is_due(self, step: int) -> bool:
         """Whether a call at this step would measure: for scalars that are worth computing then."""
         if self._home.is_elsewhere():
             return False
-        return bool(self._trouble.guard("the schedule", self._due, step))
+        return bool(self._errors.guard("the schedule", self._due.is_due, step))
 
     def scan(
         self,
@@ -265,19 +266,12 @@ class RankMonitor(ClosesOnExit):
         if self._program is None or self._program.step_fn is not step_fn:
             self._program = CompiledSteps(step_fn)
         loop = CompiledLoop(self._program, carry, steps, xs)
-        end, step, ahead = start + steps, start, 1
-        while step < end:
-            try:
-                self(step, params_of(loop.carry))
-            except StopTraining as stop:
-                stop.carry, stop.ys = loop.carry, loop.ys
-                raise
-            # Still due where the budget puts it off: not at every step is the program left for it.
-            ahead = 2 * ahead if self._scheduled(step) else 1
-            step = next(filter(self._scheduled, range(step + ahead, end)), end)
-            loop.advance(step - start)
-        if not self._closed:
-            self._seen = Call(end, params_of(loop.carry), None, None)
+        loop.run(
+            lambda step, carry: self(step, params_of(carry)),
+            start=start,
+            is_scheduled=partial(self._errors.guard, "the schedule", self._due.is_scheduled),
+        )
+        self._dispatcher.see(Call(start + steps, params_of(loop.carry), None, None))
         return loop.carry, loop.ys
 
     def report(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -292,14 +286,7 @@ class RankMonitor(ClosesOnExit):
         if self._home.is_elsewhere():
             return
         step, numbers = as_step(step), {str(tag): float(scalars[tag]) for tag in scalars}
-
-        def submit() -> None:
-            if self._closed:
-                self._trouble.warn("the monitor got a report after close; it is not written")
-            else:
-                self._writing.submit(lambda: partial(self._recorder.report, step, numbers))
-
-        self._trouble.attempt(submit)  # on a thread of XLA's nothing may be raised
+        self._dispatcher.report(step, numbers)
 
     def hook(self, params: Callable[[], Any]) -> Callable[..., None]:
         """The monitor for loops that call hooks with the step alone: `hook(step)`.
@@ -313,44 +300,13 @@ class RankMonitor(ClosesOnExit):
 
         return on_step
 
-    def _scheduled(self, step: int) -> bool:
-        return bool(self._trouble.guard("the schedule", self._schedule.due, step, self._last))
-
-    def _due(self, step: int) -> bool:
-        if not self._schedule.due(step, self._last):
-            return False
-        under_way = 0 if self._worker is None else self._worker.unfinished
-        return self._is_back(step) or self._budget.affords(under_way)
-
-    def _is_back(self, step: int) -> bool:
-        """Whether training went back: records of later steps have to be superseded now."""
-        return self._last is not None and step < self._last
-
-    @property
-    def _last(self) -> int | None:
-        """The step that the schedule counts from: the last one that was measured or skipped."""
-        submitted = self._submitted
-        if self._skipped is not None and self._skipped[1] == submitted:
-            return self._skipped[0]
-        return submitted
-
-    @property
-    def _submitted(self) -> int | None:
-        """The last step that was handed over: it waits, is being measured, or has a record."""
-        for worker in (self._worker, self._writing):
-            if worker is not None and worker.unfinished:
-                step = worker.newest_step()
-                if step is not None:
-                    return step
-        return self._recorder.last
-
     def flush(self) -> None:
         """Hands everything that was measured to the operating system."""
         if self._home.is_elsewhere():
             return
         self._wait()
-        self._recorder.flush()
-        self._trouble.tell()
+        self._pipeline.flush()
+        self._errors.tell()
 
     def close(
         self,
@@ -381,37 +337,25 @@ class RankMonitor(ClosesOnExit):
         Raises:
           TypeError, ValueError, MemoryError: where nothing was measured before, as for a call.
         """
-        if self._closed or self._home.is_elsewhere():
+        if self._dispatcher.closed or self._home.is_elsewhere():
             return None
-        for each in (self._writing, self._worker, self._recorder):
-            if each is not None:
-                each.refuse_here()
+        self._dispatcher.refuse_here()
         try:
             record = self._wait()
-            if step is not None:
-                step, params = as_step_and_params(step, params)
-                if step != self._submitted:
-                    last = Call(step, params, extra, scalars)
-                    record = with_settings_kept(partial(self._measure_here, last))
+            if step is None:
+                record = self._dispatcher.measure_seen() or record
             else:
-                record = self._measure_last_seen() or record
+                step, params = as_step_and_params(step, params)
+                if step != self._due.submitted:
+                    record = self._dispatcher.measure_here(Call(step, params, extra, scalars))
         finally:
-            self._close_recorder()
-            self._trouble.tell()
+            self._dispatcher.close(self._outcome)
+            self._errors.tell()
         return record
 
-    def _close_recorder(self) -> None:
-        close = partial(self._recorder.close, self._outcome)
-        try:
-            if self._worker is None:
-                close()
-            else:
-                self._worker.close(close)
-        finally:
-            self._closed, self._seen = True, None
-
     def _gives_up(self) -> None:
-        self._seen, self._outcome = None, "failure"
+        self._dispatcher.forget_seen()
+        self._outcome = "failure"
 
     # Restart
 
@@ -427,7 +371,7 @@ class RankMonitor(ClosesOnExit):
         """
         if not self._home.is_elsewhere():
             self._wait()
-        return self._recorder.state()
+        return self._pipeline.state()
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved `state`; records after its last step are superseded, not lost.
@@ -439,106 +383,9 @@ class RankMonitor(ClosesOnExit):
         if self._home.is_elsewhere():
             return
         self._wait()
-        self._recorder.restore(state)
-        self._seen = self._skipped = None
-
-    # Measuring
+        self._pipeline.restore(state)
+        self._due.forget_skipped()
+        self._dispatcher.forget_seen()
 
     def _wait(self) -> Record | None:
-        """Until reports are written and the worker is done; its last record."""
-        if self._writing.is_here:
-            return None  # a writer that asks for the state cannot wait for its own record
-        # Programs under way may still report.
-        self._trouble.guard("the wait for reports", jax.effects_barrier)
-        record = None if self._worker is None else self._worker.wait()
-        self._writing.wait()
-        return record
-
-    def _measure(self, call: Call) -> Record | None:
-        if self._closed:
-            self._trouble.warn("the monitor was called after close; nothing is measured any more")
-            return None
-        # Already here: where the call is interrupted, its parameters are still to be measured.
-        self._seen = call
-        try:
-            return with_settings_kept(partial(self._measure_now, call))
-        except Exception:
-            self._seen = None
-            raise
-
-    def _measure_now(self, call: Call) -> Record | None:
-        if self._worker is None:
-            return self._measure_here(call)
-        flat = self._ready(call)
-        what = f"the measurement at step {call.step}"
-        self._trouble.guard(what, self._submit, self._worker, flat, call)
-        return None
-
-    def _ready(self, call: Call) -> FlatProblem:
-        self._budget.start()
-        if self._recorder.flat is not None:
-            return self._recorder.flat
-        check_concrete("parameters to be measured", (call.params, call.extra))
-        with self._budget.spending():
-            return self._recorder.prepare(self._problem.unpack(call.params, call.extra))
-
-    def _measure_here(self, call: Call) -> Record:
-        flat = self._ready(call)
-        counts = {} if self._worker is None else self._worker.counts()
-
-        def take() -> Snapshot:
-            return Snapshot.take(flat, call.step, self._tree(call))
-
-        try:
-            record = self._recorder.record(call.step, take, call.scalars, counts)
-        finally:
-            self._trouble.tell_warnings()
-        self._seen = None
-        return record
-
-    def _tree(self, call: Call) -> Any:
-        """The pytree that is measured, with all of it in this process."""
-        check_concrete("parameters to be measured", (call.params, call.extra))
-        return gathered(self._problem.unpack(call.params, call.extra))
-
-    def _submit(self, worker: Worker, flat: FlatProblem, call: Call) -> None:
-        """Hands copies to the worker, or keeps the parameters of a step that it skips."""
-
-        def copied() -> DeviceCopy:
-            return DeviceCopy.take(flat, call.step, self._tree(call))
-
-        def job() -> Callable[[], Record]:
-            with self._budget.spending():
-                copy = self._trouble.guard(f"the measurement at step {call.step}", copied)
-                held = self._recorder.scalars.held(call.scalars, call.step)
-            return partial(_record, self._recorder, call.step, copy, held, worker.counts())
-
-        before = self._submitted
-        if worker.submit(job, must=self._is_back(call.step), step=call.step):
-            self._seen = None
-        else:
-            self._skipped = call.step, before
-
-    def _measure_last_seen(self) -> Record | None:
-        call = self._seen
-        if call is None or call.step == self._submitted:
-            return None
-        changed = self._trouble.guard("the last parameters", why_perhaps_changed, call.params)
-        if changed:
-            self._trouble.warn(missing_last_probe(call.step, changed))
-            return None
-        return with_settings_kept(partial(self._measure_here, call))
-
-
-def _record(
-    recorder: Recorder,
-    step: int,
-    copy: DeviceCopy | None,
-    scalars: Mapping[str, Any],
-    counts: Mapping[str, float],
-) -> Record:
-    """What the worker does; the monitor itself is none of its business, and may be dropped."""
-    if copy is None:
-        return recorder.record(step, None, scalars, counts)
-    copy.wait()  # for the training steps before it, which is no cost of the monitor's
-    return recorder.record(step, copy.snapshot, scalars, counts)
+        return self._dispatcher.wait()

@@ -1,4 +1,4 @@
-"""A training loop as one compiled program that can be stopped at any step; measures nothing.
+"""`RankMonitor.scan`: a training loop as one compiled program, left at the steps that are due.
 
 `jax.lax.scan` has its length compiled in, so that a schedule with many gaps would compile many
 programs. Here first and last step are arguments: one program, whatever the schedule.
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from rankmon.monitor.alerts import StopTraining
 from rankmon.problem.device_copy import copies
 
 StepFunction = Callable[[Any, Any], tuple[Any, Any]]
@@ -74,7 +75,7 @@ class CompiledLoop:
                     f"expected xs with leading axis steps = {length}, got shape {np.shape(leaf)}; "
                     "give one entry a step"
                 )
-        self._steps, self._done = steps, 0
+        self._steps, self._length, self._done = steps, length, 0
         with jax.transfer_guard("allow"):
             leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, carry))
             self.carry = jax.tree.unflatten(structure, copies(leaves))
@@ -99,6 +100,35 @@ class CompiledLoop:
                 "dtypes"
             )
         return made[1]
+
+    def run(
+        self,
+        measure: Callable[[int, Any], Any],
+        *,
+        start: int,
+        is_scheduled: Callable[[int], bool],
+    ) -> None:
+        """Make all steps, and leave the program at those that are due.
+
+        Args:
+          measure: measure(step, carry), which may find that the step is not due after all.
+          start: the step of the first one, in the schedule's count.
+          is_scheduled: whether a step is due by the schedule alone, now.
+
+        Raises:
+          StopTraining: as `measure`, with the `carry` and the `ys` so far.
+        """
+        end, step, ahead = start + self._length, start, 1
+        while step < end:
+            try:
+                measure(step, self.carry)
+            except StopTraining as stop:
+                stop.carry, stop.ys = self.carry, self.ys
+                raise
+            # Still due where `overhead` puts it off: not at every step is the program left for it.
+            ahead = 2 * ahead if is_scheduled(step) else 1
+            step = next(filter(is_scheduled, range(step + ahead, end)), end)
+            self.advance(step - start)
 
     def advance(self, stop: int) -> None:
         """Dispatches the steps up to `stop`, exclusive; waits for nothing."""

@@ -23,7 +23,7 @@ from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
 from rankmon.linalg.numerical_rank import DEFAULT_TOLERANCE, Tolerance
 from rankmon.monitor.arguments import as_step_and_params
 from rankmon.monitor.fanout import Outbox
-from rankmon.monitor.lifecycle import Call, ClosesOnExit, missing_last_probe, why_perhaps_changed
+from rankmon.monitor.lifecycle import Call, ClosesOnExit, is_unchanged
 from rankmon.monitor.monitor import RankMonitor
 from rankmon.monitor.worker import Worker
 from rankmon.probes.base import PreparedProbe, Probe, State
@@ -116,9 +116,9 @@ class SeedsMonitor(ClosesOnExit):
             for name, latest in zip(names, self._latest, strict=True)
         ]
         self._home = Home()
-        self._trouble = Trouble(options.get("on_error", "warn"))
+        self._errors = Trouble(options.get("on_error", "warn"))
         # Of the median: an interrupt finds it written, or still to be written.
-        self._writing = Worker(0, "block", trouble=self._trouble)
+        self._writing = Worker(0, "block", errors=self._errors)
         # The seeds that a due call still has to measure, and the records that they had before it.
         self._under_way: tuple[list[Call], list[Record | None]] | None = None
         self._median: Outbox | None = None
@@ -191,7 +191,7 @@ class SeedsMonitor(ClosesOnExit):
 
     def _calls(self, call: Call) -> list[Call]:
         """The call of each seed, with its share of what was given, copied to the host once."""
-        scalars = self._trouble.guard("scalars", self._broadcast, call.scalars or {}) or {}
+        scalars = self._errors.guard("scalars", self._broadcast, call.scalars or {}) or {}
         check_concrete("seeds to be measured", (call.params, call.extra))
         with jax.transfer_guard("allow"):
             leaves, structure = jax.tree.flatten(as_arrays((call.params, call.extra)))
@@ -218,7 +218,7 @@ class SeedsMonitor(ClosesOnExit):
         try:
             self._writing.do(partial(self._median_of, records))
         finally:
-            self._trouble.tell_warnings()
+            self._errors.tell_warnings()
 
     def _median_of(self, records: Sequence[Record]) -> None:
         self._under_way = None
@@ -227,7 +227,7 @@ class SeedsMonitor(ClosesOnExit):
         step, scalars = records[0].step, _over_seeds(records)
         if self._median is None:
             self._median = Outbox(
-                self._folder / "median", [], trouble=self._trouble, layout=seeds_layout(scalars)
+                self._folder / "median", [], errors=self._errors, layout=seeds_layout(scalars)
             )
             self._median.start(step)
         elif self._last is not None and step <= self._last:
@@ -252,7 +252,7 @@ class SeedsMonitor(ClosesOnExit):
             monitor.flush()
         if self._median is not None:
             self._writing.do(self._median.flush)
-            self._trouble.tell_warnings()
+            self._errors.tell_warnings()
 
     def close(self, step: Any = None, params: Any = None, *, extra: Any = None) -> list[Record]:
         """Measures the last parameters, unless they were measured, and closes all writers.
@@ -283,17 +283,13 @@ class SeedsMonitor(ClosesOnExit):
     def _left(self) -> list[Call]:
         """The call of each seed that is still to be measured; none where there is no such."""
         seen, self._seen = self._seen, None
-        if seen is None:
-            return []
-        changed = self._trouble.guard("the last parameters", why_perhaps_changed, seen.params)
-        if changed:
-            self._trouble.warn(missing_last_probe(seen.step, changed))
+        if seen is None or not is_unchanged(seen, self._errors):
             return []
         return self._calls(seen)
 
     def _close_all(self) -> None:
         with ExitStack() as stack:
-            stack.callback(self._trouble.tell)
+            stack.callback(self._errors.tell)
             stack.callback(self._writing.close, self._close_median)
             for monitor in self._monitors:
                 stack.callback(monitor.close)

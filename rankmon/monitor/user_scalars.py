@@ -14,12 +14,12 @@ class UserScalars:
     """Converts the scalars of one monitor's user.
 
     Args:
-      trouble: decides what becomes of those that are no numbers.
+      errors: decides what becomes of those that are no numbers.
       reserved: tags that are the monitor's from the beginning.
     """
 
-    def __init__(self, trouble: Trouble, *, reserved: Iterable[str]) -> None:
-        self._trouble = trouble
+    def __init__(self, errors: Trouble, *, reserved: Iterable[str]) -> None:
+        self._errors = errors
         self._reserved = set(reserved)
 
     def held(self, scalars: Mapping[str, Any] | None, step: int) -> dict[str, Any]:
@@ -36,18 +36,18 @@ class UserScalars:
         def converted() -> dict[str, Any]:
             values = {}
             for tag, value in (scalars if scalars is not None else {}).items():
-                value = self._trouble.guard(f"scalar {tag!r} at step {step}", convert, value)
+                value = self._errors.guard(f"scalar {tag!r} at step {step}", convert, value)
                 values[str(tag)] = float("nan") if value is None else value
             return values
 
-        return self._trouble.guard(f"scalars at step {step}", converted) or {}
+        return self._errors.guard(f"scalars at step {step}", converted) or {}
 
     def beside(self, own: Iterable[str], numbers: Mapping[str, float]) -> dict[str, float]:
         """The numbers, under "user/<tag>" where `own` has the tag now or had it before."""
         self._reserved |= set(own)
         taken = self._reserved & numbers.keys()
         for tag in sorted(taken):
-            self._trouble.warn(
+            self._errors.warn(
                 f"{tag!r} is a tag of the monitor's own; your scalar is written as 'user/{tag}'",
                 key="user tags",
             )

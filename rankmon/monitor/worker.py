@@ -160,15 +160,15 @@ class Worker:
     Args:
       waiting: how many jobs may wait, beside the one that runs.
       when_full: whether `submit` waits ("block") or leaves the job out ("skip").
-      trouble: keeps the warnings and errors of the jobs.
+      errors: keeps the warnings and errors of the jobs.
     """
 
     def __init__(
-        self, waiting: int, when_full: Literal["block", "skip"], *, trouble: Trouble
+        self, waiting: int, when_full: Literal["block", "skip"], *, errors: Trouble
     ) -> None:
         self._waiting = waiting
         self._when_full = when_full
-        self._trouble = trouble
+        self._errors = errors
         self._skipped = self._blocked = 0
         self._queue = _Queue()
         weakref.finalize(self, self._queue.end).atexit = False
@@ -197,7 +197,7 @@ class Worker:
         if not self._admit(must):
             return False
         run = partial(ThreadSettings.here().run, prepare())
-        self._queue.put(_Job(partial(_keep_result, self._queue, self._trouble, run), step))
+        self._queue.put(_Job(partial(_keep_result, self._queue, self._errors, run), step))
         return True
 
     def _admit(self, must: bool) -> bool:
@@ -223,7 +223,7 @@ class Worker:
         """
         if self.is_here:
             return action()
-        job = _Job(partial(self._trouble.outcome, partial(ThreadSettings.here().run, action)), step)
+        job = _Job(partial(self._errors.outcome, partial(ThreadSettings.here().run, action)), step)
         self._queue.put(job)
         self._queue.wait_for(job)
         result, error = job.result
@@ -286,15 +286,15 @@ class Worker:
           RuntimeError: where one of its own jobs asks for it.
         """
         self.refuse_here()
-        last = _Job(partial(self._trouble.attempt, job))
+        last = _Job(partial(self._errors.attempt, job))
         self._queue.put(last)
         self._queue.end()
         self._queue.wait_for(last)
         _join(self._thread)
 
 
-def _keep_result(queue: _Queue, trouble: Trouble, job: Callable[[], Any]) -> None:
-    queue.latest = trouble.attempt(job)
+def _keep_result(queue: _Queue, errors: Trouble, job: Callable[[], Any]) -> None:
+    queue.latest = errors.attempt(job)
 
 
 _threads: "weakref.WeakKeyDictionary[threading.Thread, _Queue]" = weakref.WeakKeyDictionary()

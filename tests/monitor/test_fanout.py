@@ -56,7 +56,7 @@ def go_back(outbox, broken):
 
 
 def test_going_back_on_a_full_disk_keeps_the_order_of_attempts(tmp_path):
-    outbox = Outbox(tmp_path, [], trouble=Trouble("warn"))
+    outbox = Outbox(tmp_path, [], errors=Trouble("warn"))
     with pytest.warns(RankmonWarning, match="large"):
         go_back(outbox, partial(files_limited_to, 1))
     outbox.close()
@@ -71,7 +71,7 @@ def test_going_back_on_a_full_disk_keeps_the_order_of_attempts(tmp_path):
 @pytest.mark.parametrize("fails_at", [("start",), ("write",), ("start", "write")])
 def test_a_writer_of_somebody_elses_gets_all_in_order(fails_at):
     sound, writer = Custom(), Custom(*fails_at)
-    outbox = Outbox(None, [writer, sound], trouble=Trouble("warn"))
+    outbox = Outbox(None, [writer, sound], errors=Trouble("warn"))
 
     @contextmanager
     def broken():
@@ -88,7 +88,7 @@ def test_a_writer_of_somebody_elses_gets_all_in_order(fails_at):
 
 def test_a_beginning_that_nothing_follows_is_tried_again_at_the_flush_and_at_the_close():
     writer = Custom("start")
-    outbox = Outbox(None, [writer], trouble=Trouble("warn"))
+    outbox = Outbox(None, [writer], errors=Trouble("warn"))
     outbox.start(3)
     writer.broken = True
     with pytest.warns(RankmonWarning, match="away"):
@@ -103,7 +103,7 @@ def test_a_beginning_that_nothing_follows_is_tried_again_at_the_flush_and_at_the
 
 def test_what_is_dropped_of_a_long_backlog_are_records_alone():
     writer = Custom("start", "write")
-    outbox = Outbox(None, [writer], trouble=Trouble("warn"))
+    outbox = Outbox(None, [writer], errors=Trouble("warn"))
     writer.broken = True
     with pytest.warns(RankmonWarning):
         for attempt in (1, 2, 3):
@@ -119,7 +119,7 @@ def test_what_is_dropped_of_a_long_backlog_are_records_alone():
 
 def test_an_error_that_is_raised_loses_neither_the_beginning_nor_the_record():
     writer = Custom("start")
-    outbox = Outbox(None, [writer], trouble=Trouble("raise"))
+    outbox = Outbox(None, [writer], errors=Trouble("raise"))
     writer.broken = True
     outbox.start(0)
     for step in (0, 1):

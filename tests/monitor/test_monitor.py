@@ -909,6 +909,6 @@ def test_a_run_that_ended_before_its_first_record_is_at_the_step_before(tmp_path
         writer.write(Record(step, 1, 0.0, {"loss": 1.0}, {}))
     writer.start(10)
     writer.close()
-    outbox = Outbox(tmp_path, [], trouble=Trouble("raise"))
+    outbox = Outbox(tmp_path, [], errors=Trouble("raise"))
     assert [step for step, _ in outbox.earlier()] == [0, 5]
     outbox.close()

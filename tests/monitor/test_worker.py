@@ -9,7 +9,7 @@ from rankmon.monitor.worker import Worker
 
 
 def test_jobs_are_done_in_order_one_at_a_time():
-    worker, done, running = Worker(50, "block", trouble=Trouble("raise")), [], []
+    worker, done, running = Worker(50, "block", errors=Trouble("raise")), [], []
 
     def job(i):
         running.append(i)
@@ -27,7 +27,7 @@ def test_jobs_are_done_in_order_one_at_a_time():
 
 
 def test_a_full_queue_leaves_out_what_may_be_left_out_alone():
-    worker, done = Worker(0, "skip", trouble=Trouble("raise")), []
+    worker, done = Worker(0, "skip", errors=Trouble("raise")), []
     began, release = threading.Event(), threading.Event()
 
     def hold():

@@ -1,0 +1,108 @@
+"""The probes of a run, prepared for its parameters and measured under the error policy."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from rankmon._util.errors import Trouble
+from rankmon.probes.base import Description, Measurement, PreparedProbe, Probe, State
+from rankmon.problem.flat import FlatProblem
+from rankmon.problem.point import Snapshot
+
+
+def prepare_probes(
+    probes: Sequence[Probe], flat: FlatProblem, *, skips_oversize: bool, errors: Trouble
+) -> dict[str, PreparedProbe]:
+    """Compile the probes for these parameters.
+
+    Args:
+      probes: what measures.
+      flat: the problem at the parameters' structure.
+      skips_oversize: whether a probe that does not fit in memory is left out, with a warning.
+      errors: warns.
+
+    Raises:
+      TypeError, ValueError: if the parameters cannot be measured.
+      MemoryError: if a probe does not fit.
+    """
+    prepared: dict[str, PreparedProbe] = {}
+    for probe in probes:
+        try:
+            prepared[probe.name] = probe.prepare(flat)
+        except MemoryError as error:
+            if not skips_oversize:
+                raise
+            errors.warn(f"{probe.name}: left out, the others go on. {error}")
+    if not prepared:
+        raise ValueError(
+            "expected a probe that fits in memory_limit, got none; add the 'weights' probe"
+        )
+    return prepared
+
+
+def describe_probes(
+    prepared: Mapping[str, PreparedProbe], errors: Trouble
+) -> dict[str, Description]:
+    """Return the probes' descriptions for the card, without those that fail."""
+    described = {
+        name: errors.guard(f"the card of probe {name!r}", _description, probe)
+        for name, probe in prepared.items()
+    }
+    return {name: found for name, found in described.items() if found is not None}
+
+
+def measure_probes(
+    prepared: Mapping[str, PreparedProbe],
+    states: Mapping[str, State],
+    step: int,
+    take: Callable[[], Snapshot],
+    errors: Trouble,
+) -> tuple[Measurement, dict[str, State]]:
+    """Return what all probes measure at a snapshot, and their states afterwards.
+
+    A probe that fails keeps its state, and the others go on.
+
+    Args:
+      prepared: the probes.
+      states: theirs, after the last measurement.
+      step: the step of training.
+      take: gives the snapshot.
+      errors: decides what an error does, and warns.
+    """
+    snapshot = take()
+    if snapshot.nonfinite:
+        errors.warn(
+            f"step {step}: {snapshot.nonfinite} parameters are NaN or infinite; ranks are "
+            "logged as NaN while that lasts",
+            key="nonfinite",
+        )
+    scalars: dict[str, float] = {"monitor/nonfinite": snapshot.nonfinite}
+    arrays: dict[str, np.ndarray] = {}
+    states = dict(states)
+    for name, probe in prepared.items():
+        what = f"probe {name!r} at step {step}"
+        result = errors.guard(what, _measured, probe, snapshot, states[name])
+        if result is not None:
+            measurement, states[name] = result
+            scalars |= measurement.scalars
+            arrays |= measurement.arrays
+            for message in measurement.warnings:
+                errors.warn(message)
+    return Measurement(scalars, arrays), states
+
+
+def _measured(probe: PreparedProbe, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:
+    """Return what a probe measures; fail here, under the guard, if it is something else."""
+    measurement, state = probe.measure(snapshot, state)
+    scalars, arrays = dict(measurement.scalars), dict(measurement.arrays)
+    return Measurement(scalars, arrays, tuple(measurement.warnings)), state
+
+
+def _description(probe: PreparedProbe) -> Description:
+    described = probe.describe()
+    if not isinstance(described, Description):
+        raise TypeError(
+            "expected describe() to give a rankmon.measurement.Description, got "
+            f"{type(described).__name__}; for instance Description([Fact('noise', '0.1')])"
+        )
+    return described

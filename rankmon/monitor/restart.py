@@ -1,0 +1,177 @@
+"""Restart: the monitor's state, and the older records of a run folder that is written to again."""
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+from rankmon._util.errors import Trouble
+from rankmon.monitor.alerts import Watch
+from rankmon.monitor.fanout import Outbox
+from rankmon.monitor.state import checked, decode, digest, encode
+from rankmon.probes.base import PreparedProbe, Probe, State
+from rankmon.problem.problem import Problem
+
+
+class Progress:
+    """How far a run has come: what `monitor.state` saves, and whether an attempt has begun.
+
+    Args:
+      problem: what is measured.
+      probes: what measures it.
+
+    Attributes:
+      measured: the last step that was measured, None before the first, and the probes' states after
+        it: one value, so that an interrupt finds both or neither.
+      reported: the step of the last report, None before the first.
+      begun: whether the current attempt has begun.
+      resumes_at: the step after those of a restored state, until the next attempt begins.
+    """
+
+    def __init__(self, problem: Problem, probes: Sequence[Probe]) -> None:
+        self.measured: tuple[int | None, dict[str, State]] = (
+            None,
+            {probe.name: probe.placeholder_state(problem) for probe in probes},
+        )
+        self.reported: int | None = None
+        self.begun = False
+        self.resumes_at: int | None = None
+        self._batch = _digest_of(problem)
+
+    @property
+    def last(self) -> int | None:
+        """The step of the last measurement, None before the first."""
+        return self.measured[0]
+
+    def fit(self, prepared: Mapping[str, PreparedProbe]) -> None:
+        """Give the states the shapes that these probes need.
+
+        Raises:
+          ValueError: if a restored state has other shapes.
+        """
+        last, states = self.measured
+        self.measured = last, _fitted(states, prepared, last)
+
+    def saved(self) -> dict[str, dict[str, np.ndarray]]:
+        """Return the last steps and the probes' states, as any checkpointer can save them."""
+        last, states = self.measured
+        steps = {"last_step": last, "last_report": self.reported}
+        own = {key: np.asarray(-1.0 if s is None else float(s)) for key, s in steps.items()}
+        own["batch"] = np.asarray(self._batch)
+        return encode({"monitor": own, **states})
+
+    def restored(self, state: Mapping[str, Any], prepared: Mapping[str, PreparedProbe]) -> Self:
+        """Return the progress that was saved; this one stays as it is.
+
+        Args:
+          state: from `saved`.
+          prepared: the probes, as far as they are prepared.
+
+        Raises:
+          TypeError: if it is no mapping.
+          ValueError: if it is not that of a monitor with these probes and this probe batch.
+        """
+        values = decode(checked(state, self.saved()))
+        own = {key: int(step) for key, step in values.pop("monitor").items()}
+        saved, reported = own["last_step"], own.get("last_report", -1)
+        last = None if saved < 0 else saved
+        batch = own.get("batch", -1)
+        if any(values.values()) and -1 not in (batch, self._batch) and batch != self._batch:
+            raise ValueError(
+                "expected the state of a monitor with this probe batch, got that of one with other "
+                "inputs, targets or weights; build the batch of the run that saved it (the same "
+                "examples in the same order), or leave out state= to begin with new references"
+            )
+        states: dict[str, State] = {name: values[name] for name in self.measured[1]}
+        other = copy(self)
+        other.measured = last, _fitted(states, prepared, last)
+        other.reported = None if reported < 0 else reported
+        other.begun = False
+        other.resumes_at = max(saved, reported) + 1
+        return other
+
+
+def look_back(
+    progress: Progress, start: int, *, fanout: Outbox, watch: Watch, errors: Trouble
+) -> str:
+    """Take up the records of the run folder, and warn if their state was not given.
+
+    Args:
+      progress: of the run, before its attempt begins.
+      start: the first step of the attempt.
+      fanout: has the records.
+      watch: the alerts, which have said then what they find in them.
+      errors: decides what an error does, and warns.
+
+    Returns:
+      The note for the first record that is measured; empty if there is nothing to note.
+    """
+    has_state = progress.resumes_at is not None
+    if has_state and not watch:
+        return ""
+    earlier = errors.guard("the search for older records", fanout.earlier)
+    if earlier is None:
+        return ""
+    before = [record for record in earlier if record[0] < start]
+    errors.guard("the alerts on older records", watch.resume, before)
+    if has_state:
+        return ""
+    lost = fanout.has_lost_lines
+    remembering = [name for name, state in progress.measured[1].items() if state]
+    if earlier or lost:
+        last = earlier[-1][0] if earlier else None
+        errors.warn(_without_state(start, last, remembering))
+    return _new_reference(remembering) if remembering and (before or lost) else ""
+
+
+def _fitted(
+    states: Mapping[str, State], prepared: Mapping[str, PreparedProbe], last: int | None
+) -> dict[str, State]:
+    """Return the states with their final shapes; blank ones before the first measurement."""
+    fitted = dict(states)
+    for name, probe in prepared.items():
+        blank = probe.initial_state()
+        if last is None:
+            fitted[name] = blank
+            continue
+        for key, value in states[name].items():
+            if value.shape != blank[key].shape:
+                raise ValueError(
+                    f"expected {name}/{key} of shape {blank[key].shape} in the restored state, "
+                    f"got {value.shape}; restore the state of the same problem"
+                )
+    return fitted
+
+
+def _digest_of(problem: Problem) -> float:
+    """Return the digest of the probe batch; -1 if it has none."""
+    try:
+        return digest(jax.tree.leaves((problem.inputs, problem.targets, problem.weights)))
+    except (TypeError, ValueError):
+        return -1.0
+
+
+def _without_state(step: int, last: int | None, remembering: Sequence[str]) -> str:
+    """Return the warning for a run that goes on in its folder without its state."""
+    goes_on = last is not None and step > last
+    what = f"goes on at step {step}" if goes_on else f"supersedes those from step {step} on"
+    until = "" if last is None else f" up to step {last}"
+    if remembering:
+        what += (
+            ", with new references for what probes remember (the residuals of H_f_fixed, Lemma "
+            "8's integrals)"
+        )
+    return (
+        f"expected state= for a logdir with records{until}, got none: this run {what}; to "
+        "continue the old run pass its state=, to keep its records use another logdir"
+    )
+
+
+def _new_reference(remembering: Sequence[str]) -> str:
+    """Return the note beside the first record of a run that goes on without its state."""
+    return (
+        f"resumed without state=: what the probes remember ({', '.join(remembering)}) begins anew "
+        "here, with the residuals of this step as reference of H_f_fixed"
+    )
