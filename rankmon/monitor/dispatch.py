@@ -11,7 +11,7 @@ from rankmon._util.distributed import gathered
 from rankmon._util.errors import Trouble
 from rankmon.monitor.due import DueSteps
 from rankmon.monitor.lifecycle import Call, is_unchanged
-from rankmon.monitor.overhead import Budget
+from rankmon.monitor.overhead import Overhead
 from rankmon.monitor.pipeline import Pipeline
 from rankmon.monitor.worker import Worker
 from rankmon.problem.device_copy import DeviceCopy
@@ -48,7 +48,7 @@ class Dispatcher:
         worker: Worker | None,
         writing: Worker,
         errors: Trouble,
-        overhead: Budget,
+        overhead: Overhead,
     ) -> None:
         self._problem = problem
         self._pipeline = pipeline

@@ -1,6 +1,6 @@
 """Whether a step is due: by the schedule, by what was measured, and by what probes may cost."""
 
-from rankmon.monitor.overhead import Budget
+from rankmon.monitor.overhead import Overhead
 from rankmon.monitor.pipeline import Pipeline
 from rankmon.monitor.schedule import Schedule
 from rankmon.monitor.worker import Worker
@@ -20,7 +20,7 @@ class DueSteps:
     def __init__(
         self,
         schedule: Schedule,
-        overhead: Budget,
+        overhead: Overhead,
         *,
         pipeline: Pipeline,
         worker: Worker | None,

@@ -108,7 +108,7 @@ class _Backlog:
                 self._holder.clear()
 
 
-class Outbox:
+class Fanout:
     """The writers of one run.
 
     Where it is dropped without `close`, the files and the lock of logdir go with it.

@@ -33,7 +33,7 @@ from rankmon.monitor.arguments import (
 from rankmon.monitor.dispatch import Dispatcher
 from rankmon.monitor.due import DueSteps
 from rankmon.monitor.lifecycle import Call, ClosesOnExit
-from rankmon.monitor.overhead import Budget
+from rankmon.monitor.overhead import Overhead
 from rankmon.monitor.pipeline import Pipeline
 from rankmon.monitor.scan import CompiledLoop, CompiledSteps, StepFunction
 from rankmon.monitor.schedule import Schedule
@@ -152,7 +152,7 @@ class RankMonitor(ClosesOnExit):
             logdir, writers = None, []
         self._home = Home()
         self._errors = errors = Trouble(on_error)
-        limit = Budget(share)
+        limit = Overhead(share)
         self._worker = worker = Worker(waiting, when_full, errors=errors) if background else None
         # Who reports from inside a compiled program must not wait for what waits for the program.
         writing = Worker(_NEVER_FULL, "block", errors=errors)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
-class Budget:
+class Overhead:
     """Adds up what the probes cost since the first of them began.
 
     Another probe is affordable while

@@ -17,9 +17,9 @@ import numpy as np
 from rankmon._util.errors import Trouble
 from rankmon._util.facts import Fact, Hparam
 from rankmon.monitor.alerts import Action, Alarm, Alert, act
-from rankmon.monitor.fanout import Outbox
+from rankmon.monitor.fanout import Fanout
 from rankmon.monitor.measuring import describe_probes, measure_probes, prepare_probes
-from rankmon.monitor.overhead import Budget
+from rankmon.monitor.overhead import Overhead
 from rankmon.monitor.records import RecordBuilder
 from rankmon.monitor.restart import Progress, look_back
 from rankmon.monitor.worker import Worker
@@ -47,8 +47,8 @@ class Pipeline:
       errors: decides what an error does.
       writing: the thread that puts records together and writes them, and reports too.
       overhead: adds up what the probes cost.
-      logdir: as for `Outbox`.
-      writers: as for `Outbox`.
+      logdir: as for `Fanout`.
+      writers: as for `Fanout`.
       alerts: conditions on the records.
       facts: for the card, of what only the monitor knows.
       hparams: the user's, for the first record of each attempt; None for none, the card's neither.
@@ -67,7 +67,7 @@ class Pipeline:
         skips_oversize: bool,
         errors: Trouble,
         writing: Worker,
-        overhead: Budget,
+        overhead: Overhead,
         logdir: str | Path | None,
         writers: Sequence[Writer],
         alerts: Sequence[Alert] = (),
@@ -95,11 +95,11 @@ class Pipeline:
         if state is not None:
             self.restore(state)
         own = [writer for writer in writers if isinstance(writer, _OWN)]
-        self._own = Outbox(logdir, own, errors=errors)
+        self._own = Fanout(logdir, own, errors=errors)
         # A connection to a database, for one, belongs to the thread that opened it: these are
         # called on the caller's thread, where an interrupt can make them take a record twice.
         others = [writer for writer in writers if not isinstance(writer, _OWN)]
-        self._others = Outbox(None, others, errors=errors)
+        self._others = Fanout(None, others, errors=errors)
 
     @property
     def last(self) -> int | None:

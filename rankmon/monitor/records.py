@@ -9,7 +9,7 @@ import numpy as np
 from rankmon._util.errors import Trouble
 from rankmon._util.facts import Fact, Hparam
 from rankmon.monitor.alerts import Action, Alarm, Alert, Watch
-from rankmon.monitor.overhead import Budget
+from rankmon.monitor.overhead import Overhead
 from rankmon.monitor.user_scalars import UserScalars
 from rankmon.probes.base import Measurement
 from rankmon.writers import card
@@ -41,7 +41,7 @@ class RecordBuilder:
         self,
         *,
         errors: Trouble,
-        overhead: Budget,
+        overhead: Overhead,
         alerts: Sequence[Alert] = (),
         facts: Sequence[Fact] = (),
         hparams: Mapping[str, Hparam] | None = None,

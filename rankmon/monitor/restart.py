@@ -9,7 +9,7 @@ import numpy as np
 
 from rankmon._util.errors import Trouble
 from rankmon.monitor.alerts import Watch
-from rankmon.monitor.fanout import Outbox
+from rankmon.monitor.fanout import Fanout
 from rankmon.monitor.state import checked, decode, digest, encode
 from rankmon.probes.base import PreparedProbe, Probe, State
 from rankmon.problem.problem import Problem
@@ -94,7 +94,7 @@ class Progress:
 
 
 def look_back(
-    progress: Progress, start: int, *, fanout: Outbox, watch: Watch, errors: Trouble
+    progress: Progress, start: int, *, fanout: Fanout, watch: Watch, errors: Trouble
 ) -> str:
     """Take up the records of the run folder, and warn if their state was not given.
 

@@ -22,7 +22,7 @@ from rankmon._util.validate import as_count
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
 from rankmon.linalg.numerical_rank import DEFAULT_TOLERANCE, Tolerance
 from rankmon.monitor.arguments import as_step_and_params
-from rankmon.monitor.fanout import Outbox
+from rankmon.monitor.fanout import Fanout
 from rankmon.monitor.lifecycle import Call, ClosesOnExit, is_unchanged
 from rankmon.monitor.monitor import RankMonitor
 from rankmon.monitor.worker import Worker
@@ -121,7 +121,7 @@ class SeedsMonitor(ClosesOnExit):
         self._writing = Worker(0, "block", errors=self._errors)
         # The seeds that a due call still has to measure, and the records that they had before it.
         self._under_way: tuple[list[Call], list[Record | None]] | None = None
-        self._median: Outbox | None = None
+        self._median: Fanout | None = None
         self._card = MedianCard(self._seeds)
         self._last: int | None = None  # the step of the last median
         self._seen: Call | None = None
@@ -226,7 +226,7 @@ class SeedsMonitor(ClosesOnExit):
             return
         step, scalars = records[0].step, _over_seeds(records)
         if self._median is None:
-            self._median = Outbox(
+            self._median = Fanout(
                 self._folder / "median", [], errors=self._errors, layout=seeds_layout(scalars)
             )
             self._median.start(step)

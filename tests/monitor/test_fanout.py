@@ -8,7 +8,7 @@ import pytest
 from full_disk import files_limited_to
 from rankmon import RankmonWarning, Record, read_jsonl
 from rankmon._util.errors import Trouble
-from rankmon.monitor.fanout import MOST_WAITING, Outbox
+from rankmon.monitor.fanout import MOST_WAITING, Fanout
 from reading import legacy_events
 
 
@@ -40,26 +40,26 @@ class Custom:
         pass
 
 
-def go_back(outbox, broken):
+def go_back(fanout, broken):
     """Steps 0 to 7, and back to 2; from 5 on, until the training is at 4 again, nothing works."""
-    outbox.start(0)
+    fanout.start(0)
     for step in range(5):
-        outbox.write(record(step))
+        fanout.write(record(step))
     with broken():
         for step in range(5, 8):
-            outbox.write(record(step))
-        outbox.start(2)
+            fanout.write(record(step))
+        fanout.start(2)
         for step in (2, 3):
-            outbox.write(record(step, 2))
+            fanout.write(record(step, 2))
     for step in range(4, 8):
-        outbox.write(record(step, 2))
+        fanout.write(record(step, 2))
 
 
 def test_going_back_on_a_full_disk_keeps_the_order_of_attempts(tmp_path):
-    outbox = Outbox(tmp_path, [], errors=Trouble("warn"))
+    fanout = Fanout(tmp_path, [], errors=Trouble("warn"))
     with pytest.warns(RankmonWarning, match="large"):
-        go_back(outbox, partial(files_limited_to, 1))
-    outbox.close()
+        go_back(fanout, partial(files_limited_to, 1))
+    fanout.close()
     events = legacy_events(tmp_path).Scalars("rank/H_L")
     assert [event.step for event in events] == list(range(8))
     assert [(r.step, r.attempt) for r in read_jsonl(tmp_path / "rankmon.jsonl")] == [
@@ -71,7 +71,7 @@ def test_going_back_on_a_full_disk_keeps_the_order_of_attempts(tmp_path):
 @pytest.mark.parametrize("fails_at", [("start",), ("write",), ("start", "write")])
 def test_a_writer_of_somebody_elses_gets_all_in_order(fails_at):
     sound, writer = Custom(), Custom(*fails_at)
-    outbox = Outbox(None, [writer, sound], errors=Trouble("warn"))
+    fanout = Fanout(None, [writer, sound], errors=Trouble("warn"))
 
     @contextmanager
     def broken():
@@ -80,51 +80,51 @@ def test_a_writer_of_somebody_elses_gets_all_in_order(fails_at):
         writer.broken = False
 
     with pytest.warns(RankmonWarning, match="Custom failed .*away"):
-        go_back(outbox, broken)
-    outbox.close()
+        go_back(fanout, broken)
+    fanout.close()
     assert writer.taken == sound.taken
     assert [entry for entry in sound.taken if entry[0] == "start"] == [("start", 0), ("start", 2)]
 
 
 def test_a_beginning_that_nothing_follows_is_tried_again_at_the_flush_and_at_the_close():
     writer = Custom("start")
-    outbox = Outbox(None, [writer], errors=Trouble("warn"))
-    outbox.start(3)
+    fanout = Fanout(None, [writer], errors=Trouble("warn"))
+    fanout.start(3)
     writer.broken = True
     with pytest.warns(RankmonWarning, match="away"):
-        outbox.flush()
+        fanout.flush()
     writer.broken = False
-    outbox.flush()
-    outbox.start(1)
-    outbox.close()
-    outbox.close()
+    fanout.flush()
+    fanout.start(1)
+    fanout.close()
+    fanout.close()
     assert writer.taken == [("start", 3), ("start", 1)]
 
 
 def test_what_is_dropped_of_a_long_backlog_are_records_alone():
     writer = Custom("start", "write")
-    outbox = Outbox(None, [writer], errors=Trouble("warn"))
+    fanout = Fanout(None, [writer], errors=Trouble("warn"))
     writer.broken = True
     with pytest.warns(RankmonWarning):
         for attempt in (1, 2, 3):
-            outbox.start(0)
+            fanout.start(0)
             for step in range(MOST_WAITING // 2):
-                outbox.write(record(step, attempt))
+                fanout.write(record(step, attempt))
     writer.broken = False
     with pytest.warns(RankmonWarning, match=f"never took {MOST_WAITING // 2} records"):
-        outbox.close()
+        fanout.close()
     kept = [("start", 0), *(("write", step) for step in range(MOST_WAITING // 2))]
     assert writer.taken == [("start", 0), *kept, *kept]
 
 
 def test_an_error_that_is_raised_loses_neither_the_beginning_nor_the_record():
     writer = Custom("start")
-    outbox = Outbox(None, [writer], errors=Trouble("raise"))
+    fanout = Fanout(None, [writer], errors=Trouble("raise"))
     writer.broken = True
-    outbox.start(0)
+    fanout.start(0)
     for step in (0, 1):
         with pytest.raises(ConnectionError, match="away"):
-            outbox.write(record(step))
+            fanout.write(record(step))
     writer.broken = False
-    outbox.write(record(2))
+    fanout.write(record(2))
     assert writer.taken == [("start", 0), *(("write", step) for step in range(3))]

@@ -24,7 +24,7 @@ from rankmon import (
     read_jsonl,
 )
 from rankmon._util.errors import Trouble
-from rankmon.monitor.fanout import MOST_WAITING, Outbox
+from rankmon.monitor.fanout import MOST_WAITING, Fanout
 from rankmon.probes.base import Measurement
 from reading import legacy_events
 from refusals import refused, warned
@@ -909,6 +909,6 @@ def test_a_run_that_ended_before_its_first_record_is_at_the_step_before(tmp_path
         writer.write(Record(step, 1, 0.0, {"loss": 1.0}, {}))
     writer.start(10)
     writer.close()
-    outbox = Outbox(tmp_path, [], errors=Trouble("raise"))
-    assert [step for step, _ in outbox.earlier()] == [0, 5]
-    outbox.close()
+    fanout = Fanout(tmp_path, [], errors=Trouble("raise"))
+    assert [step for step, _ in fanout.earlier()] == [0, 5]
+    fanout.close()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rankmon.monitor.overhead import Budget
+from rankmon.monitor.overhead import Overhead
 
 
 class Clock:
@@ -12,48 +12,48 @@ class Clock:
         return self.now
 
 
-def spent(budget, clock, seconds, *, preparing=0.0):
+def spent(overhead, clock, seconds, *, preparing=0.0):
     """A probe on the loop's own thread."""
-    budget.start()
-    with budget.spending():
+    overhead.start()
+    with overhead.spending():
         clock.now += preparing
     clock.now += seconds
-    budget.probe_ends(seconds)
+    overhead.probe_ends(seconds)
 
 
 def test_the_next_probe_waits_until_it_fits():
     clock = Clock()
-    budget = Budget(0.1, clock=clock)
-    assert budget.affords()
-    spent(budget, clock, 2.0, preparing=3.0)
-    assert budget.share_taken() == 1.0
+    overhead = Overhead(0.1, clock=clock)
+    assert overhead.affords()
+    spent(overhead, clock, 2.0, preparing=3.0)
+    assert overhead.share_taken() == 1.0
     # 5 s were spent and another 2 s are expected: affordable from (5 + 2) / 0.1 - 2 s on.
     clock.now = 100 + 67.99
-    assert not budget.affords()
+    assert not overhead.affords()
     clock.now = 100 + 68.01
-    assert budget.affords()
-    spent(budget, clock, 2.0)
-    assert budget.share_taken() == pytest.approx(0.1, rel=1e-3)
-    assert not budget.affords()
+    assert overhead.affords()
+    spent(overhead, clock, 2.0)
+    assert overhead.share_taken() == pytest.approx(0.1, rel=1e-3)
+    assert not overhead.affords()
 
 
 def test_what_is_under_way_counts():
     clock = Clock()
-    budget = Budget(0.5, clock=clock)
-    budget.start()
+    overhead = Overhead(0.5, clock=clock)
+    overhead.start()
     clock.now += 1000
-    assert not budget.affords(1)  # nobody knows yet what a probe costs
-    budget.probe_ends(10.0)
-    assert all(budget.affords(under_way) for under_way in range(98))
+    assert not overhead.affords(1)  # nobody knows yet what a probe costs
+    overhead.probe_ends(10.0)
+    assert all(overhead.affords(under_way) for under_way in range(98))
     # 10 + 98 * 10 + 10 seconds of 1000 + 990 are more than half.
-    assert not budget.affords(98)
+    assert not overhead.affords(98)
 
 
 def test_without_a_share_everything_is_affordable():
     clock = Clock()
-    budget = Budget(None, clock=clock)
-    spent(budget, clock, 1.0)
-    assert budget.affords()
+    overhead = Overhead(None, clock=clock)
+    spent(overhead, clock, 1.0)
+    assert overhead.affords()
     clock.now += 3.0
-    assert budget.share_taken() == 0.25
-    assert budget.share_taken(1.0) == 0.5
+    assert overhead.share_taken() == 0.25
+    assert overhead.share_taken(1.0) == 0.5
