@@ -1,4 +1,4 @@
-"""What a record must show for a warning, a callback or a stop; measures and writes nothing."""
+"""Alerts: conditions on records that warn, call a function or stop training."""
 
 import math
 from collections import deque
@@ -13,11 +13,11 @@ from rankmon._util.globs import as_patterns, matches
 
 @dataclass(frozen=True)
 class Alarm:
-    """What an alert found in one record.
+    """A finding of an alert in one record.
 
     Attributes:
       step: the training step.
-      tag: the scalar that gave rise to it.
+      tag: the scalar that caused it.
       message: in a sentence.
     """
 
@@ -50,10 +50,10 @@ class Alert(Protocol):
 
     @property
     def action(self) -> Action:
-        """What is done: "warn", "stop", or a function of the `Alarm`."""
+        """The reaction: "warn", "stop", or a function of the `Alarm`."""
 
     def found(self, scalars: Mapping[str, float], first: Mapping[str, float]) -> dict[str, str]:
-        """Tag -> message for each scalar that gives rise to it now.
+        """Return tag -> message for each scalar that meets the condition now.
 
         Args:
           scalars: of the record.
@@ -140,7 +140,7 @@ class DeadUnits:
 
 
 class Watch:
-    """The alerts of one run: each speaks when its condition begins to hold, and then is silent.
+    """The alerts of one run: each is given once, when its condition begins to hold.
 
     Args:
       alerts: the conditions.
@@ -152,11 +152,11 @@ class Watch:
         self._holding: set[tuple[int, str]] = set()
 
     def __bool__(self) -> bool:
-        """Whether there are any."""
+        """Return whether there are any."""
         return bool(self._alerts)
 
     def resume(self, earlier: Iterable[tuple[int, Mapping[str, float]]]) -> None:
-        """Take up a run that goes on: what its records gave rise to was said then.
+        """Take up a run that goes on: alerts on its records were given then.
 
         Args:
           earlier: step and scalars of its records.
@@ -166,7 +166,7 @@ class Watch:
             self.look(step, scalars)
 
     def look(self, step: int, scalars: Mapping[str, float]) -> list[tuple[Action, Alarm]]:
-        """What begins to hold at this record, and what is to be done about it."""
+        """Return the alarms that begin at this record, each with the action of its alert."""
         if not self._alerts:
             return []
         for tag, value in scalars.items():
@@ -178,7 +178,7 @@ class Watch:
                 holding.add((index, tag))
                 if (index, tag) not in self._holding:
                     begun.append((alert.action, Alarm(step, tag, message)))
-        # A report brings some tags only: what it says nothing of goes on as it was.
+        # A report has some tags only: the state of all others stays.
         silent = {key for key in self._holding if key[1] not in scalars}
         self._holding = holding | silent
         return begun

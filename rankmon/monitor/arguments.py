@@ -1,4 +1,4 @@
-"""What a `RankMonitor` refuses among its arguments; a probe's own are checked where it lives."""
+"""Checks of a `RankMonitor`'s arguments; each probe checks its own."""
 
 import numbers
 import operator
@@ -17,10 +17,10 @@ from rankmon.writers.scalars import ScalarsWriter
 
 
 def as_step(step: Any) -> int:
-    """The training step as a Python integer.
+    """Return the training step as a Python integer.
 
     Raises:
-      TypeError: for what is no integer, and for a jax.Array.
+      TypeError: if it is not an integer, or a jax.Array.
     """
     check_concrete("the monitor to be called", step)
     if isinstance(step, jax.Array):
@@ -37,10 +37,10 @@ def as_step(step: Any) -> int:
 
 
 def as_step_and_params(step: Any, params: Any) -> tuple[int, Any]:
-    """The step as a Python integer, and the parameters; a TrainState alone has both.
+    """Return the step as a Python integer, and the parameters; a TrainState alone has both.
 
     Raises:
-      TypeError: for what is neither.
+      TypeError: if they are neither.
     """
     if params is not None:
         if _is_integer(params) and not _is_integer(step):
@@ -70,10 +70,10 @@ def _is_integer(value: Any) -> bool:
 
 
 def as_schedule(every: int | None, schedule: Schedule | None) -> Schedule:
-    """The one of the two that is given.
+    """Return the schedule, which is given by one of the two.
 
     Raises:
-      ValueError: unless it is one.
+      ValueError: if none or both are given.
       TypeError: for a schedule without due(step, last).
     """
     if every is not None and schedule is None:
@@ -92,7 +92,7 @@ def as_schedule(every: int | None, schedule: Schedule | None) -> Schedule:
 
 
 def schedule_text(schedule: Schedule, share: float | None) -> str:
-    """When is measured, in words: the schedule's own, or what kind it is."""
+    """Return in words when a monitor measures: the schedule's own text, or its type."""
     own = (
         type(schedule).__repr__ is not object.__repr__
         or type(schedule).__str__ is not object.__str__
@@ -103,10 +103,10 @@ def schedule_text(schedule: Schedule, share: float | None) -> str:
 
 
 def as_writers(writers: Sequence[Writer]) -> list[Writer]:
-    """The writers; what only takes scalars, as CLU's writers do, becomes one.
+    """Return the writers; wrap those that take scalars only, as CLU's do.
 
     Raises:
-      TypeError: for what is no sequence of writers.
+      TypeError: if it is not a sequence of writers.
     """
     given = [_with_every_method(writer) for writer in _listed("writer", writers)]
     for writer in given:
@@ -120,10 +120,10 @@ def as_writers(writers: Sequence[Writer]) -> list[Writer]:
 
 
 def as_alerts(alerts: Sequence[Alert]) -> list[Alert]:
-    """The alerts.
+    """Return the alerts as a list.
 
     Raises:
-      TypeError: for what is no sequence of alerts.
+      TypeError: if it is not a sequence of alerts.
     """
     given = _listed("alert", alerts)
     for alert in given:
@@ -136,11 +136,11 @@ def as_alerts(alerts: Sequence[Alert]) -> list[Alert]:
 
 
 def as_overhead(overhead: float | None) -> float | None:
-    """The share of the wall time, None for no limit.
+    """Return the share of the wall time, None for no limit.
 
     Raises:
-      TypeError: for what is no real number.
-      ValueError: outside (0, 1].
+      TypeError: if it is not a real number.
+      ValueError: if it is outside (0, 1].
     """
     if overhead is None:
         return None
@@ -160,7 +160,7 @@ def as_overhead(overhead: float | None) -> float | None:
 def check_processes(
     *, overhead: float | None, when_full: str, alerts: Sequence[Alert] = ()
 ) -> None:
-    """Refuses what would let processes that train together do different things."""
+    """Refuse options by which processes that train together could do different things."""
     if count() > 1 and any(alert.action == "stop" for alert in alerts):
         raise ValueError(
             f"expected alerts that warn or call where {count()} processes train together, got "
@@ -190,7 +190,7 @@ def _with_every_method(writer: Any) -> Any:
 
 
 def _has(thing: Any, *methods: str) -> bool:
-    """Whether it has these methods; a class has none to call, only its instances do."""
+    """Return whether it has these methods, and is not a class, which has them uncalled."""
     named = all(callable(getattr(thing, method, None)) for method in methods)
     return named and not isinstance(thing, type)
 

@@ -74,7 +74,7 @@ class Dispatcher:
         if self.closed:
             self._errors.warn("the monitor was called after close; nothing is measured any more")
             return None
-        # Already here: where the call is interrupted, its parameters are still to be measured.
+        # Already here: if the call is interrupted, its parameters are still to be measured.
         self._seen = call
         try:
             return with_settings_kept(partial(self._measure, call))

@@ -1,4 +1,4 @@
-"""Whether a step is due: by the schedule, by what was measured, and by what probes may cost."""
+"""Which step is due, by the schedule, the steps measured so far, and the overhead limit."""
 
 from rankmon.monitor.overhead import Overhead
 from rankmon.monitor.pipeline import Pipeline

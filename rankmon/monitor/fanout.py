@@ -1,8 +1,8 @@
-"""Records on their way to the writers of a run: attempts, what waits to be written, the lock.
+"""`Fanout`: every record to every writer of a run, with a backlog each and the folder's lock.
 
 A record or the beginning of an attempt that a writer refused stays in that writer's backlog, before
 all that is newer, and is tried again with the next record, at `flush` and at `close`. The backlog
-holds `MOST_WAITING` records; of more, the oldest are dropped. Measures nothing.
+holds `MOST_WAITING` records; of more, the oldest are dropped.
 """
 
 import threading
@@ -37,7 +37,7 @@ class _Start:
 
 
 class _Backlog:
-    """A writer, and what it has not taken yet, in order.
+    """A writer, and the entries that it has not taken yet, in order.
 
     Args:
       writer: takes records and starts.
@@ -54,7 +54,7 @@ class _Backlog:
 
     @property
     def records(self) -> int:
-        """How many records wait."""
+        """The number of records that wait."""
         return sum(isinstance(entry, Record) for entry in tuple(self._waiting))
 
     def append(self, entry: Record | _Start) -> None:
@@ -91,12 +91,12 @@ class _Backlog:
 
     @property
     def is_here(self) -> bool:
-        """Whether the caller is this writer, which takes an entry."""
+        """Whether the caller is this writer, while it takes an entry (a re-entrant call)."""
         return self._holder.get("thread") == threading.get_ident()
 
     @contextmanager
     def _mine(self) -> Iterator[bool]:
-        """Whether this thread alone takes entries out meanwhile.
+        """Give whether this thread alone takes entries out in the block.
 
         No lock: should an interrupt leave the holder behind, the same thread takes it again.
         """
@@ -111,7 +111,7 @@ class _Backlog:
 class Fanout:
     """The writers of one run.
 
-    Where it is dropped without `close`, the files and the lock of logdir go with it.
+    If it is dropped without `close`, the files of logdir are closed and its lock is released.
 
     Args:
       logdir: run folder for TensorBoard events and rankmon.jsonl, locked while open; None for none.
@@ -124,8 +124,8 @@ class Fanout:
       has_lost_lines: whether the folder's earlier records are in its event files only.
 
     Raises:
-      OSError: where logdir cannot be written or has another live writer.
-      ValueError: where logdir is a URL, or its rankmon.jsonl holds something else than records.
+      OSError: if logdir cannot be written or has another live writer.
+      ValueError: if logdir is a URL, or its rankmon.jsonl holds something else than records.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class Fanout:
         self._closed = False
 
     def _look_for_earlier_files(self, folder: Path) -> bool:
-        """Warn if an earlier attempt's files of one kind are missing; whether the lines are."""
+        """Warn if earlier attempts' files of one kind are missing; return whether the lines are."""
         path = folder / jsonl_lines.NAME
         has_events, has_lines = any(map(is_own, event_file_names(folder))), path.exists()
         if has_events and not has_lines:
@@ -190,7 +190,7 @@ class Fanout:
             backlog.append(_Start(step))
 
     def write(self, record: Record) -> None:
-        """Hands the record, and what waits before it, to every writer."""
+        """Hand the record, and the backlog before it, to every writer."""
         self.append(record)
         self.deliver()
 
@@ -207,7 +207,7 @@ class Fanout:
                 )
 
     def deliver(self) -> None:
-        """Hands all that waits to every writer."""
+        """Hand its backlog to every writer."""
         for backlog in self._backlogs:
             self._errors.guard(backlog.name, backlog.deliver)
 
@@ -217,13 +217,13 @@ class Fanout:
         return any(backlog.is_here for backlog in self._backlogs)
 
     def flush(self) -> None:
-        """Tries what waits once more, and flushes."""
+        """Try the backlogs once more, and flush the writers."""
         self.deliver()
         for backlog in self._backlogs:
             self._errors.guard(f"flush of {backlog.name}", backlog.writer.flush)
 
     def close(self, outcome: Outcome = "success") -> None:
-        """Tries what waits once more, closes the writers and gives the run folder back.
+        """Try the backlogs once more, close the writers and release the run folder.
 
         A second time does nothing.
 
@@ -265,7 +265,7 @@ def _folder_writers(
 
 
 def _give_back(writers: Sequence[Writer], lock: RunLock | None) -> None:
-    """Closes what is open without a word: the last chance, often in a garbage collection."""
+    """Close files and lock without warnings: the last chance, often in a garbage collection."""
     for writer in writers:
         with suppress(Exception):
             writer.close()

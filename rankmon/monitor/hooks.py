@@ -1,7 +1,7 @@
-"""Weights watched from inside compiled code: an Optax transformation, a call in a user's own scan.
+"""Ranks of weights from inside compiled code: an Optax transformation, and a call in a `lax.scan`.
 
-What only the parameters show is measured where they are, in the compiled step; the probe batch, and
-with it the Hessian, is out of sight there: for those, `RankMonitor` and its `scan`.
+A compiled step has the parameters but not the probe batch: for the Hessian use `RankMonitor`, or
+its `scan`.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,10 +23,10 @@ from rankmon.weights.traced import Scalars, weight_scalars
 
 
 class Reporter(Protocol):
-    """What takes numbers measured elsewhere; a `RankMonitor` does."""
+    """Takes numbers that were measured elsewhere, as a `RankMonitor` does."""
 
     def report(self, step: int, scalars: dict[str, float]) -> None:
-        """Takes the numbers of one step, from any thread, and returns at once."""
+        """Take the numbers of one step, from any thread, and return at once."""
 
 
 class WatchState(NamedTuple):
@@ -56,7 +56,7 @@ def watch_weights(
     exclude: Sequence[str] = (),
     views: Views | Problem | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Passes updates on as they are, and measures the weights' ranks every so many steps.
+    """Pass updates on as they are, and measure the weights' ranks every so many steps.
 
     Goes anywhere into `optax.chain`. It sees the parameters before the update, in the compiled
     step and at their own precision; it cannot see the batch: no Hessian, no loss, no features, and
@@ -64,7 +64,7 @@ def watch_weights(
     Under `jax.vmap` it works without a reporter.
 
     Args:
-      every: measures where step is a multiple of it. The step is the number of updates so far, or
+      every: measures if step is a multiple of it. The step is the number of updates so far, or
         what `update(..., step=)` is given.
       reporter: what gets the numbers while training runs, for instance a `RankMonitor`; None leaves
         them in the state alone.
@@ -76,7 +76,7 @@ def watch_weights(
       A transformation whose state is a `WatchState`, of one structure from `init` on.
 
     Raises:
-      TypeError, ValueError: for input that does not fit; at `init`, where no leaf is a matrix.
+      TypeError, ValueError: for input that does not fit; at `init`, if no leaf is a matrix.
 
     Example:
       >>> import jax.numpy as jnp, optax, rankmon
@@ -124,7 +124,7 @@ def report_weights(
     exclude: Sequence[str] = (),
     views: Views | Problem | None = None,
 ) -> None:
-    """Measures the weights' ranks inside traced code, a user's own `lax.scan`, where step is due.
+    """Measure the weights' ranks inside traced code, a user's own `lax.scan`, if step is due.
 
     Outside of what is differentiated or vmapped: a callback is neither.
 
@@ -132,7 +132,7 @@ def report_weights(
       reporter: what gets the numbers while the program runs, for instance a `RankMonitor`.
       step: the step, traced or not.
       params: pytree of arrays.
-      every: measures where step is a multiple of it.
+      every: measures if step is a multiple of it.
       include: globs over parameter names.
       exclude: globs over parameter names to leave out.
       views: which axes of kernels are rows and columns, as for `weight_ranks`.
@@ -159,7 +159,7 @@ def _measured_bits(
 
 
 def _numbers(bits: Any) -> Any:
-    """The floating numbers of these bits: of traced ones, of shapes, or on the host."""
+    """Return the floats of these bits, which are traced, on the host, or shapes alone."""
     dtype = f"float{8 * bits.dtype.itemsize}"
     if isinstance(bits, jax.core.Tracer):
         return jax.lax.bitcast_convert_type(bits, dtype)
@@ -169,7 +169,7 @@ def _numbers(bits: Any) -> Any:
 
 
 def _blank(measure: Callable[[Any], Any], params: Any) -> dict[str, UInt[Array, ""]]:
-    """Zeros in place of all scalars."""
+    """Return zeros in place of all scalars."""
     shapes = jax.eval_shape(measure, params)
     return {tag: jnp.zeros(shape.shape, shape.dtype) for tag, shape in shapes.items()}
 

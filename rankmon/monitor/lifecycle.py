@@ -1,7 +1,4 @@
-"""How a loop ends: a monitor as a context manager, and the parameters that it has left to measure.
-
-Knows neither schedules nor writers.
-"""
+"""How a loop ends: a monitor as a context manager, and the last call that is left to measure."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -16,7 +13,7 @@ from rankmon.problem.containers import is_live
 
 
 class Call(NamedTuple):
-    """What one call of the monitor was given."""
+    """The arguments of one call of the monitor."""
 
     step: int
     params: Any
@@ -29,14 +26,14 @@ class ClosesOnExit(ABC):
 
     @abstractmethod
     def close(self) -> Any:
-        """Measures the last parameters seen, and closes."""
+        """Measure the last parameters seen, and close."""
 
     @abstractmethod
     def _gives_up(self) -> None:
-        """An exception left the loop: nothing more is measured, and the session failed."""
+        """Measure nothing more, and note that the session failed: an exception left the loop."""
 
     def __enter__(self) -> Self:
-        """The monitor itself."""
+        """Return the monitor itself."""
         return self
 
     def __exit__(
@@ -45,7 +42,7 @@ class ClosesOnExit(ABC):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Closes; after an exception in the loop without measuring once more."""
+        """Close; after an exception in the loop without measuring once more."""
         if error is None:
             self.close()
             return

@@ -58,9 +58,9 @@ class RankMonitor(ClosesOnExit):
 
     With background=True a due step only dispatches copies of the parameters, which outlive donation
     of the originals; a worker thread measures and writes them, in order. Call one monitor from one
-    thread at a time. Who forgets `close` loses no snapshot: the interpreter's exit waits for them.
+    thread at a time. Without `close` no snapshot is lost: the interpreter's exit waits for them.
 
-    Parameters may be sharded. Where several processes train together (`jax.distributed`), each has
+    Parameters may be sharded. If several processes train together (`jax.distributed`), each has
     a monitor and makes the same calls; all measure, and the first process writes.
 
     Example:
@@ -98,7 +98,7 @@ class RankMonitor(ClosesOnExit):
         alerts: Sequence[Alert] = (),
         hparams: Mapping[str, bool | float | str] | None = None,
     ) -> None:
-        """Opens the writers; nothing is measured yet.
+        """Open the writers; nothing is measured yet.
 
         Args:
           problem: network, loss and probe batch.
@@ -111,7 +111,7 @@ class RankMonitor(ClosesOnExit):
             calls the monitor, with background=True on its worker, and for reports on another.
           tolerance: how the Hessian's cut is chosen.
           memory_limit: bytes for the Hessian's matrices, or for sketches where these do not fit.
-          oversize: where not even a sketch of the Hessian fits in memory_limit, "raise" before
+          oversize: if not even a sketch of the Hessian fits in memory_limit, "raise" before
             training starts or go on with the other "weights" probes alone.
           on_error: what a failing probe or writer does once training runs: "warn" (once, counted
             in monitor/errors) or "raise".
@@ -135,8 +135,8 @@ class RankMonitor(ClosesOnExit):
 
         Raises:
           TypeError, ValueError: for input that does not fit.
-          MemoryError: where `params` are given and the Hessian does not fit.
-          OSError: where logdir cannot be written or has another live writer.
+          MemoryError: if `params` are given and the Hessian does not fit.
+          OSError: if logdir cannot be written or has another live writer.
         """
         check_problem(problem)
         check_choice("oversize", oversize, ("raise", "weights"))
@@ -154,7 +154,7 @@ class RankMonitor(ClosesOnExit):
         self._errors = errors = Trouble(on_error)
         limit = Overhead(share)
         self._worker = worker = Worker(waiting, when_full, errors=errors) if background else None
-        # Who reports from inside a compiled program must not wait for what waits for the program.
+        # A report from inside a compiled program must not wait for what waits for the program.
         writing = Worker(_NEVER_FULL, "block", errors=errors)
         self._pipeline = pipeline = Pipeline(
             problem,
@@ -196,7 +196,7 @@ class RankMonitor(ClosesOnExit):
         extra: Any = None,
         scalars: Mapping[str, Any] | None = None,
     ) -> Record | None:
-        """Measures if the step is due.
+        """Measure if the step is due.
 
         Args:
           step: the training step, a Python or NumPy integer; or a flax TrainState alone, which has
@@ -205,10 +205,10 @@ class RankMonitor(ClosesOnExit):
             or, of a problem from Linen or NNX, what `Problem.from_linen` and `from_nnx` say.
           extra: other collections that the network needs, for apply(params, inputs, extra).
           scalars: numbers of your own (a training loss) to write with the record when due. One with
-            a tag of the monitor's goes under "user/<tag>", what is no number is NaN.
+            a tag of the monitor's goes under "user/<tag>"; what is not a number is NaN.
 
         Returns:
-          The `Record`, or None where the step is not due; always None with background=True.
+          The `Record`, or None if the step is not due; always None with background=True.
 
         Raises:
           TypeError, ValueError, MemoryError: at the first call, for input that cannot be measured.
@@ -226,7 +226,7 @@ class RankMonitor(ClosesOnExit):
         return None
 
     def is_due(self, step: int) -> bool:
-        """Whether a call at this step would measure: for scalars that are worth computing then."""
+        """Return whether a call at this step would measure: for scalars computed only then."""
         if self._home.is_elsewhere():
             return False
         return bool(self._errors.guard("the schedule", self._due.is_due, step))
@@ -260,7 +260,7 @@ class RankMonitor(ClosesOnExit):
 
         Raises:
           TypeError, ValueError, MemoryError: for input that does not fit, as for a call.
-          StopTraining: where an alert asks for it; it has the `carry` and the `ys` so far.
+          StopTraining: if an alert asks for it; it has the `carry` and the `ys` so far.
         """
         start, steps = as_step(start), as_count("steps", steps)
         if self._program is None or self._program.step_fn is not step_fn:
@@ -275,7 +275,7 @@ class RankMonitor(ClosesOnExit):
         return loop.carry, loop.ys
 
     def report(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes numbers that were measured elsewhere; from any thread, and without waiting.
+        """Write numbers that were measured elsewhere; from any thread, and without waiting.
 
         `hooks.watch_weights` and `hooks.report_weights` report here from inside compiled programs.
 
@@ -289,7 +289,7 @@ class RankMonitor(ClosesOnExit):
         self._dispatcher.report(step, numbers)
 
     def hook(self, params: Callable[[], Any]) -> Callable[..., None]:
-        """The monitor for loops that call hooks with the step alone: `hook(step)`.
+        """Return a function for loops that call hooks with the step alone: `hook(step)`.
 
         Args:
           params: gives the parameters at the step of the call; asked only then, and never later.
@@ -301,7 +301,7 @@ class RankMonitor(ClosesOnExit):
         return on_step
 
     def flush(self) -> None:
-        """Hands everything that was measured to the operating system."""
+        """Hand everything that was measured to the operating system."""
         if self._home.is_elsewhere():
             return
         self._wait()
@@ -316,7 +316,7 @@ class RankMonitor(ClosesOnExit):
         extra: Any = None,
         scalars: Mapping[str, Any] | None = None,
     ) -> Record | None:
-        """Measures the last parameters, unless they were measured, and closes all writers.
+        """Measure the last parameters, unless they were measured, and close all writers.
 
         With background=True it waits for the worker first, and measures on this thread.
 
@@ -331,11 +331,11 @@ class RankMonitor(ClosesOnExit):
           scalars: as for a call.
 
         Returns:
-          The last `Record`, or None where nothing was left to measure (with background=True: where
+          The last `Record`, or None if nothing was left to measure (with background=True: if
           nothing was recorded). A second time does nothing.
 
         Raises:
-          TypeError, ValueError, MemoryError: where nothing was measured before, as for a call.
+          TypeError, ValueError, MemoryError: if nothing was measured before, as for a call.
         """
         if self._dispatcher.closed or self._home.is_elsewhere():
             return None
@@ -361,7 +361,7 @@ class RankMonitor(ClosesOnExit):
 
     @property
     def state(self) -> dict[str, dict[str, np.ndarray]]:
-        """What must survive a restart: the last step, the reference residuals, the integrals.
+        """What a restart needs: the last step, the reference residuals, the integrals.
 
         A nested dict of uint32 arrays that any checkpointer can save: the bits of float64 numbers,
         two words each, since JAX with x64 off would round the numbers themselves. One structure
@@ -374,11 +374,11 @@ class RankMonitor(ClosesOnExit):
         return self._pipeline.state()
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a saved `state`; records after its last step are superseded, not lost.
+        """Go on from a saved `state`; records after its last step are superseded, not lost.
 
         Raises:
-          TypeError: where the state is no mapping.
-          ValueError: where it is not that of a monitor with these probes and this probe batch.
+          TypeError: if the state is not a mapping.
+          ValueError: if it is not that of a monitor with these probes and this probe batch.
         """
         if self._home.is_elsewhere():
             return

@@ -1,7 +1,4 @@
-"""The share of the wall time that probes may take: when the next one is affordable; no schedule.
-
-Works with any clock, so that what it decides can be told without waiting.
-"""
+"""The share of the wall time that probes take, and whether a limit allows another one."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +6,7 @@ from contextlib import contextmanager
 
 
 class Overhead:
-    """Adds up what the probes cost since the first of them began.
+    """The seconds that probes took since the first of them began.
 
     Another probe is affordable while
 
@@ -28,12 +25,12 @@ class Overhead:
         self._share = share
         self._clock = clock
         self._began: float | None = None
-        self._beside_probes = 0.0
+        self._in_calls = 0.0
         self._in_probes = 0.0
         self._last: float | None = None
 
     def affords(self, under_way: int = 0) -> bool:
-        """Whether another probe keeps to the share; the first one always does.
+        """Return whether another probe keeps to the share; the first one always does.
 
         Args:
           under_way: how many probes are waiting or running.
@@ -47,12 +44,12 @@ class Overhead:
         return self._spent + expected <= self._share * (wall + expected)
 
     def start(self) -> None:
-        """The wall time counts from the first time that this is called."""
+        """Count the wall time from now on, if this is the first call."""
         if self._began is None:
             self._began = self._clock()
 
     def probe_ends(self, seconds: float) -> None:
-        """A probe is done, or has failed, after this time."""
+        """Add the time of a probe that is done, or has failed."""
         self._in_probes += seconds
         self._last = seconds
 
@@ -63,14 +60,14 @@ class Overhead:
         try:
             yield
         finally:
-            self._beside_probes += self._clock() - began
+            self._in_calls += self._clock() - began
 
     @property
     def _spent(self) -> float:
-        return self._beside_probes + self._in_probes
+        return self._in_calls + self._in_probes
 
     def share_taken(self, running: float = 0.0) -> float:
-        """The share so far.
+        """Return the share so far.
 
         Args:
           running: the seconds that a probe under way took until now.

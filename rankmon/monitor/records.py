@@ -74,7 +74,7 @@ class RecordBuilder:
         """
         values = (seconds, self._overhead.share_taken(seconds), self._errors.errors)
         own = {**measurement.scalars, **counts, **dict(zip(_TIMES, values, strict=True))}
-        return own | self.user_scalars.beside([*own, *measurement.arrays], numbers)
+        return own | self.user_scalars.with_free_tags([*own, *measurement.arrays], numbers)
 
     def build(
         self,

@@ -1,7 +1,7 @@
 """`RankMonitor.scan`: a training loop as one compiled program, left at the steps that are due.
 
-`jax.lax.scan` has its length compiled in, so that a schedule with many gaps would compile many
-programs. Here first and last step are arguments: one program, whatever the schedule.
+`jax.lax.scan` has its length compiled in: a schedule with gaps of many lengths would compile many
+programs. Here first and last step are arguments: one program for any schedule.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ class CompiledSteps:
         self.advance = jax.jit(self._advance, donate_argnums=(0, 1))
 
     def _advance(self, carry: Any, ys: Any, xs: Any, first: Any, stop: Any) -> Any:
-        """The carry and the outputs after these steps."""
+        """Return the carry and the outputs after these steps."""
 
         def body(i: Any, state: Any) -> Any:
             carry, ys = state
@@ -44,7 +44,7 @@ class CompiledSteps:
 
 
 class CompiledLoop:
-    """What `jax.lax.scan(step_fn, carry, xs, length)` computes, in as many goes as one likes.
+    """Computes `jax.lax.scan(step_fn, carry, xs, length)` in any number of pieces.
 
     Args:
       steps: the program.
@@ -54,12 +54,12 @@ class CompiledLoop:
 
     Attributes:
       carry: after the steps that were made.
-      ys: the steps' outputs, leading axis `length`; zeros where a step was not made yet.
+      ys: the steps' outputs, leading axis `length`; zeros for steps that were not made yet.
 
     Raises:
-      TypeError: inside of jit or vmap; where step_fn does not give a pair, or a carry unlike the
+      TypeError: inside of jit or vmap; if step_fn does not give a pair, or a carry unlike the
         one it takes.
-      ValueError: where the leading axes of xs are not `length`.
+      ValueError: if the leading axes of xs are not `length`.
     """
 
     def __init__(self, steps: CompiledSteps, carry: Any, length: int, xs: Any = None) -> None:
@@ -85,7 +85,7 @@ class CompiledLoop:
             self.ys = jax.tree.map(lambda y: jnp.zeros((length, *y.shape), y.dtype), outputs)
 
     def _outputs(self) -> Any:
-        """Shapes of one step's outputs."""
+        """Return the shapes of one step's outputs."""
         x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), self._xs)
         made = jax.eval_shape(self._steps.step_fn, self.carry, x)
         if not (isinstance(made, tuple) and len(made) == 2):
@@ -125,13 +125,13 @@ class CompiledLoop:
             except StopTraining as stop:
                 stop.carry, stop.ys = self.carry, self.ys
                 raise
-            # Still due where `overhead` puts it off: not at every step is the program left for it.
+            # Still due if `overhead` puts it off: then the program is not left at every step.
             ahead = 2 * ahead if is_scheduled(step) else 1
             step = next(filter(is_scheduled, range(step + ahead, end)), end)
             self.advance(step - start)
 
     def advance(self, stop: int) -> None:
-        """Dispatches the steps up to `stop`, exclusive; waits for nothing."""
+        """Dispatch the steps up to `stop`, exclusive, without waiting for them."""
         with jax.transfer_guard("allow"):
             first, last = jnp.asarray(self._done, jnp.int32), jnp.asarray(stop, jnp.int32)
         self.carry, self.ys = self._steps.advance(self.carry, self.ys, self._xs, first, last)
@@ -139,7 +139,7 @@ class CompiledLoop:
 
 
 def _alike(taken: Any, given: Any) -> bool:
-    """Whether structure, shapes and dtypes are the same; Python numbers may be promoted."""
+    """Return whether structure, shapes and dtypes are the same; Python numbers may be promoted."""
     structures: list[Any] = [jax.tree.structure(tree) for tree in (taken, given)]
     return bool(structures[0] == structures[1]) and all(
         a.shape == b.shape and (a.dtype == b.dtype or a.weak_type)

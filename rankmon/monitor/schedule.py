@@ -1,9 +1,9 @@
-"""When to measure: every n steps, log-spaced, explicit steps; pure, no clock and no loop state.
+"""Schedules, which say at which steps to measure: every n steps, log-spaced, or explicit steps.
 
 A schedule is a set of points among the steps 0, 1, 2, ... A step is due if a point lies in
 (last, step], where `last` is the last step measured: a loop that counts in chunks (95, then 205)
 measures once for what it jumped over. The first call is always due, the same step twice never, and
-a step before `last` always: there the training went back to a checkpoint.
+a step before `last` always: training went back to a checkpoint.
 """
 
 from bisect import bisect_right
@@ -20,7 +20,7 @@ class Schedule(Protocol):
     """When to measure."""
 
     def due(self, step: int, last: int | None) -> bool:
-        """Whether to measure at `step`.
+        """Return whether to measure at `step`.
 
         Args:
           step: the training step, at least 0.
@@ -42,7 +42,7 @@ class EveryN:
         return "every step" if self.n == 1 else f"every {self.n} steps"
 
     def due(self, step: int, last: int | None) -> bool:
-        """Whether a multiple of n lies in (last, step]; see `Schedule`."""
+        """Return whether a multiple of n lies in (last, step]; see `Schedule`."""
         if last is None or step < last:
             return True
         return step // self.n > last // self.n
@@ -61,13 +61,13 @@ class LogSpaced:
         return f"{self.per_decade} times from a step to ten times that step"
 
     def due(self, step: int, last: int | None) -> bool:
-        """Whether a point lies in (last, step]; see `Schedule`."""
+        """Return whether a point lies in (last, step]; see `Schedule`."""
         if last is None or step < last:
             return True
         return self._index(step) > self._index(last)
 
     def _index(self, step: int) -> int:
-        """The largest i whose point is at most `step`; -1 for the point 0."""
+        """Return the largest i whose point is at most `step`; -1 for the point 0."""
         if step < 1:
             return -1
         # round(10^(i/k)) <= step is 10^(i/k) < step + 1/2, hence i < k log10(step + 1/2).
@@ -97,27 +97,27 @@ class AtSteps:
         return f"{shown} and {more} more" if more > 0 else shown
 
     def due(self, step: int, last: int | None) -> bool:
-        """Whether one of the steps lies in (last, step]; see `Schedule`."""
+        """Return whether one of the steps lies in (last, step]; see `Schedule`."""
         if last is None or step < last:
             return True
         return bisect_right(self.steps, step) > bisect_right(self.steps, last)
 
 
 def every(n: int) -> EveryN:
-    """The steps 0, n, 2n, ...
+    """Return the schedule with the steps 0, n, 2n, ...
 
     Args:
       n: the number of steps from one measurement to the next, at least 1.
 
     Raises:
-      TypeError: if n is no integer.
+      TypeError: if n is not an integer.
       ValueError: if n < 1.
     """
     return EveryN(n)
 
 
 def log_spaced(*, per_decade: int = 10) -> LogSpaced:
-    """The step 0 and steps that are evenly spaced in log step, without end.
+    """Return the schedule with step 0 and steps evenly spaced in log step, without end.
 
     The steps are round(10^(i / per_decade)) for i = 0, 1, 2, ..., each once: with 3 per decade
     0, 1, 2, 5, 10, 22, 46, 100, 215, ...
@@ -126,20 +126,20 @@ def log_spaced(*, per_decade: int = 10) -> LogSpaced:
       per_decade: the number of measurements between a step and ten times that step.
 
     Raises:
-      TypeError: if per_decade is no integer.
+      TypeError: if per_decade is not an integer.
       ValueError: if per_decade < 1.
     """
     return LogSpaced(per_decade)
 
 
 def at_steps(steps: Iterable[int]) -> AtSteps:
-    """The steps given.
+    """Return the schedule with the steps given.
 
     Args:
       steps: integers of at least 0, in any order; repetitions count once.
 
     Raises:
-      TypeError: if a step is no integer.
+      TypeError: if a step is not an integer.
       ValueError: if there is none, or one is negative.
     """
     return AtSteps(tuple(steps))

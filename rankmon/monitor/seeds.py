@@ -1,8 +1,8 @@
-"""Several seeds that train side by side (`jax.vmap`): a run each, and their median with its range.
+"""`SeedsMonitor`: several seeds that train under one `jax.vmap`, a run each, and their median.
 
-The seeds share the probes' compiled programs and are measured one after the other, from one copy of
-the parameters on the host; everything else is `monitor`'s. One batch of all would bring nothing:
-eigenvalues take the time, and LAPACK has all cores for those of one seed already.
+Each seed has a `RankMonitor`. They share the probes' compiled programs and measure one after the
+other, from one copy of the parameters on the host. A batch of all seeds would save nothing: most of
+the time goes into eigenvalues, and LAPACK uses all cores for those of one seed already.
 """
 
 from collections.abc import Mapping, Sequence
@@ -69,7 +69,7 @@ class SeedsMonitor(ClosesOnExit):
         state: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        """Opens the run folders; nothing is measured yet.
+        """Open the run folders; nothing is measured yet.
 
         Args:
           problem: network, loss and probe batch, the same for all seeds.
@@ -134,7 +134,7 @@ class SeedsMonitor(ClosesOnExit):
         extra: Any = None,
         scalars: Mapping[str, Any] | None = None,
     ) -> list[Record] | None:
-        """Measures all seeds if the step is due.
+        """Measure all seeds if the step is due.
 
         Args:
           step: the training step, or a vmapped TrainState alone.
@@ -143,7 +143,7 @@ class SeedsMonitor(ClosesOnExit):
           scalars: tag -> one number a seed, or one for all.
 
         Returns:
-          A record for each seed, or None where the step is not due.
+          A record for each seed, or None if the step is not due.
 
         Raises:
           TypeError, ValueError, MemoryError: for input that does not fit.
@@ -162,14 +162,14 @@ class SeedsMonitor(ClosesOnExit):
         return self._finish()
 
     def _finish_interrupted(self) -> list[Record] | None:
-        """Finishes a call that was interrupted among the seeds; None if there is none."""
+        """Finish a call that was interrupted among the seeds; return None if there is none."""
         for monitor in self._monitors:
             monitor._wait()  # for a record on its way
         self._writing.wait()
         return self._finish()
 
     def _finish(self) -> list[Record] | None:
-        """Measures the seeds that are left of the call under way, and writes the median."""
+        """Measure the seeds that are left of the call under way, and write the median."""
         if self._under_way is None:
             return None
         calls, before = self._under_way
@@ -190,7 +190,7 @@ class SeedsMonitor(ClosesOnExit):
         return records
 
     def _calls(self, call: Call) -> list[Call]:
-        """The call of each seed, with its share of what was given, copied to the host once."""
+        """Return the call of each seed, with its share of the arguments, copied to the host."""
         scalars = self._errors.guard("scalars", self._broadcast, call.scalars or {}) or {}
         check_concrete("seeds to be measured", (call.params, call.extra))
         with jax.transfer_guard("allow"):
@@ -210,7 +210,7 @@ class SeedsMonitor(ClosesOnExit):
         return calls
 
     def _broadcast(self, scalars: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """One number a seed."""
+        """Return one number a seed."""
         with jax.transfer_guard("allow"):
             return {tag: np.broadcast_to(value, self._seeds) for tag, value in scalars.items()}
 
@@ -245,7 +245,7 @@ class SeedsMonitor(ClosesOnExit):
             monitor._gives_up()
 
     def flush(self) -> None:
-        """Hands everything that was measured to the operating system."""
+        """Hand everything that was measured to the operating system."""
         if self._home.is_elsewhere():
             return
         for monitor in self._monitors:
@@ -255,7 +255,7 @@ class SeedsMonitor(ClosesOnExit):
             self._errors.tell_warnings()
 
     def close(self, step: Any = None, params: Any = None, *, extra: Any = None) -> list[Record]:
-        """Measures the last parameters, unless they were measured, and closes all writers.
+        """Measure the last parameters, unless they were measured, and close all writers.
 
         Args:
           step: as for `RankMonitor.close`.
@@ -263,7 +263,7 @@ class SeedsMonitor(ClosesOnExit):
           extra: as for a call.
 
         Returns:
-          A record for each seed where something was left to measure.
+          A record for each seed, if something was left to measure.
         """
         if self._home.is_elsewhere():
             return []
@@ -281,7 +281,7 @@ class SeedsMonitor(ClosesOnExit):
         return records
 
     def _left(self) -> list[Call]:
-        """The call of each seed that is still to be measured; none where there is no such."""
+        """Return the calls that are still to be measured, one a seed; an empty list without any."""
         seen, self._seen = self._seen, None
         if seen is None or not is_unchanged(seen, self._errors):
             return []
@@ -300,7 +300,7 @@ class SeedsMonitor(ClosesOnExit):
 
     @property
     def state(self) -> dict[str, Any]:
-        """What must survive a restart, of each seed."""
+        """The `RankMonitor.state` of each seed, by the names of their folders."""
         return {f"seed_{i}": monitor.state for i, monitor in enumerate(self._monitors)}
 
 
@@ -337,7 +337,7 @@ class _Shared:
 
 
 def _over_seeds(records: Sequence[Record]) -> dict[str, float]:
-    """Median, lowest and highest value of each scalar that all seeds have."""
+    """Return median, lowest and highest value of each scalar that all seeds have."""
     tags = [tag for tag in records[0].scalars if not tag.startswith("monitor/")]
     scalars = {}
     for tag in tags:
@@ -348,7 +348,7 @@ def _over_seeds(records: Sequence[Record]) -> dict[str, float]:
 
 
 def _step_and_params(step: Any, params: Any) -> tuple[int, Any]:
-    """The step, of a vmapped TrainState that of its first seed."""
+    """Return the step and the parameters; of a vmapped TrainState the step of its first seed."""
     if params is None and hasattr(step, "step") and np.ndim(step.step) == 1:
         return int(step.step[0]), step
     return as_step_and_params(step, params)

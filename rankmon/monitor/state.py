@@ -1,7 +1,7 @@
-"""Checkpoints of the monitor: float64 arrays as the uint32 words that any checkpointer keeps.
+"""The format of `monitor.state`: float64 arrays as the uint32 words that any checkpointer keeps.
 
 JAX with x64 off would round float64 arrays to float32 on the way, and with them the residuals that
-H_f^fixed holds. Nothing here knows what the arrays mean.
+H_f^fixed holds. What the arrays are is in `restart`.
 """
 
 import hashlib
@@ -13,12 +13,11 @@ from jaxtyping import Float, UInt32
 
 ADDED = frozenset({"last_report", "batch"})  # of the monitor's own entries
 
-
 Arrays = Mapping[str, Mapping[str, Float[np.ndarray, "..."]]]
 
 
 def encode(states: Arrays) -> dict[str, dict[str, UInt32[np.ndarray, "... 2"]]]:
-    """Each array as the bits of its numbers, two words a number."""
+    """Return each array as the bits of its numbers, two words a number."""
     return {
         name: {key: _to_bits(value) for key, value in state.items()}
         for name, state in states.items()
@@ -26,10 +25,10 @@ def encode(states: Arrays) -> dict[str, dict[str, UInt32[np.ndarray, "... 2"]]]:
 
 
 def decode(states: Mapping[str, Any]) -> dict[str, dict[str, Float[np.ndarray, "..."]]]:
-    """The arrays that `encode` was given.
+    """Return the arrays that `encode` was given.
 
     Raises:
-      ValueError: where an array is not made of pairs of uint32 words.
+      ValueError: if an array is not made of pairs of uint32 words.
     """
     return {
         name: {key: _from_bits(name, key, bits) for key, bits in state.items()}
@@ -38,13 +37,13 @@ def decode(states: Mapping[str, Any]) -> dict[str, dict[str, Float[np.ndarray, "
 
 
 def checked(state: Any, expected: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """A state with the entries of the expected one, of which those that are empty may be missing.
+    """Return a state with the entries of the expected one; empty ones may be missing in it.
 
     Checkpointers that save leaves only drop them. States of former versions lack `ADDED`.
 
     Raises:
-      TypeError: for what is no mapping of mappings.
-      ValueError: where other entries are missing, or too many.
+      TypeError: if it is not a mapping of mappings.
+      ValueError: if other entries are missing, or too many.
     """
     if not isinstance(state, Mapping) or not all(
         values is None or isinstance(values, Mapping) for values in state.values()
@@ -67,7 +66,7 @@ def checked(state: Any, expected: Mapping[str, Mapping[str, Any]]) -> dict[str, 
 
 
 def digest(arrays: Iterable[Any]) -> float:
-    """A whole number that stands for the values of the arrays, in the precision of float32.
+    """Return a whole number that stands for the values of the arrays, in the precision of float32.
 
     The same values in another dtype have the same one: a batch may come as float64 from NumPy and
     as float32 from JAX.

@@ -1,4 +1,4 @@
-"""The user's own scalars: as floats, and under tags beside the monitor's; makes none of its own."""
+"""The user's scalars: converted to floats, under tags that differ from the monitor's."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -14,7 +14,7 @@ class UserScalars:
     """Converts the scalars of one monitor's user.
 
     Args:
-      errors: decides what becomes of those that are no numbers.
+      errors: decides what an error of a conversion does, and warns.
       reserved: tags that are the monitor's from the beginning.
     """
 
@@ -23,11 +23,11 @@ class UserScalars:
         self._reserved = set(reserved)
 
     def held(self, scalars: Mapping[str, Any] | None, step: int) -> dict[str, Any]:
-        """The scalars as they are now, for `numbers` later on; waits for no device."""
+        """Return the scalars as they are now, for `numbers` later on; wait for no device."""
         return self._each(_held, scalars, step)
 
     def numbers(self, scalars: Mapping[str, Any] | None, step: int) -> dict[str, float]:
-        """The scalars as floats; NaN for what cannot be converted."""
+        """Return the scalars as floats; NaN for what cannot be converted."""
         return self._each(_number, scalars, step)
 
     def _each(
@@ -42,8 +42,8 @@ class UserScalars:
 
         return self._errors.guard(f"scalars at step {step}", converted) or {}
 
-    def beside(self, own: Iterable[str], numbers: Mapping[str, float]) -> dict[str, float]:
-        """The numbers, under "user/<tag>" where `own` has the tag now or had it before."""
+    def with_free_tags(self, own: Iterable[str], numbers: Mapping[str, float]) -> dict[str, float]:
+        """Return the numbers, under "user/<tag>" if `own` has the tag now or had it before."""
         self._reserved |= set(own)
         taken = self._reserved & numbers.keys()
         for tag in sorted(taken):

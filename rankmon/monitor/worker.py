@@ -1,4 +1,4 @@
-"""Threads that do jobs in order: a bounded queue, and what an interrupt can never tear.
+"""`Worker`: a thread that does jobs in order, from a bounded queue, each whole under interrupts.
 
 Python raises KeyboardInterrupt, and whatever else a signal's handler raises, on the main thread
 between any two instructions, and nowhere else. So a job that must be done whole is done on a thread
@@ -25,7 +25,6 @@ from rankmon._util.errors import Trouble
 
 _here = attrgetter("jax_enable_x64", "jax_default_device")
 
-
 _PATIENCE = 1.0  # seconds, after which a waiting thread looks again, should its bell be lost
 
 
@@ -45,11 +44,11 @@ class ThreadSettings:
 
     @classmethod
     def here(cls) -> "ThreadSettings":
-        """Those of this thread."""
+        """Return those of this thread."""
         return cls(*_here(jax.config), copy_context())
 
     def run(self, job: Callable[[], Any]) -> Any:
-        """What the job returns on a thread with these settings."""
+        """Return what the job returns on a thread with these settings."""
         with jax.enable_x64(self.x64), jax.default_device(self.device):
             return self.context.run(job)
 
@@ -74,23 +73,23 @@ class _Job:
         self._bell.acquire()
 
     def run(self) -> None:
-        """Does the action, and lets go of it."""
+        """Do the action, and drop it."""
         if self._action is not None:
             self.result = self._action()
         self._action = None
 
     def finish(self) -> None:
-        """Wakes who waits."""
+        """Wake the thread that waits."""
         self.done = True
         self._bell.release()
 
     def wait(self) -> None:
-        """Returns once the job is done, and perhaps before."""
+        """Return once the job is done, and perhaps before."""
         self._bell.acquire(timeout=_PATIENCE)
 
 
 class _Queue:
-    """Jobs and what became of them: all that their thread holds, so that a worker may be dropped.
+    """Jobs and their results: all that the thread holds, so that a worker may be dropped.
 
     Attributes:
       jobs: the one that runs, and those that wait.
@@ -107,36 +106,36 @@ class _Queue:
         self._running = threading.Lock()
 
     def put(self, job: _Job) -> None:
-        """Appends the job, which is then done, and wakes the thread."""
+        """Append the job, and wake the thread."""
         self.jobs.append(job)
         self.wake()
 
     def wake(self) -> None:
-        """Has the jobs done; here, where the thread has ended."""
+        """Have the jobs done; on this thread, if their own has ended."""
         self._calls.put(None)
         if self._ended:
             self._run_all()
 
     def wait_for(self, job: _Job) -> None:
-        """Returns when the job is done."""
+        """Return when the job is done."""
         while not job.done:
             self.wake()  # an interrupt may have come before, in `put`
             job.wait()
 
     def end(self) -> None:
-        """Has the thread end once all is done."""
+        """Let the thread end once all is done."""
         self._ends = True
         self._calls.put(None)
 
     def serve(self) -> None:
-        """Does what comes until `end`: the thread's whole life."""
+        """Do all jobs until `end`: the thread's whole life."""
         while not self._ends:
             self._calls.get()
             self._run_all()
         self.end_here()
 
     def end_here(self) -> None:
-        """Leaves all that still comes to who puts it."""
+        """Leave all jobs from now on to the thread that puts them."""
         self._ended = True
         self._run_all()
 
@@ -154,11 +153,11 @@ class _Queue:
 class Worker:
     """One thread that does what is submitted, in order, under the settings of who submits it.
 
-    An interpreter that exits finishes what was submitted; a worker that is dropped does, too. Give
-    it jobs of one bounded queue from one thread at a time.
+    All submitted jobs are finished when the interpreter exits, and when the worker is dropped.
+    Submit to a bounded queue from one thread at a time.
 
     Args:
-      waiting: how many jobs may wait, beside the one that runs.
+      waiting: how many jobs may wait, apart from the one that runs.
       when_full: whether `submit` waits ("block") or leaves the job out ("skip").
       errors: keeps the warnings and errors of the jobs.
     """
@@ -187,7 +186,7 @@ class Worker:
         must: bool = False,
         step: int | None = None,
     ) -> bool:
-        """Has a job done after all others; whether it was taken.
+        """Queue a job. Return False if the queue was full and the job was skipped.
 
         Args:
           prepare: makes the job, here and once there is a place for it.
@@ -213,9 +212,9 @@ class Worker:
         return True
 
     def do(self, action: Callable[[], Any], *, step: int | None = None) -> Any:
-        """What the action returns, or raises, after all other jobs.
+        """Do an action after all other jobs, and return or raise what it does.
 
-        Where the wait is interrupted, it is done all the same. In a job it is done at once.
+        It is done even if the wait is interrupted. From inside a job it is done at once.
 
         Args:
           action: what is done.
@@ -236,22 +235,22 @@ class Worker:
 
     @property
     def unfinished(self) -> int:
-        """How many jobs wait or run."""
+        """The number of jobs that wait or run."""
         return len(self._queue.jobs)
 
     def newest_step(self) -> int | None:
-        """The step of the last unfinished job that has one; None without any."""
+        """Return the step of the last unfinished job that has one; None without any."""
         if not self._queue.jobs:
             return None
         steps = (job.step for job in reversed(tuple(self._queue.jobs)))
         return next((step for step in steps if step is not None), None)
 
     def counts(self) -> dict[str, float]:
-        """How many jobs were left out, and how many had to wait for a place."""
+        """Return how many jobs were left out, and how many had to wait for a place."""
         return {"monitor/skipped": self._skipped, "monitor/blocked": self._blocked}
 
     def wait(self) -> Any:
-        """What the last submitted job returned, once all are done; None where it failed.
+        """Return what the last submitted job returned, once all are done; None if it failed.
 
         A job of its own (a writer that asks for the monitor's state) does not wait for itself.
         """
@@ -267,7 +266,7 @@ class Worker:
         return threading.get_ident() == self._queue.runner
 
     def refuse_here(self) -> None:
-        """Refuses to be closed by one of its own jobs.
+        """Refuse to be closed by one of its own jobs.
 
         Raises:
           RuntimeError: on its own thread.
@@ -280,10 +279,10 @@ class Worker:
             )
 
     def close(self, job: Callable[[], Any]) -> None:
-        """Has one more job done, after all others even where this wait is interrupted.
+        """Do one more job after all others, even if this wait is interrupted, and end the thread.
 
         Raises:
-          RuntimeError: where one of its own jobs asks for it.
+          RuntimeError: if one of its own jobs asks for it.
         """
         self.refuse_here()
         last = _Job(partial(self._errors.attempt, job))
@@ -302,7 +301,7 @@ _threads: "weakref.WeakKeyDictionary[threading.Thread, _Queue]" = weakref.WeakKe
 
 @cache
 def _finish_at_exit() -> None:
-    """Registers `_finish_all`, after JAX's own functions and those of weakref: it comes first."""
+    """Register `_finish_all`, after JAX's own functions and those of weakref: it comes first."""
     atexit.register(_finish_all)
 
 
