@@ -36,6 +36,7 @@ class Dispatcher:
       overhead: adds up what calls cost.
 
     Attributes:
+      worker: as given.
       closed: whether nothing is measured or written any more.
     """
 
@@ -53,7 +54,7 @@ class Dispatcher:
         self._problem = problem
         self._pipeline = pipeline
         self._due = due
-        self._worker = worker
+        self.worker = worker
         self._writing = writing
         self._errors = errors
         self._overhead = overhead
@@ -95,11 +96,11 @@ class Dispatcher:
         return self.measure_here(call) if is_unchanged(call, self._errors) else None
 
     def _measure(self, call: Call) -> Record | None:
-        if self._worker is None:
+        if self.worker is None:
             return self._measure_here(call)
         flat = self._ready(call)
         what = f"the measurement at step {call.step}"
-        self._errors.guard(what, self._submit, self._worker, flat, call)
+        self._errors.guard(what, self._submit, self.worker, flat, call)
         return None
 
     def _ready(self, call: Call) -> FlatProblem:
@@ -113,7 +114,7 @@ class Dispatcher:
 
     def _measure_here(self, call: Call) -> Record:
         flat = self._ready(call)
-        counts = {} if self._worker is None else self._worker.counts()
+        counts = {} if self.worker is None else self.worker.counts()
 
         def take() -> Snapshot:
             return Snapshot.take(flat, call.step, self._tree(call))
@@ -165,7 +166,7 @@ class Dispatcher:
             return None  # a writer that asks for the state cannot wait for its own record
         # Programs under way may still report.
         self._errors.guard("the wait for reports", jax.effects_barrier)
-        record = None if self._worker is None else self._worker.wait()
+        record = None if self.worker is None else self.worker.wait()
         self._writing.wait()
         return record
 
@@ -175,7 +176,7 @@ class Dispatcher:
         Raises:
           RuntimeError: on one of the threads, or in a writer.
         """
-        for each in (self._writing, self._worker, self._pipeline):
+        for each in (self._writing, self.worker, self._pipeline):
             if each is not None:
                 each.refuse_here()
 
@@ -187,10 +188,10 @@ class Dispatcher:
         """
         close = partial(self._pipeline.close, outcome)
         try:
-            if self._worker is None:
+            if self.worker is None:
                 close()
             else:
-                self._worker.close(close)
+                self.worker.close(close)
         finally:
             self.closed, self._seen = True, None
 

@@ -153,7 +153,7 @@ class RankMonitor(ClosesOnExit):
         self._home = Home()
         self._errors = errors = Trouble(on_error)
         limit = Overhead(share)
-        self._worker = worker = Worker(waiting, when_full, errors=errors) if background else None
+        worker = Worker(waiting, when_full, errors=errors) if background else None
         # A report from inside a compiled program must not wait for what waits for the program.
         writing = Worker(_NEVER_FULL, "block", errors=errors)
         self._pipeline = pipeline = Pipeline(

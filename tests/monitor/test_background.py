@@ -358,7 +358,7 @@ def test_a_full_queue_blocks_and_counts(ready):
     )
 
     def open_once_blocked():
-        assert eventually(lambda: monitor._worker.counts()["monitor/blocked"] == 1)
+        assert eventually(lambda: monitor._dispatcher.worker.counts()["monitor/blocked"] == 1)
         gate.opened.set()
 
     monitor(0, params)
