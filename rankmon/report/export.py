@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from rankmon._util.globs import matches
+from rankmon._util.strict_json import json_numbers
 from rankmon.report.compare import Comparison
 from rankmon.report.summary import RunSummary
 from rankmon.runs.series import ArraySeries, RunSeries, ScalarSeries
 from rankmon.theory.tables import ClosedForms
-from rankmon.writers import jsonl_lines
 
 SCHEMA = 1  # raised whenever a key of the JSON changes its meaning or goes
 
@@ -97,5 +97,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.integer):
         return value.tolist()
     if isinstance(value, (float, np.ndarray)):
-        return jsonl_lines.numbers(value)
+        return json_numbers(value)
     return value

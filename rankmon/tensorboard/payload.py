@@ -12,9 +12,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from tensorboard.plugin_util import markdown_to_safe_html
 
+from rankmon._util.strict_json import json_numbers
 from rankmon.runs.series import ArraySeries, RunSeries, ScalarSeries
 
 # The slider moves the cut by factors from 10^-8 to 10^8, ten steps a decade.
@@ -60,7 +61,7 @@ def overview(
 def scalars(series: Mapping[str, ScalarSeries], prefixes: Sequence[str]) -> Json:
     """The series of tags that start with one of the prefixes: steps and values."""
     return {
-        tag: {"steps": one.steps.tolist(), "values": numbers(one.values)}
+        tag: {"steps": one.steps.tolist(), "values": json_numbers(one.values)}
         for tag, one in series.items()
         if tag.startswith(tuple(prefixes))
     }
@@ -127,7 +128,7 @@ def heatmap(series: ArraySeries, cuts: ScalarSeries | None) -> Json:
         "steps": steps.tolist(),
         "indices": columns.tolist(),
         "values": packed(table),
-        "cut": numbers([_log10(value_at(cuts, step)) for step in steps]),
+        "cut": json_numbers([_log10(value_at(cuts, step)) for step in steps]),
     }
 
 
@@ -175,16 +176,6 @@ def value_at(series: ScalarSeries | None, step: int) -> float:
     at = int(np.searchsorted(series.steps, step))
     there = at < len(series.steps) and series.steps[at] == step
     return float(series.values[at]) if there else float("nan")
-
-
-def numbers(values: ArrayLike) -> list[float | str]:
-    """Numbers as JSON has them, the others as strings."""
-    array = np.asarray(values, np.float64)
-    listed: list[float | str] = array.tolist()
-    for at in np.flatnonzero(~np.isfinite(array)):
-        value = array[at]
-        listed[at] = "NaN" if np.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return listed
 
 
 def packed(table: NDArray[Any]) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rankmon._util.files import PathLike, WholeFile, made_folder
+from rankmon._util.strict_json import json_numbers
 from rankmon._util.warnings import warn_user
 from rankmon.writers import jsonl_lines
 from rankmon.writers.base import ClosingWriter, Record, lost_file
@@ -61,8 +62,8 @@ class JsonlWriter(ClosingWriter):
             "step": int(record.step),
             "attempt": self._attempt,
             "wall_time": record.wall_time,
-            "scalars": {tag: jsonl_lines.numbers(value) for tag, value in record.scalars.items()},
-            "arrays": {tag: jsonl_lines.numbers(value) for tag, value in record.arrays.items()},
+            "scalars": {tag: json_numbers(value) for tag, value in record.scalars.items()},
+            "arrays": {tag: json_numbers(value) for tag, value in record.arrays.items()},
             "texts": dict(record.texts),
         }
         self._write(entry | ({"hparams": dict(record.hparams)} if record.hparams else {}))

@@ -34,18 +34,6 @@ def line(entry: Mapping[str, Any]) -> bytes:
     return json.dumps(entry, allow_nan=False).encode() + b"\n"
 
 
-def numbers(values: Any) -> Any:
-    """A number or array as nested lists of floats, the non-finite ones as strings."""
-    array = np.asarray(values, np.float64)
-    if np.all(np.isfinite(array)):
-        return array.tolist()
-    names = array.astype(object)
-    names[np.isnan(array)] = "NaN"
-    names[np.isposinf(array)] = "Infinity"
-    names[np.isneginf(array)] = "-Infinity"
-    return names.tolist()
-
-
 def entries(path: Path, *, warn: Callable[[str], None] = warn_user) -> Iterator[dict[str, Any]]:
     """The objects of a file, line by line; of a damaged file those that can be read.
 
