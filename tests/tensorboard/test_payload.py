@@ -8,6 +8,7 @@ import struct
 import numpy as np
 import pytest
 
+from rankmon._util.strict_json import json_numbers
 from rankmon.report.html import standalone_page
 from rankmon.runs.read import read_runs
 from rankmon.runs.series import ArraySeries, RunSeries, ScalarSeries
@@ -204,11 +205,11 @@ def test_thinning_is_even(count):
 
 
 def test_numbers_that_json_does_not_have_are_words():
-    made = payload.numbers([0, 1.5, NAN, INF, -INF, -0.0, 1e300])
+    made = json_numbers([0, 1.5, NAN, INF, -INF, -0.0, 1e300])
     assert json.dumps(made, allow_nan=False) == (
         '[0.0, 1.5, "NaN", "Infinity", "-Infinity", -0.0, 1e+300]'
     )
-    assert payload.numbers([]) == []
+    assert json_numbers([]) == []
 
 
 def test_the_value_at_a_step():
