@@ -1,12 +1,12 @@
 """rankmon watches the ranks of weights and of the loss Hessian while a JAX network trains.
 
 Names are imported at their first use (PEP 562): `rankmon predict`, `rankmon report` and the
-TensorBoard plugin start without JAX. With EAGER_IMPORT set in the environment all are imported now.
+TensorBoard plugin start without JAX. Set EAGER_IMPORT in the environment to import all at once.
 """
 
 import os
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rankmon import (
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         theory,
         writers,
     )
+    from rankmon._util.warnings import RankmonWarning
     from rankmon.hessian.gauss_newton import OuterRank
     from rankmon.linalg.lanczos import Estimate, StochasticSpectrum
     from rankmon.linalg.numerical_rank import NumericalRank, Tolerance
@@ -34,30 +35,39 @@ if TYPE_CHECKING:
         predicted_ranks,
         stochastic_spectra,
     )
-    from rankmon.monitor import RankMonitor, RankmonWarning, SeedsMonitor
+    from rankmon.monitor import RankMonitor, SeedsMonitor
     from rankmon.probes import FeaturesProbe, HessianProbe, Lemma8Probe, WeightsProbe
     from rankmon.problem import Problem
     from rankmon.weights import WeightRank, weight_counts, weight_ranks
     from rankmon.writers import JsonlWriter, MemoryWriter, Record, TensorBoardWriter, read_jsonl
 
-# Each module with the public names that are imported from it; "" for modules that are names.
+# The same for use at run time: tests/test_names.py compares them.
 _NAMES = {
-    "": "alerts hooks lemma8 probes schedule spectral_theory theory writers",
-    "hessian.gauss_newton": "OuterRank",
-    "linalg.lanczos": "Estimate StochasticSpectrum",
-    "linalg.numerical_rank": "NumericalRank Tolerance",
-    "linalg.sketch": "SketchedRank",
-    "linalg.spectrum": "reconstruction_error",
-    "measure": "PredictedRanks hessian_ranks hessian_spectra ntk_gram ntk_rank outer_rank "
-    "predicted_ranks stochastic_spectra",
-    "monitor": "RankMonitor SeedsMonitor",
-    "_util.warnings": "RankmonWarning",
-    "probes": "FeaturesProbe HessianProbe Lemma8Probe WeightsProbe",
-    "problem": "Problem",
-    "weights": "WeightRank weight_counts weight_ranks",
-    "writers": "JsonlWriter MemoryWriter Record TensorBoardWriter read_jsonl",
+    "_util.warnings": ["RankmonWarning"],
+    "hessian.gauss_newton": ["OuterRank"],
+    "linalg.lanczos": ["Estimate", "StochasticSpectrum"],
+    "linalg.numerical_rank": ["NumericalRank", "Tolerance"],
+    "linalg.sketch": ["SketchedRank"],
+    "linalg.spectrum": ["reconstruction_error"],
+    "measure": [
+        "PredictedRanks",
+        "hessian_ranks",
+        "hessian_spectra",
+        "ntk_gram",
+        "ntk_rank",
+        "outer_rank",
+        "predicted_ranks",
+        "stochastic_spectra",
+    ],
+    "monitor": ["RankMonitor", "SeedsMonitor"],
+    "probes": ["FeaturesProbe", "HessianProbe", "Lemma8Probe", "WeightsProbe"],
+    "problem": ["Problem"],
+    "weights": ["WeightRank", "weight_counts", "weight_ranks"],
+    "writers": ["JsonlWriter", "MemoryWriter", "Record", "TensorBoardWriter", "read_jsonl"],
 }
-_HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
+_HOMES = {name: f"rankmon.{module}" for module, names in _NAMES.items() for name in names}
+# Modules that are attributes as well, without being in `__all__`.
+_UNLISTED = {"curvature", "layout", "measurement", "parts", "rank"}
 
 __all__ = [
     "Estimate",
@@ -102,21 +112,21 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'rankmon' has no attribute {name!r}")
-    home = _HOMES[name]
-    found = (
-        getattr(import_module(f"rankmon.{home}"), name)
-        if home
-        else import_module(f"rankmon.{name}")
-    )
-    globals()[name] = found
-    return found
+if not TYPE_CHECKING:  # type checkers would believe that rankmon has every name
+
+    def __getattr__(name):
+        if name in _HOMES:
+            value = getattr(import_module(_HOMES[name]), name)
+        elif name in __all__ or name in _UNLISTED:
+            value = import_module(f"rankmon.{name}")
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return __all__.copy()
 
 
 if os.environ.get("EAGER_IMPORT"):
