@@ -21,6 +21,62 @@ def test_imports_between_folders_point_one_way():
     subprocess.run([sys.executable, "-c", lint], cwd=ROOT, check=True)
 
 
+# What a process without JAX does, the lightest first; it prints what each step has loaded.
+LIGHT = """
+import json, sys
+from contextlib import redirect_stdout
+from io import StringIO
+
+teacher, several, folder = sys.argv[1:]
+seen = {"start": list(sys.modules)}
+import rankmon
+seen["import"] = list(sys.modules)
+
+from rankmon.cli.main import main
+
+with redirect_stdout(StringIO()):
+    assert main(["predict", "30", "25", "20", "15", "10"]) == 0
+    seen["predict"] = list(sys.modules)
+    assert main(["report", teacher, "--html", folder + "/a.html", "--csv", folder + "/a.csv"]) == 0
+    assert main(["compare", teacher, several]) == 0
+    assert rankmon.theory.rank_loss((8, 6, 3)) == 51
+    rankmon.read_jsonl, rankmon.TensorBoardWriter, rankmon.JsonlWriter
+seen["read"] = list(sys.modules)
+
+import rankmon.tensorboard.plugin
+seen["plugin"] = list(sys.modules)
+print(json.dumps(seen))
+"""
+
+
+@pytest.fixture(scope="module")
+def light(tmp_path_factory) -> dict[str, set[str]]:
+    """The packages that a fresh process has loaded after each step."""
+    arguments = [TEACHER, TEACHER.with_name("gradient_flow"), tmp_path_factory.mktemp("light")]
+    command = [sys.executable, "-c", LIGHT, *map(str, arguments)]
+    seen = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return {step: {name.split(".")[0] for name in names} for step, names in seen.items()}
+
+
+def test_importing_loads_the_standard_library_only(light):
+    assert light["import"] - light["start"] - sys.stdlib_module_names == {"rankmon"}
+
+
+NUMERICS = {"flax", "jax", "jaxlib", "optax", "scipy", "tensorflow"}
+
+
+@pytest.mark.parametrize(
+    ("step", "absent"),
+    [
+        ("predict", {*NUMERICS, "jaxtyping", "matplotlib", "tensorboard"}),
+        ("read", {*NUMERICS, "matplotlib"}),
+        ("plugin", {*NUMERICS, "matplotlib"}),
+    ],
+)
+def test_what_predicts_and_reads_does_without_jax(light, step, absent):
+    assert not light[step] & absent
+
+
 # What a fresh process has loaded. It is one process for all, since it starts in seconds.
 FRESH = """
 import json, sys
