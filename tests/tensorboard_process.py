@@ -1,6 +1,7 @@
 """TensorBoard as a process of its own, and what its routes answer."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -13,13 +14,15 @@ from pathlib import Path
 
 
 @contextmanager
-def tensorboard_server(logdir: Path, *flags: str):
+def tensorboard_server(logdir: Path, *flags: str, **environment: str):
     """A server process on a free port of the loopback interface; yields its address."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir)]
     command += ["--host", "127.0.0.1", "--port", "0", *flags]
     log = logdir.with_name(f"{logdir.name}.log")
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | environment
+        )
     try:
         deadline = time.monotonic() + 60
         while not (found := re.search(r"http://127\.0\.0\.1:\d+/", log.read_text())):

@@ -3,6 +3,8 @@
 import base64
 import json
 import os
+import subprocess
+import sys
 import urllib.request
 
 import numpy as np
@@ -122,3 +124,27 @@ def test_what_the_user_says_of_samples_holds(tmp_path, load_fast):
     assert "NaN" not in heatmap["cut"]
     assert (len(pictures), pictures[-1]["step"]) == (3, 11)
     assert len(texts) == 12
+
+
+@pytest.mark.slow
+def test_the_tab_starts_where_jax_is_broken(tmp_path):
+    broken = tmp_path / "broken"
+    for name in ("flax", "jax", "jaxlib", "optax"):
+        (broken / name).mkdir(parents=True)
+        (broken / name / "__init__.py").write_text(f"raise ImportError('{name} is broken')")
+    with TensorBoardWriter(tmp_path / "logs" / "run") as writer:
+        writer.write(probed(0))
+    path = os.pathsep.join([str(broken), os.environ.get("PYTHONPATH", "")])
+    with tensorboard_server(tmp_path / "logs", PYTHONPATH=path) as address:
+        fetch_until(address, "ranks/runs", lambda answer: answer["runs"])
+        with urllib.request.urlopen(f"{address}data/plugins_listing", timeout=30) as response:
+            assert json.load(response)["ranks"]["enabled"]
+        asked = {"run": "run", "prefix": "rank/"}
+        fetch_until(address, "ranks/scalars", lambda a: steps_of(a, "run") == [0], **asked)
+    with pytest.raises(subprocess.CalledProcessError):
+        subprocess.run(
+            [sys.executable, "-c", "import jax"],
+            check=True,
+            env=os.environ | {"PYTHONPATH": path},
+            stderr=subprocess.DEVNULL,
+        )
