@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from rankmon.weights import WeightRank, weight_counts, weight_ranks
     from rankmon.writers import JsonlWriter, MemoryWriter, Record, TensorBoardWriter, read_jsonl
 
-# The same for use at run time: tests/test_names.py compares them.
+# The same for use at run time: tests/house/test_names.py compares them.
 _NAMES = {
     "_util.warnings": ["RankmonWarning"],
     "hessian.gauss_newton": ["OuterRank"],

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import rankmon
+from paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 ALIASES = ["alerts", "hooks", "lemma8", "measurement", "schedule", "spectral_theory"]
 
 
