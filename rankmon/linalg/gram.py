@@ -23,14 +23,11 @@ from rankmon.linalg.spectrum import singular_values, symmetric_spectrum
 
 _EPS = float(np.finfo(np.float64).eps)
 
-
 # Terms summed in one product: shorter sums round less, longer ones pass over K less often.
 _LONG_SUM, _SHORT_SUM = 1024, 128
 
-
 # An error of half of a tenth of the cut.
 _CLEARANCE = 20
-
 
 # Rows of one QR step over the columns that it leaves: more waste memory, fewer repeat work.
 _TALLNESS = 4

@@ -33,7 +33,6 @@ from rankmon.linalg.sketch import CHANCE
 # Random x_j that a bound is tried with.
 _TRIED = 8
 
-
 # Columns to try; how many there are is certain only if some are to spare.
 _FEW, _MOST, _SPARE = 64, 1024, 8
 

@@ -32,12 +32,9 @@ from rankmon.linalg.spectrum import symmetric_spectrum
 # That a bound from random vectors fails.
 CHANCE = 1e-3
 
-
 # The gain over sqrt(s) to aim at: bounds from above are 400 times the value then, which the gaps of
 # these spectra allow, and a larger one costs its square.
 _USEFUL_GAIN = 0.05
-
-
 Products = Callable[[Float[np.ndarray, "m p"]], Mapping[str, Float[np.ndarray, "m p"]]]
 
 

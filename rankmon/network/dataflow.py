@@ -60,8 +60,6 @@ class Label(Enum):
 
 
 Axes = tuple[Label | int, ...]
-
-
 _Shape = tuple[int, ...]
 
 

@@ -30,8 +30,6 @@ from rankmon.network.dataflow import (
 from rankmon.problem.flat import FlatProblem
 
 __all__ = ["DenseLayer", "DenseStack", "dense_stack", "recognized_stack"]
-
-
 _A = TypeVar("_A", Array, np.ndarray)
 
 

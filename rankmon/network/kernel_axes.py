@@ -54,11 +54,8 @@ from rankmon.problem.pytree import LeafSpec, leaf_specs, left_out
 
 _Shape = tuple[int, ...]
 
-
 # What one axis of a value runs over, slowest first: axes of the leaf, each with its size there.
 _Label = tuple[tuple[int, int], ...]
-
-
 _NO_AXIS = -1
 
 
@@ -254,8 +251,6 @@ def _product(eqn: JaxprEqn, place: int, part: _Part) -> _Use:
 
 
 _ENTRY_BY_ENTRY = ELEMENTWISE | SUMS | COPIES | ROUNDINGS | {REVERSE}
-
-
 _CUTS = frozenset({SLICE, DYNAMIC_SLICE, SPLIT, PAD})
 
 

@@ -22,7 +22,6 @@ from rankmon.problem.pytree import Bundle, leaf_specs
 
 _Trial = tuple[Any, Any, str]  # a problem, parameters, and the sentence if these two fit
 
-
 _BY_NAME = {
     "ScopeCollectionNotFound": (
         "all collections that the module reads",
@@ -59,10 +58,7 @@ _BY_NAME = {
     ),
 }
 
-
 _BY_NAME["ScopeVariableNotFoundError"] = _BY_NAME["ScopeCollectionNotFound"]
-
-
 _BY_NAME["ScopeParamNotFoundError"] = _BY_NAME["ScopeParamShapeError"]
 
 

@@ -15,10 +15,7 @@ from rankmon.problem.containers import as_arrays, kinds
 from rankmon.problem.pytree import Bundle
 
 Apply = Callable[..., Any]
-
-
 Unpack = Callable[[Any], Any]
-
 
 # What modules call the switch between training and inference, and its value in inference.
 _INFERENCE = {
@@ -28,7 +25,6 @@ _INFERENCE = {
     "is_training": False,
     "deterministic": True,
 }
-
 
 _OF_LINEN_APPLY = ("rngs", "mutable", "capture_intermediates")  # what is not the module's own
 

@@ -36,8 +36,6 @@ from rankmon._util.jaxpr import (
 from rankmon.problem.precision import DOUBLE, abstract_array
 
 Function = Callable[..., Any]
-
-
 _Values = Sequence[Any]
 
 

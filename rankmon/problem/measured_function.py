@@ -19,10 +19,7 @@ from rankmon.problem.precision import (
 )
 
 Network = Callable[[Any, Any], Any]
-
-
 Measured = Callable[[Network], Callable[..., Any]]
-
 
 # Roundings of the given network by which the outputs of the lifted one may differ.
 _ROUNDINGS, _MOST = 1e3, 0.25

@@ -16,7 +16,6 @@ _APPLY = (
     "sees the whole batch: let it return each example's share [n, 1], with loss=lambda z, y: z[0]"
 )
 
-
 # More would take memory, and seconds, to find a loss that slices them.
 _MOST_OUTPUTS = 256
 

@@ -14,10 +14,8 @@ from rankmon.problem.losses import Root
 
 _ALL = slice(None)
 
-
 # Arrays of the size of B_i while one is evaluated and multiplied, and while roots are taken.
 EVALUATED_ALIVE, ROOTED_ALIVE = 4, 5
-
 
 # Entries of dense output Hessians that are evaluated at once: 32 MiB, and what that takes beside.
 _ENTRIES_AT_ONCE = 2**22

@@ -27,8 +27,6 @@ from rankmon._util.jaxpr import (
 from rankmon._util.optional_readers import unreadable
 
 _Operation = tuple[str, np.dtype]
-
-
 _Found = list[_Operation]
 
 
@@ -124,8 +122,6 @@ def _leave(scopes: Sequence[AbstractContextManager[None]]) -> None:
 
 
 DOUBLE = Precision(np.dtype(np.float64), float(np.finfo(np.float64).eps))
-
-
 NATIVE = Precision(None, DOUBLE.eps)
 
 
