@@ -1,1 +1,1 @@
-"""What knows nothing of networks or ranks: checks, files, text, warnings, JAX's names for primitives."""
+"""General helpers: checks of options, files, text, warnings, and JAX's names for primitives."""

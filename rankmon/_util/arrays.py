@@ -1,4 +1,4 @@
-"""Checks and copies of the user's arrays."""
+"""The user's arrays: copies on the host in the machine's byte order, and refusal of traced ones."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def in_machine_order(leaf: Any) -> Any:
-    """Return the leaf, an array of NumPy in the byte order that JAX takes."""
+    """Return the leaf; a NumPy array in the byte order that JAX takes."""
     if not isinstance(leaf, np.ndarray) or leaf.dtype.isnative:
         return leaf
     return leaf.astype(leaf.dtype.newbyteorder("="))

@@ -1,4 +1,4 @@
-"""Compiled programs that fit in a given memory, as the compiler measures it; no mathematics."""
+"""Compile programs that fit in a given memory, as the compiler measures it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +10,6 @@ from rankmon._util.text import bytes_text
 
 # What library calls fused by XLA for CPUs (YNNPACK) take is in no count of the compiler's.
 _COUNTED = {"xla_cpu_experimental_ynn_fusion_type": ""}
-
-
 Make = Callable[[int], Callable[..., Any]]
 
 
@@ -24,21 +22,21 @@ def largest_program(
     room: int,
     donate: tuple[int, ...] = (),
 ) -> tuple[Callable[..., Any], int, int]:
-    """The program for the largest chunk whose temporary memory fits the room.
+    """Compile the program for the largest chunk whose temporary memory fits in `room` bytes.
 
     Args:
-      part: what it assembles, for the error.
-      make: gives the function for a chunk of this size.
-      shapes: of its arguments, or a function from the chunk to them.
+      part: the matrix that the program assembles, for the error's text.
+      make: maps a chunk's size to the function to compile.
+      shapes: the shapes of its arguments, or a function from the chunk's size to them.
       most: the largest chunk to try.
-      room: bytes.
-      donate: arguments whose memory the program may use.
+      room: the bytes of temporary memory that the program may take.
+      donate: indices of the arguments whose memory the program may use.
 
     Returns:
       The program, its chunk, and the bytes of temporary memory that it takes.
 
     Raises:
-      MemoryError: where a chunk of one does not fit.
+      MemoryError: if a chunk of one does not fit.
     """
     chunk = most
     while True:
@@ -63,10 +61,10 @@ def _temporary_bytes(program: Any) -> int:
 
 
 def operations(program: Any) -> float:
-    """Return the operations of one call as the compiler counts them; 0 if it does not.
+    """Return the number of operations of one call as the compiler counts them, or 0.
 
     Args:
-      program: lowered or compiled.
+      program: a lowered or compiled program.
     """
     counted = program.cost_analysis()
     return float(counted.get("flops", 0.0)) if isinstance(counted, dict) else 0.0

@@ -1,7 +1,4 @@
-"""Several processes that train one network (`jax.distributed`): what is spread over them, whole.
-
-All measure, the first one writes.
-"""
+"""Several processes that train one network (`jax.distributed`): all measure, the first writes."""
 
 from typing import Any
 
@@ -10,17 +7,17 @@ from jax.experimental import multihost_utils
 
 
 def count() -> int:
-    """How many processes train together."""
+    """Return the number of processes that train together."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes."""
+    """Return whether this process is the one that writes."""
     return count() == 1 or jax.process_index() == 0
 
 
 def gathered(tree: Any) -> Any:
-    """The tree with arrays whole that are spread over processes; all of these must ask for it."""
+    """Return the tree with arrays gathered that are spread over processes; all must call this."""
 
     def whole(leaf: Any) -> Any:
         spread = isinstance(leaf, jax.Array) and not (

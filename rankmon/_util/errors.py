@@ -1,8 +1,8 @@
-"""What the monitor does about trouble: counts errors, warns once of each kind; measures nothing.
+"""The error policy of a monitor: count errors, warn once of each kind, raise if the user asks.
 
-Trouble of a worker thread is kept until the user's thread asks for it. There are no locks: each
-change is one operation of a list, dict or deque, and an interrupt between two of them keeps nobody
-waiting.
+Errors and warnings of a worker thread are kept until the user's thread asks for them. There are no
+locks: each change is one operation of a list, dict or deque, so that an interrupt between two of
+them cannot leave a lock held.
 """
 
 import threading
@@ -22,8 +22,8 @@ class Trouble:
       on_error: what an error does: "warn" (once of its kind) or "raise".
 
     Attributes:
-      kept: warnings and exceptions of the worker that nobody was told yet; they are logged where
-        that never happens.
+      kept: warnings and exceptions of the worker that the user has not seen yet; they are logged
+        if the monitor goes away before.
     """
 
     def __init__(self, on_error: Literal["warn", "raise"]) -> None:
@@ -36,11 +36,11 @@ class Trouble:
 
     @property
     def errors(self) -> int:
-        """How many errors there were."""
+        """The number of errors so far."""
         return len(self._counted)
 
     def guard(self, what: str, action: Any, *arguments: Any) -> Any:
-        """The action's result; None and one warning where it fails, unless errors are to raise."""
+        """Return the action's result; if it fails, warn once and return None, or raise."""
         try:
             return action(*arguments)
         except Exception as error:
@@ -52,7 +52,7 @@ class Trouble:
             return None
 
     def warn(self, message: str, *, key: str | None = None) -> None:
-        """Warns, at the user's line, unless there was a warning of this key."""
+        """Warn at the user's line, unless there was a warning with this key before."""
         mine = object()
         if self._warned.setdefault(key or message.split(":")[0], mine) is not mine:
             return
@@ -62,7 +62,7 @@ class Trouble:
             warn_user(message)
 
     def attempt(self, action: Callable[[], Any]) -> Any:
-        """The action's result, on a worker: its warnings, and what it raises, wait for `tell`."""
+        """Return the action's result, on a worker: its warnings and its error wait for `tell`."""
         result, error = self.outcome(action)
         if error is not None:
             # As text: its frames would keep the monitor alive, and the snapshot.
@@ -82,14 +82,14 @@ class Trouble:
             self._thread.keeps = outer
 
     def tell_warnings(self) -> None:
-        """Give the warnings that were kept, at the user's line."""
+        """Give the kept warnings at the user's line."""
         for trouble in list(self.kept):
             if isinstance(trouble, str):
                 self.kept.remove(trouble)
                 warn_user(trouble)
 
     def tell(self) -> None:
-        """Gives the warnings that were kept at the user's line, then raises the first exception."""
+        """Give the kept warnings at the user's line, then raise the first exception."""
         self.tell_warnings()
         errors = [trouble for trouble in list(self.kept) if isinstance(trouble, BaseException)]
         for error in errors:

@@ -1,6 +1,7 @@
-"""How long a compilation or a loop is expected to take: said once, and held against a limit.
+"""Estimate how long a compilation or a loop takes: log long ones once, stop beyond a time limit.
 
-All of it is rough: a compilation by the equations of its program, a loop by its first round.
+The estimates are rough: a compilation by the number of equations of its program, a loop by its
+first round.
 """
 
 import logging
@@ -14,12 +15,9 @@ from jax.extend.core import Jaxpr
 from rankmon._util.jaxpr import programs_in
 
 _log = logging.getLogger("rankmon")
-
-
 _T = TypeVar("_T")
 
-
-#: Seconds; nothing is said of what is expected to take less.
+# Seconds; shorter compilations and loops are not announced.
 WORTH_SAYING = 5.0
 
 
@@ -29,18 +27,18 @@ class OutOfTimeError(Exception):
 
 @dataclass
 class Pace:
-    """What was said of one problem, and the seconds that a loop may take.
+    """What was announced for one problem, and the seconds that a loop may take.
 
     Attributes:
-      limit: seconds from the beginning of a loop; none by default.
-      said: what was announced.
+      limit: seconds from the beginning of a loop; infinite by default.
+      said: the computations that were announced.
     """
 
     limit: float = float("inf")
     said: set[str] = field(default_factory=set)
 
     def say(self, what: str, seconds: float) -> None:
-        """Log that this is expected to take so many seconds, if that is long, once."""
+        """Log once that a computation is expected to take so many seconds, if that is long."""
         if seconds > WORTH_SAYING and what not in self.said:
             self.said.add(what)
             _log.warning(
@@ -51,15 +49,15 @@ class Pace:
             )
 
     def over(self, what: str, rounds: "Iterable[_T]", count: int | None = None) -> Iterator[_T]:
-        """Yield the rounds; say after the first one how long all of them take.
+        """Yield the rounds; after the first one, log how long all of them are expected to take.
 
         Args:
           what: what the loop computes.
-          rounds: what it goes over.
-          count: how many there are, if `rounds` has no length.
+          rounds: what it iterates over.
+          count: the number of rounds, if `rounds` has no length.
 
         Raises:
-          OutOfTimeError: if that is more than the limit.
+          OutOfTimeError: if the loop is expected to exceed the limit.
         """
         if count is None:
             assert isinstance(rounds, Sized)
@@ -77,7 +75,7 @@ class Pace:
 
 @dataclass
 class _CompileRate:
-    """Seconds that the compiler took for an equation, in this process."""
+    """Seconds that the compiler took per equation in this process."""
 
     seconds: float = 0.0
     equations: int = 0
@@ -95,12 +93,12 @@ _rate = _CompileRate()
 
 
 def compiled(what: str, traced: Any, options: dict[str, Any] | None = None) -> Any:
-    """Compile what `jax.jit(...).trace` gave; say before how long that takes if it is long.
+    """Compile what `jax.jit(...).trace` gave; log before it if that is expected to take long.
 
     Args:
       what: what the program computes.
       traced: the traced program.
-      options: of the compiler, for those that know them.
+      options: compiler options, left out if this compiler does not know them.
     """
     equations = _equation_count(traced.jaxpr.jaxpr)
     expected = equations * _rate.each
@@ -129,7 +127,7 @@ def _duration(seconds: float) -> str:
 
 
 def _equation_count(program: Jaxpr) -> int:
-    """Return the equations of a program and of those in it."""
+    """Return the number of equations of a program and of all programs in it."""
     return sum(
         1 + sum(_equation_count(inner) for inner in programs_in(eqn)) for eqn in program.eqns
     )

@@ -1,4 +1,4 @@
-"""Folders and files on disk: made, locked, written whole or not at all; no record's format.
+"""Folders and files on disk: created, locked, and written whole or not at all.
 
 Errors of the operating system keep their class and number, and say what to do.
 """
@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Self
 
 LOCK_NAME = ".rankmon.lock"
-
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, a quota, a file's size
 
 PathLike = str | os.PathLike[str]
 
@@ -57,7 +57,7 @@ def made_folder(folder: PathLike) -> Path:
 
 
 def check_no_pipe(path: Path) -> None:
-    """Refuse what blocks when it is opened or written to.
+    """Refuse a path that blocks when it is opened or written to.
 
     Raises:
       OSError: for a named pipe, a socket or a block device.
@@ -83,15 +83,15 @@ class WholeFile:
     """
 
     def __init__(self, path: Path, *, mode: str) -> None:
-        """Opens the file.
+        """Open the file.
 
         Args:
-          path: of the file; its folder exists.
-          mode: "ab" to go on with an existing file, "xb" to insist on a new one.
+          path: the file; its folder exists.
+          mode: "ab" to append to a file that may exist, "xb" to insist on a new one.
 
         Raises:
-          FileExistsError: with "xb", where the file exists.
-          OSError: where it cannot be written.
+          FileExistsError: with "xb", if the file exists.
+          OSError: if it cannot be written.
         """
         self.path = path
         check_no_pipe(path)
@@ -102,10 +102,10 @@ class WholeFile:
         _held.add(self._file)
 
     def write(self, data: bytes) -> None:
-        """Appends all of the data, handed to the operating system on return.
+        """Append all of the data, handed to the operating system on return.
 
         Raises:
-          OSError: where that fails; the file is then as long as it was.
+          OSError: if that fails; the file is then as long as it was.
           ValueError: for a file that is closed.
         """
         self._check_open()
@@ -140,7 +140,7 @@ class WholeFile:
         return not (_is_at(self._file, self.path) and self.is_whole())
 
     def append_all_of(self, lost: "WholeFile") -> None:
-        """Append what a lost file holds: what was removed can be read as long as it is open.
+        """Append the contents of a lost file: a removed file can be read as long as it is open.
 
         Raises:
           OSError: if this file cannot be written; it is then as long as it was.
@@ -157,10 +157,10 @@ class WholeFile:
             raise
 
     def put_back(self) -> None:
-        """Write what the file holds to its path, from which it was removed.
+        """Write the file's contents back to its path, from which it was removed.
 
         Raises:
-          OSError: if that fails; nothing is at the path then.
+          OSError: if that fails; there is no file at the path then.
         """
         file = WholeFile(self.path, mode="xb")
         try:
@@ -186,17 +186,17 @@ class WholeFile:
             )
 
     def close(self) -> None:
-        """Closes the file; a second time does nothing."""
+        """Close the file; closing it again is allowed."""
         self._file.close()
 
     def discard(self) -> None:
-        """Close the file and remove it, so far as that is possible."""
+        """Close the file and remove it, as far as that is possible."""
         self.close()
         with suppress(OSError):
             self.path.unlink()
 
     def flush(self) -> None:
-        """Nothing: every write has reached the operating system."""
+        """Return at once: every write has reached the operating system."""
 
     @property
     def size(self) -> int:
@@ -210,10 +210,10 @@ class WholeFile:
 
 
 def replace_file(path: PathLike, data: bytes) -> None:
-    """Makes the file hold just this data; where that fails, what was there before stays.
+    """Replace the contents of the file; if that fails, its old contents stay.
 
     Raises:
-      OSError: where it cannot be written.
+      OSError: if it cannot be written.
     """
     target = Path(os.path.realpath(Path(path).expanduser()))
     with _explained("a file that can be written", target, choose="another file"):
@@ -238,11 +238,11 @@ class RunLock:
     """
 
     def __init__(self, logdir: PathLike) -> None:
-        """Takes the lock, and creates the folder where it is missing.
+        """Take the lock, and create the folder if it is missing.
 
         Raises:
-          BlockingIOError: where another writer has it.
-          OSError: where the folder cannot be created or written.
+          BlockingIOError: if another writer has the lock.
+          OSError: if the folder cannot be created or written.
         """
         self._path = made_folder(logdir) / LOCK_NAME
         self._file = _locked(self._path)
@@ -250,7 +250,7 @@ class RunLock:
         _locks[self._path.parent] = self
 
     def keep(self) -> None:
-        """Take the lock once more if its file was removed, as others could take it now.
+        """Take the lock again if its file was removed, since others could take it now.
 
         Raises:
           BlockingIOError: if another writer has taken it; the folder stays that writer's.
@@ -270,14 +270,14 @@ class RunLock:
         self._file = file
 
     def release(self) -> None:
-        """Gives the lock back; a second time does nothing."""
+        """Give the lock back; giving it back again is allowed."""
         if not self._file.closed:
             with suppress(OSError):  # the owner's name is only for others' error messages
                 self._file.truncate(0)
             self._file.close()
 
     def __enter__(self) -> Self:
-        """The lock itself, which is already held."""
+        """Return the lock itself, which is already held."""
         return self
 
     def __exit__(
@@ -286,7 +286,7 @@ class RunLock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Gives the lock back."""
+        """Give the lock back."""
         self.release()
 
 
@@ -381,7 +381,7 @@ else:
 def _explained(
     expected: str, path: Path, *, choose: str = "a logdir where you may write"
 ) -> Iterator[None]:
-    """Adds to an OSError what was expected and what to do; its class and errno stay."""
+    """Add to an OSError what was expected and what to do; its class and errno stay."""
     try:
         yield
     except OSError as error:
@@ -391,6 +391,3 @@ def _explained(
             f"expected {expected}, got '{error.strerror}'; {free}choose {choose}",
             str(path),
         ) from error
-
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -1,4 +1,4 @@
-"""Objects in a forked process, where what they hold belongs to the process that made them."""
+"""Recognize a forked process, in which a monitor made before the fork must not be used."""
 
 import os
 
@@ -23,7 +23,7 @@ class Home:
         self._warned = False
 
     def is_elsewhere(self) -> bool:
-        """Return whether this is a forked process; the first time there it warns.
+        """Return whether this is a forked process; warn at the first call there.
 
         No lock is taken: a thread that the fork left behind may hold it.
         """

@@ -1,7 +1,7 @@
 """JAX's names for primitives and their parameters, and walks through jaxprs.
 
-JAX renames primitives and parameters between versions. Everything else in rankmon asks this module,
-so that there is one place to mend.
+JAX renames primitives and parameters between versions. No other file in rankmon knows their names,
+so that there is one place to adapt.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -11,61 +11,24 @@ from typing import Any, TypeVar
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
-T = TypeVar("T")
-
-
 CALLS = frozenset({"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"})
-
-
 CUSTOM_JVP_CALLS = frozenset({"custom_jvp_call"})
-
-
 CUSTOM_VJP_CALLS = frozenset({"custom_vjp_call", "custom_vjp_call_jaxpr"})
-
-
 CUSTOM_CALLS = CUSTOM_JVP_CALLS | CUSTOM_VJP_CALLS
-
-
 SCAN, WHILE, COND = "scan", "while", "cond"
 
-
 CONVERT = "convert_element_type"
-
-
 ROUNDINGS = frozenset({CONVERT, "reduce_precision"})
-
-
 BITCAST = "bitcast_convert_type"
-
-
 COPIES = frozenset({CONVERT, "copy", "copy_p"})
 
-
 TRANSPOSE, BROADCAST, RESHAPE, SQUEEZE = "transpose", "broadcast_in_dim", "reshape", "squeeze"
-
-
 SLICE, DYNAMIC_SLICE, REVERSE = "slice", "dynamic_slice", "rev"
-
-
 SPLIT, PAD, CONCATENATE = "split", "pad", "concatenate"
 
-
-SUMS = frozenset({"add", "add_any"})
-
-
-MAX, REDUCE = "max", "reduce"
-
-
-_REDUCTIONS = frozenset(
-    """
-    reduce_sum reduce_prod reduce_max reduce_min cumsum cumprod cummax cummin
-    """.split()
-)
-
-
 DOT, CONVOLUTION = "dot_general", "conv_general_dilated"
-
-
+SUMS = frozenset({"add", "add_any"})
+MAX, REDUCE = "max", "reduce"
 ELEMENTWISE = frozenset(
     """
     abs acos acosh and asin asinh atan atan2 atanh cbrt ceil clamp cos cosh digamma div eq erf
@@ -74,8 +37,13 @@ ELEMENTWISE = frozenset(
     xor
     """.split()
 )
+_REDUCTIONS = frozenset(
+    """
+    reduce_sum reduce_prod reduce_max reduce_min cumsum cumprod cummax cummin
+    """.split()
+)
 
-
+T = TypeVar("T")
 _Axes = tuple[int, ...]
 
 
@@ -217,7 +185,8 @@ def with_programs(eqn: JaxprEqn, changed: Callable[[ClosedJaxpr], ClosedJaxpr]) 
 def holds_functions(eqn: JaxprEqn) -> bool:
     """Return whether Python functions are among an operation's parameters (rules, callbacks).
 
-    A reduction's, from which its program was made, is nowhere used again.
+    The function of a reduction does not count: its program was made from it, and it is not used
+    again.
     """
     unused = {"computation"} if eqn.primitive.name == REDUCE else set()
     return any(
@@ -231,8 +200,8 @@ def holds_functions(eqn: JaxprEqn) -> bool:
 def reduces_to_another_dtype(program: Jaxpr) -> bool:
     """Return whether a reduction's result is of another dtype than its operand, which is an error.
 
-    JAX traces it all the same, and fails when it compiles, where a NumPy array of int64 is closed
-    over by a function that was traced before with x64 off.
+    It comes from a function that closes over an int64 NumPy array and was traced before with x64
+    off: JAX traces it again without complaint, and fails when it compiles.
     """
     return any(
         (

@@ -1,4 +1,4 @@
-"""Names that have moved: their old modules give them for one version, with a DeprecationWarning."""
+"""Names that have moved: old modules still give them for one version, with a DeprecationWarning."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -7,11 +7,11 @@ from warnings import warn
 
 
 def moved_names(old: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return the `__getattr__` of a module whose names are elsewhere now.
+    """Return the `__getattr__` of a module whose names have moved.
 
     Args:
       old: the module's name.
-      homes: the module where each name is now.
+      homes: each name's new module.
     """
 
     def get(name: str) -> Any:

@@ -1,7 +1,8 @@
-"""Optional readers of the user's program: one that fails is left out, and the general way measures.
+"""Optional readers of the network's program: one that fails is left out, with one warning.
 
-A reader takes the network's jaxpr apart to make a measurement cheaper or richer. A new version of
-JAX may write programs in another way, which must neither end training nor change a number.
+A reader takes the network's jaxpr apart to make a measurement cheaper or richer; without it the
+network is measured the general way. A new version of JAX may write programs in another way, which
+must neither end training nor change a number.
 """
 
 from collections.abc import Callable
@@ -11,25 +12,21 @@ from weakref import WeakKeyDictionary
 from rankmon._util.warnings import warn_user
 
 T = TypeVar("T")
-
-
 D = TypeVar("D")
-
-
 _warned: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 
 
 def optionally(problem: Any, reader: str, read: Callable[[], T], *, otherwise: D) -> T | D:
-    """Return what the reader finds; if it raises, `otherwise`, with one warning a problem.
+    """Return what the reader finds; if it raises, warn once per problem and return `otherwise`.
 
     Args:
-      problem: the user's problem; it is warned of each reader once.
-      reader: the name of what is read, as the warning gives it.
+      problem: the user's problem.
+      reader: the name of what is read, for the warning's text.
       read: the reader.
       otherwise: the value that makes the caller take the general way.
 
     Raises:
-      MemoryError: from the reader; a limit is no fault of its own.
+      MemoryError: if the reader does, since a memory limit is not a failure to read.
     """
     try:
         return read()

@@ -1,12 +1,15 @@
-"""Tags of scalars: the Hessian's parts, reserved names, names that are told apart."""
+"""Names in tags: the Hessian's parts, names reserved for them, and numbers for repeated names."""
 
 from collections.abc import Collection, Sequence
 
 HESSIAN_PARTS = ("H_L", "H_o", "H_f", "H_f_fixed")
 
+# Tags such as rank_low/<name> and gap/<name> of a weight with such a name would overwrite theirs.
+RESERVED_NAMES = frozenset({*HESSIAN_PARTS, "Omega"})
+
 
 def told_apart(names: Sequence[str], *, taken: Collection[str] = ()) -> tuple[str, ...]:
-    """Return the names; one that is taken or came before is numbered, as in "W", "W (2)"."""
+    """Return the names, numbering one that is taken or came before: "W", "W (2)"."""
     used, given = set(taken), frozenset(names)
     results = []
     for name in names:
@@ -17,7 +20,3 @@ def told_apart(names: Sequence[str], *, taken: Collection[str] = ()) -> tuple[st
         used.add(unique)
         results.append(unique)
     return tuple(results)
-
-
-# What a weight's rank_low, rank_high and gap would otherwise overwrite.
-RESERVED_NAMES = frozenset({*HESSIAN_PARTS, "Omega"})

@@ -1,27 +1,49 @@
-"""Checks of options: expected, got, and what to do."""
+"""Checks of single options: errors that say what was expected, what came and what to do."""
 
 import operator
 from collections.abc import Sequence
 
 
-def check_flag(name: str, value: bool) -> None:
-    """Refuses what is neither True nor False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"expected {name} to be True or False, got {value!r}; choose one")
+def as_integer(name: str, value: int) -> int:
+    """Return the value as an integer.
+
+    Raises:
+      TypeError: for anything else, True and False too.
+    """
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise TypeError(
+        f"expected {name} to be an integer, got {value!r} ({type(value).__name__}); pass an int"
+    )
 
 
-def check_engine(name: str, known: Sequence[str]) -> None:
-    """Refuses what is none of these engines."""
-    if name not in known:
-        raise ValueError(f"expected engine to be one of {known}, got {name!r}; use 'auto'")
+def as_count(name: str, count: int) -> int:
+    """Return a number of things that may be 0.
+
+    Raises:
+      TypeError: if it is not an integer.
+      ValueError: if it is negative.
+    """
+    try:
+        number = operator.index(count)
+    except TypeError:
+        raise TypeError(
+            f"expected {name} to be an integer, got {type(count).__name__}; give a number of them"
+        ) from None
+    if number < 0:
+        raise ValueError(f"expected {name} to be at least 0, got {number}; 0 is none")
+    return number
 
 
 def as_memory_limit(limit: int) -> int:
-    """The number of bytes.
+    """Return the limit in bytes.
 
     Raises:
-      TypeError: for what is no integer.
-      ValueError: where it is not positive.
+      TypeError: if it is not an integer.
+      ValueError: if it is not positive.
     """
     try:
         number = operator.index(limit)
@@ -35,25 +57,35 @@ def as_memory_limit(limit: int) -> int:
     return number
 
 
-def as_count(name: str, count: int) -> int:
-    """How many there are or may be.
+def as_flag(name: str, value: bool) -> bool:
+    """Return the value, Python's or NumPy's True or False, as a bool.
 
     Raises:
-      TypeError: for what is no integer.
-      ValueError: where it is negative.
+      TypeError: for anything else.
     """
-    try:
-        number = operator.index(count)
-    except TypeError:
+    kind = getattr(getattr(value, "dtype", None), "kind", None)
+    is_numpys = kind == "b" and getattr(value, "shape", None) == ()
+    if not (isinstance(value, bool) or is_numpys):
         raise TypeError(
-            f"expected {name} to be an integer, got {type(count).__name__}; give a number of them"
-        ) from None
-    if number < 0:
-        raise ValueError(f"expected {name} to be at least 0, got {number}; 0 is none")
-    return number
+            f"expected {name} to be True or False, got {value!r} ({type(value).__name__}); "
+            "choose one"
+        )
+    return bool(value)
+
+
+def check_flag(name: str, value: bool) -> None:
+    """Refuse anything but Python's True and False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"expected {name} to be True or False, got {value!r}; choose one")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuses what is not among the choices."""
+    """Refuse a value that is not among the choices."""
     if value not in choices:
         raise ValueError(f"expected {name} to be one of {choices}, got {value!r}; choose one")
+
+
+def check_engine(name: str, known: Sequence[str]) -> None:
+    """Refuse a name that is not among the known engines."""
+    if name not in known:
+        raise ValueError(f"expected engine to be one of {known}, got {name!r}; use 'auto'")

@@ -1,4 +1,4 @@
-"""Warnings that point at the user's own line, and never end a training run; decides nothing."""
+"""Warnings that point at the user's own line and never end a training run."""
 
 import logging
 import os
@@ -9,8 +9,6 @@ from pathlib import Path
 from types import FrameType
 
 _log = logging.getLogger("rankmon")
-
-
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
 
 
@@ -19,7 +17,7 @@ class RankmonWarning(UserWarning):
 
 
 def warn_user(message: str) -> None:
-    """Warns at the nearest line outside the package; logs where warnings are made errors."""
+    """Warn at the nearest line outside the package; log if the user turns warnings into errors."""
     level = 1
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
@@ -31,7 +29,7 @@ def warn_user(message: str) -> None:
 
 
 def log_unseen(troubles: Iterable[str | BaseException]) -> None:
-    """Logs warnings and exceptions that nobody was there to be told."""
+    """Log warnings and exceptions that could not be given to the user in any other way."""
     for trouble in troubles:
         if isinstance(trouble, BaseException):
             trouble = f"{type(trouble).__name__}: {trouble}"

@@ -10,8 +10,9 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import floor, log10
-from operator import index
 from typing import Any, Protocol
+
+from rankmon._util.validate import as_integer
 
 _MOST_SHOWN = 12
 
@@ -81,7 +82,7 @@ class AtSteps:
     steps: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        steps = tuple(sorted({_integer(step, "every step") for step in self.steps}))
+        steps = tuple(sorted({as_integer("every step", step) for step in self.steps}))
         if not steps:
             raise ValueError("expected at least one step, got none; give the steps to measure at")
         if steps[0] < 0:
@@ -145,20 +146,8 @@ def at_steps(steps: Iterable[int]) -> AtSteps:
     return AtSteps(tuple(steps))
 
 
-def _integer(value: Any, name: str) -> int:
-    """The integer that `value` is; True and 10.0 are none."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return index(value)
-    except TypeError:
-        raise TypeError(
-            f"expected {name} to be an integer, got {value!r} ({type(value).__name__}); pass an int"
-        ) from None
-
-
 def _positive(value: Any, name: str) -> int:
-    number = _integer(value, name)
+    number = as_integer(name, value)
     if number < 1:
         raise ValueError(f"expected {name} to be at least 1, got {number}; pass 1 or more")
     return number

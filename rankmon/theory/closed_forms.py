@@ -20,7 +20,8 @@ last bias E[delta] = 0), the ranks can only be lower.
 from collections.abc import Sequence
 from functools import lru_cache
 
-from rankmon.theory.symbols import Symbols, flag, integer, symbols_of, widths_of, within
+from rankmon._util.validate import as_flag, as_integer
+from rankmon.theory.symbols import Symbols, symbols_of, widths_of, within
 
 
 def rank_outer(
@@ -256,7 +257,7 @@ def rank_loss_bound(dims: Sequence[int], *, n: int, loss: str = "mse") -> int:
     section S9.3.
     """
     t = symbols_of(dims, None, None, False, loss)
-    if integer("n", n) < 1:
+    if as_integer("n", n) < 1:
         raise ValueError(f"expected at least n = 1 example, got {n}; pass the size of the batch")
     return n * (t.K + 2 * sum(t.M[1:-1]))
 
@@ -306,5 +307,5 @@ def number_of_parameters(dims: Sequence[int], *, bias: bool = False) -> int:
       TypeError: for widths that are not integers, or a bias that is not a bool.
       ValueError: for fewer than two widths, or widths below 1.
     """
-    widths, o = widths_of(dims), int(flag("bias", bias))
+    widths, o = widths_of(dims), int(as_flag("bias", bias))
     return sum(m * (before + o) for before, m in zip(widths[:-1], widths[1:], strict=True))

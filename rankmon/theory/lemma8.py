@@ -34,7 +34,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
-from rankmon.theory.symbols import integer
+from rankmon._util.validate import as_integer
 
 _matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
@@ -279,7 +279,7 @@ def balanced_stack(
         ValueError: For layers or width below 1, or singular values that are negative or not M.
     """
     for name, number in (("layers", layers), ("width", width)):
-        if integer(name, number) < 1:
+        if as_integer(name, number) < 1:
             raise ValueError(f"expected {name} of at least 1, got {number}; pass L and M")
     default = 2.0 ** ((np.arange(width) + 0.5) / width - 0.5)
     values = default if singular_values is None else np.asarray(singular_values, np.float64)

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from rankmon._util.validate import as_flag, as_integer
 from rankmon.linalg.spectrum import singular_values
-from rankmon.theory.symbols import flag, integer
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,13 +119,13 @@ def outer_plateaus(
     Source: arXiv 2106.16225, section S8.1 (figures S4 and S5); with biases by the same argument.
     """
     h = _finite("features", features, axes=2)
-    width = integer("outputs", outputs) - h.shape[1]
+    width = as_integer("outputs", outputs) - h.shape[1]
     if width <= 0:
         raise ValueError(
             f"expected more outputs than features, got K = {outputs} and {h.shape[1]} features; "
             "H_o has these plateaus only where the last layer widens"
         )
-    if flag("bias", bias):
+    if as_flag("bias", bias):
         h = np.concatenate([h, np.ones((len(h), 1))], axis=1)
     values = singular_values(h / np.sqrt(len(h))) ** 2
     return Plateaus(np.concatenate([values, np.zeros(h.shape[1] - values.size)]), width)
@@ -151,7 +151,7 @@ def functional_plateaus(omega: Float[np.ndarray, "k d"], hidden: int) -> Plateau
     Source: arXiv 2106.16225, section S8.2 (figures S6 and S7).
     """
     omega = _finite("Omega", omega, axes=2)
-    if integer("hidden", hidden) < 1:
+    if as_integer("hidden", hidden) < 1:
         raise ValueError(f"expected a hidden width of at least 1, got {hidden}; pass M")
     values = singular_values(omega)
     return Plateaus(np.concatenate([values, -values[::-1]]), hidden)

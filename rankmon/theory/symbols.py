@@ -3,9 +3,10 @@
 They are those of arXiv 2106.16225, declared in `theory`, where the formulas are.
 """
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from rankmon._util.validate import as_flag, as_integer
 
 _LOSSES = ("mse", "cosh", "cross_entropy")
 
@@ -101,7 +102,7 @@ def symbols_of(dims: Sequence[int], r: int | None, s: int | None, bias: bool, lo
                 "add the second class's output"
             )
         widths = (*widths[:-1], widths[-1] - 1)
-    o = int(flag("bias", bias))
+    o = int(as_flag("bias", bias))
     rank = widths[0] if r is None else within("r", r, widths[0], "d")
     most = min(widths[-1], rank + o)
     K = "K - 1" if loss == "cross_entropy" else "K"
@@ -117,7 +118,7 @@ def widths_of(dims: Sequence[int]) -> tuple[int, ...]:
             f"expected dims to be the widths (d, M_1, ..., K), got {dims!r} "
             f"({type(dims).__name__}); pass a tuple of integers"
         )
-    widths = tuple(integer("a width in dims", width) for width in dims)
+    widths = tuple(as_integer("a width in dims", width) for width in dims)
     if len(widths) < 2:
         raise ValueError(
             f"expected dims (d, M_1, ..., K) with at least d and K, got {widths}; "
@@ -130,33 +131,9 @@ def widths_of(dims: Sequence[int]) -> tuple[int, ...]:
     return widths
 
 
-def integer(name: str, value: int) -> int:
-    """Return the value as an integer; raise TypeError for anything else, True and False too."""
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise TypeError(
-        f"expected {name} to be an integer, got {value!r} ({type(value).__name__}); pass an int"
-    )
-
-
-def flag(name: str, value: bool) -> bool:
-    """Return the value as a bool; raise TypeError for anything but True and False."""
-    kind = getattr(getattr(value, "dtype", None), "kind", None)
-    is_numpys = kind == "b" and getattr(value, "shape", None) == ()
-    if not (isinstance(value, bool) or is_numpys):
-        raise TypeError(
-            f"expected {name} to be True or False, got {value!r} ({type(value).__name__}); "
-            "choose one"
-        )
-    return bool(value)
-
-
 def within(name: str, value: int, most: int, limit: str) -> int:
     """The value as an integer from 0 to `most`, which the error calls `limit`."""
-    number = integer(name, value)
+    number = as_integer(name, value)
     if not 0 <= number <= most:
         raise ValueError(
             f"expected {name} within 0 and {limit} = {most}, got {number}; "

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rankmon import theory
-from rankmon.theory.symbols import flag, integer, symbols_of, widths_of
+from rankmon._util.validate import as_flag, as_integer
+from rankmon.theory.symbols import symbols_of, widths_of
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,10 @@ def closed_forms(
     Raises:
       TypeError, ValueError: as `theory` does.
     """
-    dims, bias = widths_of(dims), flag("bias", bias)
+    dims, bias = widths_of(dims), as_flag("bias", bias)
     if r is None and n is not None:
         # With biases the inputs are centered.
-        r = min(dims[0], max(integer("n", n) - int(bias), 0))
+        r = min(dims[0], max(as_integer("n", n) - int(bias), 0))
     t = symbols_of(dims, r, s, bias, loss)
     columns = theory.rank_functional_columns(dims, r=r, s=s, bias=bias, loss=loss)
     return ClosedForms(
