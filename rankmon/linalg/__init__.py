@@ -1,1 +1,1 @@
-"""Numerical linear algebra on arrays: spectra, numerical ranks, sketches, Lanczos quadrature."""
+"""Numerical linear algebra of arrays: spectra, numerical ranks, sketches, Lanczos quadrature."""

@@ -1,18 +1,20 @@
-"""How many singular values of a matrix exceed a cut, certified without computing one of them.
+"""The number of singular values above a cut, certified without computing the singular values.
 
-W is s x l with singular values sigma, s <= l, and the certificates are Cholesky factorizations: a
-symmetric matrix is positive definite for certain where its factorization succeeds although the
-diagonal was lowered by all that rounding can have raised the eigenvalues (Rump, Verification of
-positive definiteness, BIT 46, 2006).
+Symbols: W is s x l with singular values sigma, s <= l; t is a cut.
+
+The certificates are Cholesky factorizations: a symmetric matrix is certainly positive definite if
+its factorization succeeds although its diagonal was lowered by all that rounding can have raised
+the eigenvalues (Rump, Verification of positive definiteness, BIT 46, 2006).
 
   all s      W W^T - t^2 I is definite.
   only r     A Cholesky factorization with pivoting, F F^T = W W^T but for rounding, picks r rows
-             W_1. At least r exceed t where W_1 W_1^T - t^2 I is definite, for W_1 is a part of W.
-             At most r exceed t where t^2 I - N N^T is, N = W - U (U^T W) with U [s, r] a basis of
-             F's columns, for W - N has rank r.
+             W_1. At least r exceed t if W_1 W_1^T - t^2 I is definite, since W_1 is a part of W.
+             At most r exceed t if t^2 I - N N^T is, N = W - U (U^T W) with U [s, r] a basis of
+             F's columns, since W - N has rank r.
 
 No step costs more than a few products of the matrix with itself. W W^T loses half of the digits, so
-that the former is certain for t of 1e-5 ||W||_2 or so and more; N keeps them, and the latter.
+that "at least" can be certified for t from about 1e-5 ||W||_2 on; N keeps them, so that "at most"
+can for smaller t too.
 """
 
 import math
@@ -23,13 +25,13 @@ import scipy.sparse.linalg
 from jaxtyping import Float
 from scipy.linalg import lapack
 
-from rankmon.linalg.gram import Gram
+from rankmon.linalg.gram import Gram, sum_rounding
 
 _UNIT = float(np.finfo(np.float64).eps) / 2
 
 
 def spectral_norm(gram: Float[np.ndarray, "s s"]) -> float:
-    """||W||_2 from W W^T, by Lanczos iterations."""
+    """Return ||W||_2 from W W^T, by Lanczos iterations."""
     if len(gram) < 3:
         return math.sqrt(np.linalg.eigvalsh(gram)[-1])
     start = np.random.default_rng(0).standard_normal(len(gram))
@@ -42,7 +44,7 @@ def spectral_norm(gram: Float[np.ndarray, "s s"]) -> float:
 def certified_count(
     matrix: Float[np.ndarray, "s l"], gram: Gram, *, above: float, below: float
 ) -> int | None:
-    """The r for which r singular values exceed `above` and all others are less than `below`.
+    """Return the r for which r singular values exceed `above` and all others are below `below`.
 
     Args:
       matrix: W, finite, s <= l.
@@ -51,7 +53,7 @@ def certified_count(
       below: a lower one.
 
     Returns:
-      r; None where there is no such r, or rounding hides it.
+      r; None if there is no such r, or rounding hides it.
     """
     s = len(matrix)
     if _all_exceed(gram, above):
@@ -70,10 +72,10 @@ def certified_count(
 
 
 def _orthonormal(F: Float[np.ndarray, "s r"]) -> Float[np.ndarray, "s r"] | None:
-    """A basis of F's columns by Cholesky QR; None where they are too near each other.
+    """Return a basis of F's columns by Cholesky QR; None if they are too close to each other.
 
-    Pivoting has graded the columns, which costs no digit here; and how far from orthonormal the
-    basis is makes no difference to what is certified.
+    Pivoting has graded the columns, which costs no digits here; and what is certified does not
+    depend on how far from orthonormal the basis is.
     """
     try:
         R = np.linalg.cholesky(F.T @ F)
@@ -85,12 +87,12 @@ def _orthonormal(F: Float[np.ndarray, "s r"]) -> Float[np.ndarray, "s r"] | None
 def _has_rank_below(
     matrix: Float[np.ndarray, "s l"], U: Float[np.ndarray, "s r"], cut: float
 ) -> bool:
-    """Whether all but r singular values are certainly less than the cut."""
+    """Return whether all but r singular values are certainly less than the cut."""
     B = U.T @ matrix
     N = matrix - U @ B
     # An entry is a sum of r products and one more term, whatever U and B are.
     sizes = np.linalg.norm(matrix) + np.linalg.norm(U) * np.linalg.norm(B)
-    return _all_below(Gram.of([N], len(N)), cut - _gamma(U.shape[1] + 1) * float(sizes))
+    return _all_below(Gram.of([N], len(N)), cut - sum_rounding(U.shape[1] + 1) * float(sizes))
 
 
 def _all_exceed(gram: Gram, cut: float) -> bool:
@@ -102,15 +104,10 @@ def _all_below(gram: Gram, cut: float) -> bool:
 
 
 def _is_definite(matrix: Float[np.ndarray, "s s"], error: float) -> bool:
-    """Whether a symmetric matrix that is this far off is positive definite for certain."""
-    slack = error + _gamma(len(matrix) + 1) * float(np.trace(matrix))
+    """Return whether a symmetric matrix with this error is certainly positive definite."""
+    slack = error + sum_rounding(len(matrix) + 1) * float(np.trace(matrix))
     try:
         np.linalg.cholesky(matrix - slack * np.eye(len(matrix)))
     except np.linalg.LinAlgError:
         return False
     return True
-
-
-def _gamma(terms: int) -> float:
-    """What a sum of so many products rounds by, over the sum of their magnitudes."""
-    return terms * _UNIT / (1 - terms * _UNIT)

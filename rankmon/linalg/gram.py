@@ -1,4 +1,4 @@
-"""Squared singular values of a wide matrix that comes in blocks of columns; knows no network.
+"""Squared singular values of a wide matrix that comes in blocks of columns.
 
 A = [A_1 A_2 ...], [m, p] with p far above m, is never held. Two ways to its singular values sigma:
 
@@ -26,10 +26,10 @@ _EPS = float(np.finfo(np.float64).eps)
 # Terms summed in one product: shorter sums round less, longer ones pass over K less often.
 _LONG_SUM, _SHORT_SUM = 1024, 128
 
-# An error of half of a tenth of the cut.
+# Errors in the finest cut: an eigenvalue at a tenth of that cut is then off by half at most.
 _CLEARANCE = 20
 
-# Rows of one QR step over the columns that it leaves: more waste memory, fewer repeat work.
+# Rows of one QR step over the columns that it leaves: more would waste memory, fewer repeat work.
 _TALLNESS = 4
 
 
@@ -65,7 +65,7 @@ class BoundedSpectrum:
 
     @classmethod
     def within(cls, values: Float[np.ndarray, " m"], error: float) -> "BoundedSpectrum":
-        """Eigenvalues that are all off by this much at most."""
+        """Return eigenvalues that are all off by at most this much."""
         return cls(values, np.full(len(values), error), _CLEARANCE * error)
 
 
@@ -75,9 +75,8 @@ class Gram:
 
     Attributes:
       matrix: K.
-      error: of K's forming, in the 2-norm. A sum of t products rounds by at most gamma_t = t u / (1
-        - t u) of the sum of their magnitudes, in whatever order it is taken (Higham, Accuracy and
-        Stability of Numerical Algorithms, section 3.1), which is at most |A_i| |A_j| here: the
+      error: the error of forming K, in the 2-norm. A sum of t products rounds by at most gamma_t
+        (`sum_rounding`) of the sum of their magnitudes, which is at most |A_i| |A_j| here: the
         matrix of these has rank one and the norm tr K.
     """
 
@@ -86,41 +85,46 @@ class Gram:
 
     @classmethod
     def of(cls, blocks: Iterable[Block], m: int) -> "Gram":
-        """The Gram matrix of the blocks side by side, each with m rows."""
+        """Form the Gram matrix of the blocks side by side, each with m rows."""
         K, error, count = np.zeros((m, m)), 0.0, 0
         for block in blocks:
             product, terms = _block_gram(block)
-            error += _gamma(terms) * float(np.trace(product))
+            error += sum_rounding(terms) * float(np.trace(product))
             K += product
             count += 1
-        return cls(K, error + _gamma(count) * float(np.trace(K)))
+        return cls(K, error + sum_rounding(count) * float(np.trace(K)))
 
     def __sub__(self, other: "Gram") -> "Gram":
         return Gram(self.matrix - other.matrix, self.error + other.error)
 
     def spectrum(self) -> BoundedSpectrum:
-        """Its eigenvalues; LAPACK's share of their error counts as m eps ||K||_2, as customary."""
+        """Return K's eigenvalues; LAPACK's share of their error is taken as m eps ||K||_2."""
         values = np.abs(symmetric_spectrum(self.matrix))
         error = self.error + len(values) * _EPS * float(values[0])
         return BoundedSpectrum.within(values, error)
 
 
-def _gamma(terms: int) -> float:
+def sum_rounding(terms: int) -> float:
+    """Return gamma_t = t u / (1 - t u), u the unit roundoff.
+
+    It bounds the rounding of a sum of t products over the sum of their magnitudes, in whatever
+    order it is taken (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
+    """
     return terms * _EPS / 2 / (1 - terms * _EPS / 2)
 
 
 def gram_resolution(m: int) -> float:
-    """The `finest_cut` of a Gram matrix of m rows over its norm, at best."""
+    """Return the `finest_cut` of a Gram matrix of m rows over its norm, at best."""
     return _CLEARANCE * m * _EPS
 
 
 def gram_bytes(m: int) -> int:
-    """Bytes for the Gram matrix, a block's, and what LAPACK makes of it."""
+    """Return the bytes of the Gram matrix, that of a block, and LAPACK's copies."""
     return 4 * 8 * m * m
 
 
 def _block_gram(block: Block) -> tuple[Float[np.ndarray, "m m"], int]:
-    """The block's Gram matrix and how many roundings an entry has met."""
+    """Return the block's Gram matrix and the number of roundings in an entry."""
     if not isinstance(block, KhatriRao):
         return _summed_gram(block, _LONG_SUM)
     n, r, b = block.right.shape
@@ -140,7 +144,7 @@ def _summed_gram(rows: Float[np.ndarray, "m s"], chunk: int) -> tuple[np.ndarray
 
 
 def triangular_factor(blocks: Iterable[Block], m: int) -> Float[np.ndarray, "_ m"]:
-    """R with A A^T = R^T R, of at most m rows, for A the blocks side by side."""
+    """Return R with A A^T = R^T R, of at most m rows, for A the blocks side by side."""
     R, waiting, height = np.empty((0, m)), list[np.ndarray](), _TALLNESS * m
 
     def step() -> np.ndarray:
@@ -155,7 +159,7 @@ def triangular_factor(blocks: Iterable[Block], m: int) -> Float[np.ndarray, "_ m
 
 
 def _tall_pieces(block: Block, height: int) -> Iterator[Float[np.ndarray, "s m"]]:
-    """The block's transpose, or one with the same Gram matrix, at most `height` rows at a time."""
+    """Yield the block's transpose, or one with the same Gram matrix, up to `height` rows a time."""
     if not isinstance(block, KhatriRao):
         for start in range(0, block.shape[1], height):
             yield block[:, start : start + height].T
@@ -170,29 +174,29 @@ def _tall_pieces(block: Block, height: int) -> Iterator[Float[np.ndarray, "s m"]
 
 
 def _coordinates(rows: Float[np.ndarray, "m s"]) -> Float[np.ndarray, "m _"]:
-    """The rows in an orthonormal basis of the space that they span; as they are if that is all."""
+    """Return the rows in an orthonormal basis of their span; unchanged if that is the space."""
     if rows.shape[1] <= rows.shape[0]:
         return rows
     return np.asarray(np.linalg.qr(rows.T, mode="r")).T
 
 
 def factor_bytes(m: int) -> int:
-    """Bytes for one QR step: R with a piece below it, and what LAPACK makes of it."""
+    """Return the bytes of one QR step: R with a piece below it, and LAPACK's copies."""
     return 3 * (_TALLNESS + 1) * 8 * m * m
 
 
 def factor_spectrum(
     R: Float[np.ndarray, "_ m"], signs: Float[np.ndarray, " m"] | None = None
 ) -> BoundedSpectrum:
-    """The absolute eigenvalues of A^T A, or with signs S of A^T S A, where A^T = Q R.
+    """Return the absolute eigenvalues of A^T A, or with signs S of A^T S A, where A^T = Q R.
 
     Without signs they are squares of R's singular values, which are off by delta = m eps sigma_1
     as customary, and their squares by 2 sigma delta + delta^2. With signs they are those of
-    R S R^T, off by 2 sigma_1 delta for R, and by m eps ||R||_F^2 at most for each of the product
+    R S R^T, off by 2 sigma_1 delta for R, and by at most m eps ||R||_F^2 for each of the product
     and the eigenvalues.
 
     Args:
-      R: of `triangular_factor`.
+      R: the factor that `triangular_factor` returns.
       signs: +-1 for each row of A.
     """
     m = R.shape[1]

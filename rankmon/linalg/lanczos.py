@@ -1,16 +1,19 @@
-"""What the Lanczos tridiagonal matrices of random vectors tell of a spectrum; multiplies nothing.
+"""Counts, trace and density of a spectrum from Lanczos tridiagonal matrices of random vectors.
 
-Of a symmetric A [p, p] and a start v with |v|^2 = p, m Lanczos steps know the measure
+For a symmetric A [p, p] with eigenpairs (lambda_i, q_i) and a start vector v with |v|^2 = p, m
+Lanczos steps determine the moments up to 2 m of the measure
 
-  mu_v = sum_i <v, q_i>^2 / p at lambda_i,    whose mean over v is (1/p) sum_i at lambda_i,
+  mu_v = sum_i <v, q_i>^2 / p at lambda_i,    whose mean over v is (1/p) sum_i at lambda_i.
 
-by its moments up to 2 m. Multiplicities are in the weights: one vector sees each eigenvalue once,
-with a weight that only the mean over many vectors makes its multiplicity.
+Multiplicities are in the weights: one vector sees each eigenvalue once, and only the mean of its
+weight over many vectors is its multiplicity.
 
-With those moments, mu_v((-inf, x)) is no less than the sum of the weights before x, and
-mu_v((-inf, x]) no more than that of those up to x, of the rule of m + 1 nodes one of which is x
-(Chebyshev, Markov, Stieltjes). In a gap of the spectrum the weight at x, all that is open, falls
-exponentially with m.
+Take the Gauss rule with m + 1 nodes one of which is x. Given the moments, mu_v((-inf, x)) is at
+least the sum of the weights before x, and mu_v((-inf, x]) at most the sum of those up to x
+(Chebyshev, Markov, Stieltjes). In a gap of the spectrum the weight at x, which is the difference,
+falls exponentially with m.
+
+The engine that runs the Lanczos steps on a Hessian is `rankmon.engines.lanczos`.
 
 Source: Golub and Meurant, Matrices, Moments and Quadrature with Applications, 2010, chapters 3, 6.
 """
@@ -36,7 +39,7 @@ class Estimate:
       value: the estimate.
       low: the interval's lower end.
       high: its upper end.
-      confidence: how often such intervals hold the truth.
+      confidence: how often such intervals contain the true value.
     """
 
     value: float
@@ -47,7 +50,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Tridiagonal:
-    """Lanczos' matrix of one start vector, up to where it breaks down.
+    """The Lanczos matrix of one start vector, up to its breakdown.
 
     Attributes:
       diagonal: alpha_1, ..., alpha_m.
@@ -59,7 +62,7 @@ class Tridiagonal:
 
     @classmethod
     def of(cls, diagonal: np.ndarray, beside: np.ndarray) -> "Tridiagonal":
-        """Ends where an invariant subspace has been found; what follows would be rounding."""
+        """Cut the entries at an invariant subspace; those that follow would be rounding."""
         scale = float(np.nanmax(np.abs(np.concatenate([diagonal, beside])), initial=0.0))
         ends = ~(beside > _BREAKDOWN * scale)
         m = int(np.argmax(ends)) + 1 if np.any(ends) else len(diagonal)
@@ -67,17 +70,17 @@ class Tridiagonal:
         return cls(diagonal[:m], beside)
 
     def rule(self) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
-        """Gauss nodes and weights, which sum to 1."""
+        """Return Gauss nodes and weights, which sum to 1."""
         return _rule(self.diagonal, self.beside[:-1])
 
     def before(self, x: float) -> tuple[float, float]:
-        """What mu((-inf, x)) is at least, and mu((-inf, x]) at most."""
+        """Return a lower bound of mu((-inf, x)) and an upper bound of mu((-inf, x])."""
         nodes, weights = self._rule_with(x)
         near = np.abs(nodes - x) <= 1e-10 * max(abs(x), float(np.max(np.abs(nodes))))
         return float(weights[(nodes < x) & ~near].sum()), float(weights[(nodes < x) | near].sum())
 
     def _rule_with(self, x: float) -> tuple[np.ndarray, np.ndarray]:
-        """The rule of one node more, at x: the last diagonal entry makes it an eigenvalue."""
+        """Return the rule with one more node, x: the last diagonal entry makes it an eigenvalue."""
         last = x
         if self.beside[-1] > 0:
             m = len(self.diagonal)
@@ -91,7 +94,7 @@ class Tridiagonal:
 
 
 def _solved(band: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """The solution; x on a node makes the matrix singular, and then beside it will do."""
+    """Return the solution; if x is a node, which makes the matrix singular, solve close to it."""
     try:
         return scipy.linalg.solve_banded((1, 1), band, right)
     except np.linalg.LinAlgError:
@@ -106,11 +109,11 @@ def _rule(diagonal: np.ndarray, beside: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 @dataclass(frozen=True)
 class StochasticSpectrum:
-    """The spectrum of a symmetric matrix as some random vectors see it.
+    """The spectrum of a symmetric matrix as seen by a few random vectors.
 
     Attributes:
       p: rows of the matrix.
-      tridiagonals: one for each vector; none where the matrix is not finite.
+      tridiagonals: one for each vector; empty if the matrix is not finite.
     """
 
     p: int
@@ -120,26 +123,27 @@ class StochasticSpectrum:
     def of(
         cls, p: int, found: Sequence[tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]]
     ) -> "StochasticSpectrum":
-        """From Lanczos' diagonal and off-diagonal entries, one pair for each vector."""
+        """Take the Lanczos matrices' diagonal and off-diagonal entries, a pair for each vector."""
         finite = all(np.isfinite(diagonal[0]) for diagonal, _ in found)
         return cls(p, tuple(Tridiagonal.of(a, b) for a, b in found) if finite else ())
 
     @property
     def norm(self) -> float:
-        """The largest |node|, a lower bound of ||A||_2, to many digits where that is isolated."""
+        """The largest |node|: a lower bound of ||A||_2, accurate if that eigenvalue is isolated."""
         rules = [t.rule()[0] for t in self.tridiagonals]
         return max((float(np.max(np.abs(nodes))) for nodes in rules), default=math.nan)
 
     def count(self, above: float, *, confidence: float = 0.95) -> Estimate:
-        """The number of eigenvalues with |lambda| > above, the epsilon-rank at an absolute cut.
+        """Estimate the number of eigenvalues with |lambda| > above, the epsilon-rank at a cut.
 
-        The value is in the middle of what the moments of each vector allow; the interval has both
-        what they leave open, and Student's interval for so few vectors. Of a handful of eigenvalues
-        the vectors' counts are skewed, and the interval holds less often than it says.
+        The value is the middle of what the moments of each vector allow; the interval covers both
+        what they leave open and Student's interval for so few vectors. If only a handful of
+        eigenvalues exceed the cut, the vectors' counts are skewed, and the interval contains the
+        truth less often than its confidence.
 
         Args:
-          above: the cut, non-negative.
-          confidence: of the interval.
+          above: the absolute cut, non-negative.
+          confidence: the interval's confidence level.
         """
         if not above >= 0:
             raise ValueError(f"expected above to be a cut >= 0, got {above}; give an |eigenvalue|")
@@ -148,7 +152,7 @@ class StochasticSpectrum:
 
     @staticmethod
     def _share_beyond(tridiagonal: Tridiagonal, cut: float) -> tuple[float, float]:
-        """The least and the most that mu(|lambda| > cut) can be."""
+        """Return the least and the largest possible mu(|lambda| > cut)."""
         below_least, below_most = tridiagonal.before(-cut)
         upto_least, upto_most = tridiagonal.before(cut)
         least = max(below_least + 1.0 - upto_most, 0.0)
@@ -156,7 +160,7 @@ class StochasticSpectrum:
         return min(least, most), most  # but for rounding, least is the less
 
     def trace(self, *, confidence: float = 0.95) -> Estimate:
-        """The sum of the eigenvalues; exact for each vector, which leaves the sampling."""
+        """Estimate the sum of the eigenvalues; the interval covers the sampling alone."""
         values = np.array([t.diagonal[0] for t in self.tridiagonals])
         return self._estimate(np.stack([values, values], axis=1), confidence)
 
@@ -183,9 +187,9 @@ class StochasticSpectrum:
         )
 
     def density(self, points: Float[np.ndarray, " x"], *, width: float) -> Float[np.ndarray, " x"]:
-        """The density of the eigenvalues, smoothed by Gaussians of this standard deviation.
+        """Estimate the eigenvalues' density, smoothed by Gaussians of this standard deviation.
 
-        Integrates to 1; times p it is the number of eigenvalues a unit.
+        It integrates to 1; times p it is the number of eigenvalues per unit.
         """
         if not width > 0:
             raise ValueError(f"expected width to be positive, got {width}; give a deviation")
@@ -198,10 +202,10 @@ class StochasticSpectrum:
 
 
 def starts(p: int, probes: int, *, seed: int) -> Iterator[Float[np.ndarray, " p"]]:
-    """Start vectors with entries of +-1.
+    """Yield start vectors with entries of +-1.
 
-    They have the least variance of all with independent entries: the diagonal of A, which others
-    sample, is exact (Hutchinson).
+    They have the least variance of all vectors with independent entries: the diagonal of A, which
+    others sample, is exact (Hutchinson).
     """
     rng = np.random.default_rng(seed)
     for _ in range(probes):

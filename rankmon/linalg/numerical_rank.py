@@ -1,4 +1,4 @@
-"""Numerical ranks: a spectrum counted at a cut, with its margin."""
+"""Numerical ranks: the singular values above a cut, with a margin; and ranks without a cut."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,12 +10,12 @@ from jaxtyping import Float
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How the cut is chosen below which a singular value counts as zero.
+    """The cut below which a singular value counts as zero.
 
-    cut = relative * max(||X||_2, ||reference||_2), or `absolute` where that is given. For the parts
+    cut = relative * max(||X||_2, ||reference||_2), or `absolute` if that is given. For the parts
     of the Hessian the reference is H_L, one common cut: relative to its own norm the rank of a
     vanishing H_f would never fall. `relative` defaults to p * eps for the Hessian, with the eps of
-    the arithmetic, and to what `weight_rank` says for weights.
+    the arithmetic, and for weights to the default of `rankmon.weights.ranks.weight_rank`.
 
     Args:
       relative: multiple of the norm; None for the default.
@@ -44,14 +44,14 @@ class Tolerance:
                 )
 
     def cut(self, norm: float, *, default: float, reference_norm: float = 0.0) -> float:
-        """The cut for a matrix of this norm; `default` is the multiple to use where none is set."""
+        """Return the cut for a matrix of this norm; `default` is the multiple if none is set."""
         if self.absolute is not None:
             return self.absolute
         relative = default if self.relative is None else self.relative
         return relative * max(norm, reference_norm)
 
     def rule(self, default: str) -> str:
-        """The cut in words; `default` says what it is where none is set."""
+        """Return the cut in words, `default` if none is set."""
         if self.absolute is not None:
             return f"{self.absolute:g}"
         return default if self.relative is None else f"{self.relative:g} times the norm"
@@ -98,7 +98,7 @@ def below_rounding(cuts: Mapping[str, float], finest: Mapping[str, float]) -> tu
 
 
 def as_tolerance(tolerance: Tolerance | None) -> Tolerance:
-    """The tolerance, or the default one for None.
+    """Return the tolerance, or the default one for None.
 
     Raises:
       TypeError: for a bare number, which NumPy and JAX read differently.
@@ -113,12 +113,12 @@ def as_tolerance(tolerance: Tolerance | None) -> Tolerance:
 
 @dataclass(frozen=True)
 class NumericalRank:
-    """A rank and how sure it is.
+    """A rank with its margin.
 
     Attributes:
-      rank: the number of singular values above `tolerance`; None where the matrix is not finite.
+      rank: the number of singular values above `tolerance`; None if the matrix is not finite.
       tolerance: the cut, absolute.
-      size: the most that the rank could be (p for a Hessian, min(m, n) for a matrix).
+      size: the largest possible rank (p for a Hessian, min(m, n) for a matrix).
       low: the count above 10 x tolerance.
       high: the count above tolerance / 10. low = rank = high: no singular value is near the cut.
       gap: ratio of the singular values on either side of the cut; infinite with nothing (or exact
@@ -146,16 +146,16 @@ def numerical_rank(
     errors: Float[np.ndarray, " m"] | None = None,
     finest: float = 0.0,
 ) -> NumericalRank:
-    """Counts the singular values (or absolute eigenvalues) above a cut.
+    """Count the singular values (or absolute eigenvalues) above a cut.
 
     Args:
       values: non-negative, finite, in any order; values left out are exact zeros.
       cut: the absolute tolerance.
-      size: the most that the rank could be; the number of values where not given.
-      errors: how far off each value may be: `low` then counts what is above 10 x cut for certain,
-        and `high` what may be above cut / 10.
-      finest: the least cut that tells values from rounding. Below it `rank` and `low` count at this
-        cut instead, and `high` all that is not an exact zero.
+      size: the largest possible rank; by default the number of values.
+      errors: how far off each value may be: `low` then counts those certainly above 10 x cut, and
+        `high` those that may be above cut / 10.
+      finest: the least cut that tells values from rounding. Below it `rank` and `low` count at
+        `finest` instead, and `high` counts all values but exact zeros.
     """
     values = np.asarray(values, np.float64)
     off = np.zeros_like(values) if errors is None else errors
@@ -179,5 +179,28 @@ def numerical_rank(
 
 
 def undefined_rank(size: int) -> NumericalRank:
-    """The rank of a matrix with NaN or infinite entries: none."""
+    """Return the rank of a matrix with NaN or infinite entries, which is None."""
     return NumericalRank(None, float("nan"), size, None, None, float("nan"))
+
+
+def soft_ranks(values: Float[np.ndarray, " m"] | None) -> dict[str, float]:
+    """Return ranks without a cut: stable and effective rank, and the condition number.
+
+    Args:
+      values: finite singular values, descending; None if the matrix is not finite.
+
+    Returns:
+      "stable_rank": ||W||_F^2 / ||W||_2^2; "effective_rank": exp of the entropy of the singular
+      values over their sum; "condition_number": the ratio of the first to the last. All NaN for a
+      zero matrix and for None.
+    """
+    if values is None or values.size == 0 or not values[0] > 0:
+        return dict.fromkeys(("stable_rank", "effective_rank", "condition_number"), float("nan"))
+    scaled = values / values[0]  # squares of tiny or huge values would leave the range of floats
+    share = scaled / np.sum(scaled)
+    share = share[share > 0]
+    return {
+        "stable_rank": float(np.sum(scaled**2)),
+        "effective_rank": float(np.exp(-np.sum(share * np.log(share)))),
+        "condition_number": float(1 / scaled[-1]) if scaled[-1] > 0 else float("inf"),
+    }

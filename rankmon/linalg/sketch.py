@@ -1,20 +1,23 @@
-"""Ranks of symmetric matrices that can only be multiplied, from a two-sided random sketch.
+"""Ranks of symmetric matrices that are known by products alone, from a two-sided random sketch.
 
-With independent Gaussian X and Y, [p, s] each, S = Y^T A X is s x s, and all that is held. Its
+With independent Gaussian X and Y, [p, s] each, only the sketch S = Y^T A X, s x s, is held. Its
 singular values sigma_i(S) bound those of A, a_1 >= a_2 >= ..., for all i at once but for a chance
 of delta. With t = sqrt(2 log(4 s / delta)):
 
-  from above   a_i <= sigma_i(S) / (sqrt(s) - sqrt(i) - t)^2     where that is positive
+  from above   a_i <= sigma_i(S) / (sqrt(s) - sqrt(i) - t)^2     if sqrt(s) - sqrt(i) - t > 0
   from below   a_i > c  wherever  sigma_i(S) > c'' with
                c'  = c  (sqrt(s) + t) + sqrt(sum_{j >= i} min(c,  a_j)^2)
                c'' = c' (sqrt(s) + t) + sqrt(sum_{j >= i} min(c', b_j)^2),   b_j = sigma_j(A X)
 
-where the bounds from above stand for a_j and b_j. The former holds since the i leading rows of
-V^T X, a Gaussian [i, s], have no singular value below sqrt(s) - sqrt(i) - t (Davidson and Szarek
-2001); the latter by Weyl's inequality and E ||D G|| <= ||D|| sqrt(s) + ||D||_F (Chevet).
+with the bounds from above in place of a_j and b_j. The bound from above holds since the i leading
+rows of V^T X, a Gaussian [i, s], have no singular value below sqrt(s) - sqrt(i) - t (Davidson and
+Szarek 2001); that from below by Weyl's inequality and E ||D G|| <= ||D|| sqrt(s) + ||D||_F
+(Chevet).
 
-Source: Meier and Nakatsukasa, Fast randomized numerical rank estimation, arXiv 2105.07388, whose
-sketch this is; the two-sided bounds are rankmon's.
+The engine that sketches a Hessian is `rankmon.engines.sketch`.
+
+Source: Meier and Nakatsukasa, Fast randomized numerical rank estimation, arXiv 2105.07388, for the
+sketch; the two-sided bounds are rankmon's.
 """
 
 import math
@@ -29,11 +32,11 @@ from jaxtyping import Float
 from rankmon.linalg.numerical_rank import NumericalRank
 from rankmon.linalg.spectrum import symmetric_spectrum
 
-# That a bound from random vectors fails.
+# The probability delta that a bound from random vectors fails.
 CHANCE = 1e-3
 
-# The gain over sqrt(s) to aim at: bounds from above are 400 times the value then, which the gaps of
-# these spectra allow, and a larger one costs its square.
+# The gain over sqrt(s) to aim at: bounds from above are then 400 times the value, which the gaps of
+# these spectra allow; the cost of a larger gain grows with its square.
 _USEFUL_GAIN = 0.05
 Products = Callable[[Float[np.ndarray, "m p"]], Mapping[str, Float[np.ndarray, "m p"]]]
 
@@ -42,22 +45,22 @@ Products = Callable[[Float[np.ndarray, "m p"]], Mapping[str, Float[np.ndarray, "
 class SketchedRank(NumericalRank):
     """A `NumericalRank` from a sketch.
 
-    `low` counts the singular values above 10 x tolerance, and `high` those above tolerance / 10, as
-    far as the sketch can tell: both hold but for one chance in a thousand. `gap` is the ratio of
-    the estimates on either side of the cut.
+    `low` and `high` bound the numbers of singular values above 10 x tolerance and tolerance / 10;
+    they hold but for one chance in a thousand. `gap` is the ratio of the estimates on either side
+    of the cut.
 
     Attributes:
-      side: s, rows and columns of the sketch; p where the matrix itself was the cheaper one.
+      side: s, rows and columns of the sketch; p if the matrix itself was cheaper.
       complete: whether the sketch was large enough to see where the spectrum falls below tolerance
-        / 10; where not, `rank` is the least that there is, and `high` what the leaves allow
-        (`reach`), p at the most.
+        / 10; if not, `rank` is a lower bound, and `high` is the bound of `linalg.rank_bound` if
+        that was computed, else p.
     """
 
     side: int
     complete: bool
 
     def at_most(self, count: int) -> "SketchedRank":
-        """The same, where this is the most that values above tolerance / 10 can be."""
+        """Return this rank with `high` lowered to a bound on the values above tolerance / 10."""
         assert self.low is not None
         return replace(self, high=min(max(count, self.low), self.size))
 
@@ -81,20 +84,20 @@ class Sketch:
 
     @property
     def _least_gain(self) -> Float[np.ndarray, " s"]:
-        """sqrt(s) - sqrt(i) - t, by which a Gaussian stretches i dimensions at the least, or 0."""
+        """sqrt(s) - sqrt(i) - t, the least factor by which a Gaussian stretches i dimensions."""
         i = np.arange(1, self.side + 1)
         return np.maximum(math.sqrt(self.side) - np.sqrt(i) - _deviation(self.side), 0.0)
 
     def at_most(self) -> Float[np.ndarray, " s"]:
-        """What a_1, ..., a_s are at most, descending; infinite where the sketch does not tell."""
+        """Return upper bounds of a_1, ..., a_s, descending; infinite if the sketch has none."""
         return np.minimum.accumulate(_quotient(self.values, self._least_gain**2))
 
     def estimates(self) -> Float[np.ndarray, " s"]:
-        """sigma_i(S) / s, on average about a_i."""
+        """Return sigma_i(S) / s, on average about a_i."""
         return self.values / max(self.side, 1)
 
     def exceeding(self, cut: float) -> int:
-        """How many singular values of A exceed the cut for certain."""
+        """Return the number of singular values of A that certainly exceed the cut."""
         s, grow = self.side, math.sqrt(self.side) + _deviation(self.side)
         above = self.at_most()
         beyond = max(self.p - s, 0)  # values that are no larger than the last one of these
@@ -105,21 +108,21 @@ class Sketch:
         return int(np.sum(self.values > sketch_cut))
 
     def is_complete(self, cut: float) -> bool:
-        """Whether it tells that all but so many singular values are below the cut."""
+        """Return whether the upper bounds show that fewer than s singular values exceed the cut."""
         return bool(self.at_most()[-1] <= cut)
 
     def is_sharp(self, cut: float) -> bool:
-        """Whether its bounds from above count no more than estimates at a tenth of the cut do."""
+        """Return whether upper bounds at the cut count no more than estimates at a tenth of it."""
         most = int(np.sum(self.at_most() > cut))
         return self.is_complete(cut) and most <= int(np.sum(self.estimates() > cut / 10))
 
     def counted(self, cut: float, *, finest: float = 0.0) -> SketchedRank:
-        """The rank at this cut with its margin.
+        """Return the rank at this cut with its margin.
 
         Args:
-          cut: absolute.
+          cut: the absolute cut.
           finest: the least cut that tells values from the rounding of the products; below it `rank`
-            and `low` count at this one instead, and `high` is p.
+            and `low` count at `finest` instead, and `high` is p.
         """
         told = max(cut, finest)
         complete = self.is_complete(told / 10)
@@ -135,7 +138,7 @@ class Sketch:
         return SketchedRank(rank, float(cut), self.p, low, high, gap, self.side, complete)
 
     def next_side(self, cut: float) -> int:
-        """The side with which to try again where this one is not complete at the cut."""
+        """Return the side to try next if this sketch is not complete at the cut."""
         seen = int(np.sum(self.estimates() > cut))
         end_is_in_sight = seen < 0.98 * self.side
         return max(side_for(seen), self.side * 5 // 4) if end_is_in_sight else 2 * self.side
@@ -143,31 +146,31 @@ class Sketch:
 
 @dataclass(frozen=True)
 class WholeMatrix(Sketch):
-    """The absolute eigenvalues of A itself, which is cheaper where a sketch would have its side."""
+    """The absolute eigenvalues of A itself, cheaper than a sketch of side p or more."""
 
     def at_most(self) -> Float[np.ndarray, " p"]:
-        """The eigenvalues."""
+        """Return the eigenvalues."""
         return self.values
 
     def estimates(self) -> Float[np.ndarray, " p"]:
-        """The eigenvalues."""
+        """Return the eigenvalues."""
         return self.values
 
     def exceeding(self, cut: float) -> int:
-        """How many of them exceed the cut."""
+        """Return the number of eigenvalues that exceed the cut."""
         return int(np.sum(self.values > cut))
 
     def is_complete(self, cut: float) -> bool:
-        """Always: there are no others."""
+        """Return True: all eigenvalues are known."""
         return True
 
     def is_sharp(self, cut: float) -> bool:
-        """Always: bounds and estimates are the same."""
+        """Return True: bounds and estimates are the same."""
         return True
 
 
 def side_for(rank: int) -> int:
-    """A side at which a sketch tells such a rank well."""
+    """Return a side at which a sketch determines such a rank well."""
     side = rank + 64
     while math.sqrt(side) * (1 - _USEFUL_GAIN) < math.sqrt(rank + 1) + _deviation(side):
         side += max(16, side // 16)
@@ -177,18 +180,18 @@ def side_for(rank: int) -> int:
 def sketched(
     products: Products, p: int, side: int, *, batch: int, rows: int, seed: int
 ) -> dict[str, Sketch]:
-    """Sketches of several matrices at once, from products with `side` vectors.
+    """Sketch several matrices at once, from products with `side` vectors.
 
-    Memory: s^2 numbers a matrix, and p times (a batch of vectors, its products, some rows of Y).
-    With a side of p or more the matrices themselves, from products with p vectors.
+    Memory: s^2 numbers per matrix, and p times (a batch of vectors, its products, some rows of Y).
+    With a side of p or more, return the matrices themselves, from products with p vectors.
 
     Args:
       products: rows v -> rows A v for each of the matrices, by name, for at most `batch` rows.
       p: the length of a row.
       side: s.
-      batch: vectors at once; Y is drawn again for each batch.
-      rows: of Y^T at once.
-      seed: of X and Y.
+      batch: the number of vectors at once; Y is drawn again for each batch.
+      rows: the number of rows of Y^T at once.
+      seed: that of X and Y.
     """
     if side >= p:
         return _whole(products, p, batch)
@@ -222,9 +225,10 @@ def _absolute_eigenvalues(A: np.ndarray) -> np.ndarray:
 
 
 class _Gaussian:
-    """Rows of X^T (which = 0) or Y^T (1), drawn when they are asked for; always the same.
+    """Rows of X^T (which = 0) or Y^T (1), drawn when they are asked for, and always the same.
 
-    Single precision is random enough, and new memory would take longer than the draws.
+    Single precision is random enough. The memory is reused: allocating it would take longer than
+    the draws.
     """
 
     def __init__(self, seed: int, which: int, most: int, p: int) -> None:
@@ -232,7 +236,7 @@ class _Gaussian:
         self._row, self._rows = np.empty(p, np.float32), np.empty((most, p))
 
     def rows(self, first: int, count: int) -> Float[np.ndarray, "m p"]:
-        """So many rows from this one on, until others are asked for."""
+        """Return `count` rows from `first` on; the next call overwrites them."""
         generator = np.random.Generator(np.random.SFC64([*self._seed, first]))
         for i in range(count):
             self._rows[i] = generator.standard_normal(out=self._row, dtype=np.float32)
@@ -246,7 +250,7 @@ def _singular_values(S: np.ndarray) -> np.ndarray:
 
 
 def spectral_norm(product: Callable[[np.ndarray], np.ndarray], p: int, *, seed: int) -> float:
-    """||A||_2 of a symmetric A, by Lanczos iterations, to about three digits; NaN if not finite."""
+    """Return ||A||_2 of a symmetric A to about three digits, by Lanczos; NaN if not finite."""
     start = np.random.default_rng(seed).standard_normal(p)
     image = product(start)
     if not np.all(np.isfinite(image)):
@@ -261,23 +265,23 @@ def spectral_norm(product: Callable[[np.ndarray], np.ndarray], p: int, *, seed: 
 
 
 def _deviation(side: int) -> float:
-    """t, for all the bounds of a sketch together."""
+    """Return t, for all the bounds of a sketch together."""
     return math.sqrt(2 * math.log(4 * side / CHANCE))
 
 
 def _quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The quotient of non-negative numbers, infinite where b is zero."""
+    """Return the quotient of non-negative numbers, infinite if b is zero."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         return np.where(b > 0, a / b, np.inf)
 
 
 def _tail(squares: np.ndarray) -> np.ndarray:
-    """The sums from each one on."""
+    """Return the sums of each entry and all that follow."""
     return np.cumsum(squares[::-1])[::-1]
 
 
 def _capped_tail(caps: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """sum_{j >= i} min(caps_i, values_j)^2; values fall but for their rounding, caps too."""
+    """Return sum_{j >= i} min(caps_i, values_j)^2; both arrays descend, but for rounding."""
     values = np.minimum.accumulate(values)
     tail = np.append(_tail(np.where(np.isfinite(values), values, 0.0) ** 2), 0.0)
     i = np.arange(len(values))

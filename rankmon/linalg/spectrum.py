@@ -1,7 +1,7 @@
-"""Eigenvalues and singular values, on the host in float64; what they count as is in `rank`.
+"""Eigenvalues and singular values on the host in float64; `numerical_rank` counts them.
 
-LAPACK comes through NumPy, as the products around it do: SciPy brings a BLAS of its own, and the
-waiting threads of the one keep the cores from the other (0.19 s became 0.27 s on two cores).
+LAPACK is NumPy's, like the products around it: SciPy brings a BLAS of its own, and the waiting
+threads of one keep the cores from the other (0.19 s became 0.27 s on two cores).
 """
 
 import numpy as np
@@ -9,17 +9,17 @@ from jaxtyping import Float
 
 
 def symmetric_spectrum(matrix: Float[np.ndarray, "p p"]) -> Float[np.ndarray, " p"]:
-    """The eigenvalues of a symmetric matrix with their signs, the largest in magnitude first.
+    """Return the eigenvalues of a symmetric matrix with their signs, by falling magnitude.
 
-    Rows of zeros, those of a dead unit say, are exact zeros here and cost nothing. NumPy computes
-    the eigenvalues alone; `jnp.linalg.eigvalsh` computes the vectors too on a CPU and takes more
-    than twice as long. Only the lower triangle is read.
+    Rows of zeros, for instance those of a dead unit, give exact zeros and cost nothing. NumPy
+    computes the eigenvalues alone; `jnp.linalg.eigvalsh` computes the vectors too on a CPU and
+    takes more than twice as long. Only the lower triangle is read.
 
     Args:
       matrix: symmetric, finite; it is left as it was.
 
     Raises:
-      ValueError: where an entry is NaN or infinite (LAPACK must never see one).
+      ValueError: if an entry is NaN or infinite (LAPACK must never see one).
     """
     _refuse_nonfinite(matrix)
     live = np.any(matrix, axis=0)
@@ -31,19 +31,19 @@ def symmetric_spectrum(matrix: Float[np.ndarray, "p p"]) -> Float[np.ndarray, " 
 
 
 def padded(values: Float[np.ndarray, " m"], size: int) -> Float[np.ndarray, " p"]:
-    """The values and exact zeros after them."""
+    """Return the values followed by exact zeros, `size` in all."""
     return np.concatenate([values, np.zeros(size - len(values))])
 
 
 def reconstruction_error(eigenvalues: Float[np.ndarray, " p"]) -> Float[np.ndarray, " p+1"]:
-    """||H - H_k||_F / ||H||_F for k = 0, 1, ..., p, where H_k keeps the k largest eigenvalues.
+    """Return ||H - H_k||_F / ||H||_F for k = 0, ..., p, where H_k keeps the k largest eigenvalues.
 
     sqrt(sum_{i > k} lambda_i^2 / sum_i lambda_i^2): the best approximation of rank k of a symmetric
-    H drops its smallest eigenvalues, so that no eigenvector is needed. Summed from the smallest on,
-    so that the tail keeps its digits.
+    H drops its smallest eigenvalues, so that no eigenvector is needed. The sum starts from the
+    smallest, so that the tail keeps its digits.
 
     Args:
-      eigenvalues: of a symmetric matrix, or its singular values; in any order.
+      eigenvalues: those of a symmetric matrix, or its singular values; in any order.
 
     Returns:
       Shares of the Frobenius norm, from 1 for k = 0 to 0 for k = p; NaN for a zero matrix.
@@ -72,10 +72,10 @@ def reconstruction_error(eigenvalues: Float[np.ndarray, " p"]) -> Float[np.ndarr
 
 
 def singular_values(matrix: Float[np.ndarray, "m n"]) -> Float[np.ndarray, " min(m,n)"]:
-    """The singular values of a finite matrix, descending.
+    """Return the singular values of a finite matrix, descending.
 
     Raises:
-      ValueError: where an entry is NaN or infinite.
+      ValueError: if an entry is NaN or infinite.
     """
     _refuse_nonfinite(matrix)
     return np.linalg.svd(np.asarray(matrix, np.float64), compute_uv=False)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import jax
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from rankmon._util.jaxpr import (
@@ -45,12 +44,8 @@ from rankmon._util.jaxpr import (
     scan_of,
 )
 from rankmon._util.optional_readers import optionally
-from rankmon._util.warnings import warn_user
-from rankmon.network.matrix_views import MatrixAxes, MatrixView, Views, matrix_views, named_axes
-from rankmon.problem.containers import as_arrays
+from rankmon.network.matrix_views import MatrixAxes, named_axes
 from rankmon.problem.flat import FlatProblem
-from rankmon.problem.problem import Problem
-from rankmon.problem.pytree import LeafSpec, leaf_specs, left_out
 
 _Shape = tuple[int, ...]
 
@@ -85,46 +80,6 @@ class _Use:
 
 # The leaves that a value is made of.
 _Value = tuple[_Part, ...]
-
-
-def matrices(
-    params: Any,
-    *,
-    views: Views | Problem | None = None,
-    include: Sequence[str] = ("*",),
-    exclude: Sequence[str] = (),
-) -> list[tuple[LeafSpec, MatrixView, Any]]:
-    """Return the matrices among the parameters, each with its leaf; no two have the same name.
-
-    Args:
-      params: any pytree of arrays; with a problem, what that takes.
-      views: the axes of rows and of columns by globs over the leaves' names, or the problem whose
-        network tells them.
-      include: globs over parameter names.
-      exclude: globs over parameter names to leave out.
-
-    Raises:
-      TypeError: for complex leaves and leaves that are not arrays, and for views of another kind.
-      ValueError: where no leaf is a matrix, or a view fits none.
-    """
-    known = None
-    if isinstance(views, Problem):
-        known = kernel_axes(views.flat(params))
-        params, views = views.unpack(params), None
-    params = as_arrays(params)
-    specs = leaf_specs(params, include=include, exclude=exclude)
-    found = matrix_views(specs, known=known, views=views)
-    told = left_out(specs)
-    if told:
-        warn_user(told)
-    if not found:
-        raise ValueError(
-            "expected parameters with at least one matrix, got shapes "
-            f"{ {spec.name: spec.shape for spec in specs} }; "
-            "pass the weights, not only biases or scalars"
-        )
-    leaves = jax.tree.leaves(params)
-    return [(specs[index], view, leaves[index]) for index, view in found]
 
 
 def kernel_axes(flat: FlatProblem) -> dict[int, MatrixAxes]:

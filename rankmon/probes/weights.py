@@ -17,8 +17,7 @@ from rankmon.problem.point import Snapshot
 from rankmon.problem.precision import eps_of
 from rankmon.problem.problem import Problem
 from rankmon.problem.pytree import left_out
-from rankmon.weights.counts import weight_count
-from rankmon.weights.ranks import weight_rank
+from rankmon.weights.ranks import weight_count, weight_rank
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
-"""Ranks of weight matrices."""
+"""Ranks of weight matrices, on the host or traced in a compiled train step."""
 
-from rankmon.weights.counts import weight_counts
-from rankmon.weights.ranks import WeightRank, weight_ranks
+from rankmon.weights.ranks import WeightRank, weight_counts, weight_ranks
 
 __all__ = ["WeightRank", "weight_counts", "weight_ranks"]

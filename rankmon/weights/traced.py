@@ -1,7 +1,8 @@
-"""Ranks of weights as traceable functions, for compiled train steps; the host's are in `rank`.
+"""Ranks of weight matrices as traceable functions, for compiled train steps.
 
-In the dtype of the parameters (float32 for narrower ones): no float64 enters a program that has
-none. The cut allows for that arithmetic as well as for the dtype that the weights are stored in.
+They compute in the dtype of the parameters (float32 for narrower ones), so that no float64 enters a
+program that has none. The cut allows for that arithmetic as well as for the dtype that the weights
+are stored in.
 """
 
 from collections.abc import Sequence
@@ -12,11 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Real
 
 from rankmon._util.arrays import in_machine_order
-from rankmon.network.kernel_axes import matrices
 from rankmon.network.matrix_views import Views, tag_names
 from rankmon.problem.precision import eps_of
 from rankmon.problem.problem import Problem
 from rankmon.problem.pytree import leaf_names
+from rankmon.weights.matrices import matrices
 
 Scalars = dict[str, Float[Array, ""]]
 
@@ -28,7 +29,7 @@ def weight_scalars(
     exclude: Sequence[str] = (),
     views: Views | Problem | None = None,
 ) -> Scalars:
-    """What the "weights" probe shows of every matrix among the parameters, under its tags.
+    """Return the scalars of the "weights" probe for every matrix among the parameters, by tag.
 
     Args:
       params: pytree of arrays.
@@ -41,7 +42,7 @@ def weight_scalars(
 
     Raises:
       TypeError: for complex leaves and leaves that are not arrays.
-      ValueError: where no leaf is a matrix.
+      ValueError: if no leaf is a matrix.
     """
     scalars: Scalars = {}
     with jax.numpy_dtype_promotion("standard"):
@@ -65,7 +66,7 @@ def _scalars_of(name: str, matrix: Real[Array, "m n"]) -> Scalars:
     share = scaled / jnp.sum(jnp.where(norm > 0, scaled, 1))
     stable = jnp.where(norm > 0, jnp.sum(scaled**2), jnp.nan)
     entropy = -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1)), 0))
-    # max(m, n) eps ||W||_2 of the arithmetic, and eps / 2 ||W||_F of what storing rounds.
+    # max(m, n) eps ||W||_2 for the arithmetic, and eps / 2 ||W||_F for the rounding by storing.
     arithmetic = float(jnp.finfo(matrix.dtype).eps)
     cut = max(m, n) * arithmetic + stored / 2 * jnp.sqrt(jnp.sum(scaled**2))
 

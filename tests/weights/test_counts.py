@@ -7,8 +7,7 @@ import scipy.linalg
 import rankmon
 from rankmon import weight_counts
 from rankmon.linalg.numerical_rank import Tolerance
-from rankmon.weights.counts import weight_count
-from rankmon.weights.ranks import weight_rank
+from rankmon.weights.ranks import weight_count, weight_rank
 from refusals import refused
 
 RNG = np.random.default_rng(0)
