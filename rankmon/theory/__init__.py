@@ -1,4 +1,4 @@
-"""Closed forms of what theory predicts: ranks here, `spectra`, `lemma8` and `tables` beside them."""
+"""Closed forms of theory: predicted ranks (exported here), spectra, and Lemma 8's determinants."""
 
 from rankmon.theory.closed_forms import (
     number_of_parameters,

@@ -1,4 +1,4 @@
-"""The ranks that theory predicts, as integers in closed form; no arrays, no measurement.
+"""The ranks of H_o, H_f and H_L that theory predicts for a deep linear network, in closed form.
 
 Symbols (arXiv 2106.16225): a deep linear network F(x) = W^L ... W^1 x has the widths d = M_0, M_1,
 ..., M_L = K, written `dims`. r is the rank of the inputs, s that of Omega = E[delta x^T], the
@@ -8,13 +8,13 @@ coordinate 1, so that Omega is K x (d + 1), and r is the rank of the centered in
 (Assumption A3: E[x] = 0), that is rank [X 1] - 1. Under cross entropy K - 1 takes the place of K
 everywhere: softmax makes the outputs dependent.
 
-What these formulas are. They contain the paper's (Theorems 3, 5 and 12, Corollaries 4 and 6,
-section S7) and extend them to every bottleneck, every s, and to biases with both. They are exact on
-every generic network tried, in exact arithmetic. The ranks of H_f's columns follow from an
-argument; that they add up to rank H_f, and above all the formula of H_L, is a conjecture found by
-exact computation, not proved. They hold for weights of full rank (A1) and for residuals in general
-position. At other weights, and with residuals in special position (at a stationary point of the
-last bias E[delta] = 0), the ranks can only be lower.
+The formulas contain those of the paper (Theorems 3, 5 and 12, Corollaries 4 and 6, section S7) and
+extend them to every bottleneck, every s, and to biases with both. They are exact on every generic
+network tried, in exact arithmetic. The ranks of H_f's columns follow from an argument; that they
+add up to rank H_f, and above all the formula of H_L, is a conjecture found by exact computation,
+not proved. They hold for weights of full rank (A1) and for residuals in general position. At other
+weights, and with residuals in special position (at a stationary point of the last bias
+E[delta] = 0), the ranks can only be lower.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def rank_outer(
     bias: bool = False,
     loss: str = "mse",
 ) -> int:
-    """The rank of the outer-product Hessian H_o: q (r + K - q) + o K.
+    """Return the rank of the outer-product Hessian H_o: q (r + K - q) + o K.
 
     Exact on every generic network tried, for weights of full rank. Without biases it is proved;
     with biases Theorem 12 proves it as an upper bound. It does not depend on s.
@@ -67,7 +67,7 @@ def rank_functional_columns(
     bias: bool = False,
     loss: str = "mse",
 ) -> tuple[int, ...]:
-    """The ranks of the L column blocks of the functional Hessian H_f, one for each layer's weights.
+    """Return the ranks of the L column blocks of the functional Hessian H_f, one per layer.
 
     left_l + right_l - a_{l,1} max(f_{l,L} - o, 0), where
       left_l  = sum_{j=1}^{l-1} (a_{l,j} - a_{l,j+1}) min(M_j, ..., M_{l-1}),
@@ -112,7 +112,7 @@ def rank_functional(
     bias: bool = False,
     loss: str = "mse",
 ) -> int:
-    """The rank of the functional Hessian H_f: the sum of `rank_functional_columns`.
+    """Return the rank of the functional Hessian H_f: the sum of `rank_functional_columns`.
 
     Exact on every generic network tried, for weights of full rank; without biases the paper proves
     it as an upper bound (`rank_functional_bound`). 0 for L = 1.
@@ -147,10 +147,10 @@ def rank_loss(
     bias: bool = False,
     loss: str = "mse",
 ) -> int:
-    """The rank of the loss Hessian H_L: rank H_o + rank H_f - qh (2 s - qh - o); rank H_o if L = 1.
+    """Return the rank of the loss Hessian H_L: rank H_o + rank H_f - qh (2 s - qh - o).
 
-    A conjecture found by exact computation, not proved: exact on every generic network tried, for
-    weights of full rank.
+    For L = 1 it is rank H_o. A conjecture found by exact computation, not proved: exact on every
+    generic network tried, for weights of full rank.
 
     Args:
       dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.
@@ -182,7 +182,7 @@ def rank_loss(
 def rank_outer_bound(
     dims: Sequence[int], *, r: int | None = None, active: int | None = None, loss: str = "mse"
 ) -> int:
-    """An upper bound on rank H_o with one hidden layer and no biases: Mt (r + K - 1).
+    """Return an upper bound on rank H_o with one hidden layer and no biases: Mt (r + K - 1).
 
     Proved for activations with sigma(z) = sigma'(z) z (ReLU, leaky ReLU, linear). Under cross
     entropy K - 1 takes the place of K, by the same proof applied to K - 1 independent
@@ -213,7 +213,7 @@ def rank_outer_bound(
 def rank_functional_bound(
     dims: Sequence[int], *, r: int | None = None, s: int | None = None, loss: str = "mse"
 ) -> int:
-    """The proved upper bound on rank H_f without biases: 2 qh M + 2 qh s - L qh^2.
+    """Return the proved upper bound on rank H_f without biases: 2 qh M + 2 qh s - L qh^2.
 
     For L >= 2 it equals `rank_functional` without biases, which is met on every generic network
     tried.
@@ -236,7 +236,7 @@ def rank_functional_bound(
 
 
 def rank_loss_bound(dims: Sequence[int], *, n: int, loss: str = "mse") -> int:
-    """An upper bound on rank H_L for any activations before a linear last layer: n (K + 2 M).
+    """Return an upper bound on rank H_L for any activations and a linear last layer: n (K + 2 M).
 
     Each example's share of H_o factors through the K outputs. Its share of H_f: the gradient of
     <delta, F> in layer l is e^l (h^{l-1})^T, so that to first order it moves only with the M
@@ -270,9 +270,9 @@ def rank_per_parameter(
     bias: bool = False,
     loss: str = "mse",
 ) -> dict[str, float]:
-    """rank/#params of "H_L", "H_o" and "H_f", from the closed forms alone.
+    """Return rank/#params of "H_L", "H_o" and "H_f", from the closed forms.
 
-    Nothing is formed, so that widths of thousands cost what small ones cost.
+    No matrix is formed, so that widths of thousands cost no more than small ones.
 
     Args:
       dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.
@@ -297,7 +297,7 @@ def rank_per_parameter(
 
 
 def number_of_parameters(dims: Sequence[int], *, bias: bool = False) -> int:
-    """The number of parameters p = sum_l M_l (M_{l-1} + o).
+    """Return the number of parameters p = sum_l M_l (M_{l-1} + o).
 
     Args:
       dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.

@@ -1,4 +1,4 @@
-"""Lemma 8: its assumptions and the path of log|det W^l| that it predicts; no measuring of log|det|.
+"""Lemma 8: its assumptions, and the path of log|det W^l| that it predicts.
 
 Lemma 8 and section S5 of arXiv 2106.16225. Gradient flow on a deep linear network, under the mean
 over the examples of 1/2 ||F(x) - y||^2, keeps the rank of every weight for all finite times if
@@ -14,7 +14,8 @@ Then, in flow time t (learning rate x step for gradient descent on that mean),
     B^l = (W^l^T W^l)^{L-l} W^{l-1:1} Sigma W^{1:l-1},
 
 W^{l-1:1} = W^{l-1} ... W^1 and W^{1:l-1} its transpose. `weights` is the stack (W^1, ..., W^L), W^l
-of shape M_l x M_{l-1}; X is n x d, with examples in rows.
+of shape M_l x M_{l-1}; X is n x d, with examples in rows. The measured log|det W^l| is that of
+`rankmon.weights.ranks`.
 
 Functions of the weights are traceable and compute in the dtype they get: call them inside
 `jax.enable_x64(True)` for float64. Functions of the data compute in NumPy's float64.
@@ -42,7 +43,7 @@ _matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 def class_means(
     inputs: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], classes: int
 ) -> Float[np.ndarray, "k d"]:
-    """Mean input of each class, which Lemma 8 (a) asks to vanish; zeros for an empty class.
+    """Return the mean input of each class, which Lemma 8 (a) asks to vanish; 0 for an empty class.
 
     Args:
         inputs: X, n x d, examples in rows.
@@ -68,7 +69,7 @@ def class_means(
 def class_mean_size(
     inputs: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], classes: int
 ) -> float:
-    """Largest norm of a class mean over the root mean square norm of the inputs.
+    """Return the largest norm of a class mean over the root mean square norm of the inputs.
 
     max_c ||mean of x over class c|| / sqrt(E||x||^2), and 0 for inputs that all vanish. Arguments
     and errors are those of `class_means`.
@@ -80,10 +81,10 @@ def class_mean_size(
 def target_input_correlation(
     inputs: Float[np.ndarray, "n d"], targets: Float[np.ndarray, "n k"]
 ) -> float:
-    """Size of E[y x^T], from 0 to 1: ||E[y x^T]||_F / sqrt(E||y||^2 E||x||^2).
+    """Return the size of E[y x^T], from 0 to 1: ||E[y x^T]||_F / sqrt(E||y||^2 E||x||^2).
 
-    The proof of Lemma 8 needs (a) for E[y x^T] = 0 alone. For one-hot y its row c is the sum of the
-    inputs of class c over n; for other targets it takes the place of the class means. It is 0 where
+    The proof of Lemma 8 uses (a) only for E[y x^T] = 0. For one-hot y its row c is the sum of the
+    inputs of class c over n; for other targets it takes the place of the class means. It is 0 if
     inputs or targets all vanish.
 
     Args:
@@ -100,11 +101,11 @@ def target_input_correlation(
 
 
 def balancedness(weights: Sequence[Float[Array | np.ndarray, "_ _"]]) -> Float[Array, " l-1"]:
-    """Distance of each pair of neighboring layers from balance, Lemma 8 (b).
+    """Return the distance of each pair of neighboring layers from balance, Lemma 8 (b).
 
     Entry k is ||W^{k+1}^T W^{k+1} - W^k W^k^T||_F over the larger of ||W^{k+1}^T W^{k+1}||_F and
-    ||W^k W^k^T||_F: from 0 (balanced) to sqrt(2), 1 where one of the two weights vanishes, 0 where
-    both do. Gradient flow keeps the difference (Lemma 23, arXiv 2106.16225), discrete steps do not.
+    ||W^k W^k^T||_F: from 0 (balanced) to sqrt(2), 1 if one of the two weights vanishes, 0 if both
+    do. Gradient flow keeps the difference (Lemma 23, arXiv 2106.16225), discrete steps do not.
 
     Args:
         weights: W^1, ..., W^L; they need not be square.
@@ -131,7 +132,7 @@ def _imbalance(
 def trace_B(
     weights: Sequence[Float[Array | np.ndarray, "m m"]], Sigma: Float[Array | np.ndarray, "m m"]
 ) -> Float[Array, " l"]:
-    """Traces tr B^l, B^l = (W^l^T W^l)^{L-l} W^{l-1:1} Sigma W^{1:l-1}, in the order of the layers.
+    """Return tr B^l, B^l = (W^l^T W^l)^{L-l} W^{l-1:1} Sigma W^{1:l-1}, in the layers' order.
 
     Under Lemma 8's (a) to (c), -tr B^l is the time derivative of log|det W^l|. No trace is
     negative, and those of balanced weights are all equal.
@@ -166,15 +167,15 @@ def trace_B(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class DeterminantPath:
-    """Lemma 8's log|det W^l| by layer, folded over probes at increasing flow times.
+    """Lemma 8's log|det W^l| by layer, accumulated over probes at increasing flow times.
 
-    `predicted` is log|det W^l| at the first probe minus the trapezoid integral of tr B^l since, the
-    probes spaced as they come. `error` estimates what the trapezoids are off by: the sum of
-    h^3/12 |f''| over the intervals, f'' from the divided differences of three successive probes.
-    It is NaN, unknown, until there are three, and blind to what passes between two.
+    `predicted` is log|det W^l| at the first probe minus the trapezoid integral of tr B^l since, at
+    probes of any spacing. `error` estimates the error of the trapezoids: the sum of h^3/12 |f''|
+    over the intervals, f'' from the divided differences of three successive probes. It is NaN
+    (unknown) until there are three, and does not see changes between two probes.
 
-    A pytree of NumPy arrays whose shapes depend on L alone, fit for a checkpoint; `empty` has the
-    same structure before there is a probe. Source: Lemma 8, arXiv 2106.16225.
+    It is a pytree of NumPy arrays whose shapes depend on L alone, fit for a checkpoint; `empty` has
+    the same structure before there is a probe. Source: Lemma 8, arXiv 2106.16225.
     """
 
     probes: Int[np.ndarray, ""]
@@ -186,7 +187,7 @@ class DeterminantPath:
 
     @classmethod
     def empty(cls, layers: int) -> Self:
-        """State before the first probe: a count of zero, and NaN."""
+        """Return the state before the first probe: a count of zero, and NaN."""
         nan = np.full(layers, np.nan)
         return cls(np.asarray(0), np.full(2, np.nan), np.stack([nan, nan]), nan, nan, nan)
 
@@ -194,7 +195,7 @@ class DeterminantPath:
     def start(
         cls, time: float, log_abs_det: Float[np.ndarray, " l"], trace: Float[np.ndarray, " l"]
     ) -> Self:
-        """Path of one probe: its flow time, and the log|det W^l| and tr B^l of all layers there.
+        """Start a path at a flow time with the log|det W^l| and tr B^l of all layers there.
 
         Raises:
             ValueError: For a time that is not finite, or arrays that are not both of shape (L,).
@@ -212,10 +213,10 @@ class DeterminantPath:
         return cls(np.asarray(1), times, traces, initial, np.zeros_like(initial), unknown)
 
     def advance(self, time: float, trace: Float[np.ndarray, " l"]) -> DeterminantPath:
-        """Path with one more probe: its flow time, and the tr B^l of all layers there.
+        """Return the path with one more probe, from its flow time and the tr B^l of all layers.
 
-        A probe at the time of the last changes nothing. Traces that are not finite are data: the
-        prediction is not finite from there on.
+        A probe at the time of the last one changes nothing. Traces that are not finite are data:
+        the prediction is not finite from there on.
 
         Raises:
             ValueError: Before `start`, for a time that is not finite or lies before the last, or
@@ -235,7 +236,7 @@ class DeterminantPath:
         with np.errstate(invalid="ignore", over="ignore"):
             bend = (latest - f1) / step - (f1 - f0) / (last - before)
             curvature = np.abs(2 * bend / (time - before))
-            # The first three probes judge two intervals, every later one the last alone.
+            # Three probes give the errors of two intervals, each later one that of the last alone.
             earlier = (last - before) ** 3 / 12 * curvature if self.probes == 2 else self.error
             return DeterminantPath(
                 probes=np.asarray(self.probes + 1),
@@ -248,7 +249,7 @@ class DeterminantPath:
 
     @property
     def predicted(self) -> Float[np.ndarray, " l"]:
-        """log|det W^l| at the last probe, as Lemma 8 has it."""
+        """Lemma 8's log|det W^l| at the last probe."""
         with np.errstate(invalid="ignore"):
             return self.initial - self.integral
 
@@ -261,7 +262,7 @@ def balanced_stack(
     singular_values: Sequence[float] | Float[np.ndarray, " m"] | None = None,
     dtype: DTypeLike | None = None,
 ) -> tuple[Float[Array, "m m"], ...]:
-    """Random square weights that are balanced up to rounding: Lemma 8 (b) and (c).
+    """Draw square weights that are balanced up to rounding: Lemma 8 (b) and (c).
 
     W^l = U_{l+1} diag(singular_values) U_l^T, the U_l independent and Haar-distributed orthogonal,
     so that W^{l+1}^T W^{l+1} = U_{l+1} diag(singular_values)^2 U_{l+1}^T = W^l W^l^T.
@@ -275,7 +276,7 @@ def balanced_stack(
         dtype: A floating dtype; by default JAX's own, float64 inside `jax.enable_x64(True)`.
 
     Raises:
-        TypeError: For layers or width that are no integers.
+        TypeError: For layers or width that are not integers.
         ValueError: For layers or width below 1, or singular values that are negative or not M.
     """
     for name, number in (("layers", layers), ("width", width)):
@@ -297,7 +298,7 @@ class Assumptions:
         target_input: `target_input_correlation`, for (a).
         imbalance: Largest entry of `balancedness`, for (b); 0 for a single layer.
         square: Whether all weights are M x M, (c).
-        tolerance: What the two measures may reach; NaN is beyond any.
+        tolerance: The largest value at which either measure counts as zero; NaN never does.
     """
 
     target_input: float
@@ -328,7 +329,7 @@ def assumptions(
     *,
     tolerance: float = 1e-6,
 ) -> Assumptions:
-    """Lemma 8's three assumptions, measured for a stack W^1, ..., W^L and data n x d and n x K.
+    """Measure Lemma 8's three assumptions for weights W^1, ..., W^L and data n x d and n x K.
 
     Raises:
         ValueError: For shapes that do not chain, or data that do not fit the stack.

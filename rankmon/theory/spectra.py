@@ -1,7 +1,7 @@
-"""Eigenvalues of H_o and H_f that theory gives in closed form; the counts are in `theory`.
+"""Eigenvalues of H_o and H_f that theory gives in closed form, and their match with measured ones.
 
 Symbols (arXiv 2106.16225, section S8): F(x) = W^L ... W^1 x with the widths d = M_0, ..., M_L = K,
-W^{k:l} = W^k ... W^l, Sigma = E[x x^T], h = F^{L-1:1}(x) what the last layer receives,
+W^{k:l} = W^k ... W^l, Sigma = E[x x^T], h = F^{L-1:1}(x) the input of the last layer,
 Omega = E[delta x^T], and the loss mse, whose output Hessian is the identity. E is the mean over the
 probe batch.
 """
@@ -24,8 +24,8 @@ class Plateaus:
     """Eigenvalues that repeat.
 
     Attributes:
-      levels: where they lie, descending.
-      width: how often each occurs, at the least.
+      levels: the eigenvalues, descending.
+      width: the least number of times that each occurs.
     """
 
     levels: Float[np.ndarray, " m"]
@@ -34,11 +34,11 @@ class Plateaus:
 
 @dataclass(frozen=True)
 class PlateauMatch:
-    """One predicted plateau beside the spectrum measured.
+    """One predicted plateau compared with the measured spectrum.
 
     Attributes:
       level: the eigenvalue predicted.
-      width: how often it is predicted to occur.
+      width: the number of times that it is predicted to occur.
       found: how many measured eigenvalues lie within `tolerance` of it.
       error: relative distance of the furthest of the `width` nearest ones.
       tolerance: relative.
@@ -59,11 +59,11 @@ class PlateauMatch:
 def outer_spectrum(
     weights: Sequence[Float[np.ndarray, "out in"]], inputs: Float[np.ndarray, "n d"]
 ) -> Float[np.ndarray, " m"]:
-    """The eigenvalues of H_o of a deep linear network under mse that can be non-zero.
+    """Return the eigenvalues of H_o of a deep linear network under mse that can be non-zero.
 
-    Those of [sum_l W^{L:l+1} W^{l+1:L} (x) W^{1:l-1} W^{l-1:1}] (I_K (x) Sigma), of size K d.
-    Sigma = V diag(sigma^2) V^T enters through the singular values of X / sqrt(n), on both sides, so
-    that the matrix is symmetric and of size K min(n, d); p never occurs.
+    They are those of [sum_l W^{L:l+1} W^{l+1:L} (x) W^{1:l-1} W^{l-1:1}] (I_K (x) Sigma), which is
+    of size K d. Sigma = V diag(sigma^2) V^T enters through the singular values of X / sqrt(n), on
+    both sides, so that the matrix is symmetric and of size K min(n, d); none is of size p.
 
     Args:
       weights: (W^1, ..., W^L), each M_l x M_{l-1}.
@@ -73,8 +73,8 @@ def outer_spectrum(
       K min(n, d) eigenvalues, descending; all others of H_o are zero.
 
     Raises:
-      TypeError: for what is no sequence of arrays of numbers.
-      ValueError: for weights that are no chain, inputs that do not fit, or values that are not
+      TypeError: for anything but a sequence of arrays of numbers.
+      ValueError: for weights that do not chain, inputs that do not fit, or values that are not
         finite.
 
     Source: arXiv 2106.16225, section S8.1.
@@ -101,20 +101,20 @@ def outer_spectrum(
 def outer_plateaus(
     features: Float[np.ndarray, "n M"], outputs: int, *, bias: bool = False
 ) -> Plateaus:
-    """The plateaus of H_o under mse where the last layer is wider than the one before, K > M_{L-1}.
+    """Return the plateaus of H_o under mse if the last layer is wider than its input, K > M_{L-1}.
 
     For each of the K - M_{L-1} output directions that W^L does not reach, only the last layer's
     parameters act, and H_o is E[h h^T] there: its M_{L-1} eigenvalues occur K - M_{L-1} times each,
-    whatever the layers before do, activations included.
+    whatever the layers before are, activations included.
 
     Args:
-      features: h on the probe batch, what the last layer receives.
+      features: h on the probe batch, the input of the last layer.
       outputs: K.
       bias: whether the last layer has a bias; E[(h, 1) (h, 1)^T] takes the place of E[h h^T].
 
     Raises:
-      TypeError: for outputs that are no integer, or a bias that is not a bool.
-      ValueError: where K <= M_{L-1}: then there are none. And for features that are not finite.
+      TypeError: for outputs that are not an integer, or a bias that is not a bool.
+      ValueError: if K <= M_{L-1}: then there are no plateaus. And for features that are not finite.
 
     Source: arXiv 2106.16225, section S8.1 (figures S4 and S5); with biases by the same argument.
     """
@@ -132,21 +132,21 @@ def outer_plateaus(
 
 
 def functional_plateaus(omega: Float[np.ndarray, "k d"], hidden: int) -> Plateaus:
-    """The plateaus of H_f of a linear network with one hidden layer: all its non-zero eigenvalues.
+    """Return the non-zero eigenvalues of H_f of a linear network with one hidden layer.
 
     H_f = [[0, Omega (x) I_M], [Omega^T (x) I_M, 0]] has the singular values of Omega with both
     signs, each M times.
 
     Args:
-      omega: Omega; where the hidden layer has a bias, E[delta (x, 1)^T].
+      omega: Omega; if the hidden layer has a bias, E[delta (x, 1)^T].
       hidden: M, the width of the hidden layer.
 
     Returns:
       2 min(K, d) levels, descending from the largest to minus the largest.
 
     Raises:
-      TypeError: for a width that is no integer.
-      ValueError: for an Omega that is no finite matrix, or a width below 1.
+      TypeError: for a width that is not an integer.
+      ValueError: for an Omega that is not a finite matrix, or a width below 1.
 
     Source: arXiv 2106.16225, section S8.2 (figures S6 and S7).
     """
@@ -160,12 +160,12 @@ def functional_plateaus(omega: Float[np.ndarray, "k d"], hidden: int) -> Plateau
 def match_plateaus(
     plateaus: Plateaus, eigenvalues: Float[np.ndarray, " p"], *, tolerance: float = 1e-9
 ) -> list[PlateauMatch]:
-    """Each plateau that is more than rounding beside the eigenvalues measured.
+    """Compare each plateau that is more than rounding with the measured eigenvalues.
 
     Args:
-      plateaus: what is predicted.
-      eigenvalues: with their signs, in any order, as `hessian_spectra` gives them.
-      tolerance: relative; eigenvalues nearer to a level count as on it.
+      plateaus: the prediction.
+      eigenvalues: with their signs, in any order, as `hessian_spectra` returns them.
+      tolerance: the relative distance up to which an eigenvalue counts as on a level.
 
     Raises:
       ValueError: for a spectrum that is not finite or smaller than a plateau, or a tolerance

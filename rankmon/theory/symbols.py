@@ -1,6 +1,6 @@
-"""The symbols of the closed forms, checked: widths, r, s, and what follows from them; no formula.
+"""The symbols in which `closed_forms` writes its formulas: widths, r, s and others, checked.
 
-They are those of arXiv 2106.16225, declared in `theory`, where the formulas are.
+They are those of arXiv 2106.16225; `closed_forms` declares them.
 """
 
 from collections.abc import Sequence
@@ -29,61 +29,65 @@ class Symbols:
 
     @property
     def L(self) -> int:
+        """The number of layers."""
         return len(self.M) - 1
 
     @property
     def K(self) -> int:
+        """The last width; the number of outputs, less one under cross entropy."""
         return self.M[-1]
 
     @property
     def q(self) -> int:
+        """min(r, M_1, ..., M_L)."""
         return min(self.r, *self.M[1:])
 
     @property
     def qh(self) -> int:
+        """min(q, s)."""
         return min(self.q, self.s)
 
     def narrowest(self, first: int, last: int) -> int:
-        """min(M_first, ..., M_last)."""
+        """Return min(M_first, ..., M_last)."""
         return min(self.M[first : last + 1])
 
     def rho(self, layer: int) -> int:
-        """Rank of W^{layer-1:1} on the data: rho_1 = r."""
+        """Return the rank of W^{layer-1:1} on the data: rho_1 = r."""
         return min(self.r, *self.M[1:layer]) if layer > 1 else self.r
 
     def u(self, layer: int) -> int:
-        """Rank of W^{L:layer+1}: u_L = K."""
+        """Return the rank of W^{L:layer+1}: u_L = K."""
         return self.narrowest(layer, self.L)
 
     def a(self, layer: int, j: int) -> int:
-        """Rank that Omega passes to `layer` from the earlier layer j; 0 at j = layer."""
+        """Return the rank that Omega passes to `layer` from the earlier layer j; 0 at j = layer."""
         return min(self.u(layer), self.s, self.rho(j) + self.o) if j < layer else 0
 
     def f(self, layer: int, k: int) -> int:
-        """Rank that Omega passes to `layer` from the later layer k; 0 at k = layer."""
+        """Return the rank that Omega passes to `layer` from the later layer k; 0 at k = layer."""
         return min(self.rho(layer) + self.o, self.s, self.u(k)) if k > layer else 0
 
     def left(self, layer: int) -> int:
-        """Dimension of what the earlier layers span in column block `layer` of H_f."""
+        """Return the dimension that the earlier layers span in column block `layer` of H_f."""
         return sum(
             (self.a(layer, j) - self.a(layer, j + 1)) * self.narrowest(j, layer - 1)
             for j in range(1, layer)
         )
 
     def right(self, layer: int) -> int:
-        """Dimension of what the later layers span in column block `layer` of H_f."""
+        """Return the dimension that the later layers span in column block `layer` of H_f."""
         return sum(
             (self.f(layer, k) - self.f(layer, k - 1)) * self.narrowest(layer, k - 1)
             for k in range(layer + 1, self.L + 1)
         )
 
     def overlap(self, layer: int) -> int:
-        """Dimension in which the two meet; 0 for the first and the last layer."""
+        """Return the dimension of the intersection of both; 0 for the first and the last layer."""
         return self.a(layer, 1) * max(self.f(layer, self.L) - self.o, 0)
 
 
 def symbols_of(dims: Sequence[int], r: int | None, s: int | None, bias: bool, loss: str) -> Symbols:
-    """The symbols of a network, as the functions of `theory` take and default them.
+    """Return the symbols of a network from the arguments of `closed_forms`, with its defaults.
 
     Raises:
       TypeError: for widths or ranks that are not integers.
@@ -111,7 +115,7 @@ def symbols_of(dims: Sequence[int], r: int | None, s: int | None, bias: bool, lo
 
 
 def widths_of(dims: Sequence[int]) -> tuple[int, ...]:
-    """The widths as integers of at least 1, two or more of them; raises otherwise."""
+    """Return the widths as two or more integers of at least 1, or raise."""
     is_sequence = isinstance(dims, Sequence) or getattr(dims, "ndim", None) == 1
     if not is_sequence or isinstance(dims, (str, bytes)):
         raise TypeError(
@@ -132,7 +136,7 @@ def widths_of(dims: Sequence[int]) -> tuple[int, ...]:
 
 
 def within(name: str, value: int, most: int, limit: str) -> int:
-    """The value as an integer from 0 to `most`, which the error calls `limit`."""
+    """Return the value as an integer from 0 to `most`, which the error calls `limit`."""
     number = as_integer(name, value)
     if not 0 <= number <= most:
         raise ValueError(

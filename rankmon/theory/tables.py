@@ -1,14 +1,24 @@
-"""All that `theory` says of one network's widths, as `rankmon predict` shows it; no formula.
+"""All closed forms and bounds at one network's widths, as `rankmon predict` shows them.
 
-Symbols as in `theory`: widths (d, M_1, ..., K), p parameters, r the rank of the inputs, s that of
-Omega, q the narrowest of r and the widths after d.
+Symbols as in `closed_forms`: widths (d, M_1, ..., K), p parameters, r the rank of the inputs, s
+that of Omega, q the narrowest of r and the widths after d.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rankmon import theory
 from rankmon._util.validate import as_flag, as_integer
+from rankmon.theory.closed_forms import (
+    number_of_parameters,
+    rank_functional,
+    rank_functional_bound,
+    rank_functional_columns,
+    rank_loss,
+    rank_loss_bound,
+    rank_outer,
+    rank_outer_bound,
+    rank_per_parameter,
+)
 from rankmon.theory.symbols import symbols_of, widths_of
 
 
@@ -19,7 +29,7 @@ class Bound:
     Attributes:
       part: "H_L", "H_o" or "H_f".
       value: the bound.
-      source: what proves it, and of which networks.
+      source: the theorem that proves it, and the networks it holds for.
     """
 
     part: str
@@ -40,8 +50,8 @@ class ClosedForms:
       s: the rank of Omega.
       q: min(r, M_1, ..., K), K - 1 in place of K under cross entropy.
       ranks: "H_L", "H_o", "H_f" -> rank.
-      per_parameter: the same, divided by p.
-      columns: the ranks of H_f's column blocks, a layer each.
+      per_parameter: the ranks divided by p.
+      columns: the ranks of H_f's column blocks, one per layer.
       bounds: those that apply.
     """
 
@@ -67,39 +77,39 @@ def closed_forms(
     loss: str = "mse",
     n: int | None = None,
 ) -> ClosedForms:
-    """The closed forms and bounds at these widths.
+    """Return the closed forms and bounds at these widths.
 
     Args:
       dims: as for `theory.rank_loss`, like r, s, bias and loss.
-      r: rank of the inputs; default d, or what n examples can have at most.
+      r: rank of the inputs; default d, or the largest rank of n examples.
       s: rank of Omega; default its maximum.
       bias: whether every layer has a bias.
       loss: "mse", "cosh" or "cross_entropy".
       n: the number of examples, for the bound that grows with it; None leaves it out.
 
     Raises:
-      TypeError, ValueError: as `theory` does.
+      TypeError, ValueError: as the functions of `theory` do.
     """
     dims, bias = widths_of(dims), as_flag("bias", bias)
     if r is None and n is not None:
         # With biases the inputs are centered.
         r = min(dims[0], max(as_integer("n", n) - int(bias), 0))
     t = symbols_of(dims, r, s, bias, loss)
-    columns = theory.rank_functional_columns(dims, r=r, s=s, bias=bias, loss=loss)
+    columns = rank_functional_columns(dims, r=r, s=s, bias=bias, loss=loss)
     return ClosedForms(
         dims=dims,
         bias=bias,
         loss=loss,
-        p=theory.number_of_parameters(dims, bias=bias),
+        p=number_of_parameters(dims, bias=bias),
         r=t.r,
         s=t.s,
         q=t.q,
         ranks={
-            "H_L": theory.rank_loss(dims, r=r, s=s, bias=bias, loss=loss),
-            "H_o": theory.rank_outer(dims, r=r, s=s, bias=bias, loss=loss),
-            "H_f": theory.rank_functional(dims, r=r, s=s, bias=bias, loss=loss),
+            "H_L": rank_loss(dims, r=r, s=s, bias=bias, loss=loss),
+            "H_o": rank_outer(dims, r=r, s=s, bias=bias, loss=loss),
+            "H_f": rank_functional(dims, r=r, s=s, bias=bias, loss=loss),
         },
-        per_parameter=theory.rank_per_parameter(dims, r=r, s=s, bias=bias, loss=loss),
+        per_parameter=rank_per_parameter(dims, r=r, s=s, bias=bias, loss=loss),
         columns=columns,
         bounds=tuple(_bounds(dims, r=r, s=s, bias=bias, loss=loss, n=n)),
     )
@@ -110,12 +120,12 @@ def _bounds(
 ) -> list[Bound]:
     bounds = []
     if not bias and len(dims) == 3:
-        value = theory.rank_outer_bound(dims, r=r, loss=loss)
+        value = rank_outer_bound(dims, r=r, loss=loss)
         bounds.append(Bound("H_o", value, "Theorem 9, for ReLU, leaky ReLU and linear units"))
     if not bias and len(dims) > 2:
-        value = theory.rank_functional_bound(dims, r=r, s=s, loss=loss)
+        value = rank_functional_bound(dims, r=r, s=s, loss=loss)
         bounds.append(Bound("H_f", value, "Corollary 6, for linear networks"))
     if n is not None:
-        value = theory.rank_loss_bound(dims, n=n, loss=loss)
+        value = rank_loss_bound(dims, n=n, loss=loss)
         bounds.append(Bound("H_L", value, f"n (K + 2 M) at n = {n}, for any activations"))
     return bounds
