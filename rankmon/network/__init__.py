@@ -1,1 +1,1 @@
-"""What the network's program reveals: layers, activations, kernels and their axes."""
+"""Readers of the network's program: dense stacks, activations, kernels and their axes."""

@@ -1,8 +1,8 @@
-"""What each value of a jaxpr is: a parameter leaf, a pre-activation, a function of one; no values.
+"""The kind of each value in a jaxpr: a parameter leaf, a pre-activation, or a function of one.
 
-Nothing is guessed from names or shapes: every axis of every intermediate value carries a label
-that says what it stands for (an axis of a leaf, the examples, the features), the operations on an
-allow-list carry the labels along, and a value that any other operation has touched is unknown.
+Nothing is guessed from names or shapes: every axis of every intermediate value carries a label for
+what it stands for (an axis of a leaf, the examples, the features), the operations on an allow-list
+carry the labels along, and the result of any other operation is unknown.
 """
 
 import math
@@ -51,7 +51,7 @@ class DenseLayer:
 
 
 class Label(Enum):
-    """What an axis stands for, if not an axis of a leaf or of the unflattened input (an int)."""
+    """The meaning of an axis, unless it is one of a leaf or of the unflattened input (an int)."""
 
     EXAMPLE = "example"
     FEATURE = "feature"
@@ -65,12 +65,12 @@ _Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Constant:
-    """One number, broadcast, that depends on neither parameters nor inputs."""
+    """One number, perhaps broadcast, that depends on neither parameters nor inputs."""
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """A parameter leaf, its axes permuted, and axes of size one or repeated ones added."""
+    """A parameter leaf, perhaps with permuted axes and added axes of size one or repeated ones."""
 
     index: int
     shape: _Shape
@@ -98,7 +98,7 @@ Value = Constant | Leaf | Activation | None
 
 
 def is_float(value: Any) -> bool:
-    """Whether it has a floating dtype."""
+    """Return whether the value has a floating dtype."""
     return bool(jnp.issubdtype(value.dtype, jnp.floating))
 
 
@@ -107,7 +107,7 @@ def _labeled(labels: Iterable[Label | int], shape: Sequence[int]) -> Axes:
 
 
 def argument_values(leaves: Sequence[Any], batch: Any) -> list[Value]:
-    """The parameter leaves and the probe batch [n, ...], as a network's jaxpr takes them."""
+    """Return the kinds of a network's arguments: the parameter leaves and the batch [n, ...]."""
     return [*(_leaf(i, leaf) for i, leaf in enumerate(leaves)), _batch(batch.shape)]
 
 
@@ -123,12 +123,12 @@ def _batch(shape: _Shape) -> Activation:
 
 
 def constant_value(value: Any) -> Value:
-    """A constant, where it is one number."""
+    """Return the kind of a constant: `Constant` if it is one number, else unknown."""
     return Constant() if np.size(value) == 1 else None
 
 
 def kinds_of(program: ClosedJaxpr, arguments: Sequence[Value]) -> list[Value]:
-    """The kinds of a program's results, given the kinds of its arguments."""
+    """Return the kinds of a program's results, given the kinds of its arguments."""
     return interpreted(
         program,
         arguments,
@@ -138,7 +138,7 @@ def kinds_of(program: ClosedJaxpr, arguments: Sequence[Value]) -> list[Value]:
 
 
 def results_of(eqn: JaxprEqn, values: list[Value]) -> list[Value]:
-    """The kinds of an operation's results, given the kinds of its operands."""
+    """Return the kinds of an operation's results, given the kinds of its operands."""
     name = eqn.primitive.name
     if name in _RULES:
         return [_RULES[name](eqn, values)]
@@ -149,24 +149,24 @@ def results_of(eqn: JaxprEqn, values: list[Value]) -> list[Value]:
 
 
 def transparent_call(eqn: JaxprEqn) -> ClosedJaxpr | None:
-    """The program that the operation only calls, as `jit` does; None for any other operation."""
+    """Return the program that the operation only calls, as `jit` does; None for all others."""
     return nested(eqn) if eqn.primitive.name in CALLS else None
 
 
 def _with_own_derivative(result: Value, arguments: list[Value]) -> Value:
-    # A gradient reversal is the identity in value only. On a parameter, nothing is known.
+    # A gradient reversal is the identity in value only. Applied to a parameter it is unknown.
     if isinstance(result, Activation):
         return None if any(isinstance(a, Leaf) for a in arguments) else _mapped(result)
     return result if isinstance(result, Constant) else None
 
 
 def _mapped(value: Activation) -> Activation | None:
-    # A function of the inputs would change r, the rank that the theory starts from.
+    # A function of the inputs would change r, the rank of the inputs in the theory.
     return replace(value, mapped=True) if value.stage.layers else None
 
 
 def _rearranged(eqn: JaxprEqn, values: list[Value]) -> Value:
-    """transpose, broadcast_in_dim; reshape, squeeze, and slices that leave nothing out."""
+    """Apply transpose, broadcast_in_dim, reshape, squeeze, and slices that keep all entries."""
     value = values[0]
     if value is None or isinstance(value, Constant):
         return value
@@ -195,7 +195,7 @@ def _broadcast_axes(axes: Axes, old: _Shape, new: _Shape, kept: Sequence[Support
 
 
 def _reshaped_axes(value: Leaf | Activation, old: _Shape, new: _Shape) -> Axes | None:
-    """Axes of size one come and go, and an input's feature axes are flattened into one."""
+    """Add or remove axes of size one, or flatten an input's feature axes into one."""
     full = [(label, n) for label, n in zip(value.axes, old, strict=True) if n != 1]
     candidates = [full, _flattened(full)] if isinstance(value, Activation) else [full]
     for candidate in candidates:
@@ -214,13 +214,13 @@ def _flattened(axes: list[tuple[Label | int, int]]) -> list[tuple[Label | int, i
 
 
 def _converted(eqn: JaxprEqn, values: list[Value]) -> Value:
-    """convert_element_type and copies."""
+    """Apply convert_element_type or a copy."""
     floats = is_float(eqn.invars[0].aval) and is_float(eqn.outvars[0].aval)
     return values[0] if floats else _elementwise(eqn, values)
 
 
 def _elementwise(eqn: JaxprEqn, values: list[Value]) -> Value:
-    """One function of one pre-activation's entries; uniform constants may take part."""
+    """Apply an elementwise function to one pre-activation, and perhaps to uniform constants."""
     kinds = {
         (value.stage, value.axes, _shape(atom)) if isinstance(value, Activation) else None
         for value, atom in zip(values, eqn.invars, strict=True)
@@ -236,7 +236,7 @@ def _elementwise(eqn: JaxprEqn, values: list[Value]) -> Value:
 
 
 def _sum(eqn: JaxprEqn, values: list[Value]) -> Value:
-    """A bias added to a pre-activation, or an elementwise sum."""
+    """Add a bias to a pre-activation, or apply an elementwise sum."""
     pair = _activation_and_leaf(values)
     if pair is None:
         return _elementwise(eqn, values)
@@ -254,7 +254,7 @@ def _sum(eqn: JaxprEqn, values: list[Value]) -> Value:
 
 
 def _activation_and_leaf(values: list[Value]) -> tuple[Activation, Leaf, int] | None:
-    """The two operands, whichever comes first, and the activation's place."""
+    """Return an activation and a leaf, whichever comes first, and the activation's place."""
     match values:
         case [Activation() as activation, Leaf() as leaf]:
             return activation, leaf, 0
@@ -264,7 +264,7 @@ def _activation_and_leaf(values: list[Value]) -> tuple[Activation, Leaf, int] | 
 
 
 def _product(eqn: JaxprEqn, values: list[Value]) -> Value:
-    """dot_general: one more layer, where a kernel's axis meets the features."""
+    """Apply dot_general: one more layer if a kernel's axis is contracted with the features."""
     contracted, batch = dot_axes(eqn)
     pair = _activation_and_leaf(values)
     if pair is None or any(batch):
@@ -272,7 +272,7 @@ def _product(eqn: JaxprEqn, values: list[Value]) -> Value:
     activation, leaf, at = pair
     transposed = _is_transposed(leaf, contracted[1 - at])
     summed = {activation.axes[i] for i in contracted[at]} - {Label.UNIT}
-    features = set(activation.axes) - {Label.UNIT, Label.EXAMPLE}  # none where there is but one
+    features = set(activation.axes) - {Label.UNIT, Label.EXAMPLE}  # empty for a single feature
     if transposed is None or summed != features or not features <= {Label.FEATURE}:
         return None
     sides = (activation.axes, leaf.axes) if at == 0 else (leaf.axes, activation.axes)
@@ -287,7 +287,7 @@ def _product(eqn: JaxprEqn, values: list[Value]) -> Value:
 
 
 def _is_transposed(leaf: Leaf, contracted: Sequence[int]) -> bool | None:
-    """Whether the kernel is stored (in, out), from the axis that is summed; None for no kernel."""
+    """Return whether a kernel is stored (in, out), from the summed axis; None for no kernel."""
     if len(leaf.shape) != 2 or Label.REPEATED in leaf.axes:
         return None
     summed = [leaf.axes[i] for i in contracted if leaf.axes[i] is not Label.UNIT]
@@ -298,7 +298,7 @@ def _is_transposed(leaf: Leaf, contracted: Sequence[int]) -> bool | None:
 
 
 def closed_layers(activation: Activation) -> tuple[DenseLayer, ...]:
-    """The layers up to here, the last one marked if an elementwise function followed it."""
+    """Return the layers up to here, the last one marked if an elementwise function follows it."""
     layers = activation.stage.layers
     return (*layers[:-1], replace(layers[-1], activated=activation.mapped)) if layers else ()
 

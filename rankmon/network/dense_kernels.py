@@ -1,8 +1,8 @@
-"""Which kernels meet one vector an example, in any network, and what they meet; forms no Jacobian.
+"""Find kernels that are applied to exactly one vector per example: their gradient has rank one.
 
-Where a kernel W occurs once, in a product z = W h with a single vector h of an example, the rows of
-dF/dW are the products g (x) h with g = dF/dz. Both are had without differentiation in W: the
-network's jaxpr is walked, h is written down, and a shift is added to z.
+If a kernel W occurs once, in a product z = W h with a single vector h per example, the rows of
+dF/dW are the products g (x) h with g = dF/dz. Both are obtained without differentiation in W: the
+network's jaxpr is walked, h is recorded, and a shift is added to z.
 """
 
 import math
@@ -35,15 +35,15 @@ from rankmon.problem.precision import abstract_array
 
 @dataclass(frozen=True)
 class DenseKernel:
-    """One kernel that meets a vector.
+    """One kernel that is applied to one vector per example.
 
     Attributes:
-      leaf: its index.
-      axes: the leaf's axes, those that are summed over before those that are left.
-      summed: the sizes of the former.
-      left: the sizes of the latter.
-      product: shape of z as it occurs.
-      dtype: of z.
+      leaf: the kernel's index among the leaves.
+      axes: the leaf's axes: first those that are summed over, then the others.
+      summed: the sizes of the axes that are summed over.
+      left: the sizes of the other axes.
+      product: the shape of z in the network's program.
+      dtype: the dtype of z.
     """
 
     leaf: int
@@ -59,13 +59,15 @@ class DenseKernel:
         return jnp.zeros(self.product, self.dtype)
 
     def gradient(self, h: Float[Array, "n a"], g: Float[Array, "n b"]) -> Float[Array, "..."]:
-        """sum_i h_i (x) g_i in the leaf's own layout; traceable."""
+        """Return sum_i h_i (x) g_i in the leaf's own layout; traceable."""
         outer = jnp.tensordot(h, g, axes=(0, 0)).reshape(*self.summed, *self.left)
         return jnp.transpose(outer, np.argsort(self.axes).tolist())
 
 
 class DenseKernels:
-    """The kernels of one network that meet a vector, found where it takes a single example.
+    """The kernels of one network that are applied to one vector per example.
+
+    They are found in the network's program for a single example.
 
     Args:
       flat: the problem.
@@ -91,9 +93,9 @@ class DenseKernels:
             for i, spec in enumerate(self._flat.specs)
         ]
         others = [None] * (len(self._program.in_avals) - len(views))
-        uses.reach_out(uses.through(self._program, [*views, *others]))
-        kernels = uses.alone()
-        with self._flat.precision.scope():  # whatever raises in `traced` raises here
+        uses.note_other(uses.through(self._program, [*views, *others]))
+        kernels = uses.dense_alone()
+        with self._flat.precision.scope():  # errors of `traced` are raised here
             shifts = {kernel.leaf: kernel.zero for kernel in kernels}
             jax.eval_shape(lambda leaves, x: self.traced(leaves, x, shifts), shapes, example)
         return kernels
@@ -101,37 +103,37 @@ class DenseKernels:
     def traced(
         self, leaves: Sequence[Any], example: Any, shifts: Mapping[int, Float[Array, "..."]]
     ) -> tuple[Float[Array, "positions k"], dict[int, Float[Array, " _a"]]]:
-        """The outputs with shifts added to kernels' products, and what these kernels meet.
+        """Return the outputs with shifts added to kernels' products, and these kernels' inputs.
 
         Args:
           leaves: all parameter leaves, lifted.
-          example: with a leading axis of one.
+          example: the inputs of one example, with a leading axis of one.
           shifts: by the kernel's leaf; `DenseKernel.zero` changes nothing.
         """
         walk = _Walk(shifts)
-        named = [(leaf, i) for i, leaf in enumerate(leaves)]
-        beside = [(value, None) for value in jax.tree.leaves(example)]
-        ((outputs, _),) = walk.through(self._program, [*named, *beside])
-        return outputs, walk.met
+        parameters = [(leaf, i) for i, leaf in enumerate(leaves)]
+        inputs = [(value, None) for value in jax.tree.leaves(example)]
+        ((outputs, _),) = walk.through(self._program, [*parameters, *inputs])
+        return outputs, walk.vectors
 
 
 @dataclass(frozen=True)
 class _View:
-    """A leaf with its axes in this order."""
+    """A leaf with its axes permuted."""
 
     leaf: int
     axes: tuple[int, ...]
 
 
 class _Uses:
-    """How each leaf is used: in products with one vector, or in any other way."""
+    """The uses of each leaf: products with one vector, and any other use."""
 
     def __init__(self) -> None:
         self._products: list[DenseKernel] = []
         self._otherwise: set[int] = set()
 
-    def alone(self) -> tuple[DenseKernel, ...]:
-        """The leaves that are used once, and so."""
+    def dense_alone(self) -> tuple[DenseKernel, ...]:
+        """Return the leaves whose only use is one product with one vector."""
         leaves = [kernel.leaf for kernel in self._products]
         return tuple(
             kernel
@@ -142,10 +144,11 @@ class _Uses:
     def through(
         self, program: ClosedJaxpr, arguments: Sequence[_View | None]
     ) -> list[_View | None]:
+        """Note the uses in a program, and return which leaves its results are."""
         return interpreted(program, arguments, constant=lambda *_: None, operation=self._operation)
 
-    def reach_out(self, views: Sequence[_View | None]) -> None:
-        """These leaves meet something else than a vector."""
+    def note_other(self, views: Sequence[_View | None]) -> None:
+        """Note that these leaves are used in another way than in a product with one vector."""
         self._otherwise |= {view.leaf for view in views if view is not None}
 
     def _operation(
@@ -162,14 +165,14 @@ class _Uses:
                 return [_View(views[0].leaf, axes)]
         kernel = _dense_kernel(eqn, views) if name == DOT else None
         if kernel is None:
-            self.reach_out(views)
+            self.note_other(views)
         else:
             self._products.append(kernel)
         return [None] * len(eqn.outvars)
 
 
 def _dense_kernel(eqn: JaxprEqn, views: Sequence[_View | None]) -> DenseKernel | None:
-    """The kernel in this product, where its other operand is one vector."""
+    """Return the kernel in this product if the other operand is one vector, else None."""
     contracted, batch = dot_axes(eqn)
     at = 0 if views[0] is not None else 1
     view = views[at]
@@ -199,13 +202,14 @@ _Seen = tuple[Any, int | None]  # a value, and the leaf that it is
 
 
 class _Walk:
-    """Evaluates the network with shifts, by leaf, and writes down what these leaves meet."""
+    """An evaluation of the network with shifts, by leaf, that records these leaves' vectors."""
 
     def __init__(self, shifts: Mapping[int, Float[Array, "..."]]) -> None:
-        self.met: dict[int, Float[Array, " _a"]] = {}
+        self.vectors: dict[int, Float[Array, " _a"]] = {}
         self._shifts = shifts
 
     def through(self, program: ClosedJaxpr, arguments: Sequence[_Seen]) -> list[_Seen]:
+        """Return the program's results, each with the leaf that it is."""
         return interpreted(
             program, arguments, constant=lambda _, value: (value, None), operation=self._operation
         )
@@ -222,7 +226,7 @@ class _Walk:
         if name != DOT or leaf is None:
             return [(result, None) for result in results]
         at = 1 - which.index(leaf)
-        self.met[leaf] = _summed_first(operands[at], dot_axes(eqn)[0][at])
+        self.vectors[leaf] = _summed_first(operands[at], dot_axes(eqn)[0][at])
         return [(results[0] + self._shifts[leaf], None)]
 
 

@@ -1,9 +1,7 @@
-"""Recognizes from apply's jaxpr that a network is a stack of dense layers; computes no Hessian.
+"""Recognize from its jaxpr that a network is a stack of dense layers, for instance deep linear.
 
 Symbols (arXiv 2106.16225): F(x) = W^L ... W^1 x with W^l of shape M_l x M_{l-1}, M_0 = d, M_L = K,
 possibly with biases and with elementwise functions after the layers.
-
-What each value of the jaxpr is, `_dataflow` tells.
 """
 
 import math
@@ -30,6 +28,7 @@ from rankmon.network.dataflow import (
 from rankmon.problem.flat import FlatProblem
 
 __all__ = ["DenseLayer", "DenseStack", "dense_stack", "recognized_stack"]
+
 _A = TypeVar("_A", Array, np.ndarray)
 
 
@@ -52,12 +51,12 @@ class DenseStack:
         return not any(layer.activated for layer in self.layers)
 
     def weights(self, leaves: Sequence[Shaped[_A, "..."]]) -> tuple[Shaped[_A, "_out _in"], ...]:
-        """(W^1, ..., W^L), each M_l x M_{l-1}, taken from the leaves `dense_stack` was given."""
+        """Return (W^1, ..., W^L), each M_l x M_{l-1}, of leaves in `dense_stack`'s order."""
         stored = ((leaves[layer.kernel], layer.transposed) for layer in self.layers)
         return tuple(kernel.T if transposed else kernel for kernel, transposed in stored)
 
     def biases(self, leaves: Sequence[Shaped[_A, "..."]]) -> tuple[Shaped[_A, " _out"] | None, ...]:
-        """(b^1, ..., b^L), each of length M_l, None for a layer that has none."""
+        """Return (b^1, ..., b^L), each of length M_l, None for a layer without bias."""
         indices = (layer.bias for layer in self.layers)
         return tuple(None if i is None else leaves[i].reshape(-1) for i in indices)
 
@@ -67,7 +66,7 @@ def dense_stack(
     leaves: Sequence[Shaped[Array | np.ndarray, "..."]],
     inputs: PyTree[Shaped[Array | np.ndarray, "n ..."]],
 ) -> DenseStack | None:
-    """The stack of dense layers that apply is, or None where it is none.
+    """Return the stack of dense layers that apply computes, or None if it is not one.
 
     A stack is F(x) = f_L(W^L f_{L-1}(... f_1(W^1 x + b^1) ...) + b^L), where every f_l is the
     identity or an elementwise function (the same for all examples and features), and x is the
@@ -76,7 +75,7 @@ def dense_stack(
     the first layer, `stop_gradient`, normalization, convolution and scans give None. A function
     with a derivative rule of its own is never taken for the identity. Without any elementwise
     function, apply must also equal the chain to 1e-12 of the largest output at Gaussian parameters
-    and inputs: a linear network that computes below float64 gives None.
+    and inputs, so that a linear network that computes below float64 gives None.
 
     Args:
       apply: (leaves, inputs) -> outputs [n, k]; traceable by JAX.
@@ -98,7 +97,7 @@ def dense_stack(
 
 
 def recognized_stack(flat: FlatProblem) -> DenseStack | None:
-    """The network as a stack of dense layers; None where it is none or not traceable in float64."""
+    """Return the network as a stack of dense layers; None if it is not one, or not in float64."""
     if "stack" not in flat.memo:
         flat.memo["stack"] = optionally(
             flat.problem, "the stack of dense layers", lambda: _recognized(flat), otherwise=None
@@ -129,7 +128,7 @@ def _stack(result: Value, leaves: Sequence[Any], input_shape: tuple[int, ...]) -
 
 
 def _equals_chain(apply: Callable[..., Any], stack: DenseStack, leaves: Any, inputs: Any) -> bool:
-    """Whether apply is W^L ... W^1 x (+ biases) at Gaussian parameters and inputs."""
+    """Return whether apply is W^L ... W^1 x (+ biases) at Gaussian parameters and inputs."""
     rng = np.random.default_rng(0)
 
     def gaussian(like: Any) -> Any:

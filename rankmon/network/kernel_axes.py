@@ -1,9 +1,10 @@
-"""Which axes of each kernel the network sums over, and which count layers, read from its program.
+"""The axes of each kernel that the network sums over, and those that count layers.
 
-Each axis of a value carries the axes of the leaf that it runs over. The operations that rearrange,
-cut or scale a leaf carry them along; a product or a convolution then says which of them are its
-input (rows) and its output (columns). Loops over a leaf, indices into it and the batch axes of a
-product take its layers apart. Names and shapes decide nothing here.
+They are read from the network's program, never from names or shapes. Each axis of a value carries
+the axes of the leaf that it runs over. The operations that rearrange, cut or scale a leaf carry
+them along; a product or a convolution then determines which of them are its input (rows) and its
+output (columns). Loops over a leaf, indices into it and the batch axes of a product separate its
+layers.
 """
 
 from collections.abc import Sequence
@@ -47,43 +48,51 @@ from rankmon._util.optional_readers import optionally
 from rankmon.network.matrix_views import MatrixAxes, named_axes
 from rankmon.problem.flat import FlatProblem
 
-_Shape = tuple[int, ...]
-
-# What one axis of a value runs over, slowest first: axes of the leaf, each with its size there.
-_Label = tuple[tuple[int, int], ...]
+_ENTRY_BY_ENTRY = ELEMENTWISE | SUMS | COPIES | ROUNDINGS | {REVERSE}
+_CUTS = frozenset({SLICE, DYNAMIC_SLICE, SPLIT, PAD})
 _NO_AXIS = -1
+
+_Shape = tuple[int, ...]
+# The leaf's axes that one axis of a value runs over, slowest first, each with its size there.
+_Label = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A leaf, or entries of it, elementwise changed or not, in some arrangement."""
+    """A leaf, or some of its entries, in some arrangement; perhaps changed elementwise.
+
+    Attributes:
+      leaf: its index.
+      labels: the label of each axis.
+      layers: the leaf's axes along which one entry was taken.
+    """
 
     leaf: int
     labels: tuple[_Label, ...]
-    apart: frozenset[int] = frozenset()  # axes of the leaf of which one entry was taken
+    layers: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
 class _Use:
-    """What an operation makes of a leaf; without rows and columns if it is not a product."""
+    """One use of a leaf by an operation; without rows and columns if that is not a product."""
 
-    apart: frozenset[int]
+    layers: frozenset[int]
     rows: frozenset[int] = frozenset()
     columns: frozenset[int] = frozenset()
     operation: str = ""
 
     @property
     def sides(self) -> frozenset[frozenset[int]]:
-        """Rows and columns, whichever is which: the rank is the same."""
+        """Rows and columns in no order: a matrix and its transpose have the same rank."""
         return frozenset({self.rows, self.columns})
 
 
-# The leaves that a value is made of.
+# The parts of leaves that a value is made of.
 _Value = tuple[_Part, ...]
 
 
 def kernel_axes(flat: FlatProblem) -> dict[int, MatrixAxes]:
-    """Return `operation_axes`; nothing, with one warning, if the program cannot be read."""
+    """Return `operation_axes`; if the program cannot be read, warn once and return none."""
     return optionally(
         flat.problem, "the axes of kernels", lambda: operation_axes(flat), otherwise={}
     )
@@ -107,12 +116,12 @@ def operation_axes(flat: FlatProblem) -> dict[int, MatrixAxes]:
 
 
 def _agreed(name: str, shape: _Shape, uses: Sequence[_Use]) -> MatrixAxes | None:
-    """What all uses of a leaf agree on: layers and matrix, one of the two, or nothing."""
-    apart = {use.apart for use in uses}
-    layers = apart.pop() if len(apart) == 1 else frozenset()
+    """Return what all uses of a leaf agree on: layers and matrix, one of the two, or None."""
+    found = {use.layers for use in uses}
+    layers = found.pop() if len(found) == 1 else frozenset()
     if len(shape) - len(layers) < 2:
         return None
-    products = [use for use in uses if use.operation and use.apart == layers]
+    products = [use for use in uses if use.operation and use.layers == layers]
     if len({use.sides for use in products}) == 1:
         first = products[0]
         columns = tuple(sorted(first.columns))
@@ -128,7 +137,7 @@ class _Walk:
     uses: dict[int, list[_Use]] = field(default_factory=dict)
 
     def through(self, program: ClosedJaxpr, arguments: Sequence[_Value]) -> list[_Value]:
-        """Return what the program's results are made of."""
+        """Return the parts of leaves in the program's results."""
         if not any(arguments):
             return [()] * len(program.jaxpr.outvars)
         return interpreted(
@@ -154,7 +163,7 @@ class _Walk:
                     continue
                 moved = _moved(eqn, place, part)
                 if moved is None:
-                    self._note(part, _Use(part.apart))
+                    self._note(part, _Use(part.layers))
                 else:
                     results = [_united(pair) for pair in zip(results, moved, strict=True)]
         return results
@@ -179,38 +188,27 @@ def _axes_of(labels: Sequence[_Label]) -> frozenset[int]:
 
 
 def _entry(part: _Part, axis: int) -> _Part:
-    """One entry of the value along this axis, which is gone."""
+    """Take one entry of the value along this axis, and drop the axis."""
     rest = part.labels[:axis] + part.labels[axis + 1 :]
-    return replace(part, labels=rest, apart=part.apart | _axes_of([part.labels[axis]]))
-
-
-# Products
+    return replace(part, labels=rest, layers=part.layers | _axes_of([part.labels[axis]]))
 
 
 def _product(eqn: JaxprEqn, place: int, part: _Part) -> _Use:
     if eqn.primitive.name == DOT:
         contracted, batch = (axes[place] for axes in dot_axes(eqn))
         rows = [part.labels[axis] for axis in contracted]
-        layers = [part.labels[axis] for axis in batch]
         kept = [x for axis, x in enumerate(part.labels) if axis not in {*contracted, *batch}]
-        apart = part.apart | _axes_of(layers)
-        return _Use(apart, _axes_of(rows), _axes_of(kept), "product")
-    if place == 0:  # convolved with a kernel, and no kernel itself
-        return _Use(part.apart)
+        layers = part.layers | _axes_of([part.labels[axis] for axis in batch])
+        return _Use(layers, _axes_of(rows), _axes_of(kept), "product")
+    if place == 0:  # convolved with a kernel, and not a kernel itself
+        return _Use(part.layers)
     out = convolution_axes(eqn).rhs_spec[0]
     rows = [x for axis, x in enumerate(part.labels) if axis != out]
-    return _Use(part.apart, _axes_of(rows), _axes_of([part.labels[out]]), "convolution")
-
-
-# Arrangements
-
-
-_ENTRY_BY_ENTRY = ELEMENTWISE | SUMS | COPIES | ROUNDINGS | {REVERSE}
-_CUTS = frozenset({SLICE, DYNAMIC_SLICE, SPLIT, PAD})
+    return _Use(part.layers, _axes_of(rows), _axes_of([part.labels[out]]), "convolution")
 
 
 def _moved(eqn: JaxprEqn, place: int, part: _Part) -> list[_Value] | None:
-    """What the results hold of this part of an operand; None if that cannot be said."""
+    """Return what the results hold of this part of an operand; None if that is not known."""
     name, old = eqn.primitive.name, _shape(eqn.invars[place])
     moved: list[_Value] = []
     for result in eqn.outvars:
@@ -228,7 +226,7 @@ def _moved(eqn: JaxprEqn, place: int, part: _Part) -> list[_Value] | None:
 def _arranged(
     eqn: JaxprEqn, labels: tuple[_Label, ...], old: _Shape, new: _Shape
 ) -> tuple[_Label, ...] | None:
-    """What the axes of a result run over, of an operation on all entries of its operand."""
+    """Return the labels of a result's axes, of an operation on all entries of its operand."""
     name = eqn.primitive.name
     if name in _ENTRY_BY_ENTRY and old == new:
         return labels
@@ -256,7 +254,7 @@ def _broadcast(
 
 
 def _reshaped(labels: tuple[_Label, ...], new: _Shape) -> tuple[_Label, ...] | None:
-    """Axes merged and parted again; None if an axis of the leaf itself would be parted."""
+    """Merge axes and split them again; None if an axis of the leaf itself would be split."""
     rest = [entry for label in labels for entry in label]
     results: list[_Label] = []
     for size in new:
@@ -272,16 +270,16 @@ def _reshaped(labels: tuple[_Label, ...], new: _Shape) -> tuple[_Label, ...] | N
 
 
 def _cut(part: _Part, old: _Shape, new: _Shape) -> _Part | None:
-    """Some entries along each axis, or zeros and other values beside them."""
-    labels, apart = list(part.labels), part.apart
+    """Take some entries along each axis, or add zeros or other values to them."""
+    labels, layers = list(part.labels), part.layers
     for axis, (before, after) in enumerate(zip(old, new, strict=True)):
         if before == after:
             continue
         if len(labels[axis]) > 1:
             return None
         if after == 1:
-            apart, labels[axis] = apart | _axes_of([labels[axis]]), ()
+            layers, labels[axis] = layers | _axes_of([labels[axis]]), ()
         else:
             leaf_axis = labels[axis][0][0] if labels[axis] else _NO_AXIS
             labels[axis] = ((leaf_axis, after),)
-    return replace(part, labels=tuple(labels), apart=apart)
+    return replace(part, labels=tuple(labels), layers=layers)

@@ -1,8 +1,8 @@
-"""What each layer of a recognized stack receives, and how its activation slopes and curves.
+"""Activations of the layers of a recognized stack: values, derivatives and names.
 
-The activations are known from the network's jaxpr alone, by walking it: where a layer's product
-occurs, its operand is written down, and a shift is added to the result. Derivatives in the shifts,
-by JAX and so by each function's own rules, are those in the pre-activations.
+The network's jaxpr is walked: at a layer's product the layer's input is recorded, and a shift is
+added to the result. Derivatives in the shifts, by JAX and so by each function's own rules, are
+those in the pre-activations.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,7 +50,7 @@ class LayerStates:
     """The state of every layer z^l = W^l h^{l-1} (+ b^l), h^l = f_l(z^l), example by example.
 
     Attributes:
-      received: h^0, ..., h^{L-1}, each [n, M_{l-1}].
+      received: the layers' inputs h^0, ..., h^{L-1}, each [n, M_{l-1}].
       slopes: f_1'(z^1), ..., f_L'(z^L), each [n, M_l]; ones where there is no activation.
       bends: f_1''(z^1), ..., f_L''(z^L), each [n, M_l].
     """
@@ -61,14 +61,14 @@ class LayerStates:
 
 
 def layer_states(flat: FlatProblem, stack: DenseStack) -> Callable[..., LayerStates]:
-    """A function from the parameter leaves to the `LayerStates` on the probe batch; compiled once.
+    """Compile a function from the parameter leaves to the `LayerStates` on the probe batch.
 
     Args:
-      flat: the problem; what `recognized_stack` finds in it is
-      stack: the network.
+      flat: the problem.
+      stack: the stack that `recognized_stack` finds in the problem.
 
     Raises:
-      UnsupportedActivationError: where an activation has a backward rule of its own.
+      UnsupportedActivationError: if an activation has a backward rule of its own.
     """
     precision, inputs = flat.precision, flat.inputs
     shapes = [(flat.positions, width) for width in stack.dims[1:]]
@@ -107,10 +107,10 @@ def layer_states(flat: FlatProblem, stack: DenseStack) -> Callable[..., LayerSta
 
 
 def activation_names(flat: FlatProblem) -> tuple[str, ...]:
-    """What a recognized stack applies after its layers, each once, as its jaxpr names it.
+    """Return the names of the activations of a recognized stack, each once, as its jaxpr has them.
 
-    The outermost function whose name is there ("relu", "gelu"), or an operation ("tanh"); several
-    where an activation is written out in operations of its own.
+    A name is that of the outermost function called ("relu", "gelu") or of an operation ("tanh");
+    an activation that is written out in several operations has several names.
     """
     names: dict[str, None] = {}
 
@@ -139,7 +139,7 @@ def _is_mapped(kind: Value) -> TypeGuard[Activation]:
 
 
 def _name(eqn: JaxprEqn) -> str:
-    """The name of the outermost function that is called, else of the operation."""
+    """Return the name of the outermost function that is called, else of the operation."""
     if eqn.primitive.name in CALLS:
         return called_name(eqn)
     if eqn.primitive.name in CUSTOM_CALLS:
@@ -149,16 +149,16 @@ def _name(eqn: JaxprEqn) -> str:
 
 
 def _live(program: ClosedJaxpr) -> ClosedJaxpr:
-    """The program without what its results do not depend on: no layer of the stack is there."""
+    """Return the program without dead code, in which no layer of the stack can be."""
     jaxpr, _ = dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars), instantiate=True)
     return ClosedJaxpr(jaxpr, program.consts)
 
 
 class _Walk:
-    """Evaluates a jaxpr, adds shifts to the layers' products, and writes down what they receive.
+    """An evaluation of a jaxpr that adds shifts to the layers' products and records their inputs.
 
-    The next layer's pre-activation is held against the shifts before it, so that the derivative in
-    a shift is that of one activation.
+    The gradient is stopped at each layer's input, so that the derivative in a shift is that of one
+    activation.
     """
 
     def __init__(self, shifts: Sequence[Float[Array, "n _out"]]) -> None:
@@ -168,7 +168,7 @@ class _Walk:
     def through(
         self, program: ClosedJaxpr, arguments: Sequence[tuple[Value, Any]]
     ) -> list[tuple[Value, Any]]:
-        """The kinds and values of the program's results."""
+        """Return the kinds and values of the program's results."""
         return interpreted(
             program,
             arguments,
@@ -202,7 +202,7 @@ class _Walk:
 
 
 def _order(axes: Axes) -> list[int]:
-    """The axes with the examples first, then the features; those of size one may stand anywhere."""
+    """Return the axes, the examples first, then the features; axes of size one stay anywhere."""
 
     def place(i: int) -> int:
         label = axes[i]
@@ -212,14 +212,14 @@ def _order(axes: Axes) -> list[int]:
 
 
 def _rows(value: Any, axes: Axes) -> Float[Array, "n m"]:
-    """The value with one row an example."""
+    """Return the value with one row per example."""
     order = _order(axes)
     examples = [n for label, n in zip(axes, value.shape, strict=True) if label is Label.EXAMPLE]
     return jnp.transpose(value, order).reshape(*(examples or [1]), -1)
 
 
 def _placed(rows: Float[Array, "n m"], axes: Axes, like: Any) -> Any:
-    """Rows in the layout of another value: the inverse of `_rows`."""
+    """Return rows in the layout of another value: the inverse of `_rows`."""
     order = _order(axes)
     ordered = rows.reshape([like.shape[i] for i in order])
     return jnp.transpose(ordered, np.argsort(order).tolist()).astype(like.dtype)

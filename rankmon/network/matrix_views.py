@@ -1,7 +1,7 @@
-"""The matrices that a parameter leaf stands for: rows, columns, layers and heads.
+"""Parameter leaves viewed as matrices: which axes are rows and columns, and which count matrices.
 
-Which axes are which comes from the user, from the operation that uses the leaf (`_kernels`), or
-from names and shapes, in this order.
+The axes are given by the user, by the operation that uses the leaf (`kernel_axes`), or by names and
+shapes, in this order.
 """
 
 import re
@@ -15,20 +15,20 @@ from rankmon._util.globs import matching
 from rankmon._util.tags import RESERVED_NAMES, told_apart
 from rankmon.problem.pytree import LeafSpec, is_matrix
 
-# Projections of flax's attention keep their kernels as (in, heads, head_dim).
+# Projections of Flax's attention keep their kernels as (in, heads, head_dim).
 _SPLIT_OUTPUT_LAYERS = frozenset({"query", "key", "value"})
 
 
 @dataclass(frozen=True)
 class MatrixAxes:
-    """Which axes of a leaf are the rows and which the columns of a matrix; others count matrices.
+    """The axes of a leaf that are rows and columns of a matrix; its other axes count matrices.
 
     Attributes:
       rows: axes, slowest first.
       columns: axes, slowest first.
-      source: what says so: "product" or "convolution", the operation that uses the leaf; "name", a
-        projection of attention; "shape", the two axes, or the last one against the others; or
-        "views", the option.
+      source: where they come from: "product" or "convolution", the operation that uses the leaf;
+        "name", a projection of attention; "shape", the two axes, or the last one against the
+        others; or "views", the option.
     """
 
     rows: tuple[int, ...]
@@ -42,7 +42,15 @@ Views = Mapping[str, tuple[Sequence[int], Sequence[int]]]
 
 @dataclass(frozen=True)
 class MatrixView:
-    """One matrix in a leaf: its name, how it is taken out, rows and columns."""
+    """One matrix in a leaf.
+
+    Attributes:
+      name: its name, unique among all matrices.
+      order: the order of the leaf's axes that puts layers (and heads) first, then rows and columns.
+      place: the matrix's index along the axes that come first.
+      shape: rows and columns.
+      axes: the leaf's axes that they are.
+    """
 
     name: str
     order: tuple[int, ...]
@@ -51,7 +59,7 @@ class MatrixView:
     axes: MatrixAxes
 
     def of(self, leaf: Any) -> Any:
-        """The matrix, taken from the leaf, an array of NumPy or JAX."""
+        """Return the matrix from the leaf, an array of NumPy or JAX."""
         return leaf.transpose(self.order)[self.place].reshape(self.shape)
 
 
@@ -62,12 +70,12 @@ def matrix_views(
     views: Views | None = None,
     by_head: bool = False,
 ) -> list[tuple[int, MatrixView]]:
-    """Every matrix in these leaves with the index of its leaf; no two have the same name.
+    """Return every matrix in these leaves with the index of its leaf; no two names are the same.
 
     Args:
-      specs: of all leaves; those that are no matrices are passed over.
-      known: the axes that the network's operations tell, by index.
-      views: the user's, which come first.
+      specs: those of all leaves; leaves that are not matrices are skipped.
+      known: the axes from the network's operations, by the leaf's index.
+      views: the user's axes, which take precedence.
       by_head: whether the heads of attention's projections are matrices as well.
 
     Raises:
@@ -90,10 +98,10 @@ def matrix_views(
 
 
 def tag_names(names: Sequence[str], leaves: Collection[str]) -> tuple[str, ...]:
-    """Return the names that matrices have in tags, where a Hessian and features have some too.
+    """Return the matrices' names in tags, changed if the Hessian or features have such tags too.
 
     Args:
-      names: of the matrices, all different.
+      names: those of the matrices, all different.
       leaves: the names of all leaves: the features of "W" are at "features/W".
     """
 
@@ -106,7 +114,7 @@ def tag_names(names: Sequence[str], leaves: Collection[str]) -> tuple[str, ...]:
 
 
 def _views_of(spec: LeafSpec, axes: MatrixAxes, by_head: bool) -> Iterator[MatrixView]:
-    """The matrices of one leaf: of each layer, and of each head in it."""
+    """Yield the matrices of one leaf: of each layer, and of each head in it."""
     layers = [axis for axis in range(len(spec.shape)) if axis not in axes.rows + axes.columns]
     head = _head_axis(spec, axes) if by_head else None
     for place in np.ndindex(*(spec.shape[axis] for axis in layers)):
@@ -130,7 +138,7 @@ def _without(axes: tuple[int, ...], axis: int) -> tuple[int, ...]:
 
 
 def _head_axis(spec: LeafSpec, axes: MatrixAxes) -> int | None:
-    """The axis of heads in a projection of flax's attention; None in other kernels."""
+    """Return the axis of heads in a projection of Flax's attention; None in other kernels."""
     if axes.source == "convolution":
         return None
     sides = len(axes.rows), len(axes.columns)
@@ -140,12 +148,12 @@ def _head_axis(spec: LeafSpec, axes: MatrixAxes) -> int | None:
 
 
 def _layer(name: str) -> str:
-    """The name of the layer that the leaf belongs to."""
+    """Return the name of the layer that the leaf belongs to."""
     return name.split("/")[-2] if "/" in name else ""
 
 
 def named_axes(name: str, shape: Sequence[int], *, layers: Sequence[int] = ()) -> MatrixAxes:
-    """The axes by name and shape, where no operation tells more.
+    """Return the axes by name and shape, for leaves whose use is not known.
 
     A dense kernel is itself; a convolution's (kh, kw, in, out) is (kh kw in) x out; the query, key
     and value projections of attention, (in, heads, head_dim), are in x (heads head_dim), and the
@@ -158,17 +166,17 @@ def named_axes(name: str, shape: Sequence[int], *, layers: Sequence[int] = ()) -
 
 
 def matrix_shape(spec: LeafSpec) -> tuple[int, int]:
-    """Rows and columns of the matrix that a kernel stands for by its name and shape."""
+    """Return the rows and columns of a kernel's matrix by its name and shape."""
     rows = named_axes(spec.name, spec.shape).rows
     m = int(np.prod([spec.shape[axis] for axis in rows]))
     return m, spec.size // m
 
 
 def given_axes(specs: Sequence[LeafSpec], views: Views) -> dict[int, MatrixAxes]:
-    """The axes that the user gives, by the leaf's index; the first pattern that matches counts.
+    """Return the axes that the user gives, by the leaf's index; the first pattern that fits counts.
 
     Raises:
-      TypeError: for views that are no mapping to pairs of axes.
+      TypeError: for views that are not a mapping to pairs of axes.
       ValueError: for a pattern without a matrix, or axes that the leaf does not have.
     """
     if not isinstance(views, Mapping):

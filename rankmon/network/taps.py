@@ -1,8 +1,14 @@
-"""Inputs of each layer and outputs of each ReLU, found by one walk along the network's program."""
+"""Taps on any network: the input of each layer, and where each ReLU is positive.
+
+The network's jaxpr is walked. The operand of a product or a convolution with a kernel is the input
+of that layer, its features. A kernel may be computed from parameters (weight and spectral
+normalization), and is then named after the largest of them. The result of max(z, 0) shows which
+units of a ReLU are positive. Layers inside `lax.scan`, `while` and `cond` are not seen.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +33,45 @@ from rankmon.problem.flat import FlatProblem
 from rankmon.problem.precision import abstract_array
 
 
+class Taps(NamedTuple):
+    """The taps on one network, compiled.
+
+    Attributes:
+      evaluate: (leaves, inputs) -> (features, positive). The features of a dense layer have a row
+        for every example and position, those of a convolution one for every example. The entries
+        of `positive`, one array for each ReLU, are bools with a column for each unit.
+      layers: for each layer the name of its kernel, numbered if it is used more than once.
+      relus: for each ReLU the name of the last layer before it, numbered likewise.
+    """
+
+    evaluate: Callable[..., tuple[list[Array], list[Array]]]
+    layers: list[str]
+    relus: list[str]
+
+
+def compiled_taps(flat: FlatProblem) -> Taps:
+    """Compile the taps on a problem's network, in the precision of the problem."""
+    program, leaves = flat.program, len(flat.specs)
+    sources = [_Source(leaf=i) for i in range(leaves)]
+    sources += [_Source(of_data=True)] * (len(program.in_avals) - leaves)
+    layers: list[str] = []
+    relus: list[str] = []
+
+    def walk(arguments: Sequence[Any]) -> Any:
+        own = _Walk(flat)  # it holds traced arrays, which must not outlive the trace
+        own.through(program, list(zip(arguments, sources, strict=True)))
+        layers[:], relus[:] = own.layers, own.relus
+        return own.features, own.positive
+
+    shapes = [abstract_array(aval.shape, aval.dtype) for aval in program.in_avals]
+    with flat.precision.scope():
+        compiled = jax.jit(walk).lower(shapes).compile()
+    return Taps(lambda leaves, inputs: compiled([*leaves, *jax.tree.leaves(inputs)]), layers, relus)
+
+
 @dataclass(frozen=True)
-class Source:
-    """Where a value comes from.
+class _Source:
+    """The origin of a value.
 
     Attributes:
       leaf: the parameter that it is, or the largest of those that it is computed from.
@@ -45,41 +87,16 @@ class Source:
         return self.leaf is not None and not self.of_data
 
 
-Seen = tuple[Any, Source]
-
-
-def compiled_walk(flat: FlatProblem) -> tuple[Callable[..., Any], list[str], list[str]]:
-    """Compile a function from leaves and inputs to features and to where ReLUs are positive.
-
-    Returns:
-      The function, the names of the parameters that are applied to those features, and for each
-      ReLU the name of the last one before it.
-    """
-    program, leaves = flat.program, len(flat.specs)
-    sources = [Source(leaf=i) for i in range(leaves)]
-    sources += [Source(of_data=True)] * (len(program.in_avals) - leaves)
-    layers: list[str] = []
-    relus: list[str] = []
-
-    def walk(arguments: Sequence[Any]) -> Any:
-        own = _Walk(flat)  # it holds traced arrays, which must not outlive the trace
-        own.along(program, list(zip(arguments, sources, strict=True)))
-        layers[:], relus[:] = own.layers, own.relus
-        return own.features, own.positive
-
-    shapes = [abstract_array(aval.shape, aval.dtype) for aval in program.in_avals]
-    with flat.precision.scope():
-        compiled = jax.jit(walk).lower(shapes).compile()
-    return lambda leaves, inputs: compiled([*leaves, *jax.tree.leaves(inputs)]), layers, relus
+_Seen = tuple[Any, _Source]
 
 
 class _Walk:
-    """Evaluates a network's jaxpr, and notes the layers and ReLUs on the way.
+    """An evaluation of a network's jaxpr that records its layers and ReLUs.
 
     Attributes:
-      layers: the names of the parameters that are applied to features, in this order.
-      features: those features.
-      relus: for each ReLU the name of the last parameter before it.
+      layers: the names of the kernels, in the order of evaluation.
+      features: the inputs of these layers.
+      relus: for each ReLU the name of the last layer before it.
       positive: where each ReLU is positive.
     """
 
@@ -92,19 +109,19 @@ class _Walk:
         self._names = [spec.name for spec in flat.specs]
         self._width: int | None = None  # the units of the last layer, if they come last
 
-    def along(self, program: ClosedJaxpr, arguments: Sequence[Seen]) -> list[Seen]:
-        """Return the program's results and where they come from."""
+    def through(self, program: ClosedJaxpr, arguments: Sequence[_Seen]) -> list[_Seen]:
+        """Return the program's results with their origins."""
         return interpreted(
             program,
             arguments,
-            constant=lambda _, value: (value, Source()),
+            constant=lambda _, value: (value, _Source()),
             operation=self._operation,
         )
 
-    def _operation(self, jaxpr: Jaxpr, eqn: JaxprEqn, seen: list[Seen]) -> list[Seen]:
+    def _operation(self, jaxpr: Jaxpr, eqn: JaxprEqn, seen: list[_Seen]) -> list[_Seen]:
         name = eqn.primitive.name
         if name in CALLS | CUSTOM_CALLS:
-            return self.along(nested(eqn), seen)
+            return self.through(nested(eqn), seen)
         operands, sources = [value for value, _ in seen], [source for _, source in seen]
         results, source = evaluated(jaxpr, eqn, operands), self._merged(sources)
         if name in (DOT, CONVOLUTION):
@@ -114,15 +131,15 @@ class _Walk:
             self.positive.append((results[0] > 0).reshape(-1, results[0].shape[-1]))
         return [(result, source) for result in results]
 
-    def _merged(self, sources: Sequence[Source]) -> Source:
+    def _merged(self, sources: Sequence[_Source]) -> _Source:
         leaves = [source.leaf for source in sources if source.leaf is not None]
         largest = max(leaves, key=lambda leaf: self._specs[leaf].size, default=None)
-        return Source(largest, any(source.of_data for source in sources))
+        return _Source(largest, any(source.of_data for source in sources))
 
     def _note_layer(
-        self, eqn: JaxprEqn, operands: Sequence[Any], sources: Sequence[Source], result: Any
+        self, eqn: JaxprEqn, operands: Sequence[Any], sources: Sequence[_Source], result: Any
     ) -> None:
-        """Note a product of features with a kernel, which may be computed from parameters."""
+        """Record a product of features with a kernel, which may be computed from parameters."""
         kernels = [source.is_kernel for source in sources]
         at = kernels.index(False) if False in kernels else 0  # the place of the features
         leaf = sources[1 - at].leaf
@@ -138,12 +155,15 @@ class _Walk:
             self._width = result.shape[-1] if is_last else None
 
     def _unique(self, name: str, seen: Sequence[str]) -> str:
-        """The name, numbered if a parameter is applied to features more than once."""
+        """Return the name, numbered if the kernel is applied to features more than once."""
         taken = {*seen, *self._names} if name in seen else seen
         return told_apart([name], taken=taken)[0]
 
     def _is_of_layer(self, result: Any) -> bool:
-        """Whether the examples come first and the last layer's units last: no variance or index."""
+        """Return whether the examples come first and the last layer's units last.
+
+        A variance or an index computed by max(z, 0) has other axes.
+        """
         floating = jnp.issubdtype(result.dtype, jnp.floating)
         if not floating or result.ndim < 2:
             return False
@@ -151,7 +171,7 @@ class _Walk:
 
 
 def _dense_rows(eqn: JaxprEqn, features: Any, at: int) -> Float[Array, "rows m"]:
-    """The axes that are summed over are the features; every other one counts rows."""
+    """Return the features, which are the axes that are summed over; the others count rows."""
     summed = dot_axes(eqn)[0][at]
     kept = [axis for axis in range(features.ndim) if axis not in summed]
     width = int(np.prod([features.shape[axis] for axis in summed], dtype=np.int64))
@@ -166,13 +186,13 @@ def _dense_units(eqn: JaxprEqn, kernel: Any, at: int) -> int | None:
 
 
 def _convolution_rows(eqn: JaxprEqn, features: Any, at: int) -> Float[Array, "rows m"]:
-    """One row an example."""
+    """Return the features with one row per example."""
     examples = convolution_axes(eqn).lhs_spec[0] if at == 0 else 0
     return jnp.moveaxis(features, examples, 0).reshape(features.shape[examples], -1)
 
 
 def _is_relu(jaxpr: Jaxpr, eqn: JaxprEqn) -> bool:
-    """Whether it is max(z, 0) of a z that goes nowhere else: CELU and leaky ReLU take it twice."""
+    """Return whether this is max(z, 0) of a z used once; CELU and leaky ReLU use it twice."""
     operands = [atom for atom in eqn.invars if not _is_zero(atom)]
     if eqn.primitive.name != MAX or len(operands) != 1:
         return False

@@ -28,9 +28,7 @@ from rankmon.linalg.numerical_rank import (
 from rankmon.linalg.spectrum import singular_values
 from rankmon.measure.rank_scalars import count_scalar
 from rankmon.network.dense_stack import recognized_stack
-from rankmon.network.taps import (
-    compiled_walk,
-)
+from rankmon.network.taps import compiled_taps
 from rankmon.probes.base import Description, Measurement, Prediction, State
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Snapshot
@@ -66,7 +64,7 @@ class FeaturesProbe:
         Raises:
           ValueError: where no layer and no ReLU is seen.
         """
-        found = optionally(flat.problem, "features", lambda: compiled_walk(flat), otherwise=None)
+        found = optionally(flat.problem, "features", lambda: compiled_taps(flat), otherwise=None)
         if found is None:
             return PreparedFeatures(flat, lambda *_: ([], []), [], [], self.tolerance)
         compiled, layers, relus = found
