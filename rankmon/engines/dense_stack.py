@@ -1,4 +1,4 @@
-"""H_o, H_f and dF/dtheta of a stack of dense layers, by contractions over examples; no spectra.
+"""H_o and H_f of a stack of dense layers, assembled by contractions over examples.
 
 Symbols: z^l = W^l h^{l-1} (+ b^l), h^l = f_l(z^l), F = h^L, per example i; a bias is one more
 column of W^l and one more entry 1 of h^{l-1}. With residuals delta_i, output Hessians B_i, weights
@@ -16,7 +16,8 @@ the entries of the blocks in the rows of W^l_{ce} and the columns of W^k_{ab}, l
 about n p^2 operations, where p products with basis vectors take about 12 n p^2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 import numpy as np
@@ -24,20 +25,15 @@ from jaxtyping import Float, Int
 
 from rankmon._util.text import bytes_text
 from rankmon.hessian.memory import HessianParts, dense_bytes, is_wide, refuse_oversize, root_values
-from rankmon.hessian.stack_jacobian import (
-    Batch,
-    Blocks,
-    cut_states,
-    has_bias,
-    layer_spans,
-    parameter_places,
-)
+from rankmon.hessian.stack_jacobian import StackBatch, parameter_places
 from rankmon.network.dense_stack import DenseStack
 from rankmon.network.layer_states import layer_states
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.output_hessians import EVALUATED_ALIVE, OutputHessians
 
 _Matrix = Float[np.ndarray, "p p"]
+# By layers (l, k), l <= k, counted from 0.
+_Blocks = dict[tuple[int, int], Float[np.ndarray, "_out _c _out _c"]]
 
 
 class StackCurvature:
@@ -94,9 +90,8 @@ class StackCurvature:
         b: OutputHessians,
         deltas: Sequence[Float[np.ndarray, "n k"]],
     ) -> HessianParts:
-        flat, states = self.flat, self._states(leaves)
-        kernels, constant = self._stack.weights(leaves), has_bias(self._stack)
-        sizes = [W.shape[0] * (W.shape[1] + one) for W, one in zip(kernels, constant, strict=True)]
+        flat = self.flat
+        batch = StackBatch.at(self._stack, leaves, self._states(leaves))
         outer, *functional = (np.zeros((flat.p, flat.p)) for _ in range(1 + len(deltas)))
         roots = b.roots(flat.weights) if is_wide(flat) else None
         if roots is not None and roots.signs is not None:
@@ -104,19 +99,18 @@ class StackCurvature:
         root = None if roots is None else np.empty((flat.positions, roots.count, flat.p))
         for start in flat.pace.over("H_o and H_f", range(0, flat.positions, self._chunk)):
             part = slice(start, start + self._chunk)
-            batch = Batch(kernels, constant, cut_states(states, part))
-            weights = flat.weights[part]
-            batch.add_outer(
-                _blocks(outer, kernels, constant),
+            chunk, weights = _Chunk(batch.part(part)), flat.weights[part]
+            chunk.add_outer(
+                _blocks(outer, batch),
                 lambda J: weights[:, None, None] * b.products(J, part),  # noqa: B023
             )
             for H, delta in zip(functional, deltas, strict=True):
-                batch.add_functional(_blocks(H, kernels, constant), weights[:, None] * delta[part])
+                chunk.add_functional(_blocks(H, batch), weights[:, None] * delta[part])
             if root is not None and roots is not None:
                 rooted = partial(roots.products, part=part)
-                root[part] = batch.weighted_jacobian(rooted)
+                root[part] = chunk.batch.weighted_jacobian(rooted)
         for H in (outer, *functional):
-            _mirror(H, sizes)
+            _mirror(H, batch)
         values = None
         if root is not None and np.all(np.isfinite(root)):
             values = root_values(root.reshape(-1, flat.p))
@@ -137,12 +131,25 @@ class StackCurvature:
         return min(self.flat.positions, room // example)
 
 
-def _blocks(
-    matrix: _Matrix, kernels: Sequence[Float[np.ndarray, "_out _in"]], constant: Sequence[bool]
-) -> Blocks:
-    """Views of the blocks on and above the diagonal, each axis split into M_l and c_l."""
-    shapes = [(W.shape[0], W.shape[1] + one) for W, one in zip(kernels, constant, strict=True)]
-    spans = layer_spans([rows * columns for rows, columns in shapes])
+def _shapes(batch: StackBatch) -> list[tuple[int, int]]:
+    """Return (M_l, c_l) of each layer."""
+    return [
+        (W.shape[0], W.shape[1] + one) for W, one in zip(batch.kernels, batch.biased, strict=True)
+    ]
+
+
+def _spans(shapes: Sequence[tuple[int, int]]) -> list[slice]:
+    """Return the rows and columns that belong to each layer."""
+    ends = np.cumsum([rows * columns for rows, columns in shapes]).tolist()
+    return [
+        slice(end - rows * columns, end) for end, (rows, columns) in zip(ends, shapes, strict=True)
+    ]
+
+
+def _blocks(matrix: _Matrix, batch: StackBatch) -> _Blocks:
+    """Return views of the blocks on and above the diagonal, each axis split into M_l and c_l."""
+    shapes = _shapes(batch)
+    spans = _spans(shapes)
     return {
         (at, k): matrix[spans[at], spans[k]].reshape(*shapes[at], *shapes[k])
         for k in range(len(spans))
@@ -150,8 +157,106 @@ def _blocks(
     }
 
 
-def _mirror(matrix: _Matrix, sizes: Sequence[int]) -> None:
-    spans = layer_spans(sizes)
+def _mirror(matrix: _Matrix, batch: StackBatch) -> None:
+    """Copy the blocks above the diagonal to below it."""
+    spans = _spans(_shapes(batch))
     for k, columns in enumerate(spans):
         for rows in spans[:k]:
             matrix[columns, rows] = matrix[rows, columns].T
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Some of the examples, and their share of H_o and H_f."""
+
+    batch: StackBatch
+
+    @cached_property
+    def passed(self) -> dict[tuple[int, int], Float[np.ndarray, "n _to _from"]]:
+        """dz^m/dz^l by (m, l), l < m."""
+        found, kernels, slopes = {}, self.batch.kernels, self.batch.states.slopes
+        for at, slope in enumerate(slopes[:-1]):
+            found[at + 1, at] = kernels[at + 1] * slope[:, None, :]
+            for m in range(at + 1, len(kernels) - 1):
+                scaled = slopes[m][:, :, None] * found[m, at]
+                found[m + 1, at] = kernels[m + 1] @ scaled
+        return found
+
+    def activated(self, m: int, at: int) -> Float[np.ndarray, "n to from"]:
+        """Return dh^m/dz^l, l <= m."""
+        slope = self.batch.states.slopes[m]
+        if m == at:
+            return slope[:, :, None] * np.eye(slope.shape[1])
+        return slope[:, :, None] * self.passed[m, at]
+
+    def backward(
+        self, weighted: Float[np.ndarray, "n k"]
+    ) -> tuple[list[Float[np.ndarray, "n _out"]], list[Float[np.ndarray, "n _out"]]]:
+        """Return e^1, ..., e^L and g^1, ..., g^L."""
+        kernels, slopes = self.batch.kernels, self.batch.states.slopes
+        e, g = [weighted], [weighted * slopes[-1]]
+        for W, slope in zip(kernels[:0:-1], slopes[-2::-1], strict=True):
+            e.append(g[-1] @ W)
+            g.append(e[-1] * slope)
+        return e[::-1], g[::-1]
+
+    def add_outer(self, blocks: _Blocks, curved: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Add these examples' share of H_o, on and above the block diagonal; curved is w B."""
+        J = self.batch.jacobians
+        for k in range(len(J)):
+            right = curved(J[k])
+            for at in range(k + 1):
+                self._add_curved(blocks, at, k, J[at].transpose(0, 2, 1) @ right)
+
+    def add_functional(self, blocks: _Blocks, weighted: Float[np.ndarray, "n k"]) -> None:
+        """Add these examples' share of H_f, on and above the block diagonal."""
+        e, g = self.backward(weighted)
+        for k in range(len(g)):
+            for at in range(k):
+                D = self.activated(k - 1, at)
+                self._add_straight(blocks, at, k, D, g[k])
+        bent = [bend * e_m for bend, e_m in zip(self.batch.states.bends, e, strict=True)]
+        if not any(np.any(c) for c in bent):
+            return
+        for k in range(len(g)):
+            for at in range(k + 1):
+                self._add_curved(blocks, at, k, self._bent(at, k, bent))
+
+    def _bent(
+        self, at: int, k: int, bent: Sequence[Float[np.ndarray, "n _out"]]
+    ) -> Float[np.ndarray, "n _out _in"]:
+        """Return A_{lk}."""
+        own = bent[k]
+        if at == k:
+            A = own[:, :, None] * np.eye(own.shape[1])
+        else:
+            A = self.passed[k, at].transpose(0, 2, 1) * own[:, None, :]
+        for m in range(k + 1, len(bent)):
+            left = self.passed[m, at].transpose(0, 2, 1) * bent[m][:, None, :]
+            A += left @ self.passed[m, k]
+        return A
+
+    def _add_straight(
+        self,
+        blocks: _Blocks,
+        at: int,
+        k: int,
+        D: Float[np.ndarray, "n b c"],
+        g: Float[np.ndarray, "n a"],
+    ) -> None:
+        """Add sum_i h_e D_bc g_a."""
+        h = self.batch.received[at]
+        eabc = _outer_products(h, g).T @ D.reshape(len(D), -1)
+        eabc = eabc.reshape(h.shape[1], g.shape[1], *D.shape[1:])
+        blocks[at, k][..., : D.shape[1]] += eabc.transpose(3, 0, 1, 2)
+
+    def _add_curved(self, blocks: _Blocks, at: int, k: int, A: Float[np.ndarray, "n c a"]) -> None:
+        """Add sum_i h_e h_b A_ca."""
+        h, h_k = self.batch.received[at], self.batch.received[k]
+        caeb = A.reshape(len(A), -1).T @ _outer_products(h, h_k)
+        caeb = caeb.reshape(*A.shape[1:], h.shape[1], h_k.shape[1])
+        blocks[at, k][...] += caeb.transpose(0, 2, 1, 3)
+
+
+def _outer_products(left: Float[np.ndarray, "n a"], right: Float[np.ndarray, "n b"]) -> np.ndarray:
+    return (left[:, :, None] * right[:, None, :]).reshape(len(left), -1)
