@@ -14,9 +14,9 @@ from pathlib import Path
 
 
 @contextmanager
-def tensorboard_server(logdir: Path, *flags: str, **environment: str):
+def tensorboard_server(logdir: Path, *flags: str, python: str = sys.executable, **environment: str):
     """A server process on a free port of the loopback interface; yields its address."""
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir)]
+    command = [python, "-m", "tensorboard.main", "--logdir", str(logdir)]
     command += ["--host", "127.0.0.1", "--port", "0", *flags]
     log = logdir.with_name(f"{logdir.name}.log")
     with log.open("wb") as output:
