@@ -112,6 +112,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return __all__.copy()
+
+
 if not TYPE_CHECKING:  # type checkers would believe that rankmon has every name
 
     def __getattr__(name):
@@ -124,11 +128,6 @@ if not TYPE_CHECKING:  # type checkers would believe that rankmon has every name
         globals()[name] = value
         return value
 
-
-def __dir__() -> list[str]:
-    return __all__.copy()
-
-
-if os.environ.get("EAGER_IMPORT"):
-    for _name in __all__:
-        __getattr__(_name)
+    if os.environ.get("EAGER_IMPORT"):
+        for _name in __all__:
+            __getattr__(_name)
