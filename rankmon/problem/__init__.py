@@ -1,4 +1,4 @@
-"""What is measured: a network, a loss, a probe batch, and parameters as one vector theta."""
+"""The problem that is measured: a network, a loss, a probe batch, and parameters as one vector."""
 
 from rankmon.problem.problem import Problem
 

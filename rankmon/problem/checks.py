@@ -1,17 +1,23 @@
-"""What is refused before it is computed, with what was expected, what came and what to do."""
+"""Checks of a problem's inputs, targets, weights, outputs and parameters before any computation."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rankmon._util.warnings import warn_user
 from rankmon.problem.losses import Loss
-from rankmon.problem.pytree import leaf_names
+from rankmon.problem.pytree import LeafSpec, leaf_names
 
 
 def leading_axis(name: str, tree: Any) -> int:
-    """The common leading axis n of all leaves."""
+    """Return n, the common leading axis of all leaves.
+
+    Raises:
+      ValueError: if there is none, or n = 0.
+    """
     leaves = jax.tree.leaves(tree)
     sizes = {leaf.shape[:1] for leaf in leaves}
     if len(leaves) > 1 and sizes == {()}:
@@ -37,7 +43,7 @@ def leading_axis(name: str, tree: Any) -> int:
 
 
 def check_some_numbers(inputs: Any) -> None:
-    """Refuses inputs without a number in any of their arrays."""
+    """Refuse inputs whose arrays are all empty."""
     if not any(leaf.size for leaf in jax.tree.leaves(inputs)):
         raise ValueError(
             f"expected inputs with at least one number for each example, got shapes "
@@ -46,14 +52,14 @@ def check_some_numbers(inputs: Any) -> None:
 
 
 def _shown(tree: Any) -> str:
-    """The shapes of a tree's first arrays, with their names."""
+    """Return the names and shapes of a tree's first arrays."""
     named = list(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
     shown = [f"{name} {np.shape(leaf)}" for name, leaf in named[:6]]
     return "{" + ", ".join(shown + ["..."] * (len(named) > 6)) + "}"
 
 
 def check_finite(name: str, tree: Any) -> None:
-    """Refuses leaves that are not numbers, and NaN or infinity among them."""
+    """Refuse leaves that are not numbers, and those with NaN or infinity."""
     for leaf in jax.tree.leaves(tree):
         if not (jnp.issubdtype(leaf.dtype, jnp.number) or jnp.issubdtype(leaf.dtype, jnp.bool_)):
             remedy = (
@@ -72,7 +78,7 @@ def check_finite(name: str, tree: Any) -> None:
 
 
 def check_weights(weights: np.ndarray, n: int) -> None:
-    """Refuses example weights that are not [n, ...], non-negative and somewhere positive."""
+    """Refuse example weights unless they are [n, ...], non-negative and somewhere positive."""
     check_finite("weights", weights)
     if weights.ndim < 1 or weights.shape[0] != n:
         raise ValueError(
@@ -87,10 +93,45 @@ def check_weights(weights: np.ndarray, n: int) -> None:
         )
 
 
+def check_outputs(outputs: Any, n: int) -> None:
+    """Refuse outputs of apply that are not [n, ..., k] floats, and say what to write instead."""
+    if not hasattr(outputs, "shape"):
+        raise TypeError(
+            f"expected apply(params, inputs) to give one array [n, k], got a "
+            f"{type(outputs).__name__}; {_how_to_give_one(outputs, n)}"
+        )
+    if not jnp.issubdtype(outputs.dtype, jnp.floating):
+        raise TypeError(
+            f"expected apply to give floating outputs, got {outputs.dtype}; "
+            "return the logits or predictions, not labels"
+        )
+    if len(outputs.shape) < 2 or outputs.shape[0] != n or 0 in outputs.shape:
+        raise ValueError(
+            f"expected apply to give outputs [n, k] or [n, ..., k] with n = {n}, got shape "
+            f"{tuple(outputs.shape)}; keep the example axis first and the outputs' axis last "
+            "(for one output per example, [n, 1])"
+        )
+
+
+def _how_to_give_one(outputs: Any, n: int) -> str:
+    picked = "[0]" if isinstance(outputs, (tuple, list)) else "[...]"
+    if isinstance(outputs, dict) and outputs:
+        picked = f"[{next(iter(outputs))!r}]"
+    rows = [a for a in jax.tree.leaves(outputs) if np.shape(a)[:1] == (n,)]
+    if len(rows) < 2:
+        return f"wrap it: `lambda params, x: apply(params, x){picked}`"
+    return (
+        "concatenate what the loss needs (a VAE's mean and log variance too, or its KL term is "
+        "not measured) and take it apart in a callable loss: `lambda params, x: jnp.concatenate("
+        "jax.tree.leaves(apply(params, x)), axis=-1)`; if the loss needs one of them alone, "
+        f"`apply(params, x){picked}`"
+    )
+
+
 def check_targets(
     loss: Loss, targets: Any, weights: np.ndarray | None, outputs: tuple[int, ...]
 ) -> None:
-    """Refuses targets and weights that do not fit outputs [n, ..., k] and the loss."""
+    """Refuse targets and weights that do not fit outputs [n, ..., k] and the loss."""
     if weights is not None and weights.shape != outputs[:-1][: weights.ndim]:
         raise ValueError(
             f"expected weights of shape {outputs[:-1]} or {outputs[:1]}, got {weights.shape}; "
@@ -152,36 +193,44 @@ def _check_classes(targets: np.ndarray, outputs: tuple[int, ...]) -> None:
         )
 
 
-def _how_to_give_one(outputs: Any, n: int) -> str:
-    picked = "[0]" if isinstance(outputs, (tuple, list)) else "[...]"
-    if isinstance(outputs, dict) and outputs:
-        picked = f"[{next(iter(outputs))!r}]"
-    rows = [a for a in jax.tree.leaves(outputs) if np.shape(a)[:1] == (n,)]
-    if len(rows) < 2:
-        return f"wrap it: `lambda params, x: apply(params, x){picked}`"
-    return (
-        "concatenate what the loss needs (a VAE's mean and log variance too, or its KL term is "
-        "not measured) and take it apart in a callable loss: `lambda params, x: jnp.concatenate("
-        "jax.tree.leaves(apply(params, x)), axis=-1)`; if the loss needs one of them alone, "
-        f"`apply(params, x){picked}`"
-    )
-
-
-def check_outputs(outputs: Any, n: int) -> None:
-    """Refuses what apply must not give, with an error that shows what to write instead."""
-    if not hasattr(outputs, "shape"):
-        raise TypeError(
-            f"expected apply(params, inputs) to give one array [n, k], got a "
-            f"{type(outputs).__name__}; {_how_to_give_one(outputs, n)}"
+def check_moving(specs: Sequence[LeafSpec]) -> None:
+    """Refuse parameters of which no leaf is differentiated."""
+    if not any(spec.differentiated and spec.size for spec in specs):
+        numbers = (
+            "write jnp.asarray(...) around Python's numbers, " if _python_floats(specs) else ""
         )
-    if not jnp.issubdtype(outputs.dtype, jnp.floating):
-        raise TypeError(
-            f"expected apply to give floating outputs, got {outputs.dtype}; "
-            "return the logits or predictions, not labels"
-        )
-    if len(outputs.shape) < 2 or outputs.shape[0] != n or 0 in outputs.shape:
         raise ValueError(
-            f"expected apply to give outputs [n, k] or [n, ..., k] with n = {n}, got shape "
-            f"{tuple(outputs.shape)}; keep the example axis first and the outputs' axis last "
-            "(for one output per example, [n, 1])"
+            f"expected parameters with at least one floating leaf to differentiate, got "
+            f"{leaves_text(specs)}; {numbers}pass the weights, or widen include="
         )
+
+
+def leaves_fit(specs: Sequence[LeafSpec], known: Sequence[LeafSpec]) -> bool:
+    """Return whether all leaves are as before, but for Python's numbers that became arrays."""
+    pairs = zip(specs, known, strict=True)
+    return all(now == was or (was.is_number and now.shape == ()) for now, was in pairs)
+
+
+def leaves_text(specs: Sequence[LeafSpec]) -> str:
+    """Return the names, dtypes and shapes of the first leaves."""
+    shown = [f"{spec.name} {spec.dtype}{list(spec.shape)}" for spec in specs[:6]]
+    return "{" + ", ".join(shown + (["..."] if len(specs) > 6 else [])) + "}"
+
+
+def warn_of_python_numbers(specs: Sequence[LeafSpec]) -> None:
+    """Warn of Python's numbers among the parameters, which are held fixed."""
+    numbers = _python_floats(specs)
+    if numbers:
+        warn_user(
+            f"expected parameters as arrays, got Python numbers at {numbers}, which are held fixed "
+            "like the rate of a dropout layer; write jnp.asarray(...) for one that is trained, "
+            "or leave it out by exclude="
+        )
+
+
+def _python_floats(specs: Sequence[LeafSpec]) -> list[str]:
+    return [
+        spec.name
+        for spec in specs
+        if spec.is_number and spec.chosen and jnp.issubdtype(spec.dtype, jnp.floating)
+    ]

@@ -1,6 +1,6 @@
-"""Models of Equinox and variables of Keras as pytrees of arrays, which leaves change in place.
+"""Models of Equinox and variables of Keras as pytrees of arrays.
 
-No framework is imported before something of it is given.
+Neither library is imported here: one that the user has not imported cannot have made the model.
 """
 
 import sys
@@ -15,19 +15,19 @@ import numpy as np
 @jax.tree_util.register_static
 @dataclass(frozen=True, eq=False)
 class Static:
-    """What is not an array in a model, as a part of the tree's structure."""
+    """A model's leaf that is not an array, as a part of the tree's structure."""
 
     value: Any
 
     def __eq__(self, other: object) -> bool:
-        """Return whether both hold the same."""
+        """Return whether both hold the same value."""
         return isinstance(other, Static) and (
             self.value is other.value
             or (type(self.value) is type(other.value) and bool(self.value == other.value))
         )
 
     def __hash__(self) -> int:
-        """Return that of the type: not everything in a model has a hash."""
+        """Return the hash of the type: not every value in a model has one."""
         return hash(type(self.value))
 
 
@@ -52,10 +52,12 @@ class Named:
 
 
 def as_arrays(params: Any) -> Any:
-    """Return the tree with arrays as leaves where Equinox or Keras have others; see `as_given`.
+    """Return the tree with arrays as its leaves, from models of Equinox and variables of Keras.
+
+    `as_given` is the inverse.
 
     Raises:
-      TypeError: for a model of Keras, which is no pytree.
+      TypeError: for a model of Keras, which is not a pytree.
     """
     modules = kinds("equinox", "Module")
     if modules:
@@ -66,13 +68,13 @@ def as_arrays(params: Any) -> Any:
 
 
 def kinds(library: str, *names: str) -> tuple[type, ...]:
-    """Return those classes of a library that it has, once something has imported it."""
+    """Return those of these classes that the library has, if it has been imported."""
     found = (getattr(sys.modules.get(library), name, None) for name in names)
     return tuple(kind for kind in found if isinstance(kind, type))
 
 
 def as_given(tree: Any) -> Any:
-    """Return what the user's function takes: the tree as it was before `as_arrays`."""
+    """Return the tree as it was before `as_arrays`, as the user's function takes it."""
     back = _mapped(lambda node: node.kind(node.arrays), tree, lambda node: isinstance(node, Named))
     return _mapped(lambda node: node.value, back, lambda node: isinstance(node, Static))
 

@@ -1,6 +1,6 @@
-"""Copies of the user's arrays that stay when the originals are donated; fetches nothing.
+"""Copies of parameters on their devices, which stay valid when the originals are donated.
 
-A copy on the device is dispatched, not awaited, compiles nothing and keeps dtype and sharding.
+A copy is dispatched and not awaited; it compiles nothing and keeps dtype and sharding.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from rankmon.problem.point import Snapshot
 
 
 def copies(leaves: Sequence[Any]) -> list[Any]:
-    """Copies, of jax.Arrays on their devices, of anything else on the host."""
+    """Return copies: of jax.Arrays on their devices, of anything else on the host."""
     arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
     with jax.transfer_guard("allow"):
         shardings = [array.sharding for array in arrays]
@@ -26,7 +26,7 @@ def copies(leaves: Sequence[Any]) -> list[Any]:
 
 @dataclass(frozen=True, eq=False)
 class DeviceCopy:
-    """The parameters at one step, to be fetched later and from any thread.
+    """The parameters at one step, which any thread can fetch to the host later.
 
     Attributes:
       flat: the problem that they belong to.
@@ -40,23 +40,23 @@ class DeviceCopy:
 
     @classmethod
     def take(cls, flat: FlatProblem, step: int, params: Any) -> "DeviceCopy":
-        """Copies the parameters; what the training loop does to them later is not seen.
+        """Copy the parameters, so that later changes by the training loop are not seen.
 
         Raises:
-          ValueError: where the structure, a shape or a dtype is no longer what it was.
+          ValueError: if the structure, a shape or a dtype is no longer what it was.
         """
         leaves, structure = jax.tree.flatten(params)
         if structure != flat.structure or not _fit(leaves, flat):
-            flat.leaves(params)  # raises, with what is different
+            flat.leaves(params)  # raises an error that names the differences
         return cls(flat, step, copies(leaves))
 
     def wait(self) -> None:
-        """Returns when the devices have made the copies, or have failed to."""
+        """Wait until the devices have made the copies, or have failed to."""
         with suppress(Exception):  # `snapshot` raises it again
             jax.block_until_ready(self.leaves)
 
     def snapshot(self) -> Snapshot:
-        """The parameters on the host."""
+        """Return the parameters on the host."""
         return Snapshot.of_leaves(self.flat, self.step, self.leaves)
 
 

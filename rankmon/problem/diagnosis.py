@@ -1,6 +1,6 @@
-"""Explain why a network cannot be evaluated: common mistakes, tried out by shapes alone.
+"""Explain why a network cannot be evaluated, by undoing common mistakes and tracing it again.
 
-Each mistake is undone, and it is named only if the network then fits its inputs and targets.
+A mistake is named only if the network without it fits its inputs and targets.
 """
 
 import copy
@@ -22,6 +22,7 @@ from rankmon.problem.pytree import Bundle, leaf_specs
 
 _Trial = tuple[Any, Any, str]  # a problem, parameters, and the sentence if these two fit
 
+# By an error's class: what was expected, and what to do.
 _BY_NAME = {
     "ScopeCollectionNotFound": (
         "all collections that the module reads",
@@ -57,18 +58,17 @@ _BY_NAME = {
         "use jax.numpy instead of NumPy in it",
     ),
 }
-
 _BY_NAME["ScopeVariableNotFoundError"] = _BY_NAME["ScopeCollectionNotFound"]
 _BY_NAME["ScopeParamNotFoundError"] = _BY_NAME["ScopeParamShapeError"]
 
 
 def explained(problem: Any, params: Any, error: Exception) -> Exception:
-    """Return what to raise instead of an error of a network that cannot be evaluated.
+    """Return the error to raise for a network that cannot be evaluated.
 
     Args:
       problem: the user's problem.
       params: its parameters, unpacked.
-      error: what was raised; it is returned, with a note, if nothing better is known.
+      error: the error that was raised; it is returned, with a note, if nothing better is known.
     """
     is_ours = str(error).startswith("expected ")
     for trial in (_stacked,) if is_ours else (_stacked, *_TRIALS):
@@ -99,7 +99,7 @@ def explained(problem: Any, params: Any, error: Exception) -> Exception:
 def _confirmed(
     trial: Callable[[Any, Any], Iterator[_Trial]], problem: Any, params: Any
 ) -> str | None:
-    """The sentence of the trial's first attempt that fits; None if none does."""
+    """Return the sentence of the trial's first attempt that fits, or None."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -138,7 +138,7 @@ def _stacked(problem: Any, params: Any) -> Iterator[_Trial]:
 
 
 def _other_arguments(problem: Any, params: Any) -> Iterator[_Trial]:
-    """The same function with its arguments in another place."""
+    """Try the function with its arguments in other places."""
     apply, inputs = problem.apply, problem.inputs
     yield (
         _with_apply(problem, lambda p, x, *extra: apply(x, p, *extra)),
@@ -176,7 +176,7 @@ def _other_arguments(problem: Any, params: Any) -> Iterator[_Trial]:
 
 
 def _more_than_parameters(problem: Any, params: Any) -> Iterator[_Trial]:
-    """A state of training, or variables with other collections."""
+    """Try the parameters inside a state of training, or beside other collections."""
     given = as_given(params)
     if hasattr(given, "params") and not isinstance(given, Bundle):
         yield problem, as_arrays(given.params), _inside(type(given).__name__, "state.params")
@@ -188,7 +188,7 @@ def _more_than_parameters(problem: Any, params: Any) -> Iterator[_Trial]:
 
 
 def _in_training_mode(problem: Any, params: Any) -> Iterator[_Trial]:
-    """A model of Equinox whose dropout wants a key."""
+    """Try an Equinox model in inference mode, if its dropout asks for a key."""
     given = as_given(params)
     if isinstance(given, kinds("equinox", "Module")):
         inference = sys.modules["equinox"].nn.inference_mode(given)

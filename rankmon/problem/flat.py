@@ -1,7 +1,8 @@
-"""A stated problem as functions of one vector theta in R^p, in the precision of the measurement.
+"""A problem at parameters of a known structure, as functions of one vector theta in R^p.
 
-Parameters of a known structure are flattened to the leaves that are differentiated and those held
-fixed; what the user states is in `problem`.
+Symbols: n examples, N positions (an output [n, ..., k] has one at each index but the last), k
+outputs, p parameters; delta_i = dl/dz and B_i = d2l/dz2, the derivatives of the loss in the outputs
+z at a position.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,11 +19,7 @@ from jaxtyping import Array, Float
 from rankmon._util.arrays import check_concrete
 from rankmon._util.expected_time import Pace, compiled
 from rankmon._util.warnings import warn_user
-from rankmon.problem.leaf_checks import (
-    check_moving,
-    leaves_fit,
-    leaves_text,
-)
+from rankmon.problem.checks import check_moving, leaves_fit, leaves_text
 from rankmon.problem.losses import Loss, Root
 from rankmon.problem.output_hessians import DenseHessians, FactoredHessians, OutputHessians
 from rankmon.problem.precision import Precision, abstract_array, abstract_arrays
@@ -31,7 +28,7 @@ from rankmon.problem.pytree import LeafSpec, leaf_specs, passing_names
 
 @runtime_checkable
 class Statement(Protocol):
-    """What `Problem` states, as far as it is needed here."""
+    """The attributes and methods of `Problem` that a `FlatProblem` uses."""
 
     n: int
     loss: Loss
@@ -43,10 +40,10 @@ class Statement(Protocol):
     lift_dtype: bool
 
     def unpack(self, params: Any, extra: Any = None) -> Any:
-        """The pytree that is measured."""
+        """Return the pytree that is measured."""
 
     def outputs(self, tree: Any, inputs: Any) -> Any:
-        """The network's outputs at that pytree."""
+        """Return the network's outputs at that pytree."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,14 +51,14 @@ class FlatProblem:
     """A `Problem` as functions of theta in R^p, the differentiated leaves in the parameter order.
 
     Attributes:
-      problem: what the user stated.
+      problem: the problem as the user stated it.
       network: (leaves, inputs) -> outputs [n, ..., k].
       structure: the parameters' tree structure.
       specs: one `LeafSpec` for each leaf.
       precision: the arithmetic of the measurement.
-      position_axes: the outputs' axes without k; each position is one example.
-      k: outputs of an example.
-      memo: what was derived from this problem before, by whoever derived it.
+      position_axes: the outputs' axes without k; each position counts as one example.
+      k: the outputs of an example.
+      memo: results that other modules derived from this problem, by a key of theirs.
     """
 
     problem: Statement
@@ -73,11 +70,34 @@ class FlatProblem:
     k: int
     memo: dict[Any, Any] = field(default_factory=dict)
 
+    @property
+    def p(self) -> int:
+        """The number of parameters differentiated."""
+        return sum(spec.size for spec in self.specs if spec.differentiated)
+
+    @property
+    def positions(self) -> int:
+        """The number of examples N, counting every position."""
+        return int(np.prod(self.position_axes))
+
+    @property
+    def root_rows(self) -> int:
+        """The number of rows of all C_i^T stacked, C_i the roots of the output Hessians."""
+        return self.positions * (self.k - self.problem.loss.null_directions)
+
+    @cached_property
+    def dtype(self) -> np.dtype:
+        """The dtype of theta."""
+        if self.precision.dtype is not None:
+            return self.precision.dtype
+        moving = [spec.dtype for spec in self.specs if spec.differentiated]
+        return jax.dtypes.canonicalize_dtype(_common_dtype(moving))
+
     def narrowed(self, include: Sequence[str], exclude: Sequence[str]) -> "FlatProblem":
-        """The same with fewer leaves differentiated: those that pass these filters as well.
+        """Return the problem with only those leaves differentiated that pass these filters as well.
 
         Raises:
-          ValueError: where a pattern matches none of them, or none is left.
+          ValueError: if a pattern matches none of them, or none is left.
         """
         moving = [spec.name for spec in self.specs if spec.differentiated]
         passing = passing_names(moving, include, exclude)
@@ -88,38 +108,11 @@ class FlatProblem:
         check_moving(specs)
         return self if specs == self.specs else replace(self, specs=specs, memo={})
 
-    @property
-    def positions(self) -> int:
-        """The number of examples N, counting every position."""
-        return int(np.prod(self.position_axes))
-
-    @property
-    def p(self) -> int:
-        """The number of parameters differentiated."""
-        return sum(spec.size for spec in self.specs if spec.differentiated)
-
-    @property
-    def warning(self) -> str | None:
-        """What the user should know of the precision of the ranks; None where it is float64's."""
-        text = self.precision.warning
-        if text and self.p * self.precision.eps >= 0.1:
-            text += (
-                f"; at p = {self.p} that cut, p * eps, is {self.p * self.precision.eps:.2g} of the "
-                "Hessian's norm: hardly any rank can be told"
-            )
-        return text
-
-    def warn_once(self) -> None:
-        """Gives that warning, the first time it is asked to."""
-        if self.warning and "warned" not in self.memo:
-            self.memo["warned"] = True
-            warn_user(self.warning)
-
     def leaves(self, params: Any) -> list[np.ndarray]:
-        """Host copies of all leaves in this problem's precision.
+        """Copy all leaves to the host in this problem's precision.
 
         Raises:
-          ValueError: where the structure, a shape or a dtype is no longer what it was.
+          ValueError: if the structure, a shape or a dtype is no longer what it was.
         """
         params = self.problem.unpack(params)
         check_concrete("parameters to be measured", params)
@@ -135,7 +128,7 @@ class FlatProblem:
             return [self.precision.lift(leaf) for leaf in jax.tree.leaves(params)]
 
     def split(self, leaves: list[np.ndarray]) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        """The differentiated leaves raveled, theta [p], and the leaves held fixed."""
+        """Return theta [p], the differentiated leaves raveled, and the leaves held fixed."""
         moving = [
             np.ravel(x).astype(self.dtype)
             for x, s in zip(leaves, self.specs, strict=True)
@@ -144,10 +137,21 @@ class FlatProblem:
         fixed = tuple(x for x, s in zip(leaves, self.specs, strict=True) if not s.differentiated)
         return np.concatenate(moving), fixed
 
+    def lifted(self, leaves: Sequence[Any]) -> list[Array]:
+        """Return all leaves in this problem's precision, wherever they are; traceable."""
+        return [
+            jnp.asarray(leaf, self.precision.lifted_dtype(spec.dtype))
+            for leaf, spec in zip(leaves, self.specs, strict=True)
+        ]
+
+    def apply_leaves(self, leaves: Sequence[Any], inputs: Any) -> Float[Array, "n k"]:
+        """Return the network's outputs at a list of leaves, one row per position; traceable."""
+        return self.network(list(leaves), inputs).reshape(-1, self.k)
+
     def outputs(
         self, theta: Float[Array, " p"], fixed: Sequence[Any], inputs: Any
     ) -> Float[Array, "n k"]:
-        """The network's outputs at theta, every position of a batch a row; traceable."""
+        """Return the network's outputs at theta, one row per position of the batch; traceable."""
         held, leaves, offset = iter(fixed), [], 0
         for spec in self.specs:
             if spec.differentiated:
@@ -169,24 +173,9 @@ class FlatProblem:
         with self.precision.scope():
             return jax.make_jaxpr(self.apply_leaves)(leaves, inputs)
 
-    def lifted(self, leaves: Sequence[Any]) -> list[Array]:
-        """All leaves in this problem's precision, wherever they are; traceable."""
-        return [
-            jnp.asarray(leaf, self.precision.lifted_dtype(spec.dtype))
-            for leaf, spec in zip(leaves, self.specs, strict=True)
-        ]
-
-    def apply_leaves(self, leaves: Sequence[Any], inputs: Any) -> Float[Array, "n k"]:
-        """The network's outputs at a list of leaves, every position of a batch a row; traceable."""
-        return self.network(list(leaves), inputs).reshape(-1, self.k)
-
     def _leaf_dtype(self, spec: LeafSpec) -> np.dtype:
         # Host arrays may be float64 where JAX has x64 off.
         return self.precision.dtype or jax.dtypes.canonicalize_dtype(spec.dtype)
-
-    def _traced(self, leaf: Any) -> np.ndarray:
-        array = np.asarray(leaf)
-        return np.array(array, self.precision.traced_dtype(array.dtype))
 
     @cached_property
     def inputs(self) -> Any:
@@ -202,6 +191,10 @@ class FlatProblem:
             self.problem.targets,
         )
 
+    def _traced(self, leaf: Any) -> np.ndarray:
+        array = np.asarray(leaf)
+        return np.array(array, self.precision.traced_dtype(array.dtype))
+
     @cached_property
     def weights(self) -> Float[np.ndarray, " n"]:
         """The weight of each position in the mean; they sum to 1."""
@@ -214,20 +207,12 @@ class FlatProblem:
         return w / np.sum(w)
 
     @cached_property
-    def dtype(self) -> np.dtype:
-        """The dtype of theta."""
-        if self.precision.dtype is not None:
-            return self.precision.dtype
-        moving = [spec.dtype for spec in self.specs if spec.differentiated]
-        return jax.dtypes.canonicalize_dtype(_common_dtype(moving))
-
-    @cached_property
     def typed_weights(self) -> np.ndarray:
         """`weights` in the dtype of theta, as compiled programs take them."""
         return self.weights.astype(self.dtype)
 
     def shapes_of(self, *trees: Any) -> tuple[Any, ...]:
-        """Shapes and dtypes of theta, of the leaves held fixed, and of these pytrees."""
+        """Return shapes and dtypes of theta, of the leaves held fixed, and of these pytrees."""
         theta = abstract_array((self.p,), self.dtype)
         fixed = tuple(
             abstract_array(spec.shape, self.precision.traced_dtype(spec.dtype))
@@ -238,27 +223,45 @@ class FlatProblem:
         return theta, fixed, *shapes
 
     @property
-    def root_rows(self) -> int:
-        """The rows of all roots of the output Hessians together."""
-        return self.positions * (self.k - self.problem.loss.null_directions)
+    def warning(self) -> str | None:
+        """The warning about the precision of the ranks; None if that is float64's."""
+        text = self.precision.warning
+        if text and self.p * self.precision.eps >= 0.1:
+            text += (
+                f"; at p = {self.p} that cut, p * eps, is {self.p * self.precision.eps:.2g} of the "
+                "Hessian's norm: hardly any rank can be told"
+            )
+        return text
+
+    def warn_once(self) -> None:
+        """Give that warning at the first call."""
+        if self.warning and "warned" not in self.memo:
+            self.memo["warned"] = True
+            warn_user(self.warning)
+
+    @cached_property
+    def pace(self) -> Pace:
+        """The expected times that were announced for this problem."""
+        return Pace()
 
     def compile(self) -> None:
-        """Compiles what is evaluated later on, perhaps on another thread.
+        """Compile the programs that are evaluated later on, perhaps on another thread.
 
-        Settings of JAX that belong to the user's thread (a mesh, a default PRNG) count here.
+        Settings of JAX that belong to the user's thread (a mesh, a default PRNG) apply here.
         """
         with self.precision.scope():
             self._evaluate  # noqa: B018  cached
             self._output_hessians  # noqa: B018
 
-    def _compiled(self, function: Callable[..., Any], *trees: Any) -> Callable[..., Any]:
-        traced = jax.jit(function).trace(*self.shapes_of(*trees))
-        return compiled("the loss and its derivatives in the outputs", traced)
-
-    @cached_property
-    def pace(self) -> Pace:
-        """What was said of how long measurements take."""
-        return Pace()
+    def loss_and_residuals(
+        self, theta: np.ndarray, fixed: Sequence[np.ndarray]
+    ) -> tuple[float, Float[np.ndarray, "n k"]]:
+        """Return the mean loss and the residuals delta_i = dl/dz at each position, in float64."""
+        with self.precision.scope():
+            loss, delta = self._evaluate(
+                theta, fixed, self.inputs, self.targets, self.typed_weights
+            )
+            return float(loss), np.array(delta, np.float64)
 
     @cached_property
     def _evaluate(self) -> Callable[..., Any]:
@@ -266,22 +269,19 @@ class FlatProblem:
 
         def evaluate(theta: Any, fixed: Any, inputs: Any, targets: Any, weights: Any) -> Any:
             z = self.outputs(theta, fixed, inputs)
-            # where keeps a masked position's NaN out of the mean.
+            # jnp.where keeps the NaN of a masked position out of the mean.
             values = jnp.where(weights > 0, jax.vmap(loss.value)(z, targets), 0.0)
             delta = jax.vmap(loss.residual)(z, targets)
             return jnp.sum(weights * values), jnp.where(weights[:, None] > 0, delta, 0.0)
 
         return self._compiled(evaluate, self.inputs, self.targets, self.typed_weights)
 
-    def loss_and_residuals(
-        self, theta: np.ndarray, fixed: Sequence[np.ndarray]
-    ) -> tuple[float, Float[np.ndarray, "n k"]]:
-        """The mean loss and the residuals delta_i = dl/dz at each position, in float64."""
+    def output_hessians(self, theta: np.ndarray, fixed: Sequence[np.ndarray]) -> OutputHessians:
+        """Return the output Hessians B_i = d2l/dz2 at each position, in float64."""
         with self.precision.scope():
-            loss, delta = self._evaluate(
-                theta, fixed, self.inputs, self.targets, self.typed_weights
+            return self.hessians_from(
+                self._output_hessians(theta, fixed, self.inputs, self.targets)
             )
-            return float(loss), np.array(delta, np.float64)
 
     @cached_property
     def _output_hessians(self) -> Callable[..., Any]:
@@ -290,20 +290,13 @@ class FlatProblem:
 
         return self._compiled(output_hessians, self.inputs, self.targets)
 
-    def output_hessians(self, theta: np.ndarray, fixed: Sequence[np.ndarray]) -> OutputHessians:
-        """The output Hessians B_i = d2l/dz2 at each position, in float64."""
-        with self.precision.scope():
-            return self.hessians_from(
-                self._output_hessians(theta, fixed, self.inputs, self.targets)
-            )
-
     def hessian_data(self, z: Float[Array, "n k"], targets: Any) -> Any:
-        """What `hessians_from` needs of the outputs, [n, k] arrays alone; traceable."""
+        """Return the [n, k] arrays from which `hessians_from` makes output Hessians; traceable."""
         root = self.problem.loss.root
         return z if root is None else jax.vmap(root)(z, targets)
 
     def hessians_from(self, data: Any) -> OutputHessians:
-        """The output Hessians from the values of `hessian_data`."""
+        """Return the output Hessians from the values of `hessian_data`."""
         if self.problem.loss.root is not None:
             scale, shift, skipped = jax.tree.map(np.asarray, data)
             shift = None if shift is None else shift.astype(np.float64)
@@ -321,9 +314,13 @@ class FlatProblem:
     def _dense_hessians(self) -> Callable[..., Any]:
         return jax.jit(jax.vmap(self.problem.loss.output_hessian))
 
+    def _compiled(self, function: Callable[..., Any], *trees: Any) -> Callable[..., Any]:
+        traced = jax.jit(function).trace(*self.shapes_of(*trees))
+        return compiled("the loss and its derivatives in the outputs", traced)
+
 
 def _common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype:
-    """A dtype that holds all of these; float32 at least if they differ."""
+    """Return a dtype that holds all of these; at least float32 if they differ."""
     if len(set(dtypes)) == 1:
         return dtypes[0]
     return np.result_type(np.float32, *(dtype for dtype in dtypes if dtype.itemsize >= 4))

@@ -1,13 +1,17 @@
-"""Flatten a stated problem at parameters of a known structure."""
+"""Make a `FlatProblem` from a stated problem at parameters of a known structure."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from rankmon.problem.checks import check_outputs, check_targets
+from rankmon.problem.checks import (
+    check_moving,
+    check_outputs,
+    check_targets,
+    warn_of_python_numbers,
+)
 from rankmon.problem.flat import FlatProblem, Statement
-from rankmon.problem.leaf_checks import check_moving, warn_of_python_numbers
 from rankmon.problem.measured_function import Network, chosen_network
 from rankmon.problem.one_example import check_loss
 from rankmon.problem.precision import NATIVE, abstract_array
@@ -15,7 +19,7 @@ from rankmon.problem.pytree import LeafSpec
 
 
 def flat_problem(problem: Statement, params: Any, specs: tuple[LeafSpec, ...]) -> FlatProblem:
-    """The problem at parameters of this structure.
+    """Return the problem at parameters of this structure, checked by shapes alone.
 
     Raises:
       TypeError, ValueError: with what was expected, what came and what to do.
@@ -55,7 +59,7 @@ def flat_problem(problem: Statement, params: Any, specs: tuple[LeafSpec, ...]) -
 
 
 def _network(problem: Statement, structure: Any) -> Callable[[Any, Any], Any]:
-    """(leaves, inputs) -> outputs [n, ..., k]."""
+    """Return the function (leaves, inputs) -> outputs [n, ..., k]."""
 
     def network(leaves: Any, inputs: Any) -> Any:
         return problem.outputs(jax.tree.unflatten(structure, leaves), inputs)

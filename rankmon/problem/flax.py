@@ -1,8 +1,8 @@
-"""Modules of Flax as functions of their parameters, and what else holds parameters, as arrays.
+"""Modules of Flax as functions apply(params, inputs, extra), evaluated in inference mode.
 
-What a module needs beside its parameters (batch statistics) is `extra`: it changes during training
-like they do, and is never differentiated. Modules are evaluated in inference mode. No framework is
-imported before something of it is given.
+`extra` holds the collections that a module needs beside its parameters (batch statistics): they
+change during training too, and are never differentiated. Flax is imported only when one of its
+modules is given.
 """
 
 import inspect
@@ -26,22 +26,20 @@ _INFERENCE = {
     "deterministic": True,
 }
 
-_OF_LINEN_APPLY = ("rngs", "mutable", "capture_intermediates")  # what is not the module's own
+# Keywords of Linen's `apply` that are not the module's own.
+_OF_LINEN_APPLY = ("rngs", "mutable", "capture_intermediates")
 
 
 def plain(params: Any) -> Any:
-    """Parameters of a function apply(params, inputs): those of a training state, or themselves."""
+    """Return the parameters of a function apply(params, inputs), which may be in a training state."""
     return as_arrays(params.params if _is_train_state(params) else params)
 
 
-# Flax
-
-
 def linen_apply(module: Any, method: Any, arguments: Mapping[str, Any]) -> Apply:
-    """apply(params, inputs, extra) of a Linen module.
+    """Return apply(params, inputs, extra) of a Linen module.
 
     Raises:
-      TypeError: for what is no Linen module, or one that does not take the inputs alone.
+      TypeError: for anything but a Linen module, or one that does not take the inputs alone.
     """
     from flax import linen
 
@@ -74,7 +72,7 @@ def linen_apply(module: Any, method: Any, arguments: Mapping[str, Any]) -> Apply
 
 
 def linen_unpack(params: Any) -> Any:
-    """The parameters, with the collections beside them, of a TrainState or a dict of variables."""
+    """Return the parameters and other collections of a TrainState or a dict of variables."""
     if _is_train_state(params):
         inner = linen_unpack(params.params)
         statistics = getattr(params, "batch_stats", None)
@@ -88,10 +86,10 @@ def linen_unpack(params: Any) -> Any:
 
 
 def nnx_network(model: Any, arguments: Mapping[str, Any]) -> tuple[Apply, Unpack]:
-    """apply(params, inputs, extra) of an NNX model, and what takes a model apart.
+    """Return apply(params, inputs, extra) of an NNX model, and the function that unpacks a model.
 
     Raises:
-      TypeError: for what is no NNX module, or one that does not take the inputs alone.
+      TypeError: for anything but an NNX module, or one that does not take the inputs alone.
     """
     from flax import nnx
 
@@ -106,7 +104,7 @@ def nnx_network(model: Any, arguments: Mapping[str, Any]) -> tuple[Apply, Unpack
     inference = nnx.clone(model)
     inference.eval()
     not_measured = (nnx.RngState, nnx.Intermediate)
-    nnx.pop(inference, nnx.Intermediate)  # what was sown; a forward pass sows it anew
+    nnx.pop(inference, nnx.Intermediate)  # sown values; a forward pass sows them anew
     graph, _, random, at_first = nnx.split(inference, nnx.Param, nnx.RngState, ...)
 
     def fresh(argument: Any) -> Any:
@@ -134,7 +132,7 @@ def nnx_network(model: Any, arguments: Mapping[str, Any]) -> tuple[Apply, Unpack
 
 
 def _switches(function: Callable[..., Any]) -> dict[str, bool]:
-    """The switches between training and inference that the function takes, set to inference."""
+    """Return the switches between training and inference that a function takes, for inference."""
     accepted = inspect.signature(function).parameters
     return {name: value for name, value in _INFERENCE.items() if name in accepted}
 
@@ -142,7 +140,7 @@ def _switches(function: Callable[..., Any]) -> dict[str, bool]:
 def _check_takes_inputs(
     function: Callable[..., Any], first: tuple[Any, ...], given: Mapping[str, Any], call: str
 ) -> None:
-    """Refuses a module that cannot be called with the inputs and the given keywords alone."""
+    """Refuse a module that cannot be called with the inputs and the given keywords alone."""
     signature = inspect.signature(function)
     try:
         signature.bind(*first, object(), **given)
@@ -165,7 +163,7 @@ def _model_of(optimizer: Any) -> Any:
 
 
 def _has_other_variables(state: Any) -> bool:
-    """Whether there are more than parameters in a state of NNX."""
+    """Return whether an NNX state has other variables than parameters."""
     from flax import nnx
 
     variables = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
@@ -173,11 +171,8 @@ def _has_other_variables(state: Any) -> bool:
     return not all(issubclass(kind, nnx.Param) for kind in kinds)
 
 
-# What is no function of parameters
-
-
 def how_to_state(apply: Any) -> str | None:
-    """What to write instead of `Problem(apply)` for a framework's model; None for a function."""
+    """Return what to write instead of `Problem(apply)` for a framework's model, or None."""
     if _is_of("flax.linen", apply) or _is_of("flax.nnx", apply):
         return "use Problem.from_linen or Problem.from_nnx"
     if _is_of("equinox", apply):
@@ -200,6 +195,6 @@ def _is_of(library: str, value: Any) -> bool:
 
 
 def _is_train_state(params: Any) -> bool:
-    """Whether it has its parameters beside what trains them, as states of Flax and Haiku do."""
-    beside = hasattr(params, "apply_fn") or hasattr(params, "opt_state")
-    return hasattr(params, "params") and beside
+    """Return whether this is a state of training with parameters in it, as Flax's and Haiku's."""
+    trains = hasattr(params, "apply_fn") or hasattr(params, "opt_state")
+    return hasattr(params, "params") and trains

@@ -1,8 +1,8 @@
-"""Functions that cast to float32 or bfloat16 inside, evaluated in float64 throughout; no ranks.
+"""Lift functions that cast to float32 or bfloat16 inside: evaluate them in float64 throughout.
 
-The operations are those that the function has on its own dtypes, as in training: their results are
-no longer rounded to them. Derivatives that a function brings along (`jax.custom_jvp`, `custom_vjp`)
-stay its own.
+The operations are those that the function has on its own dtypes, as in training, but their results
+are not rounded to these. Derivatives that a function defines (`jax.custom_jvp`, `custom_vjp`) stay
+its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ _Values = Sequence[Any]
 
 
 def lifted(function: Function) -> Function:
-    """The function with every floating operation in float64; call it in a float64 scope.
+    """Return the function with every floating operation in float64; call it in a float64 scope.
 
     Operations that exist in one dtype only (the bits of a float32) stay as they are.
     """
@@ -53,7 +53,7 @@ def lifted(function: Function) -> Function:
 
 
 def lifted_at(function: Function, *shapes: Any) -> Function:
-    """The same of a function that is traced here, at arguments of these shapes and dtypes."""
+    """Return `lifted(function)`, traced now at arguments of these shapes and dtypes."""
     program, shape = jax.make_jaxpr(function, return_shape=True)(*shapes)
 
     def on_float64(*args: Any) -> Any:
@@ -64,7 +64,7 @@ def lifted_at(function: Function, *shapes: Any) -> Function:
 
 
 def _run(program: ClosedJaxpr, args: _Values) -> list[Any]:
-    """The program's results, every floating value on the way in float64."""
+    """Return the program's results, with every floating value on the way in float64."""
     arguments = [_as_lifted(aval, x) for aval, x in zip(program.in_avals, args, strict=True)]
     return interpreted(program, arguments, constant=_as_lifted, operation=_any_operation)
 
@@ -75,31 +75,31 @@ def _any_operation(jaxpr: Jaxpr, eqn: JaxprEqn, values: list[Any]) -> list[Any]:
 
 
 def _as_lifted(aval: Any, value: Any) -> Any:
-    """The value in the dtype that the abstract value has once it is lifted."""
+    """Return the value in the lifted dtype of the abstract value."""
     dtype = getattr(aval, "dtype", None)
     return value if dtype is None else _cast(value, _wide(dtype))
 
 
 def _as_stored(variable: Any, value: Any) -> Any:
-    """The value in the variable's own dtype."""
+    """Return the value in the variable's own dtype."""
     dtype = getattr(variable.aval, "dtype", None)
     return value if dtype is None else _cast(value, dtype)
 
 
 def _wide(dtype: Any) -> Any:
-    """float64 or complex128 for a dtype below it, float32 again where JAX has nothing else."""
+    """Return float64 or complex128 for a narrower dtype; float32 outside of a float64 scope."""
     lifts = jnp.issubdtype(dtype, jnp.inexact)
     return jax.dtypes.canonicalize_dtype(DOUBLE.lifted_dtype(dtype)) if lifts else dtype
 
 
 def _cast(value: Any, dtype: Any) -> Any:
     if jnp.issubdtype(dtype, jax.dtypes.extended) or getattr(value, "dtype", None) == dtype:
-        return value  # keys of random streams have a dtype that nothing is cast to
+        return value  # nothing can be cast to the dtype of random keys
     return jnp.asarray(value, dtype)
 
 
 def _operation(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
-    """Any operation without a rule of its own: in float64, unless it does not take that.
+    """Apply an operation without a rule of its own: in float64 if it accepts that.
 
     The programs that it carries (a scatter's update, a reduction's, those of a linear solve) are
     lifted as well.
@@ -117,13 +117,13 @@ def _operation(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
 
 
 def _lifted_program(program: ClosedJaxpr) -> ClosedJaxpr:
-    """The same program of arguments in float64, lifted; for an operation that carries it."""
+    """Return a program that an operation carries, lifted, for arguments in float64."""
     shapes = [abstract_array(aval.shape, _wide(aval.dtype)) for aval in program.in_avals]
     return jax.make_jaxpr(lambda *args: _run(program, args))(*shapes)
 
 
 def _lifted_param(value: Any) -> Any:
-    """float64 for a dtype below it, as `new_dtype` or `preferred_element_type`."""
+    """Return float64 for a parameter that is a narrower dtype (an operation's result type)."""
     return _wide(value) if isinstance(value, np.dtype) else value
 
 
@@ -132,7 +132,7 @@ def _as_it_is(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
 
 
 def _original(jaxpr: Jaxpr, eqn: JaxprEqn) -> Callable[..., list[Any]]:
-    """The operation alone, in its own dtypes."""
+    """Return the operation alone, in its own dtypes."""
 
     def run(*values: Any) -> list[Any]:
         return evaluated(jaxpr, eqn, values)
@@ -141,7 +141,7 @@ def _original(jaxpr: Jaxpr, eqn: JaxprEqn) -> Callable[..., list[Any]]:
 
 
 def _convert(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
-    return values  # `_run` gives each result its variable's dtype, and here that is all
+    return values  # `_any_operation` casts each result to its lifted dtype, and that is all
 
 
 def _call(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
@@ -178,7 +178,7 @@ def _cond(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
 
 
 def _custom_jvp(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
-    """A function with a derivative of its own, lifted as well: traced in its dtypes first."""
+    """Apply a function with a derivative of its own, which is traced in its dtypes and lifted."""
     floats = [_is_float(var) for var in eqn.invars]
     moved = _shapes([var for var in eqn.invars if _is_float(var)])
 

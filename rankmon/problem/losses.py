@@ -1,10 +1,10 @@
-"""Per-example losses with their first and second derivatives in the outputs; no network.
+"""Losses of one example with their first and second derivatives in the outputs.
 
 Symbols: z the outputs of one example, shape [k]; delta = dl/dz its residual; B = d2l/dz2 its
 output Hessian, k x k. The closed forms are written without cancellation, because a rank counts
 eigenvalues down to rounding: a residual formed as p - 1 has an absolute error of eps however small
-the residual is, and that error shows up as rank. No array is of the size k x k but where it is
-asked for: with many classes a batch of these does not fit in memory.
+the residual is, and that error shows up as rank. Arrays of size k x k are formed on request only:
+with many classes a batch of them does not fit in memory.
 """
 
 from collections.abc import Callable
@@ -50,7 +50,8 @@ class Loss:
       value: (z [k], target) -> scalar.
       residual: (z [k], target) -> delta [k].
       root: (z [k], target) -> the `Root` of B; None if B is known by differentiation alone.
-      null_directions: of the outputs, in which the loss does not change: columns that a root skips.
+      null_directions: the number of output directions in which the loss does not change, which is
+        the number of columns that a root skips.
     """
 
     name: str
@@ -81,7 +82,7 @@ class Loss:
 
 
 def as_loss(loss: str | LossFunction) -> Loss:
-    """The `Loss` of that name, or one made from a callable by automatic differentiation.
+    """Return the `Loss` of that name, or one made from a callable by automatic differentiation.
 
     Args:
       loss: "mse" (1/2 ||z - y||^2), "cross_entropy" (softmax, integer or one-hot targets), "cosh"
@@ -90,7 +91,7 @@ def as_loss(loss: str | LossFunction) -> Loss:
 
     Raises:
       ValueError: for an unknown name.
-      TypeError: for what is neither a name nor callable.
+      TypeError: for anything but a name or a callable.
     """
     if isinstance(loss, str):
         if loss not in _BY_NAME:
@@ -144,12 +145,12 @@ def _probabilities(target: Any, z: Float[Array, " k"]) -> Float[Array, " k"]:
 
 
 def _is_largest(v: Float[Array, " k"]) -> Bool[Array, " k"]:
-    """Whether an entry is the largest, or the first of these."""
+    """Return whether each entry is the first largest one."""
     return jnp.arange(v.shape[0]) == jnp.argmax(v)
 
 
 def _sum_of_others(v: Float[Array, " k"]) -> Float[Array, " k"]:
-    """sum_{j != c} v_j of non-negative entries; only the largest would cancel in sum v - v_c."""
+    """Return sum_{j != c} v_j of non-negative v; only the largest would cancel in sum v - v_c."""
     largest = _is_largest(v)
     return jnp.where(largest, jnp.sum(jnp.where(largest, 0.0, v)), jnp.sum(v) - v)
 
@@ -166,7 +167,7 @@ def _cross_entropy(z: Float[Array, " k"], target: Any) -> Float[Array, ""]:
 
 
 def _cross_entropy_residual(z: Float[Array, " k"], target: Any) -> Float[Array, " k"]:
-    """delta_c = p_c sum_{j != c} t_j - t_c sum_{j != c} p_j: p - t without cancellation."""
+    """Return delta_c = p_c sum_{j != c} t_j - t_c sum_{j != c} p_j: p - t without cancellation."""
     t = _probabilities(target, z)
     p = jax.nn.softmax(z)
     return p * _sum_of_others(t) - t * _sum_of_others(p)

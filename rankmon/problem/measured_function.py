@@ -1,4 +1,4 @@
-"""The function that is measured: the user's network, or its program lifted to float64."""
+"""The network function that is measured: the user's own, or its program lifted to float64."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -21,7 +21,8 @@ from rankmon.problem.precision import (
 Network = Callable[[Any, Any], Any]
 Measured = Callable[[Network], Callable[..., Any]]
 
-# Roundings of the given network by which the outputs of the lifted one may differ.
+# The outputs of the lifted network may differ from the given one's by so many roundings, and at
+# most by this share of the largest.
 _ROUNDINGS, _MOST = 1e3, 0.25
 
 
@@ -40,17 +41,17 @@ def chosen_network(
 ) -> tuple[Network, Precision]:
     """Return the network to measure, as given or lifted, and the arithmetic to measure it in.
 
-    It is lifted if the user asks for it, and if it cannot be traced in float64 though it computes
-    in the dtype of its parameters throughout: then lifting adds digits and takes no rounding away
-    that is meant. (A float32 carry of a recurrent network; a closed-over NumPy int64 array, which
-    JAX keeps as int32 from its first use on.)
+    It is lifted if the user asks for it, and also if it cannot be traced in float64 although it
+    computes in the dtype of its parameters throughout: lifting then adds digits and removes no
+    intended rounding. (Examples: a float32 carry of a recurrent network; a closed-over NumPy int64
+    array, which JAX keeps as int32 from its first use on.)
 
     Args:
-      problem: what the user states.
+      problem: the problem as the user stated it.
       network: (leaves, inputs) -> outputs.
-      measured: from a network to what is measured of it, a function of leaves, inputs and targets.
-      shapes: of the leaves, and their dtypes.
-      leaves: the parameters, on which the lifted network is held against the given one.
+      measured: maps a network to the function of leaves, inputs and targets that is measured.
+      shapes: the leaves' shapes and dtypes.
+      leaves: the parameters at which the lifted network is compared with the given one.
     """
     arguments = (shapes, problem.inputs, problem.targets)
     if problem.lift_dtype:
@@ -80,7 +81,7 @@ def _lifted(
     shapes: Sequence[Any],
     leaves: Sequence[Any],
 ) -> tuple[Network, Precision]:
-    """Return the network lifted as the user asks, unless that fails."""
+    """Return the lifted network that the user asks for, or the given one if lifting fails."""
 
     def read() -> tuple[Network, str | None]:
         program = _lift(network, shapes, problem.inputs)
@@ -97,9 +98,9 @@ def _lifted(
 def _difference(
     network: Network, program: Network, leaves: Sequence[Any], inputs: Any
 ) -> str | None:
-    """Return what to say of lifted outputs that differ from the given ones by more than rounding.
+    """Return the warning about lifted outputs that differ by more than rounding, or None.
 
-    Shapes alone, arrays that are being traced and those of other processes have no values to try.
+    Shapes, traced arrays and arrays of other processes have no values with which to compare.
     """
     if not all(map(_has_values, leaves)):
         return None

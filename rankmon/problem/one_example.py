@@ -16,19 +16,19 @@ _APPLY = (
     "sees the whole batch: let it return each example's share [n, 1], with loss=lambda z, y: z[0]"
 )
 
-# More would take memory, and seconds, to find a loss that slices them.
+# Outputs up to which a loss that slices them is found; more would take memory and seconds.
 _MOST_OUTPUTS = 256
 
 
 def check_loss(loss: Loss, outputs: Any, targets: Any) -> None:
-    """Refuses a callable loss that does not give a scalar for one example.
+    """Refuse a callable loss that does not return a scalar for one example.
 
-    Warns of one that takes a whole batch as well, and then gives something else than the mean or
-    the sum over its examples: it may be a loss that couples them.
+    Warn of one that takes a whole batch too and returns neither the mean nor the sum over its
+    examples: it may be a loss that couples them.
 
     Args:
-      loss: "custom:..." if it is a callable.
-      outputs: shape [n, ..., k] and dtype of what apply gives.
+      loss: the loss; its name is "custom:..." if it is a callable.
+      outputs: shape [n, ..., k] and dtype of the outputs of apply.
       targets: with the leading axes of the outputs.
 
     Raises:
@@ -80,7 +80,7 @@ def _shapes(tree: Any) -> str:
 
 
 def _broadcasts(value: Callable[[Any, Any], Any], outputs: Any, rows: Any) -> bool:
-    """Whether all that couples is [n, 1] - [n]: one output, and one number for each example."""
+    """Return whether only the broadcast [n, 1] - [n] couples: one output and one target number."""
     if outputs.shape[-1] > 1 or all(t.ndim > 1 for t in jax.tree.leaves(rows)):
         return False
     columns = jax.tree.map(lambda t: t[:, None] if t.ndim == 1 else t, rows)
@@ -91,15 +91,15 @@ def _broadcasts(value: Callable[[Any, Any], Any], outputs: Any, rows: Any) -> bo
 
 
 def _couples(value: Callable[[Any, Any], Any], outputs: Any, rows: Any) -> bool:
-    """Whether the loss of some examples at once depends on which outputs are whose.
+    """Return whether the loss of several examples at once depends on which outputs are whose.
 
-    A norm is not the sum of the examples' norms either; but it is what it gives for the outputs of
-    all examples in one row. A loss that takes some of the outputs, z[:3], takes some of the
-    examples, and so depends on their order, if they are more than the outputs.
+    A norm is not the sum of the examples' norms either, but it equals its own value for the outputs
+    of all examples in one row. A loss that slices the outputs, z[:3], slices the examples of a
+    batch, and so depends on their order if there are more examples than outputs.
     """
     k = outputs.shape[-1]
     m = min(k, _MOST_OUTPUTS) + 1
-    rows = jax.tree.map(lambda t: np.resize(t, (m, *t.shape[1:])), rows)  # repeats what there is
+    rows = jax.tree.map(lambda t: np.resize(t, (m, *t.shape[1:])), rows)  # repeats the rows
     z = np.random.default_rng(0).standard_normal((m, k)).astype(outputs.dtype)
     if getattr(jax.eval_shape(value, z, rows), "shape", None) != ():
         return False

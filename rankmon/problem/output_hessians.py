@@ -17,7 +17,7 @@ _ALL = slice(None)
 # Arrays of the size of B_i while one is evaluated and multiplied, and while roots are taken.
 EVALUATED_ALIVE, ROOTED_ALIVE = 4, 5
 
-# Entries of dense output Hessians that are evaluated at once: 32 MiB, and what that takes beside.
+# Entries of dense output Hessians that are evaluated at once: 32 MiB, and temporary arrays.
 _ENTRIES_AT_ONCE = 2**22
 
 
@@ -48,7 +48,7 @@ class Roots(ABC):
         """Return these columns of these examples' C_i."""
 
     def of_sign(self, sign: int) -> "Roots":
-        """Return the same with the columns of the other sign at zero; by default all have one."""
+        """Return the roots with the columns of the other sign set to zero; there are none here."""
         return self
 
 
@@ -63,7 +63,7 @@ class OutputHessians(ABC):
 
     @abstractmethod
     def roots(self, weights: Float[np.ndarray, " n"]) -> Roots | None:
-        """Return the roots of w_i B_i; None where some B_i is not finite."""
+        """Return the roots of w_i B_i; None if some B_i is not finite."""
 
     @abstractmethod
     def second_moment(
@@ -74,7 +74,7 @@ class OutputHessians(ABC):
 
 @dataclass(frozen=True)
 class FactoredHessians(OutputHessians):
-    """B_i of a loss whose root is known: nothing is of the size k x k.
+    """B_i of a loss whose root is known; no array is of size k x k.
 
     Attributes:
       root: with arrays [n, k].
@@ -170,7 +170,7 @@ class FactoredRoots(Roots):
     def _outputs(
         self, example: Int[np.ndarray, "..."], column: Int[np.ndarray, "..."]
     ) -> Int[np.ndarray, "..."]:
-        """The output that a column belongs to: those after the skipped one move up."""
+        """Return the outputs that columns belong to; those after the skipped one move up."""
         if self.root.skipped is None:
             return column
         return column + (column >= self.root.skipped[example])
@@ -178,11 +178,11 @@ class FactoredRoots(Roots):
 
 @dataclass(frozen=True)
 class DenseHessians(OutputHessians):
-    """B_i that are k x k arrays, evaluated some at a time.
+    """B_i that are k x k arrays, evaluated a few at a time.
 
     Attributes:
       n: the number of examples.
-      at: a part of them -> B_i, [m, k, k].
+      at: maps a part of the examples to their B_i, [m, k, k].
     """
 
     n: int
@@ -192,7 +192,7 @@ class DenseHessians(OutputHessians):
     def of(
         cls, n: int, k: int, evaluate: Callable[[slice], Float[np.ndarray, "m k k"]]
     ) -> "DenseHessians":
-        """Evaluate a few at a time, of one size for one part."""
+        """Evaluate a few at a time, always the same number within one part."""
 
         def at(part: slice) -> Float[np.ndarray, "m k k"]:
             first, last, _ = part.indices(n)
@@ -260,7 +260,7 @@ class DenseRoots(Roots):
         return self.transposed[example, column]
 
     def of_sign(self, sign: int) -> "Roots":
-        """Return the same with the columns of the other sign at zero."""
+        """Return the roots with the columns of the other sign set to zero."""
         if self.signs is None:
             return self
         return DenseRoots(np.where((self.signs == sign)[:, :, None], self.transposed, 0.0))

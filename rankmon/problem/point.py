@@ -1,4 +1,4 @@
-"""Parameters at which a problem is measured: copied, checked, on the host."""
+"""A problem at parameters: a copy of them on the host, checked, with the residuals to hold."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,12 +30,12 @@ class Snapshot:
 
     @classmethod
     def take(cls, flat: FlatProblem, step: int, params: Any) -> "Snapshot":
-        """Copies the parameters; what the training loop does to them later is not seen."""
+        """Copy the parameters, so that later changes by the training loop are not seen."""
         return cls(flat, step, flat.leaves(params))
 
     @classmethod
     def of_leaves(cls, flat: FlatProblem, step: int, leaves: Sequence[Any]) -> "Snapshot":
-        """Copies leaves that are known to be those of the problem."""
+        """Copy leaves that are known to be those of the problem."""
         with flat.precision.scope():  # it allows the transfer to the host
             return cls(flat, step, [flat.precision.lift(leaf) for leaf in leaves])
 
@@ -61,12 +61,12 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Once:
-    """A problem at some parameters.
+    """A problem at the parameters of a single measurement.
 
     Attributes:
       flat: the problem.
       snapshot: the parameters.
-      reference: the residuals that H_f_fixed holds, if it is asked for.
+      reference: the residuals that H_f_fixed holds; None without H_f_fixed.
     """
 
     flat: FlatProblem
@@ -75,7 +75,7 @@ class Once:
 
     @classmethod
     def of(cls, problem: Problem, params: Any, reference: Any) -> "Once":
-        """Copies the parameters.
+        """Check the problem, the parameters and the reference, and copy the parameters.
 
         Raises:
           TypeError, ValueError: for input that does not fit.
@@ -94,11 +94,11 @@ class Once:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The parts of the Hessian that are asked for."""
+        """The parts of the Hessian to measure: H_f_fixed only with a reference."""
         return HESSIAN_PARTS if self.reference is not None else HESSIAN_PARTS[:3]
 
     def residuals(self) -> Float[np.ndarray, "n k"] | None:
-        """The residuals; None where the weights or they are not finite."""
+        """Return the residuals; None if they or the weights are not finite."""
         self.flat.warn_once()
         if self.snapshot.nonfinite:
             return None

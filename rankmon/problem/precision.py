@@ -1,4 +1,4 @@
-"""The arithmetic that the monitor measures in: float64 scopes and the eps that applies; no ranks.
+"""The arithmetic of measurements: float64 scopes, and the eps of a network's operations.
 
 Training usually runs in float32 with x64 off. A measurement enters `Precision.scope`, which is
 local to the thread, and leaves the user's configuration as it was.
@@ -32,9 +32,12 @@ _Found = list[_Operation]
 
 @dataclass(frozen=True)
 class Precision:
-    """The dtype that parameters are lifted to, the eps of the results, and why, if not float64's.
+    """The dtype that parameters are lifted to, and the eps of the results.
 
-    `dtype` is None where the parameters stay as they are stored.
+    Attributes:
+      dtype: None if the parameters stay as they are stored.
+      eps: the eps at which ranks are counted.
+      warning: the reason, if that is not float64's.
     """
 
     dtype: np.dtype | None
@@ -43,7 +46,7 @@ class Precision:
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """A context in which JAX computes as this precision says, whatever the user configured."""
+        """Enter a context in which JAX computes in this precision, whatever the user configured."""
         with ExitStack() as stack:
             stack.enter_context(jax.disable_jit(False))
             if self.dtype is not None:
@@ -57,12 +60,12 @@ class Precision:
             yield
 
     def with_warning(self, warning: str | None) -> "Precision":
-        """Return the same with this warning, if there is one, in front of its own."""
+        """Return the precision with this warning, if there is one, in front of its own."""
         texts = [text for text in (warning, self.warning) if text]
         return replace(self, warning="; ".join(texts) or None)
 
     def lifted_dtype(self, dtype: Any) -> np.dtype:
-        """This precision's dtype for floats, its complex one for complex numbers, else the same."""
+        """Return this precision's dtype for floats and complex numbers, else the given dtype."""
         if self.dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
             return dtype
         is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
@@ -75,15 +78,15 @@ class Precision:
         return self.lifted_dtype(dtype)
 
     def lift(self, leaf: Any) -> np.ndarray:
-        """A host copy of a leaf at its lifted dtype, in the machine's byte order."""
+        """Return a host copy of a leaf in its lifted dtype and the machine's byte order."""
         array = np.asarray(leaf)
         return np.array(array, self.lifted_dtype(array.dtype).newbyteorder("="))
 
 
 def with_settings_kept(action: Callable[[], Any]) -> Any:
-    """Return the action's result, with JAX's settings of this thread afterwards as before.
+    """Run the action, and restore JAX's settings of this thread even if it is interrupted.
 
-    An interrupt may come while a scope is left, before all that it set is as it was.
+    An interrupt may come while a scope is left, before the scope has restored all settings.
     """
     kept = [scope(getattr(jax.config, f"jax_{name}")) for name, scope in _SETTINGS.items()]
     for scope in kept:
@@ -143,25 +146,25 @@ def abstract_arrays(tree: Any) -> Any:
 
 
 def eps_of(dtype: Any) -> float:
-    """The spacing of the dtype's numbers at 1, float64's for integers and booleans."""
+    """Return the spacing of the dtype's numbers at 1; float64's for integers and booleans."""
     if not jnp.issubdtype(dtype, jnp.inexact):
         return DOUBLE.eps
     return float(jnp.finfo(dtype).eps)
 
 
 def choose_precision(function: Callable[..., Any], *args: Any, lifts: bool = False) -> Precision:
-    """The precision in which `function(*args)` can be measured, found by tracing it.
+    """Return the precision in which `function(*args)` can be measured, found by tracing it.
 
-    float64 where the trace has float64 operations only; float64 scopes with the coarser eps where
-    an operation computes below float64; the arrays' own dtype where the trace fails in float64.
+    It is float64 if the trace has float64 operations only; float64 scopes with the coarser eps if
+    an operation computes below float64; the arrays' own dtype if the trace fails in float64.
 
     Args:
-      function: takes pytrees of arrays, gives one array.
+      function: takes pytrees of arrays and returns one array.
       *args: arrays, or their shapes and dtypes, as the user stores them.
-      lifts: whether the function is one that was lifted, to which no lifting is advised.
+      lifts: whether the function was lifted already, so that the warning does not advise it.
 
     Raises:
-      Whatever the trace raises in the user's own precision, where that fails too.
+      Whatever the trace raises in the user's own precision, if that fails too.
     """
     lifted = jax.tree.map(
         lambda leaf: abstract_array(np.shape(leaf), DOUBLE.lifted_dtype(leaf.dtype)), args
@@ -233,7 +236,7 @@ def _coarsest(program: ClosedJaxpr) -> tuple[_Operation | None, str | None]:
 
 
 def _coarse_operations(program: Jaxpr) -> Iterator[_Operation]:
-    """Yield the operations that give floats below float64, whether or not data reach them."""
+    """Yield the operations that result in floats below float64, whether or not data reach them."""
     for eqn in program.eqns:
         dtypes = [np.dtype(v.aval.dtype) for v in eqn.outvars if _is_float(v)]  # type: ignore[attr-defined]
         yield from ((eqn.primitive.name, d) for d in dtypes if eps_of(d) > DOUBLE.eps)
@@ -242,11 +245,11 @@ def _coarse_operations(program: Jaxpr) -> Iterator[_Operation]:
 
 
 def coarsest_operation(jaxpr: ClosedJaxpr) -> _Operation | None:
-    """The first operation on data with the largest eps above float64's, or None.
+    """Return the first operation on data with the largest eps above float64's, or None.
 
     Only operations that floating arguments reach count. Constants (a float32 literal, zeros for a
-    carry) and what is made of integers and booleans alone (masks, position codes) are the same
-    numbers at every parameter and bring no rounding noise.
+    carry) and values made of integers and booleans alone (masks, position codes) are the same
+    numbers at all parameters and add no rounding noise.
     """
     found: _Found = []
     _collect(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.invars), found)
@@ -255,7 +258,7 @@ def coarsest_operation(jaxpr: ClosedJaxpr) -> _Operation | None:
 
 
 def _collect(jaxpr: Any, depends: Sequence[bool], found: _Found) -> list[bool]:
-    """Adds the floating operations that data reach; which of the results data reach."""
+    """Add the floating operations that data reach, and return which results data reach."""
     reached = {v for v, flag in zip(jaxpr.invars, depends, strict=True) if flag and _is_float(v)}
     for equation in jaxpr.eqns:
         flags = [_is_var(atom) and atom in reached for atom in equation.invars]
@@ -276,7 +279,7 @@ def _collect(jaxpr: Any, depends: Sequence[bool], found: _Found) -> list[bool]:
 
 
 def _collect_call(equation: Any, flags: list[bool], found: _Found) -> list[bool] | None:
-    """`_collect` inside an operation that holds programs; None for one that holds none."""
+    """Apply `_collect` to the programs of an operation; return None if it has none."""
     name = equation.primitive.name
     if name == SCAN:
         scan = scan_of(equation)
@@ -296,7 +299,7 @@ def _collect_call(equation: Any, flags: list[bool], found: _Found) -> list[bool]
         if len(sub.invars) == len(known) and len(sub.outvars) == len(outputs):
             reached = _collect(sub, known, found)
             outputs = [a or b for a, b in zip(outputs, reached, strict=True)]
-        else:  # which argument goes where is not known
+        else:  # the order of its arguments is not known
             _collect(sub, [True] * len(sub.invars), found)
             outputs = [True] * len(outputs)
     return outputs
@@ -305,7 +308,7 @@ def _collect_call(equation: Any, flags: list[bool], found: _Found) -> list[bool]
 def _collect_loop(
     body: Any, flags: list[bool], consts: int, carry: int, found: _Found
 ) -> list[bool]:
-    """Repeats `_collect` until the carry that data reach grows no more."""
+    """Repeat `_collect` until the part of the carry that data reach no longer grows."""
     while True:
         outputs = _collect(body, flags, found)
         before = flags[consts : consts + carry]

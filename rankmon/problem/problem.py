@@ -1,7 +1,7 @@
-"""What is measured: a network, a per-example loss and a fixed probe batch; no derivatives in theta.
+"""The problem as the user states it: a network, a loss of one example and a fixed probe batch.
 
-`Problem` is what the user states, of a function or, by `adapters`, of a Linen or NNX module. At
-parameters of a known structure it is a `FlatProblem`, in `flat`.
+The network is a function, or a Linen or NNX module by way of `problem.flax`. At parameters of a
+known structure a `Problem` becomes a `FlatProblem` (`problem.flat`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ Apply = Callable[..., Any]
 
 
 def check_problem(problem: Any, params: Any = None) -> None:
-    """Refuse what is not a `Problem`, as the first argument of a measurement.
+    """Refuse anything but a `Problem` as the first argument of a measurement.
 
     Raises:
       TypeError: with what to write.
@@ -69,7 +69,7 @@ class Problem:
         exclude: Sequence[str] = (),
         lift_dtype: bool = False,
     ) -> None:
-        """States the problem and checks what can be checked without parameters.
+        """State the problem, and check what can be checked without parameters.
 
         Args:
           apply: apply(params, inputs) -> outputs [n, k] or [n, ..., k]; with a third argument for
@@ -136,16 +136,16 @@ class Problem:
         arguments: Mapping[str, Any] = MappingProxyType({}),
         **options: Any,
     ) -> "Problem":
-        """The problem of a Linen module, evaluated in inference mode.
+        """Return the problem of a Linen module, evaluated in inference mode.
 
         The parameters are then the module's `params`, a dict of variables with "params" and other
         collections (batch statistics), or a `TrainState`. Other collections are held fixed.
 
         Args:
           module: the flax.linen.Module.
-          method: what to evaluate instead of its `__call__`, as `module.apply` takes it.
-          arguments: keywords for it. Where it takes one of train, training, is_training or
-            deterministic, that is set to inference by itself.
+          method: the method to evaluate instead of its `__call__`, as `module.apply` takes it.
+          arguments: keywords for it. If it takes one of train, training, is_train, is_training or
+            deterministic, rankmon sets that to inference.
           options: as for `Problem`: loss, inputs, targets and the rest.
 
         Raises:
@@ -159,11 +159,11 @@ class Problem:
     def from_nnx(
         cls, model: Any, *, arguments: Mapping[str, Any] = MappingProxyType({}), **options: Any
     ) -> "Problem":
-        """The problem of an NNX model, evaluated in inference mode.
+        """Return the problem of an NNX model, evaluated in inference mode.
 
         The parameters are then the model itself, or its `nnx.state(model, nnx.Param)`. Only
         `nnx.Param` is measured; other variables (batch statistics) are taken from the model at each
-        measurement and held fixed. Random streams, and all other variables where only a state is
+        measurement and held fixed. Random streams, and all other variables if only a state is
         given, are those of this model as it is now.
 
         Args:
@@ -180,10 +180,10 @@ class Problem:
         return problem
 
     def unpack(self, params: Any, extra: Any = None) -> Any:
-        """The pytree that is measured: parameters, bundled with what else the network needs.
+        """Return the pytree that is measured: parameters, with other collections if there are any.
 
         Args:
-          params: parameters, or what a training loop keeps them in (a TrainState, an NNX model).
+          params: parameters, or the object that holds them (a TrainState, an NNX model).
           extra: other collections, for which apply(params, inputs, extra) takes a third argument.
         """
         if isinstance(params, Bundle):
@@ -194,16 +194,16 @@ class Problem:
         return Bundle(tree.params if isinstance(tree, Bundle) else tree, as_arrays(extra))
 
     def outputs(self, tree: Any, inputs: Any) -> Any:
-        """The network's outputs at an unpacked pytree; traceable."""
+        """Return the network's outputs at an unpacked pytree; traceable."""
         tree = as_given(tree)
         if isinstance(tree, Bundle):
             return self.apply(tree.params, inputs, tree.extra)
         return self.apply(tree, inputs)
 
     def flat(self, params: Any) -> FlatProblem:
-        """This problem at parameters of this structure, as functions of one vector theta.
+        """Return this problem at parameters of this structure, as functions of one vector theta.
 
-        All that can be wrong with the parameters is checked here, by shapes alone.
+        The parameters are checked here, by shapes alone.
 
         Raises:
           TypeError, ValueError: with what was expected, what came and what to do.
@@ -222,9 +222,9 @@ class Problem:
         return self._flat[key]
 
     def residuals(self, params: Any) -> Float[np.ndarray, "n k"]:
-        """The residuals delta_i = dl/dz at each position, [N, k] in float64.
+        """Return the residuals delta_i = dl/dz at each position, [N, k] in float64.
 
-        What `hessian_ranks(..., reference=...)` takes to hold them fixed.
+        Pass them to `hessian_ranks(..., reference=...)` to hold them fixed in H_f_fixed.
         """
         flat = self.flat(params)
         return flat.loss_and_residuals(*flat.split(flat.leaves(params)))[1]

@@ -1,7 +1,7 @@
-"""Parameter pytrees: leaf names, which leaves are differentiated or matrices; no mathematics.
+"""Parameter pytrees: names of leaves, and which leaves are differentiated or weight matrices.
 
-The one parameter order of the package: leaves in `jax.tree_util` order, each raveled in C order,
-one after the other, only the leaves that are differentiated.
+The one parameter order of the package: the leaves that are differentiated, in `jax.tree_util`
+order, each raveled in C order.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ from rankmon._util.tags import told_apart
 class LeafSpec:
     """Name, shape and dtype of one parameter leaf, and whether it is differentiated.
 
-    `chosen` leaves pass the filters, integers among them. A Python number `is_number`: a setting,
-    which is held fixed, and which an optimizer may make an array.
+    `chosen` leaves pass the filters; they may be integers. A leaf that `is_number` is a Python
+    number: a setting, which is held fixed, and which an optimizer may turn into an array.
     """
 
     name: str
@@ -41,21 +41,22 @@ class LeafSpec:
 @partial(jax.tree_util.register_dataclass, data_fields=("params", "extra"), meta_fields=())
 @dataclass(frozen=True)
 class Bundle:
-    """Parameters, and what else the network needs that training changes: never differentiated."""
+    """Parameters, and other variables that training changes, which are never differentiated."""
 
     params: Any
     extra: Any
 
 
 def leaf_names(params: Any) -> tuple[str, ...]:
-    """The leaves' paths joined by "/", less a lone outermost "params" and NNX's last "value".
+    """Return the leaves' paths joined by "/", without an outermost "params" or NNX's last "value".
 
-    No two are the same: a path that reads like another one, since keys may hold "/", is numbered.
+    No two are the same: keys may contain "/", and a path that reads like an earlier one is
+    numbered.
     """
     if isinstance(params, Bundle):
         own = leaf_names(params.params)
-        beside = [f"extra/{name}" for name in leaf_names(params.extra)]
-        return (*own, *told_apart(beside, taken=own))
+        extra = [f"extra/{name}" for name in leaf_names(params.extra)]
+        return (*own, *told_apart(extra, taken=own))
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
     if all(len(path) > 1 and _is_variable_value(path[-1]) for path in paths):
         paths = [path[:-1] for path in paths]
@@ -66,7 +67,7 @@ def leaf_names(params: Any) -> tuple[str, ...]:
 
 
 def _is_variable_value(key: Any) -> bool:
-    """Whether this is the step from an NNX variable to its array."""
+    """Return whether this is the step from an NNX variable to its array."""
     return isinstance(key, jax.tree_util.GetAttrKey) and key.name == "value"
 
 
@@ -80,9 +81,9 @@ def _key_text(key: Any) -> str:
 def leaf_specs(
     params: Any, *, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
 ) -> tuple[LeafSpec, ...]:
-    """What each leaf is; floating arrays whose name passes the filters are differentiated.
+    """Describe each leaf; floating arrays whose name passes the filters are differentiated.
 
-    Python's numbers are settings, such as the rate of a dropout layer, and held fixed.
+    Python's numbers are settings, such as the rate of a dropout layer, and are held fixed.
 
     Args:
       params: any pytree of arrays.
@@ -91,7 +92,7 @@ def leaf_specs(
 
     Raises:
       TypeError: for leaves that are not arrays of numbers, and for complex ones to differentiate.
-      ValueError: where a pattern matches no leaf.
+      ValueError: if a pattern matches no leaf.
     """
     names = leaf_names(params)
     own = leaf_names(params.params) if isinstance(params, Bundle) else names
@@ -117,10 +118,10 @@ def leaf_specs(
 def passing_names(
     names: Sequence[str], include: Sequence[str], exclude: Sequence[str]
 ) -> frozenset[str]:
-    """The names that match a pattern of `include` and none of `exclude`.
+    """Return the names that match a pattern of `include` and none of `exclude`.
 
     Raises:
-      ValueError: where a pattern matches none of the names.
+      ValueError: if a pattern matches none of the names.
     """
     kept, left = ({p: matching(names, p) for p in as_patterns(side)} for side in (include, exclude))
     for pattern, matched in (*kept.items(), *left.items()):
@@ -152,9 +153,9 @@ def _dtype_of(name: str, leaf: Any) -> np.dtype:
 
 
 def is_matrix(spec: LeafSpec) -> bool:
-    """Whether the leaf is a weight matrix or a kernel that can be viewed as one.
+    """Return whether the leaf is a weight matrix or a kernel that can be viewed as one.
 
-    Attention's biases have two axes, (heads, head_dim), and are none. Integers of one byte are
+    Attention's biases have two axes, (heads, head_dim), and do not count. Integers of one byte are
     quantized weights.
     """
     is_bias = spec.name.split("/")[-1] == "bias"
@@ -167,7 +168,7 @@ def _is_quantized(dtype: np.dtype) -> bool:
 
 
 def left_out(specs: Sequence[LeafSpec]) -> str | None:
-    """Return what to tell of integer matrices that are not taken for weights, if there are any."""
+    """Return the warning about integer matrices that are not taken for weights, or None."""
     wide = [
         f"{spec.name} {spec.dtype}{list(spec.shape)}"
         for spec in specs
