@@ -32,8 +32,8 @@ def tracked() -> set[str]:
     """The names of the repository's files."""
     if not (ROOT / ".git").exists():
         pytest.skip("not a checkout: its files cannot be told from others")
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    command = ["git", "ls-files", "-z"]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     return {name for name in done.stdout.split("\0") if name and (ROOT / name).exists()}
 
 
