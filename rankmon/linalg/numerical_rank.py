@@ -183,24 +183,30 @@ def undefined_rank(size: int) -> NumericalRank:
     return NumericalRank(None, float("nan"), size, None, None, float("nan"))
 
 
-def soft_ranks(values: Float[np.ndarray, " m"] | None) -> dict[str, float]:
-    """Return ranks without a cut: stable and effective rank, and the condition number.
+@dataclass(frozen=True)
+class SoftRanks:
+    """Ranks of a matrix W without a cut; all are NaN for a zero or non-finite matrix.
 
-    Args:
-      values: finite singular values, descending; None if the matrix is not finite.
-
-    Returns:
-      "stable_rank": ||W||_F^2 / ||W||_2^2; "effective_rank": exp of the entropy of the singular
-      values over their sum; "condition_number": the ratio of the first to the last. All NaN for a
-      zero matrix and for None.
+    Attributes:
+      stable_rank: ||W||_F^2 / ||W||_2^2.
+      effective_rank: exp of the entropy of the singular values over their sum.
+      condition_number: the ratio of the largest to the smallest singular value.
     """
-    if values is None or values.size == 0 or not values[0] > 0:
-        return dict.fromkeys(("stable_rank", "effective_rank", "condition_number"), float("nan"))
+
+    stable_rank: float = float("nan")
+    effective_rank: float = float("nan")
+    condition_number: float = float("nan")
+
+
+def soft_ranks(values: Float[np.ndarray, " m"]) -> SoftRanks:
+    """Return the soft ranks of a matrix with these singular values, finite and descending."""
+    if values.size == 0 or not values[0] > 0:
+        return SoftRanks()
     scaled = values / values[0]  # squares of tiny or huge values would leave the range of floats
     share = scaled / np.sum(scaled)
     share = share[share > 0]
-    return {
-        "stable_rank": float(np.sum(scaled**2)),
-        "effective_rank": float(np.exp(-np.sum(share * np.log(share)))),
-        "condition_number": float(1 / scaled[-1]) if scaled[-1] > 0 else float("inf"),
-    }
+    return SoftRanks(
+        stable_rank=float(np.sum(scaled**2)),
+        effective_rank=float(np.exp(-np.sum(share * np.log(share)))),
+        condition_number=float(1 / scaled[-1]) if scaled[-1] > 0 else float("inf"),
+    )

@@ -12,6 +12,7 @@ from rankmon.linalg.certified_rank import certified_count, spectral_norm
 from rankmon.linalg.gram import Gram
 from rankmon.linalg.numerical_rank import (
     NumericalRank,
+    SoftRanks,
     Tolerance,
     as_tolerance,
     numerical_rank,
@@ -119,15 +120,17 @@ def weight_rank(
     if not np.all(np.isfinite(matrix)):
         nan = float("nan")
         none = undefined_rank(min(m, n))
-        return WeightRank(**asdict(none), **_determinant(nan, nan, square), **soft_ranks(None))
+        return WeightRank(**asdict(none), **_determinant(nan, nan, square), **asdict(SoftRanks()))
     values = singular_values(matrix)
     norm = float(values[0]) if values.size else 0.0
     soft = soft_ranks(values)
-    default = _default_relative(matrix.shape, eps, soft["stable_rank"])
+    default = _default_relative(matrix.shape, eps, soft.stable_rank)
     cut = as_tolerance(tolerance).cut(norm, default=default)
     sign, log_abs = _sign_and_logarithm(matrix, values) if square else (0.0, 0.0)
     return WeightRank(
-        **asdict(numerical_rank(values, cut)), **_determinant(sign, log_abs, square), **soft
+        **asdict(numerical_rank(values, cut)),
+        **_determinant(sign, log_abs, square),
+        **asdict(soft),
     )
 
 
