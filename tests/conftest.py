@@ -38,7 +38,7 @@ CHECKED = [
     "measure.rank_scalars",
     "monitor.state",
     "network.dense_kernels",
-    "network.layer_states",
+    "network.activations",
     "network.taps",
     "probes.base",
     "probes.features",

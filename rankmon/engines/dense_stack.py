@@ -26,8 +26,8 @@ from jaxtyping import Float, Int
 from rankmon._util.text import bytes_text
 from rankmon.hessian.memory import HessianParts, dense_bytes, is_wide, refuse_oversize, root_values
 from rankmon.hessian.stack_jacobian import StackBatch, parameter_places
-from rankmon.network.dense_stack import DenseStack
-from rankmon.network.layer_states import layer_states
+from rankmon.network.activations import layer_states
+from rankmon.network.recognized_stack import DenseStack
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.output_hessians import EVALUATED_ALIVE, OutputHessians
 

@@ -22,8 +22,8 @@ from rankmon.engines.dense import Curvature
 from rankmon.engines.dense_stack import StackCurvature
 from rankmon.hessian.memory import HessianParts
 from rankmon.linalg.spectrum import padded, symmetric_spectrum
-from rankmon.network.dense_stack import DenseStack, recognized_stack
-from rankmon.network.layer_states import UnsupportedActivationError
+from rankmon.network.activations import UnsupportedActivationError
+from rankmon.network.recognized_stack import DenseStack, recognized_stack
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.output_hessians import EVALUATED_ALIVE, OutputHessians
 from rankmon.problem.point import Snapshot

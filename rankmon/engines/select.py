@@ -29,7 +29,7 @@ from rankmon.linalg.numerical_rank import (
     finest_cuts,
     numerical_rank,
 )
-from rankmon.network.dense_stack import recognized_stack
+from rankmon.network.recognized_stack import recognized_stack
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Snapshot
 from rankmon.problem.precision import abstract_array

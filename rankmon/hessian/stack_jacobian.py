@@ -14,8 +14,8 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float, Int
 
-from rankmon.network.dense_stack import DenseStack
-from rankmon.network.layer_states import LayerStates, layer_states
+from rankmon.network.activations import LayerStates, layer_states
+from rankmon.network.recognized_stack import DenseStack
 from rankmon.problem.flat import FlatProblem
 
 

@@ -26,8 +26,8 @@ from rankmon.linalg.numerical_rank import (
     undefined_rank,
 )
 from rankmon.linalg.spectrum import singular_values
-from rankmon.network.dense_stack import DenseStack, recognized_stack
-from rankmon.network.layer_states import UnsupportedActivationError
+from rankmon.network.activations import UnsupportedActivationError
+from rankmon.network.recognized_stack import DenseStack, recognized_stack
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.precision import DOUBLE
 from rankmon.problem.problem import Problem, check_problem

@@ -20,7 +20,7 @@ from rankmon.linalg.numerical_rank import (
 )
 from rankmon.linalg.spectrum import singular_values
 from rankmon.measure.rank_scalars import rank_scalars
-from rankmon.network.dense_stack import DenseStack, recognized_stack
+from rankmon.network.recognized_stack import DenseStack, recognized_stack
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Snapshot
 from rankmon.problem.precision import DOUBLE

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from rankmon._util.errors import Trouble
-from rankmon.problem.containers import is_live
+from rankmon.problem.equinox_keras import is_live
 
 
 class Call(NamedTuple):

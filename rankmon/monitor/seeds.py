@@ -28,7 +28,7 @@ from rankmon.monitor.monitor import RankMonitor
 from rankmon.monitor.worker import Worker
 from rankmon.probes.base import PreparedProbe, Probe, State
 from rankmon.probes.registry import as_probes
-from rankmon.problem.containers import as_arrays
+from rankmon.problem.equinox_keras import as_arrays
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.problem import Problem
 from rankmon.writers import card

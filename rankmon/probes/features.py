@@ -27,7 +27,7 @@ from rankmon.linalg.numerical_rank import (
 )
 from rankmon.linalg.spectrum import singular_values
 from rankmon.measure.rank_scalars import count_scalar
-from rankmon.network.dense_stack import recognized_stack
+from rankmon.network.recognized_stack import recognized_stack
 from rankmon.network.taps import compiled_taps
 from rankmon.probes.base import Description, Measurement, Prediction, State
 from rankmon.problem.flat import FlatProblem

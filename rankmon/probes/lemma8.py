@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from rankmon._util.facts import Fact
-from rankmon.network.dense_stack import DenseStack, recognized_stack
+from rankmon.network.recognized_stack import DenseStack, recognized_stack
 from rankmon.probes.base import Description, Measurement, State
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Snapshot

@@ -10,8 +10,8 @@ from rankmon import theory
 from rankmon._util.facts import Fact
 from rankmon._util.optional_readers import optionally
 from rankmon.measure.predicted import Expectation
-from rankmon.network.dense_stack import DenseStack
-from rankmon.network.layer_states import activation_names
+from rankmon.network.activations import activation_names
+from rankmon.network.recognized_stack import DenseStack
 from rankmon.probes.base import Prediction
 from rankmon.problem.flat import FlatProblem
 from rankmon.theory.symbols import symbols_of

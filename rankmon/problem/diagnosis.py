@@ -15,7 +15,7 @@ import numpy as np
 
 from rankmon._util.jaxpr import CALLS, CUSTOM_CALLS, interpreted, nested
 from rankmon._util.optional_readers import optionally
-from rankmon.problem.containers import as_arrays, as_given, kinds
+from rankmon.problem.equinox_keras import as_arrays, as_given, kinds
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.flatten import flat_problem
 from rankmon.problem.pytree import Bundle, leaf_specs

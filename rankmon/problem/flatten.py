@@ -12,8 +12,8 @@ from rankmon.problem.checks import (
     warn_of_python_numbers,
 )
 from rankmon.problem.flat import FlatProblem, Statement
+from rankmon.problem.loss_checks import check_loss
 from rankmon.problem.measured_function import Network, chosen_network
-from rankmon.problem.one_example import check_loss
 from rankmon.problem.precision import NATIVE, abstract_array
 from rankmon.problem.pytree import LeafSpec
 

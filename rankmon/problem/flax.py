@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from rankmon.problem.containers import as_arrays, kinds
+from rankmon.problem.equinox_keras import as_arrays, kinds
 from rankmon.problem.pytree import Bundle
 
 Apply = Callable[..., Any]

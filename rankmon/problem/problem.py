@@ -17,8 +17,8 @@ from rankmon._util.distributed import gathered
 from rankmon._util.globs import as_patterns
 from rankmon._util.validate import check_flag
 from rankmon.problem.checks import check_finite, check_some_numbers, check_weights, leading_axis
-from rankmon.problem.containers import as_arrays, as_given
 from rankmon.problem.diagnosis import explained
+from rankmon.problem.equinox_keras import as_arrays, as_given
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.flatten import flat_problem
 from rankmon.problem.flax import how_to_state, linen_apply, linen_unpack, nnx_network, plain

@@ -8,7 +8,7 @@ import jax
 from rankmon._util.warnings import warn_user
 from rankmon.network.kernel_axes import kernel_axes
 from rankmon.network.matrix_views import MatrixView, Views, matrix_views
-from rankmon.problem.containers import as_arrays
+from rankmon.problem.equinox_keras import as_arrays
 from rankmon.problem.problem import Problem
 from rankmon.problem.pytree import LeafSpec, leaf_specs, left_out
 

@@ -23,7 +23,7 @@ from rankmon.engines.select import spectra_to_ranks
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
 from rankmon.linalg.numerical_rank import common_cuts, numerical_rank
 from rankmon.linalg.spectrum import padded, symmetric_spectrum
-from rankmon.network.dense_stack import recognized_stack
+from rankmon.network.recognized_stack import recognized_stack
 from rankmon.problem.losses import Root
 from rankmon.problem.output_hessians import DenseHessians, FactoredHessians
 from rankmon.problem.point import Snapshot

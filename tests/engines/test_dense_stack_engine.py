@@ -14,7 +14,7 @@ from oracles import Case, dense_parts, student_t
 from rankmon._util.text import bytes_text
 from rankmon.engines.dense_stack import StackCurvature
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT, dense_bytes
-from rankmon.network.dense_stack import recognized_stack
+from rankmon.network.recognized_stack import recognized_stack
 from rankmon.problem.output_hessians import DenseHessians
 from rankmon.problem.problem import Problem
 from refusals import refused

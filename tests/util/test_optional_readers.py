@@ -17,7 +17,7 @@ import oracles
 import rankmon
 from rankmon import MemoryWriter, Problem, RankMonitor
 from rankmon._util import jaxpr
-from rankmon.network import dense_kernels, dense_stack, kernel_axes, layer_states, taps
+from rankmon.network import activations, dense_kernels, kernel_axes, recognized_stack, taps
 from rankmon.probes.features import FeaturesProbe
 from rankmon.probes.hessian import HessianProbe
 from rankmon.probes.weights import WeightsProbe
@@ -48,9 +48,9 @@ def assert_ranks(record, case):
 # Each reader by a function that it calls: the warning's words, and the engine that reads.
 READERS = {
     "dtypes": (precision, "coarsest_operation", "dtypes of the operations", "auto"),
-    "stack": (dense_stack, "_recognized", "stack of dense layers", "auto"),
-    "activations": (layer_states, "_rows", "activations", "auto"),
-    "names": (layer_states, "_name", "activations' names", "auto"),
+    "stack": (recognized_stack, "_recognized", "stack of dense layers", "auto"),
+    "activations": (activations, "_rows", "activations", "auto"),
+    "names": (activations, "_name", "activations' names", "auto"),
     "dense kernels": (dense_kernels, "_dense_kernel", "dense kernels", "sketch"),
     "dense kernels walked": (dense_kernels, "_summed_first", "dense kernels", "sketch"),
     "kernels": (kernel_axes, "operation_axes", "axes of kernels", "auto"),

@@ -36,7 +36,7 @@ from rankmon.network.dataflow import (
     results_of,
     transparent_call,
 )
-from rankmon.network.dense_stack import DenseStack
+from rankmon.network.recognized_stack import DenseStack
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.precision import abstract_array, abstract_arrays
 

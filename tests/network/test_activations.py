@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from oracles import gaussian_variables
-from rankmon.network.dense_stack import recognized_stack
-from rankmon.network.layer_states import layer_states
+from rankmon.network.activations import layer_states
+from rankmon.network.recognized_stack import recognized_stack
 from rankmon.problem.problem import Problem
 
 N = 5

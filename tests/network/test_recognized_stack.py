@@ -9,7 +9,7 @@ from flax import nnx
 
 from oracles import gaussian_variables
 from rankmon.network.dataflow import DenseLayer
-from rankmon.network.dense_stack import dense_stack
+from rankmon.network.recognized_stack import dense_stack
 
 N = 7
 
