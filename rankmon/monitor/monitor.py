@@ -13,8 +13,9 @@ import numpy as np
 
 from rankmon._util.distributed import is_first
 from rankmon._util.errors import Trouble
-from rankmon._util.facts import Fact, as_hparams
+from rankmon._util.facts import Fact
 from rankmon._util.forks import Home
+from rankmon._util.hparams import as_hparams
 from rankmon._util.validate import as_count, as_memory_limit, check_choice, check_flag
 from rankmon._util.warnings import RankmonWarning
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT

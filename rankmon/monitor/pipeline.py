@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from rankmon._util.errors import Trouble
-from rankmon._util.facts import Fact, Hparam
+from rankmon._util.facts import Fact
+from rankmon._util.hparams import Hparam
 from rankmon.monitor.alerts import Action, Alarm, Alert, act
 from rankmon.monitor.fanout import Fanout
 from rankmon.monitor.measuring import describe_probes, measure_probes, prepare_probes

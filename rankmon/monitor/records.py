@@ -7,7 +7,8 @@ from types import MappingProxyType
 import numpy as np
 
 from rankmon._util.errors import Trouble
-from rankmon._util.facts import Fact, Hparam
+from rankmon._util.facts import Fact
+from rankmon._util.hparams import Hparam
 from rankmon.monitor.alerts import Action, Alarm, Alert, Watch
 from rankmon.monitor.overhead import Overhead
 from rankmon.monitor.user_scalars import UserScalars

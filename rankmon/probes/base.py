@@ -11,7 +11,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from rankmon._util.facts import Fact, Hparam
+from rankmon._util.facts import Fact
+from rankmon._util.hparams import Hparam
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Snapshot
 from rankmon.problem.problem import Problem

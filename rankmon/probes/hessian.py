@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float
 
-from rankmon._util.facts import Fact, Hparam
+from rankmon._util.facts import Fact
+from rankmon._util.hparams import Hparam
 from rankmon._util.tags import HESSIAN_PARTS
 from rankmon._util.validate import check_engine
 from rankmon.engines.select import (

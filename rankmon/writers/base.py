@@ -8,8 +8,8 @@ from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 
-from rankmon._util.facts import Hparam
 from rankmon._util.files import WholeFile
+from rankmon._util.hparams import Hparam
 from rankmon.writers.events import Outcome
 
 

@@ -8,7 +8,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from rankmon._util import markdown
-from rankmon._util.facts import Fact, Hparam
+from rankmon._util.facts import Fact
+from rankmon._util.hparams import Hparam
 from rankmon._util.text import listed
 from rankmon.probes.base import Description, Prediction
 from rankmon.problem.flat import FlatProblem

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from rankmon._util.facts import Hparam
 from rankmon._util.files import WholeFile, check_no_pipe, replace_file
+from rankmon._util.hparams import Hparam
 from rankmon.writers import events
 
 PREFIX, SUFFIX = "events.out.tfevents.", ".rankmon"

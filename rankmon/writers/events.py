@@ -18,7 +18,7 @@ from tensorboard.plugins.image import metadata as image
 from tensorboard.plugins.text import metadata as text
 from tensorboard.util.tensor_util import make_tensor_proto
 
-from rankmon._util.facts import Hparam
+from rankmon._util.hparams import Hparam
 
 BUCKETS = 30
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from rankmon._util.facts import as_hparams
 from rankmon._util.files import check_no_pipe
+from rankmon._util.hparams import as_hparams
 from rankmon._util.warnings import warn_user
 
 NAME = "rankmon.jsonl"  # in every run folder
