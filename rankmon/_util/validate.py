@@ -89,3 +89,13 @@ def check_engine(name: str, known: Sequence[str]) -> None:
     """Refuse a name that is not among the known engines."""
     if name not in known:
         raise ValueError(f"expected engine to be one of {known}, got {name!r}; use 'auto'")
+
+
+def check_time_limit(seconds: float) -> None:
+    """Refuse anything but a positive number of seconds."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(
+            f"expected time_limit to be a number, got {type(seconds).__name__}; give seconds"
+        )
+    if not seconds > 0:
+        raise ValueError(f"expected time_limit to be positive, got {seconds}; give seconds")

@@ -18,18 +18,12 @@ from jaxtyping import Float
 
 from rankmon._util.expected_time import OutOfTimeError
 from rankmon._util.text import bytes_text
+from rankmon.engines.cuts import below_rounding, common_cuts, finest_cut, finest_cuts
 from rankmon.engines.sketch import Ranks, outer_of
 from rankmon.hessian.gauss_newton import OuterSpectrum
 from rankmon.hessian.operators import functional_product, outer_product
 from rankmon.linalg.lanczos import StochasticSpectrum, starts
-from rankmon.linalg.numerical_rank import (
-    NumericalRank,
-    Tolerance,
-    below_rounding,
-    common_cuts,
-    finest_cut,
-    finest_cuts,
-)
+from rankmon.linalg.numerical_rank import NumericalRank, Tolerance
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Snapshot
 

@@ -16,19 +16,12 @@ from rankmon._util.tags import HESSIAN_PARTS
 from rankmon._util.text import bytes_text
 from rankmon.engines.base import ENGINES as EXACT_ENGINES
 from rankmon.engines.base import Engine, Spectra
+from rankmon.engines.cuts import below_rounding, common_cuts, finest_cut, finest_cuts
 from rankmon.engines.exact import engine_of
 from rankmon.engines.lanczos import StochasticHessian
 from rankmon.engines.sketch import LargeHessian, Ranks
 from rankmon.hessian.operators import functional_product, outer_product
-from rankmon.linalg.numerical_rank import (
-    NumericalRank,
-    Tolerance,
-    below_rounding,
-    common_cuts,
-    finest_cut,
-    finest_cuts,
-    numerical_rank,
-)
+from rankmon.linalg.numerical_rank import NumericalRank, Tolerance, numerical_rank
 from rankmon.network.recognized_stack import recognized_stack
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Snapshot
@@ -264,13 +257,3 @@ def compile_derivatives(engine: RankEngine | Engine, *, cotangents: int) -> None
             "more (a pure_callback needs a custom_jvp of its own), or watch the weights alone "
             "(RankMonitor: probes=['weights'])"
         ) from error
-
-
-def check_time_limit(seconds: float) -> None:
-    """Refuses what is no positive number of seconds."""
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise TypeError(
-            f"expected time_limit to be a number, got {type(seconds).__name__}; give seconds"
-        )
-    if not seconds > 0:
-        raise ValueError(f"expected time_limit to be positive, got {seconds}; give seconds")

@@ -15,16 +15,10 @@ from jaxtyping import Float
 from rankmon._util.expected_time import OutOfTimeError
 from rankmon._util.tags import HESSIAN_PARTS
 from rankmon._util.text import bytes_text
+from rankmon.engines.cuts import below_rounding, common_cuts, finest_cut, finest_cuts
 from rankmon.hessian.gauss_newton import OuterSpectrum
 from rankmon.hessian.operators import BlockProducts, SingleProducts
-from rankmon.linalg.numerical_rank import (
-    NumericalRank,
-    Tolerance,
-    below_rounding,
-    common_cuts,
-    finest_cut,
-    finest_cuts,
-)
+from rankmon.linalg.numerical_rank import NumericalRank, Tolerance
 from rankmon.linalg.rank_bound import most_rank
 from rankmon.linalg.sketch import Products, Sketch, side_for, sketched, spectral_norm
 from rankmon.network.matrix_views import matrix_shape

@@ -1,6 +1,5 @@
 """Numerical ranks: the singular values above a cut, with a margin; and ranks without a cut."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from numbers import Real
 
@@ -58,43 +57,6 @@ class Tolerance:
 
 
 DEFAULT_TOLERANCE = Tolerance()
-
-
-def common_cuts(
-    norms: Mapping[str, float], tolerance: Tolerance, *, default: float
-) -> dict[str, float]:
-    """The cut of each of the Hessian's parts, relative to the larger of its norm and H_L's."""
-    return {
-        part: tolerance.cut(norm, default=default, reference_norm=norms["H_L"])
-        for part, norm in norms.items()
-    }
-
-
-def finest_cuts(norms: Mapping[str, float], *, p: int, eps: float) -> dict[str, float]:
-    """Return the least cut of each part that tells eigenvalues from the rounding of products.
-
-    As for `common_cuts`, H_L's norm counts too; a part by itself has `finest_cut`.
-    """
-    return {part: finest_cut(max(norm, norms["H_L"]), p=p, eps=eps) for part, norm in norms.items()}
-
-
-def finest_cut(norm: float, *, p: int, eps: float) -> float:
-    """Return the rounding of products with a matrix of this norm, and of its spectrum."""
-    return min(p, 10) * eps * norm
-
-
-def below_rounding(cuts: Mapping[str, float], finest: Mapping[str, float]) -> tuple[str, ...]:
-    """Return what the user should know of cuts below the finest ones, if any are.
-
-    The same words at every step, so that they are said once.
-    """
-    if all(cut >= finest[part] for part, cut in cuts.items()):
-        return ()
-    return (
-        "expected a tolerance above the rounding of the Hessian's products, 10 eps times its norm, "
-        "got a smaller one: rank and low count what is above that rounding, high all that may be; "
-        "raise the tolerance or leave it out",
-    )
 
 
 def as_tolerance(tolerance: Tolerance | None) -> Tolerance:

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from rankmon._util.validate import check_engine
+from rankmon._util.validate import check_engine, check_time_limit
 from rankmon._util.warnings import warn_user
 from rankmon.engines.base import ENGINES as EXACT_ENGINES
 from rankmon.engines.exact import engine_of
-from rankmon.engines.select import ENGINES, check_time_limit, chosen_engine, compile_derivatives
+from rankmon.engines.select import ENGINES, chosen_engine, compile_derivatives
 from rankmon.engines.sketch import DEFAULT_TIME_LIMIT
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
 from rankmon.linalg.numerical_rank import NumericalRank, Tolerance, as_tolerance, undefined_rank

@@ -9,11 +9,10 @@ from jaxtyping import Float
 from rankmon._util.facts import Fact
 from rankmon._util.hparams import Hparam
 from rankmon._util.tags import HESSIAN_PARTS
-from rankmon._util.validate import check_engine
+from rankmon._util.validate import check_engine, check_time_limit
 from rankmon.engines.select import (
     ENGINES,
     Choice,
-    check_time_limit,
     chosen_engine,
     compile_derivatives,
 )

@@ -11,6 +11,7 @@ import pytest
 
 from oracles import CASES, Case, data, dense_parts, mlp, mse, student_t
 from rankmon import Problem, Tolerance, hessian_ranks, theory
+from rankmon.engines.cuts import common_cuts
 from rankmon.engines.deep_linear import (
     InputBasis,
     Layers,
@@ -21,7 +22,7 @@ from rankmon.engines.deep_linear import (
 from rankmon.engines.exact import engine_of
 from rankmon.engines.select import spectra_to_ranks
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
-from rankmon.linalg.numerical_rank import common_cuts, numerical_rank
+from rankmon.linalg.numerical_rank import numerical_rank
 from rankmon.linalg.spectrum import padded, symmetric_spectrum
 from rankmon.network.recognized_stack import recognized_stack
 from rankmon.problem.losses import Root
