@@ -31,7 +31,7 @@ _OF_LINEN_APPLY = ("rngs", "mutable", "capture_intermediates")
 
 
 def plain(params: Any) -> Any:
-    """Return the parameters of a function apply(params, inputs), which may be in a training state."""
+    """Return the parameters of a function apply(params, inputs), also from a training state."""
     return as_arrays(params.params if _is_train_state(params) else params)
 
 
