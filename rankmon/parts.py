@@ -7,7 +7,7 @@ __getattr__ = moved_names(
     {
         "DEFAULT_MEMORY_LIMIT": "rankmon.hessian.memory",
         "HESSIAN_PARTS": "rankmon._util.tags",
-        "HessianParts": "rankmon.hessian.memory",
+        "HessianParts": "rankmon.engines.dense_parts",
         "bytes_text": "rankmon._util.text",
         "dense_bytes": "rankmon.hessian.memory",
     },

@@ -32,11 +32,7 @@ from rankmon.problem.precision import DOUBLE
 from rankmon.problem.problem import Problem
 
 LIBRARIES = ("rankmon", "jax", "jaxlib", "flax", "optax", "numpy", "scipy", "tensorboard")
-
-
 _SERVER_SECONDS = 60
-
-
 DATA_SETS = ("mnist", "fashion_mnist", "cifar10")
 
 

@@ -1,25 +1,67 @@
-"""What an exact engine is: one way to the spectra of one problem."""
+"""What an engine is: `Engine` gives the ranks of one Hessian, `ExactEngine` all its eigenvalues."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
+from rankmon.linalg.numerical_rank import NumericalRank, Tolerance
 from rankmon.problem.point import Snapshot
 
-ENGINES = ("auto", "deep_linear", "stack", "dense")
-
-
+# The eigenvalues of each part, by falling magnitude.
 Spectra = dict[str, Float[np.ndarray, " p"]]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks of one Hessian.
+
+    Attributes:
+      parts: "H_L", "H_o", "H_f" and, with a reference, "H_f_fixed".
+      own_functional: the rank of H_f at its own cut.
+      spectra: the eigenvalues of each part, where they were computed.
+      told: what the user should know of the ranks.
+    """
+
+    parts: dict[str, NumericalRank]
+    own_functional: int
+    spectra: Mapping[str, Float[np.ndarray, " p"]] = field(default_factory=dict)
+    told: tuple[str, ...] = ()
 
 
 @runtime_checkable
 class Engine(Protocol):
+    """One way to the ranks of one problem."""
+
+    @property
+    def name(self) -> str:
+        """As in `select.ENGINES`, without "auto"."""
+
+    def compile(self, *, cotangents: int) -> None:
+        """Compiles what a measurement with so many residuals needs."""
+
+    def ranks(
+        self,
+        snapshot: Snapshot,
+        delta: Float[np.ndarray, "n k"],
+        reference: Float[np.ndarray, "n k"] | None,
+        tolerance: Tolerance,
+    ) -> Ranks | None:
+        """The ranks of the parts at finite parameters; None where something overflows."""
+
+    def describe(self) -> str:
+        """What the run's card says of it."""
+
+
+@runtime_checkable
+class ExactEngine(Protocol):
     """One way to the spectra of one problem."""
 
     @property
     def name(self) -> str:
-        """As in `ENGINES`."""
+        """As in `select.EXACT_ENGINES`, without "auto"."""
 
     @property
     def order(self) -> int:
@@ -47,3 +89,25 @@ class Engine(Protocol):
 
     def describe(self) -> str:
         """What the run's card says of it."""
+
+
+def compile_derivatives(engine: Engine | ExactEngine, *, cotangents: int) -> None:
+    """Compile what a measurement with so many residuals needs.
+
+    Raises:
+      ValueError: if JAX cannot differentiate the network or the loss twice.
+      MemoryError: if a matrix or a program does not fit in memory_limit.
+    """
+    try:
+        engine.compile(cotangents=cotangents)
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(
+            "expected a network and a loss that JAX can differentiate twice, got "
+            f"{type(error).__name__}: {reason[:300]}; write them in JAX's operations, and "
+            "the rules of a custom_vjp or custom_jvp in operations that JAX can differentiate once "
+            "more (a pure_callback needs a custom_jvp of its own), or watch the weights alone "
+            "(RankMonitor: probes=['weights'])"
+        ) from error

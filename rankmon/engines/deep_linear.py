@@ -1,319 +1,125 @@
-"""The Hessian of a deep linear network in closed form, in the coordinates that can be non-zero.
+"""The exact engine of deep linear networks: spectra in the coordinates that can be non-zero.
 
-Symbols (arXiv 2106.16225): F(x) = W^L ... W^1 x, or with biases, which are one more column of W^l
-that multiplies a constant input 1; Omega = E[delta x^T], S = E[B_i (x) x_i x_i^T] (for mse I_K (x)
-Sigma). x is written in an orthonormal basis of the space that the probe batch spans, r coordinates.
-
-  B_l = W^{L:l+1}         [K, M_l]      from layer l to the outputs
-  U_l = W^{l-1:1}         [c_l, r]      from the inputs to layer l; c_l is M_{l-1}, and 1 more with
-                                        a bias, whose row is that of the constant 1
-  Z_{kl} = W^{k-1:l+1}    [c_k, M_l]    from layer l to layer k > l
-
-Derivatives along V_l and V_k, of the shapes of W^l and W^k, l < k:
-
-  dF_i = B_l V_l U_l x_i,    d2 <delta, F> = tr(V_k Z_{kl} V_l U_l Omega^T B_k)
-
-so the rows of H that belong to W^l, seen as M_l x c_l matrices, lie in a sum of products of spaces:
-
-  H_o                     row(B_l)                  (x)  col(U_l X)
-  H_f, layers j < l       col(B_l^T Omega U_j^T)    (x)  col(Z_{lj})
-  H_f, layers k > l       row(Z_{kl})               (x)  col(U_l Omega^T B_k)
-
-On either side these spaces are nested, so that one orthonormal basis is adapted to all of them and
-the spaces become rectangles of its coordinates. What lies outside every rectangle is zero; the
-rotation is orthogonal, so what is left has the non-zero spectrum of the whole.
+`hessian.deep_linear` has the reduction to these coordinates.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
+import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 
-from rankmon.problem.output_hessians import OutputHessians
+from rankmon._util.text import bytes_text
+from rankmon.engines.base import Spectra
+from rankmon.hessian.deep_linear import InputBasis, Layers, Reduction, coordinate_count
+from rankmon.linalg.spectrum import padded, symmetric_spectrum
+from rankmon.network.recognized_stack import DenseStack
+from rankmon.problem.flat import FlatProblem
+from rankmon.problem.output_hessians import EVALUATED_ALIVE, OutputHessians
+from rankmon.problem.point import Snapshot
 
-_EPS = float(np.finfo(np.float64).eps)
-
-
-# Rows and columns of a rectangle that starts at the first coordinate.
-Rectangle = tuple[int, int]
-
-
-# Of the coordinates of one layer, columns of its P_l by columns of its R_l.
-Mask = Bool[np.ndarray, "_a _b"]
-
-
-@dataclass(frozen=True)
-class InputBasis:
-    """The probe batch in an orthonormal basis of the space that it spans.
-
-    Attributes:
-      axes: Q, [d, r], from the data's own SVD, which keeps the digits that X^T X would lose; with
-        any bias [d + 1, r], the last row for the constant 1.
-      coordinates: X Q, [n, r].
-      weights: of the examples in the mean, [n].
-    """
-
-    axes: Float[np.ndarray, "d r"]
-    coordinates: Float[np.ndarray, "n r"]
-    weights: Float[np.ndarray, " n"]
-
-    @classmethod
-    def of(
-        cls, x: Float[np.ndarray, "n d"], weights: Float[np.ndarray, " n"], *, affine: bool
-    ) -> "InputBasis":
-        """The basis for this batch, with the constant 1 if `affine`; weight 0 does not count."""
-        if affine:
-            x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
-        axes, _ = nested_basis([(np.sqrt(weights)[:, None] * x).T])
-        return cls(axes, x @ axes, weights)
-
-    def omega(self, delta: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "k r"]:
-        """Omega = E[delta x^T]."""
-        return (self.weights[:, None] * delta).T @ self.coordinates
-
-    def second_moment(self, b: OutputHessians) -> Float[np.ndarray, "kr kr"]:
-        """S = E[B_i (x) x_i x_i^T]."""
-        return b.second_moment(self.weights, self.coordinates)
+# H_L, H_f, the copy that LAPACK overwrites, and what their assembly holds for a moment.
+_REDUCED_MATRICES_ALIVE = 4
 
 
 @dataclass(frozen=True)
-class Layers:
-    """The products of weights that the Hessian is made of, at given weights.
+class DeepLinearEngine:
+    """The exact engine of deep linear networks.
 
     Attributes:
-      forward: U_1, ..., U_L.
-      backward: B_1, ..., B_L.
-      middle: Z_{kl} by (k, l), counted from 0.
+      flat: the problem.
+      stack: the network.
+      basis: of the probe batch's inputs.
+      coordinates: the most that can be non-zero.
     """
 
-    forward: tuple[Float[np.ndarray, "_c r"], ...]
-    backward: tuple[Float[np.ndarray, "k _out"], ...]
-    middle: dict[tuple[int, int], Float[np.ndarray, "_c _out"]]
-
-    @classmethod
-    def at(
-        cls,
-        weights: Sequence[Float[np.ndarray, "_out _in"]],
-        biases: Sequence[Float[np.ndarray, " _out"] | None],
-        axes: Float[np.ndarray, "d r"],
-    ) -> "Layers":
-        """The products at W^1, ..., W^L and b^1, ..., b^L, None for a layer without."""
-        affine = any(bias is not None for bias in biases)
-        forward, state = [], axes[:-1] if affine else axes
-        for W, b in zip(weights, biases, strict=True):
-            forward.append(state if b is None else np.concatenate([state, axes[-1:]]))
-            state = W @ state if b is None else W @ state + np.outer(b, axes[-1])
-        backward = [np.eye(len(weights[-1]))]
-        for W in reversed(weights[1:]):
-            backward.append(backward[-1] @ W)
-        middle = {}
-        for start, W in enumerate(weights):
-            z = np.eye(len(W))
-            for k in range(start + 1, len(weights)):
-                # The constant 1 of layer k does not depend on an earlier layer.
-                constant = np.zeros((len(forward[k]) - len(z), len(W)))
-                middle[k, start] = np.concatenate([z, constant])
-                z = weights[k] @ z
-        return cls(tuple(forward), tuple(reversed(backward)), middle)
-
-
-@dataclass(frozen=True)
-class LayerBasis:
-    """Orthonormal bases on either side of one layer, and the rectangles that can be non-zero.
-
-    Attributes:
-      left: P_l, of the layer's outputs, [M_l, a].
-      right: R_l, of the layer's inputs, [c_l, b].
-      functional: the rectangles of H_f.
-      outer: the rectangle of H_o.
-    """
-
-    left: Float[np.ndarray, "out a"]
-    right: Float[np.ndarray, "c b"]
-    functional: tuple[Rectangle, ...]
-    outer: Rectangle
-
-    @classmethod
-    def of(cls, layers: Layers, at: int, omega: Float[np.ndarray, "k r"]) -> "LayerBasis":
-        """The bases adapted to the nested spaces of layer `at` for this Omega."""
-        U, B, Z = layers.forward, layers.backward, layers.middle
-        before, after = range(at), range(at + 1, len(U))
-        left, rows = nested_basis(
-            [B[at].T @ omega @ U[j].T for j in reversed(before)]
-            + [B[at].T]
-            + [Z[k, at].T for k in reversed(after)]
-        )
-        right, columns = nested_basis(
-            [U[at] @ omega.T @ B[k] for k in after] + [U[at]] + [Z[at, j] for j in before]
-        )
-        rectangles = tuple(zip(rows, reversed(columns), strict=True))
-        return cls(left, right, rectangles[:at] + rectangles[at + 1 :], rectangles[at])
+    flat: FlatProblem
+    stack: DenseStack
+    basis: InputBasis
+    coordinates: int
+    name: str = "deep_linear"
 
     @property
-    def outer_reach(self) -> Mask:
-        """The coordinates that H_o can reach."""
-        return self._inside([self.outer])
-
-    @property
-    def functional_reach(self) -> Mask:
-        """The coordinates that H_f can reach."""
-        return self._inside(self.functional)
-
-    def _inside(self, rectangles: Sequence[Rectangle]) -> Mask:
-        inside = np.zeros((self.left.shape[1], self.right.shape[1]), bool)
-        for rows, columns in rectangles:
-            inside[:rows, :columns] = True
-        return inside
-
-
-@dataclass(frozen=True)
-class Group:
-    """Coordinates of one layer that are kept: column a of its P_l with column b of its R_l."""
-
-    layer: int
-    a: Int[np.ndarray, " m"]
-    b: Int[np.ndarray, " m"]
+    def order(self) -> int:
+        """The coordinates that can be non-zero."""
+        return self.coordinates
 
     @classmethod
-    def of_each_layer(cls, masks: Sequence[Mask]) -> list["Group"]:
-        """One group a layer, of the coordinates where its mask is true, in C order."""
-        return [cls(layer, *np.nonzero(mask)) for layer, mask in enumerate(masks)]
+    def of(cls, flat: FlatProblem, stack: DenseStack, memory_limit: int) -> "DeepLinearEngine":
+        """Return the engine for this problem, which is recognized as the stack.
 
-
-@dataclass(frozen=True)
-class Reduction:
-    """The Hessian with one Omega, reduced to the coordinates that can be non-zero.
-
-    Attributes:
-      layers: the products of weights.
-      omega: Omega in the basis of the inputs, [k, r].
-    """
-
-    layers: Layers
-    omega: Float[np.ndarray, "k r"]
-
-    @cached_property
-    def bases(self) -> tuple[LayerBasis, ...]:
-        """One basis for each layer."""
-        count = len(self.layers.forward)
-        return tuple(LayerBasis.of(self.layers, at, self.omega) for at in range(count))
-
-    @cached_property
-    def loss_groups(self) -> list[Group]:
-        """The coordinates that H_L can reach, those of H_o first."""
-        outer = [basis.outer_reach for basis in self.bases]
-        others = [
-            basis.functional_reach & ~reached
-            for basis, reached in zip(self.bases, outer, strict=True)
-        ]
-        return Group.of_each_layer(outer) + Group.of_each_layer(others)
-
-    def functional(self) -> Float[np.ndarray, "f f"]:
-        """H_f in the coordinates that it can reach."""
-        return self._functional(Group.of_each_layer([b.functional_reach for b in self.bases]))
-
-    def outer(self, S: Float[np.ndarray, "kr kr"]) -> Float[np.ndarray, "o o"]:
-        """R S R^T, where J^T = Q R: H_o = J^T S J in the columns of Q."""
-        R = np.asarray(np.linalg.qr(self._jacobian().T, mode="r"))
-        return R @ S @ R.T
-
-    def loss(self, S: Float[np.ndarray, "kr kr"]) -> Float[np.ndarray, "m m"]:
-        """H_L = H_o + H_f in the coordinates that it can reach, those of H_o first."""
-        J = self._jacobian()
-        H = self._functional(self.loss_groups)
-        H[: J.shape[1], : J.shape[1]] += J.T @ (S @ J)
-        return H
-
-    def _jacobian(self) -> Float[np.ndarray, "kr o"]:
-        """J: column (l, a, b) is (B_l P_l)_a (x) (R_l^T U_l)_b."""
-        blocks = []
-        for at, basis in enumerate(self.bases):
-            rows, columns = basis.outer
-            left = self.layers.backward[at] @ basis.left[:, :rows]
-            right = basis.right[:, :columns].T @ self.layers.forward[at]
-            blocks.append(np.kron(left, right.T))
-        return np.concatenate(blocks, axis=1)
-
-    @cached_property
-    def _factors(self) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]:
-        """P_l^T Z_{kl}^T R_k and R_l^T U_l Omega^T B_k P_k by (l, k), l < k."""
-        U, B, bases = self.layers.forward, self.layers.backward, self.bases
-        return {
-            (at, k): (
-                bases[at].left.T @ Z.T @ bases[k].right,
-                bases[at].right.T @ (U[at] @ self.omega.T @ B[k]) @ bases[k].left,
+        Raises:
+          MemoryError: if the matrices do not fit in memory_limit.
+        """
+        (x,) = jax.tree.leaves(flat.inputs)
+        x = np.asarray(x, np.float64).reshape(len(x), -1)
+        biases = [layer.bias is not None for layer in stack.layers]
+        basis = InputBasis.of(x, flat.weights, affine=any(biases))
+        count = coordinate_count(stack.dims, biases, basis)
+        moment = flat.k * basis.axes.shape[1]
+        need = 8 * (_REDUCED_MATRICES_ALIVE * count**2 + 2 * moment * (moment + count))
+        if flat.problem.loss.root is None:
+            need += 8 * EVALUATED_ALIVE * flat.k**2
+        if need > memory_limit:
+            raise MemoryError(
+                f"expected the Hessian's {count:,} coordinates that can be non-zero (of p = "
+                f"{flat.p:,} parameters) to fit in memory_limit = {bytes_text(memory_limit)}, got "
+                f"{bytes_text(need)} for their matrices; raise memory_limit, choose fewer "
+                "parameters with Problem(include=...), or watch the weights alone (RankMonitor: "
+                "oversize='weights')"
             )
-            for (k, at), Z in self.layers.middle.items()
+        return cls(flat, stack, basis, count)
+
+    def compile(self, *, cotangents: int) -> None:
+        """Compile what is evaluated at every measurement; the reduction is NumPy's."""
+        self.flat.compile()
+
+    def spectra(
+        self,
+        snapshot: Snapshot,
+        delta: Float[np.ndarray, "n k"],
+        reference: Float[np.ndarray, "n k"] | None,
+    ) -> Spectra | None:
+        """Return the eigenvalues of the parts; None if something overflows."""
+        b = self.flat.output_hessians(snapshot.theta, snapshot.fixed)
+        try:
+            with np.errstate(over="raise", invalid="raise"):
+                return self._spectra(snapshot, b, delta, reference)
+        except (FloatingPointError, OverflowError):
+            return None
+
+    def _spectra(
+        self,
+        snapshot: Snapshot,
+        b: OutputHessians,
+        delta: Float[np.ndarray, "n k"],
+        reference: Float[np.ndarray, "n k"] | None,
+    ) -> Spectra:
+        leaves, p = snapshot.leaves, self.flat.p
+        layers = Layers.at(self.stack.weights(leaves), self.stack.biases(leaves), self.basis.axes)
+        moment = self.basis.second_moment(b)
+        if not np.all(np.isfinite(moment)):  # zero weights would drop it, and not every BLAS raises
+            raise OverflowError("expected finite output Hessians, got NaN or infinite entries")
+        reduction = Reduction(layers, self.basis.omega(delta))
+        spectra = {
+            "H_L": _finite_spectrum(reduction.loss(moment)),
+            "H_o": _finite_spectrum(reduction.outer(moment)),
+            "H_f": _finite_spectrum(reduction.functional()),
         }
+        if reference is not None:
+            same = np.array_equal(reference, delta)
+            held = Reduction(layers, self.basis.omega(reference))
+            spectra["H_f_fixed"] = spectra["H_f"] if same else _finite_spectrum(held.functional())
+        return {part: padded(values, p) for part, values in spectra.items()}
 
-    def _functional(self, groups: Sequence[Group]) -> Float[np.ndarray, "m m"]:
-        """Entry (l, a, b), (k, a', b') for l < k: (Z_kl)_{b' a} (U_l Omega^T B_k)_{b a'}."""
-        ends = np.cumsum([len(group.a) for group in groups])
-        spans = [slice(end - len(g.a), end) for end, g in zip(ends, groups, strict=True)]
-        H = np.zeros((ends[-1], ends[-1]))
-        for group, rows in zip(groups, spans, strict=True):
-            for other, columns in zip(groups, spans, strict=True):
-                if group.layer < other.layer:
-                    Z, G = self._factors[group.layer, other.layer]
-                    block = Z[group.a][:, other.b]
-                    block *= G[group.b][:, other.a]
-                    H[rows, columns] = block
-                    H[columns, rows] = block.T
-        return H
+    def describe(self) -> str:
+        """Return the engine's line of the run's card."""
+        return (
+            f"{self.name}, at most {self.coordinates} coordinates of {self.flat.p} can be non-zero"
+        )
 
 
-def coordinate_count(dims: Sequence[int], biases: Sequence[bool], basis: InputBasis) -> int:
-    """The most coordinates that H_L can need: those of Gaussian weights and a Gaussian Omega.
-
-    Every space has its largest dimension there. Weights of lower rank need fewer.
-    """
-    rng = np.random.default_rng(0)
-    shapes = list(zip(dims[1:], dims[:-1], strict=True))
-    weights = [rng.standard_normal(shape) / np.sqrt(shape[1]) for shape in shapes]
-    drawn = [
-        rng.standard_normal(out) if bias else None
-        for (out, _), bias in zip(shapes, biases, strict=True)
-    ]
-    layers = Layers.at(weights, drawn, basis.axes)
-    omega = rng.standard_normal((dims[-1], basis.axes.shape[1]))
-    return sum(len(group.a) for group in Reduction(layers, omega).loss_groups)
-
-
-def nested_basis(
-    generators: Sequence[Float[np.ndarray, "m _"]],
-) -> tuple[Float[np.ndarray, "m a"], list[int]]:
-    """An orthonormal basis adapted to nested column spaces, and how much of it spans each.
-
-    Directions below rounding, max(shape) eps ||G||_F of a generator G, are no part of its space; to
-    keep one too many would cost a coordinate and change nothing.
-
-    Args:
-      generators: matrices whose column spaces grow: the sum of the first i of them is spanned by
-        the first counts[i] columns of the basis.
-
-    Raises:
-      OverflowError: where an entry is NaN or infinite (LAPACK must never see one).
-    """
-    basis = np.empty((len(generators[0]), 0))
-    counts = []
-    for G in generators:
-        largest = float(np.max(np.abs(G), initial=0.0))
-        if not np.isfinite(largest):
-            raise OverflowError("expected finite products of weights, got NaN or infinite entries")
-        if largest > 0 and basis.shape[1] < len(basis):
-            G = G / largest  # whose norm cannot overflow
-            norm = np.linalg.norm(G)
-            vectors, values, _ = np.linalg.svd(_orthogonal_to(basis, G), full_matrices=False)
-            new = vectors[:, values > max(G.shape) * _EPS * norm]
-            new, _ = np.linalg.qr(_orthogonal_to(basis, new))
-            basis = np.concatenate([basis, new], axis=1)
-        counts.append(basis.shape[1])
-    return basis, counts
-
-
-def _orthogonal_to(basis: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    for _ in range(2):  # once leaves rounding of the part that is removed
-        vectors = vectors - basis @ (basis.T @ vectors)
-    return vectors
+def _finite_spectrum(matrix: Float[np.ndarray, "m m"]) -> Float[np.ndarray, " m"]:
+    if not np.all(np.isfinite(matrix)):
+        raise OverflowError("expected a finite matrix, got NaN or infinite entries")
+    return symmetric_spectrum(matrix)

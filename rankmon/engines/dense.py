@@ -1,4 +1,4 @@
-"""H_o and H_f of any network at theta: dense in bounded memory, and as products; no spectra.
+"""H_o and H_f of any network, assembled by automatic differentiation in bounded memory.
 
 With the mean over the probe batch, weights w_i that sum to 1, residuals delta_i = dl/dF [k], output
 Hessians B_i = d2l/dF2 [k, k] and Jacobians J_i = dF(x_i)/dtheta [k, p]:
@@ -9,7 +9,7 @@ Hessians B_i = d2l/dF2 [k, k] and Jacobians J_i = dF(x_i)/dtheta [k, p]:
 
 H_f is the Hessian of sum_i w_i <delta_i, F(x_i)> with delta held constant; it is never H_L - H_o,
 which is rounding noise once the residual is small. Any delta may be held: that of step 0 gives
-H_f^fixed. Rows and columns follow the parameter order of `_tree`.
+H_f^fixed. Rows and columns go in the order of theta.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,23 +24,17 @@ from jaxtyping import Float
 from rankmon._util.compile import Make, largest_program, operations
 from rankmon._util.expected_time import compiled
 from rankmon._util.jaxpr import CUSTOM_VJP_CALLS, holds
+from rankmon.engines.dense_parts import HessianParts, is_wide, root_values
+from rankmon.hessian.gauss_newton import outer_product
 from rankmon.hessian.jacobian import ExampleJacobians, chunk_shapes, is_of_whole_batch, one_example
-from rankmon.hessian.memory import (
-    DEFAULT_MEMORY_LIMIT,
-    HessianParts,
-    dense_bytes,
-    is_wide,
-    refuse_oversize,
-    root_values,
-)
-from rankmon.hessian.operators import functional_product, outer_product
+from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT, dense_bytes, refuse_oversize
+from rankmon.hessian.operators import functional_product
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.output_hessians import OutputHessians
 from rankmon.problem.precision import abstract_array
 
 # More columns at once cost memory and gain nothing: the products are already large.
 _MOST_COLUMNS = 128
-
 
 # Times that an operation of a product takes longer than one of J^T B J, a product of matrices.
 _PRODUCTS_SLOWNESS = 8

@@ -24,7 +24,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rankmon._util.text import bytes_text
-from rankmon.hessian.memory import HessianParts, dense_bytes, is_wide, refuse_oversize, root_values
+from rankmon.engines.dense_parts import HessianParts, is_wide, root_values
+from rankmon.hessian.memory import dense_bytes, refuse_oversize
 from rankmon.hessian.stack_jacobian import StackBatch, parameter_places
 from rankmon.network.activations import layer_states
 from rankmon.network.recognized_stack import DenseStack

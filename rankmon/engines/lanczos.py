@@ -1,6 +1,6 @@
-"""Spectra of the Hessian's parts by stochastic Lanczos quadrature, at any number of parameters.
+"""The engine "slq": ranks of the Hessian's parts by stochastic Lanczos quadrature, at any p.
 
-Lanczos itself is matfree's, what it tells is in `quadrature`, and the products are `products`'.
+The Lanczos steps are matfree's; `linalg.lanczos` has what they tell of a spectrum.
 """
 
 import math
@@ -18,10 +18,10 @@ from jaxtyping import Float
 
 from rankmon._util.expected_time import OutOfTimeError
 from rankmon._util.text import bytes_text
+from rankmon.engines.base import Ranks
 from rankmon.engines.cuts import below_rounding, common_cuts, finest_cut, finest_cuts
-from rankmon.engines.sketch import Ranks, outer_of
-from rankmon.hessian.gauss_newton import OuterSpectrum
-from rankmon.hessian.operators import functional_product, outer_product
+from rankmon.hessian.gauss_newton import OuterSpectrum, outer_product
+from rankmon.hessian.operators import functional_product
 from rankmon.linalg.lanczos import StochasticSpectrum, starts
 from rankmon.linalg.numerical_rank import NumericalRank, Tolerance
 from rankmon.problem.flat import FlatProblem
@@ -126,8 +126,8 @@ def _programs(flat: FlatProblem, steps: int) -> dict[str, Callable[..., Any]]:
 
 
 @dataclass(frozen=True)
-class StochasticHessian:
-    """The engine "slq": H_o as `LargeHessian` has it, the other parts from random vectors.
+class LanczosEngine:
+    """The engine "slq": H_o as `SketchEngine` has it, the other parts from random vectors.
 
     Attributes:
       flat: the problem.
@@ -143,7 +143,7 @@ class StochasticHessian:
     name: str = "slq"
 
     @classmethod
-    def of(cls, flat: FlatProblem, *, memory_limit: int, time_limit: float) -> "StochasticHessian":
+    def of(cls, flat: FlatProblem, *, memory_limit: int, time_limit: float) -> "LanczosEngine":
         """The engine for this problem.
 
         Raises:
@@ -151,7 +151,8 @@ class StochasticHessian:
           ImportError: without matfree.
         """
         steps = Lanczos.of(flat, steps=_STEPS, memory_limit=memory_limit)
-        return cls(flat, steps, outer_of(flat, memory_limit), time_limit)
+        outer = OuterSpectrum.if_it_fits(flat, memory_limit=memory_limit)
+        return cls(flat, steps, outer, time_limit)
 
     def compile(self, *, cotangents: int) -> None:
         """Compiles what is evaluated besides Lanczos' steps, which compile when they are used."""
@@ -181,7 +182,7 @@ class StochasticHessian:
         finest = finest_cuts(norms, p=self.flat.p, eps=self.flat.precision.eps)
         own_finest = finest_cut(norms["H_f"], p=self.flat.p, eps=self.flat.precision.eps)
         ranks: dict[str, NumericalRank] = {
-            part: counted(spectrum, cuts[part], finest=finest[part])
+            part: _counted(spectrum, cuts[part], finest=finest[part])
             for part, spectrum in spectra.items()
         }
         told = below_rounding({part: cuts[part] for part in ranks}, finest)
@@ -194,7 +195,7 @@ class StochasticHessian:
             if ranks["H_o"].rank is None:
                 return None
         own = tolerance.cut(norms["H_f"], default=default)
-        return Ranks(ranks, counted(spectra["H_f"], own, finest=own_finest).rank or 0, told=told)
+        return Ranks(ranks, _counted(spectra["H_f"], own, finest=own_finest).rank or 0, told=told)
 
     def _spectra(
         self, decompose: Mapping[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]]
@@ -217,7 +218,7 @@ class StochasticHessian:
         )
 
 
-def counted(spectrum: StochasticSpectrum, cut: float, *, finest: float = 0.0) -> NumericalRank:
+def _counted(spectrum: StochasticSpectrum, cut: float, *, finest: float = 0.0) -> NumericalRank:
     """The rank at this cut; low and high end 95 % intervals at ten times more and less.
 
     Below the finest cut that tells values from rounding, rank and low are counted at that one.

@@ -1,6 +1,6 @@
-"""Ranks of the Hessian's parts past dense matrices: H_o exactly, the others from a random sketch.
+"""The engine "sketch": H_o's rank exactly, the others' from random sketches within the limits.
 
-What a sketch is, is in `sketch`; how large it may become, in memory and in time, is decided here.
+`linalg.sketch` has the sketch itself.
 """
 
 import math
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from rankmon._util.expected_time import OutOfTimeError
 from rankmon._util.tags import HESSIAN_PARTS
 from rankmon._util.text import bytes_text
+from rankmon.engines.base import Ranks
 from rankmon.engines.cuts import below_rounding, common_cuts, finest_cut, finest_cuts
 from rankmon.hessian.gauss_newton import OuterSpectrum
 from rankmon.hessian.operators import BlockProducts, SingleProducts
@@ -26,50 +27,16 @@ from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Snapshot
 from rankmon.problem.pytree import is_matrix
 
-DEFAULT_TIME_LIMIT = 120.0
-
-
 # Small, for its time tells what can be afforded next; twice that costs at most four times as much.
 _FIRST_SIDE = 64
-
-
 _MOST_VECTORS, _MOST_ROWS = 1024, 256
 
-
-# That show which directions of a weight matrix are reached.
+# Gradients that show which directions of a weight matrix are reached.
 _GRADIENTS = 8
 
-
-# That a norm of each part takes, about.
+# Products that the norms of all parts take, about.
 _NORM_PRODUCTS = 40
-
-
 _SEED = 0
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """The ranks of one Hessian.
-
-    Attributes:
-      parts: "H_L", "H_o", "H_f" and, with a reference, "H_f_fixed".
-      own_functional: the rank of H_f at its own cut.
-      spectra: the eigenvalues of each part, where they were computed.
-      told: what the user should know of the ranks.
-    """
-
-    parts: dict[str, NumericalRank]
-    own_functional: int
-    spectra: Mapping[str, Float[np.ndarray, " p"]] = field(default_factory=dict)
-    told: tuple[str, ...] = ()
-
-
-def outer_of(flat: FlatProblem, memory_limit: int) -> OuterSpectrum | None:
-    """H_o's spectrum from its N k rows; None where their Gram matrix does not fit."""
-    try:
-        return OuterSpectrum(flat, memory_limit=memory_limit)
-    except MemoryError:
-        return None
 
 
 @dataclass
@@ -91,7 +58,7 @@ class _Sizes(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LargeHessian:
+class SketchEngine:
     """H_o by `outer`, the other parts by a sketch that grows until it sees where a spectrum ends.
 
     Attributes:
@@ -110,7 +77,7 @@ class LargeHessian:
     name: str = "sketch"
 
     @classmethod
-    def of(cls, flat: FlatProblem, *, memory_limit: int, time_limit: float) -> "LargeHessian":
+    def of(cls, flat: FlatProblem, *, memory_limit: int, time_limit: float) -> "SketchEngine":
         """The engine for this problem.
 
         Raises:
@@ -125,7 +92,8 @@ class LargeHessian:
                 "Problem(include=...), or watch the weights alone (RankMonitor: "
                 "oversize='weights')"
             )
-        return cls(flat, memory_limit, time_limit, outer_of(flat, memory_limit))
+        outer = OuterSpectrum.if_it_fits(flat, memory_limit=memory_limit)
+        return cls(flat, memory_limit, time_limit, outer)
 
     def compile(self, *, cotangents: int) -> None:
         """Compiles the products with the Hessian for so many residuals."""

@@ -22,10 +22,8 @@ from rankmon.problem.precision import abstract_array
 # More rows at once cost memory and gain nothing: the products are already large.
 _MOST_ROWS = 512
 
-
 # On the host and the device, and what they are made of.
 _COTANGENTS_ALIVE = 8
-
 
 # From leaves, inputs of some units, cotangents [units, rows, positions, k] and a number to arrays
 # with an entry a unit, and arrays with an entry a unit and a row.

@@ -1,7 +1,12 @@
-"""The rank of H_o alone, exactly, at any number of parameters; H_f and H_L are not here.
+"""The Gauss-Newton term H_o: its product with a vector, and its exact rank, at any p.
+
+Symbols: weights w_i that sum to 1, output Hessians B_i = d2l/dF2 [k, k] and J_i = dF(x_i)/dtheta
+[k, p],
+
+  H_o = sum_i w_i J_i^T B_i J_i
 
 With w_i B_i = C_i S_i C_i^T, S_i the signs of B_i's eigenvalues (all 1 for a convex loss), and A
-the rows C_i^T dF_i/dtheta, [N k, p]:
+the rows C_i^T J_i, [N k, p]:
 
   H_o = A^T S A     has the non-zero eigenvalues of   A A^T     [N k, N k], where S = I
                                                   and of R S R^T   where A^T = Q R
@@ -18,10 +23,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from rankmon._util.distributed import gathered
 from rankmon._util.expected_time import OutOfTimeError, Pace
 from rankmon._util.text import bytes_text
+from rankmon.hessian.jacobian import pushed_forward
 from rankmon.hessian.weighted_jacobian import WeightedJacobian
 from rankmon.linalg.gram import (
     Block,
@@ -42,8 +49,27 @@ from rankmon.linalg.numerical_rank import (
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.output_hessians import ROOTED_ALIVE, OutputHessians, Roots
 
+METHODS = ("auto", "gram", "qr")
+
 # One spectrum of a matrix of this order, order^3 times this: read off 7,000 rows on two cores.
 _SECONDS = 1.2e-10
+
+
+def outer_product(
+    flat: FlatProblem,
+    theta: Float[Array, " p"],
+    fixed: Any,
+    inputs: Any,
+    targets: Any,
+    weights: Float[Array, " n"],
+    v: Float[Array, " p"],
+) -> Float[Array, " p"]:
+    """Return H_o v; traceable."""
+    z, pull_back = jax.vjp(lambda t: flat.outputs(t, fixed, inputs), theta)
+    jv = pushed_forward(pull_back, z, v)
+    bjv = jax.vmap(flat.problem.loss.hessian_product)(z, targets, jv)
+    cotangent = (weights[:, None] * bjv).astype(z.dtype)  # a module may end in float32
+    return pull_back(cotangent)[0]
 
 
 @dataclass(frozen=True)
@@ -88,6 +114,14 @@ class OuterSpectrum:
             )
         self._room = (memory_limit - need) // 2
         self._jacobian = WeightedJacobian(flat, room=self._room)
+
+    @classmethod
+    def if_it_fits(cls, flat: FlatProblem, *, memory_limit: int) -> "OuterSpectrum | None":
+        """Return the spectrum, or None if the matrices do not fit."""
+        try:
+            return cls(flat, memory_limit=memory_limit)
+        except MemoryError:
+            return None
 
     def rank(
         self,

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from rankmon._util.compile import largest_program
 from rankmon._util.expected_time import compiled
 from rankmon._util.jaxpr import CUSTOM_VJP_CALLS, holds
-from rankmon.hessian.jacobian import pushed_forward
+from rankmon.hessian.gauss_newton import outer_product
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.precision import abstract_array
 
@@ -83,23 +83,6 @@ def _lowers(flat: FlatProblem) -> bool:
     except Exception:  # noqa: BLE001  of several kinds
         return False
     return True
-
-
-def outer_product(
-    flat: FlatProblem,
-    theta: Float[Array, " p"],
-    fixed: Any,
-    inputs: Any,
-    targets: Any,
-    weights: Float[Array, " n"],
-    v: Float[Array, " p"],
-) -> Float[Array, " p"]:
-    """H_o v; traceable."""
-    z, pull_back = jax.vjp(lambda t: flat.outputs(t, fixed, inputs), theta)
-    jv = pushed_forward(pull_back, z, v)
-    bjv = jax.vmap(flat.problem.loss.hessian_product)(z, targets, jv)
-    cotangent = (weights[:, None] * bjv).astype(z.dtype)  # a module may end in float32
-    return pull_back(cotangent)[0]
 
 
 def _weighted(flat: FlatProblem, delta: Float[np.ndarray, "*c n k"]) -> Float[np.ndarray, "*c n k"]:

@@ -28,8 +28,6 @@ from rankmon.problem.flat import FlatProblem
 from rankmon.problem.output_hessians import Roots
 
 _T = TypeVar("_T")
-
-
 _Leaves = Sequence[Any]
 
 

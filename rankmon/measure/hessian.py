@@ -7,10 +7,14 @@ from jaxtyping import Float
 
 from rankmon._util.validate import check_engine, check_time_limit
 from rankmon._util.warnings import warn_user
-from rankmon.engines.base import ENGINES as EXACT_ENGINES
-from rankmon.engines.exact import engine_of
-from rankmon.engines.select import ENGINES, chosen_engine, compile_derivatives
-from rankmon.engines.sketch import DEFAULT_TIME_LIMIT
+from rankmon.engines.base import compile_derivatives
+from rankmon.engines.select import (
+    DEFAULT_TIME_LIMIT,
+    ENGINES,
+    EXACT_ENGINES,
+    exact_engine,
+    select_engine,
+)
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
 from rankmon.linalg.numerical_rank import NumericalRank, Tolerance, as_tolerance, undefined_rank
 from rankmon.problem.point import Once
@@ -61,7 +65,7 @@ def hessian_ranks(
     check_engine(engine, ENGINES)
     check_time_limit(time_limit)
     once = Once.of(problem, params, reference)
-    choice = chosen_engine(once.flat, name=engine, memory_limit=memory_limit, time_limit=time_limit)
+    choice = select_engine(once.flat, name=engine, memory_limit=memory_limit, time_limit=time_limit)
     compile_derivatives(choice.engine, cotangents=len(once.parts) - 2)
     delta = once.residuals()
     found = (
@@ -107,7 +111,7 @@ def hessian_spectra(
     """
     check_engine(engine, EXACT_ENGINES)
     once = Once.of(problem, params, reference)
-    exact = engine_of(once.flat, name=engine, memory_limit=memory_limit)
+    exact = exact_engine(once.flat, name=engine, memory_limit=memory_limit)
     compile_derivatives(exact, cotangents=len(once.parts) - 2)
     delta = once.residuals()
     spectra = None if delta is None else exact.spectra(once.snapshot, delta, once.reference)

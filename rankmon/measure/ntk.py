@@ -33,10 +33,7 @@ from rankmon.problem.precision import DOUBLE
 from rankmon.problem.problem import Problem, check_problem
 
 ENGINES = ("auto", "stack", "dense")
-
-
 Assembly = Callable[[list[np.ndarray]], Float[np.ndarray, "n k p"]]
-
 
 # J, LAPACK's copy of it, and one for the rows that come in another order.
 _JACOBIANS_ALIVE = 3

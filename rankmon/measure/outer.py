@@ -4,12 +4,10 @@ from typing import Any
 
 import jax
 
-from rankmon.hessian.gauss_newton import OuterRank, OuterSpectrum
+from rankmon.hessian.gauss_newton import METHODS, OuterRank, OuterSpectrum
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
 from rankmon.linalg.numerical_rank import Tolerance, as_tolerance
 from rankmon.problem.problem import Problem, check_problem
-
-METHODS = ("auto", "gram", "qr")
 
 
 def outer_rank(

@@ -10,13 +10,13 @@ from rankmon._util.facts import Fact
 from rankmon._util.hparams import Hparam
 from rankmon._util.tags import HESSIAN_PARTS
 from rankmon._util.validate import check_engine, check_time_limit
+from rankmon.engines.base import Ranks, compile_derivatives
 from rankmon.engines.select import (
+    DEFAULT_TIME_LIMIT,
     ENGINES,
     Choice,
-    chosen_engine,
-    compile_derivatives,
+    select_engine,
 )
-from rankmon.engines.sketch import DEFAULT_TIME_LIMIT, Ranks
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
 from rankmon.linalg.numerical_rank import (
     DEFAULT_TOLERANCE,
@@ -80,7 +80,7 @@ class HessianProbe:
         """
         flat = flat.narrowed(self.include, self.exclude)
         check_uses_parameters(flat)
-        choice = chosen_engine(
+        choice = select_engine(
             flat, name=self.engine, memory_limit=self.memory_limit, time_limit=self.time_limit
         )
         compile_derivatives(choice.engine, cotangents=2)

@@ -20,14 +20,10 @@ _SYMBOLS = (
     "Widths d = M_0, M_1, ..., M_L = K; M = M_1 + ... + M_{L-1}; qh = min(q, s), s at this step (0 "
     "once all of H_f lies below the cut), for H_f_fixed that of the residuals held."
 )
-
-
 _LANDMARK = (
     "These are the closed forms of the network's linear counterpart, the same layers without their "
     "activations: a landmark, not a claim about this network."
 )
-
-
 _WHILE = "They hold while every weight has full rank, and are logged only then."
 
 

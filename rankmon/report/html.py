@@ -12,14 +12,8 @@ from rankmon.tensorboard.assets import static_files, static_text
 
 # Modules that import each other by these names, since a module inside a page has no address.
 _NAME = "rankmon/"
-
-
 _IMPORT = re.compile(r'(\bfrom\s*|\bimport\s*)"\./(?:vendor/)?([\w.-]+)"')
-
-
 _STYLES = ("vendor/uPlot.min.css", "style.css")
-
-
 _START = f"""
 import {{ App }} from "{_NAME}app.js";
 import {{ embedded }} from "{_NAME}source.js";
@@ -27,14 +21,11 @@ const runs = JSON.parse(document.getElementById("runs").textContent);
 new App(document.body, embedded(runs)).start();
 """
 
-
 # Nothing but what is in the page, whatever a log may hold.
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' data:; style-src 'unsafe-inline'; "
     "img-src data: blob:"
 )
-
-
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>

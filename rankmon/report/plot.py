@@ -24,11 +24,7 @@ PARTS: Mapping[str, tuple[str, str, str, float]] = {
     "H_f": (r"$H_f$", "#D55E00", "-", 3.0),
     "H_f_fixed": (r"$H_f^{\mathrm{fixed}}$", "#009E73", "--", 1.8),
 }
-
-
 LAYERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
-
-
 STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -39,11 +35,7 @@ STYLE: Any = {
     "axes.titlesize": 12,
     "legend.frameon": False,
 }
-
-
 MARKERS = 9
-
-
 LABEL = 20  # characters of a weight's name
 
 

@@ -15,7 +15,6 @@ from rankmon.runs.series import RunSeries, ScalarSeries
 
 NAN = float("nan")
 
-
 # A feature's rank is logged alone: rank_low/<layer> is that of the layer's weight.
 _WITH_MARGIN = ("rank/", "rank_weights/")
 

@@ -19,11 +19,7 @@ from rankmon.report.summary import Curve, Determinant, RankCurve, RunSummary, We
 from rankmon.theory.tables import ClosedForms
 
 COLORS = {"ok": "green", "missing": "yellow", "broken": "bold red"}
-
-
 RUNS_A_TABLE = 4  # beside the tag, median, range and the step where they differ
-
-
 STEPS_SHOWN = 6
 
 

@@ -25,8 +25,6 @@ from rankmon.writers.base import Record
 from rankmon.writers.jsonl import read_jsonl
 
 _Steps = dict[int, Any]  # step -> what was logged last for it
-
-
 _OWN = re.compile(
     r"(rank|rank_weights|rank_features|stable_rank|det_sign|lemma8|spectrum|rankmon)/."
 )

@@ -5,8 +5,6 @@ from importlib.resources import files
 from types import MappingProxyType
 
 _STATIC = files("rankmon.tensorboard") / "static"
-
-
 _TYPES = MappingProxyType(
     {".js": "text/javascript", ".css": "text/css", ".txt": "text/plain", ".md": "text/plain"}
 )

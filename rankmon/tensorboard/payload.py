@@ -20,19 +20,11 @@ from rankmon.runs.series import ArraySeries, RunSeries, ScalarSeries
 
 # The slider moves the cut by factors from 10^-8 to 10^8, ten steps a decade.
 PER_DECADE, LOWEST, POSITIONS = 10, -80, 161
-
-
 MOST_STEPS, MOST_INDICES = 400, 300
-
-
 _OWN = re.compile(
     r"(rank|rank_weights|rank_features|stable_rank|det_sign|lemma8|spectrum|rankmon)/."
 )
-
-
 _SPECTRUM = "spectrum/"
-
-
 Json = dict[str, Any]
 
 

@@ -20,11 +20,7 @@ from rankmon.tensorboard.provider import ARRAYS, TEXTS, Stored, Tags
 # By themselves TensorBoard's readers keep ten of a tag, or a hundred. These are as many spectra as
 # they keep scalars, and as many texts as the Text tab shows.
 _SAMPLES = MappingProxyType({ARRAYS: 1000, TEXTS: 100})
-
-
 _STEP = re.compile(r"-?[0-9]{1,18}")
-
-
 _Answer = Callable[[Stored, Request], payload.Json]
 
 

@@ -15,17 +15,10 @@ from rankmon.runs.series import ArraySeries, ScalarSeries
 # The plugin name of the tensors that training writes.
 ARRAYS = "rankmon"
 
-
 # TensorBoard has thinned what it keeps already: by --samples_per_plugin, or as scalars by default.
 _ALL_KEPT = 2**31 - 1
-
-
 _VALUES = "/values"
-
-
 _TEXT_TAGS = re.compile(r"rankmon/(card|alerts)$")
-
-
 _Datum = TypeVar("_Datum")
 
 

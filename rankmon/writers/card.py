@@ -16,8 +16,6 @@ from rankmon.problem.flat import FlatProblem
 from rankmon.writers.legend import HEADER, LEGEND, OVER_SEEDS
 
 TAG = "rankmon/card"
-
-
 _SEEDS_SUFFIXES = ("/median", "/low", "/high")
 
 

@@ -20,11 +20,7 @@ from rankmon._util.hparams import Hparam
 from rankmon.writers import events
 
 PREFIX, SUFFIX = "events.out.tfevents.", ".rankmon"
-
-
 SESSION_NAME = f"{PREFIX}0000000000.session"
-
-
 _STEP = 0  # before that of any START which follows, and purges what is later
 
 

@@ -21,8 +21,6 @@ from tensorboard.util.tensor_util import make_tensor_proto
 from rankmon._util.hparams import Hparam
 
 BUCKETS = 30
-
-
 Outcome = Literal["success", "failure", "unknown"]
 
 

@@ -18,14 +18,8 @@ from rankmon._util.hparams import as_hparams
 from rankmon._util.warnings import warn_user
 
 NAME = "rankmon.jsonl"  # in every run folder
-
-
 KEYS = frozenset({"step", "attempt", "wall_time", "scalars", "arrays", "texts"})
-
-
 MOST_NAMED = 5
-
-
 _NOT_READABLE = (TypeError, ValueError, OverflowError, RecursionError)
 
 

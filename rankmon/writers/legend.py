@@ -196,8 +196,6 @@ LEGEND = (
     ),
     Entry(("rankmon/card",), "text", "what is monitored, and the rows of this table that apply"),
 )
-
-
 OVER_SEEDS = Entry(
     ("…/median", "…/low", "…/high"),
     "that of …",

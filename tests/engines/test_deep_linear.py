@@ -12,16 +12,11 @@ import pytest
 from oracles import CASES, Case, data, dense_parts, mlp, mse, student_t
 from rankmon import Problem, Tolerance, hessian_ranks, theory
 from rankmon.engines.cuts import common_cuts
-from rankmon.engines.deep_linear import (
-    InputBasis,
-    Layers,
-    Reduction,
-    coordinate_count,
-    nested_basis,
-)
-from rankmon.engines.exact import engine_of
-from rankmon.engines.select import spectra_to_ranks
+from rankmon.engines.exact import spectra_to_ranks
+from rankmon.engines.select import exact_engine
+from rankmon.hessian.deep_linear import InputBasis, Layers, Reduction, coordinate_count
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
+from rankmon.linalg.nested_basis import nested_basis
 from rankmon.linalg.numerical_rank import numerical_rank
 from rankmon.linalg.spectrum import padded, symmetric_spectrum
 from rankmon.network.recognized_stack import recognized_stack
@@ -228,7 +223,7 @@ def test_the_reduction_has_the_spectra_of_the_dense_matrices(seed):
 
 def spectra_of(problem, params, name, reference):
     flat = problem.flat(params)
-    engine = engine_of(flat, name=name, memory_limit=DEFAULT_MEMORY_LIMIT)
+    engine = exact_engine(flat, name=name, memory_limit=DEFAULT_MEMORY_LIMIT)
     snapshot = Snapshot.take(flat, 0, params)
     _, delta = flat.loss_and_residuals(snapshot.theta, snapshot.fixed)
     return engine.spectra(snapshot, delta, reference)
@@ -470,7 +465,7 @@ def test_eleven_layers_in_the_order_of_the_data_flow():
     problem = Problem(lambda p, x: Deep().apply(p, x), loss="mse", inputs=x, targets=y)
     fast = hessian_ranks(problem, params)
     flat = problem.flat(params)
-    assert engine_of(flat, name="auto", memory_limit=DEFAULT_MEMORY_LIMIT).name == "deep_linear"
+    assert exact_engine(flat, name="auto", memory_limit=DEFAULT_MEMORY_LIMIT).name == "deep_linear"
     assert fast["H_L"].rank == theory.rank_loss(dims)
     want = mse_ranks([{"w": w.astype(np.float64)} for w in kernels], x, y)
     assert {part: rank.rank for part, rank in fast.items()} == want
@@ -521,7 +516,7 @@ def test_what_is_not_a_chain_is_refused(name):
     stack = recognized_stack(flat)
     assert stack is None or not stack.linear
     if name in ("tanh", "skip"):
-        engine = engine_of(flat, name="auto", memory_limit=DEFAULT_MEMORY_LIMIT)
+        engine = exact_engine(flat, name="auto", memory_limit=DEFAULT_MEMORY_LIMIT)
         assert engine.name == ("stack" if name == "tanh" else "dense")
     with refused(ValueError, "deep linear network", "engine='auto'"):
         hessian_ranks(problem, weights, engine="deep_linear")

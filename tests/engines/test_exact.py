@@ -12,7 +12,8 @@ import pytest
 from oracles import CASES, Case, cross_entropy, data, dense_parts, mlp, mse, student_t
 from rankmon import HessianProbe, Problem, RankMonitor, hessian_ranks
 from rankmon.engines.dense import Curvature
-from rankmon.engines.exact import _digest, engine_of
+from rankmon.engines.exact import digest
+from rankmon.engines.select import exact_engine
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT, dense_bytes
 from rankmon.problem.point import Snapshot
 from refusals import refused
@@ -42,7 +43,7 @@ def stated(case, **options):
 
 
 def engine_for(problem, params, name="auto", memory_limit=DEFAULT_MEMORY_LIMIT):
-    return engine_of(problem.flat(params), name=name, memory_limit=memory_limit)
+    return exact_engine(problem.flat(params), name=name, memory_limit=memory_limit)
 
 
 def spectra_of(problem, params, name, reference=None):
@@ -269,8 +270,8 @@ def test_unchanged_parameters_are_not_measured_again(name, counted):
 
 def test_parameters_are_told_apart_in_any_dtype():
     arrays = [np.zeros(3, jnp.bfloat16), np.zeros((3, 0)), np.float64(1.0)]
-    assert _digest(arrays) == _digest([a.copy() for a in arrays])
-    assert _digest(arrays) != _digest([np.ones(3, jnp.bfloat16), *arrays[1:]])
+    assert digest(arrays) == digest([a.copy() for a in arrays])
+    assert digest(arrays) != digest([np.ones(3, jnp.bfloat16), *arrays[1:]])
 
 
 def test_a_reference_that_is_changed_in_place_is_noticed():

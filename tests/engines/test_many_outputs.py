@@ -17,7 +17,7 @@ import oracles
 from oracles import Case, dense_parts, mlp
 from rankmon import Problem, Tolerance, hessian_ranks, hessian_spectra, outer_rank
 from rankmon._util.expected_time import OutOfTimeError, Pace, compiled
-from rankmon.engines.select import chosen_engine
+from rankmon.engines.select import select_engine
 from rankmon.problem.output_hessians import DenseHessians, FactoredHessians
 from refusals import refused
 
@@ -221,18 +221,18 @@ def test_assembly_counts_in_the_time_that_an_exact_engine_may_take():
     problem, params = stated("labels", 400)
     flat = problem.flat(params)
     seconds = 1e-5  # the spectra of 12 rows take far less, 24 products with 400 outputs more
-    choice = chosen_engine(flat, name="auto", memory_limit=2**30, time_limit=seconds)
+    choice = select_engine(flat, name="auto", memory_limit=2**30, time_limit=seconds)
     assert choice.engine.name == "sketch"
     assert "time_limit" in choice.told[0]
     assert (
-        chosen_engine(flat, name="auto", memory_limit=2**30, time_limit=60).engine.name == "dense"
+        select_engine(flat, name="auto", memory_limit=2**30, time_limit=60).engine.name == "dense"
     )
 
 
 def test_a_sketch_that_also_shows_the_outer_part_does_not_call_it_exact():
     problem, params = stated("logistic", 400)
     flat = problem.flat(params)
-    choice = chosen_engine(flat, name="auto", memory_limit=8 * 2**20, time_limit=1e-5)
+    choice = select_engine(flat, name="auto", memory_limit=8 * 2**20, time_limit=1e-5)
     assert choice.engine.name == "sketch"
     assert "exact" not in choice.told[0].split(";")[0]
 

@@ -7,8 +7,7 @@ import pytest
 
 from oracles import CASES, data, mlp
 from rankmon import HessianProbe, Problem, RankMonitor, hessian_ranks
-from rankmon.engines.select import chosen_engine
-from rankmon.engines.sketch import DEFAULT_TIME_LIMIT
+from rankmon.engines.select import DEFAULT_TIME_LIMIT, select_engine
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT, dense_bytes
 from refusals import refused
 from shared_problems import problem_of
@@ -22,7 +21,7 @@ def stated(dims):
 
 
 def choice(dims=(30, 20, 10), *, name="auto", memory=DEFAULT_MEMORY_LIMIT, time=DEFAULT_TIME_LIMIT):
-    return chosen_engine(stated(dims), name=name, memory_limit=memory, time_limit=time)
+    return select_engine(stated(dims), name=name, memory_limit=memory, time_limit=time)
 
 
 def test_auto_takes_an_exact_engine_where_it_fits():
