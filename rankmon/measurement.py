@@ -2,8 +2,16 @@
 
 from rankmon._util.facts import Fact
 from rankmon._util.text import listed
-from rankmon.measure.rank_scalars import count_scalar, rank_scalars
-from rankmon.probes.base import Description, Measurement, Prediction, PreparedProbe, Probe, State
+from rankmon.probes.base import (
+    Description,
+    Measurement,
+    Prediction,
+    PreparedProbe,
+    Probe,
+    State,
+    count_scalar,
+    rank_scalars,
+)
 from rankmon.problem.point import Snapshot
 
 __all__ = [

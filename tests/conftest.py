@@ -39,7 +39,6 @@ CHECKED = [
     "linalg.nested_basis",
     "linalg.rank_bound",
     "linalg.sketch",
-    "measure.rank_scalars",
     "monitor.state",
     "network.dense_kernels",
     "network.activations",

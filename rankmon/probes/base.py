@@ -13,6 +13,7 @@ import numpy as np
 
 from rankmon._util.facts import Fact
 from rankmon._util.hparams import Hparam
+from rankmon.linalg.numerical_rank import NumericalRank
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Snapshot
 from rankmon.problem.problem import Problem
@@ -92,3 +93,19 @@ class Probe(Protocol):
 
     def prepare(self, flat: FlatProblem) -> PreparedProbe:
         """The probe for this problem; raises where it cannot be measured."""
+
+
+def count_scalar(count: int | None) -> float:
+    """Return a count as a scalar; NaN if there is none."""
+    return float("nan") if count is None else count
+
+
+def rank_scalars(prefix: str, name: str, rank: NumericalRank) -> dict[str, float]:
+    """Return the scalars of one rank: the count under prefix/name, its cut, low, high and gap."""
+    return {
+        f"{prefix}/{name}": count_scalar(rank.rank),
+        f"tolerance/{name}": rank.tolerance,
+        f"rank_low/{name}": count_scalar(rank.low),
+        f"rank_high/{name}": count_scalar(rank.high),
+        f"gap/{name}": rank.gap,
+    }

@@ -26,10 +26,9 @@ from rankmon.linalg.numerical_rank import (
     undefined_rank,
 )
 from rankmon.linalg.spectrum import singular_values
-from rankmon.measure.rank_scalars import count_scalar
 from rankmon.network.recognized_stack import recognized_stack
 from rankmon.network.taps import compiled_taps
-from rankmon.probes.base import Description, Measurement, Prediction, State
+from rankmon.probes.base import Description, Measurement, Prediction, State, count_scalar
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Snapshot
 from rankmon.problem.problem import Problem

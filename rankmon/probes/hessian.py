@@ -24,9 +24,9 @@ from rankmon.linalg.numerical_rank import (
     as_tolerance,
     undefined_rank,
 )
-from rankmon.measure.predicted import Expectation
-from rankmon.measure.rank_scalars import rank_scalars
-from rankmon.probes.base import Description, Measurement, State
+from rankmon.measure.predicted import closed_forms_apply, closed_forms_at
+from rankmon.measure.symbols import MeasuredSymbols
+from rankmon.probes.base import Description, Measurement, State, rank_scalars
 from rankmon.probes.predictions_text import Claims, widths_text
 from rankmon.problem.diagnosis import check_uses_parameters
 from rankmon.problem.flat import FlatProblem
@@ -88,7 +88,7 @@ class HessianProbe:
             flat=flat,
             choice=choice,
             tolerance=self.tolerance,
-            expectation=Expectation.of(flat),
+            measured=MeasuredSymbols.of(flat),
         )
 
 
@@ -99,7 +99,7 @@ class PreparedHessian:
     flat: FlatProblem
     choice: Choice
     tolerance: Tolerance
-    expectation: Expectation
+    measured: MeasuredSymbols
 
     def initial_state(self) -> State:
         """Residuals [N, k] as zeros and a flag."""
@@ -124,9 +124,8 @@ class PreparedHessian:
         for part, rank in found.parts.items():
             scalars |= rank_scalars("rank", part, rank)
         scalars["rank_self/H_f"] = found.own_functional
-        scalars |= self.expectation.scalars(
-            snapshot, delta, state["reference"], vanished=found.parts["H_f"].high == 0
-        )
+        vanished = found.parts["H_f"].high == 0
+        scalars |= self._predicted(snapshot, delta, state["reference"], vanished=vanished)
         arrays = {}
         for part, spectrum in found.spectra.items():
             nonzero = spectrum[spectrum != 0]
@@ -142,6 +141,30 @@ class PreparedHessian:
             return None
         return self.choice.engine.ranks(snapshot, delta, reference, self.tolerance)
 
+    def _predicted(
+        self,
+        snapshot: Snapshot,
+        delta: Float[np.ndarray, "n k"],
+        reference: Float[np.ndarray, "n k"],
+        *,
+        vanished: bool,
+    ) -> dict[str, float]:
+        """Return rank/Omega, and rank_theory/* if the closed forms apply.
+
+        If all of H_f is below a tenth of the common cut (vanished), the residual is rounding beside
+        H_L and counts as zero, s = 0, although Omega has a rank at its own cut.
+        """
+        measured = self.measured
+        if measured.inputs is None:
+            return {}
+        omega = measured.omega_rank(delta)
+        scalars = rank_scalars("rank", "Omega", omega)
+        if omega.rank is None or not closed_forms_apply(measured, snapshot):
+            return scalars
+        held = measured.omega_rank(reference).rank or 0
+        ranks = closed_forms_at(measured, 0 if vanished else omega.rank, held)
+        return scalars | {f"rank_theory/{part}": rank for part, rank in ranks.items()}
+
     def _undefined(self, loss: float, *told: str) -> Measurement:
         scalars = {"loss": loss, "rank_self/H_f": float("nan")}
         for part in HESSIAN_PARTS:
@@ -153,7 +176,7 @@ class PreparedHessian:
 
     def describe(self) -> Description:
         """Sizes, arithmetic, cut, engine and predictions of this network."""
-        claims = Claims(self.flat, self.expectation)
+        claims = Claims(self.flat, self.measured)
         return Description(
             facts=[
                 *claims.facts,
@@ -185,10 +208,10 @@ class PreparedHessian:
         hparams: dict[str, Hparam] = {"engine": self.choice.engine.name, "eps": flat.precision.eps}
         if flat.p != sum(spec.size for spec in flat.specs):
             hparams["differentiated"] = flat.p
-        if self.expectation.stack is not None:
-            hparams["widths"] = widths_text(self.expectation.stack)
-        if self.expectation.inputs is not None:
-            hparams["input_rank"] = self.expectation.r
+        if self.measured.stack is not None:
+            hparams["widths"] = widths_text(self.measured.stack)
+        if self.measured.inputs is not None:
+            hparams["input_rank"] = self.measured.r
         if claims.bottleneck is not None:
             hparams["bottleneck"] = claims.bottleneck
         return hparams

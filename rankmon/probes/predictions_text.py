@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from rankmon import theory
 from rankmon._util.facts import Fact
 from rankmon._util.optional_readers import optionally
-from rankmon.measure.predicted import Expectation
-from rankmon.network.activations import activation_names
+from rankmon.measure.symbols import MeasuredSymbols
 from rankmon.network.recognized_stack import DenseStack
+from rankmon.network.activations import activation_names
 from rankmon.probes.base import Prediction
 from rankmon.problem.flat import FlatProblem
 from rankmon.theory.symbols import symbols_of
@@ -33,16 +33,16 @@ class Claims:
 
     Attributes:
       flat: the problem.
-      expectation: its r, and its stack of layers where it is one.
+      measured: its r, and its stack of layers if it is one.
     """
 
     flat: FlatProblem
-    expectation: Expectation
+    measured: MeasuredSymbols
 
     @property
     def network(self) -> str:
         """The kind of network, and its widths."""
-        stack = self.expectation.stack
+        stack = self.measured.stack
         if stack is None:
             return ""
         kind = "deep linear network" if stack.linear else "stack of dense layers"
@@ -51,18 +51,18 @@ class Claims:
     @property
     def facts(self) -> list[Fact]:
         """Layers, r and q."""
-        expected, stack = self.expectation, self.expectation.stack
+        measured, stack = self.measured, self.measured.stack
         facts = [] if stack is None else self._layers(stack)
-        if expected.inputs is not None:
+        if measured.inputs is not None:
             shown = (
                 ""
-                if expected.visible == expected.r
-                else f"; H_o can show {expected.visible} of it, of which the squares are counted"
+                if measured.visible == measured.r
+                else f"; H_o can show {measured.visible} of it, of which the squares are counted"
             )
             of = "of (X, 1), less 1" if stack is not None and stack.bias else "of the inputs"
-            facts.append(Fact("r", f"{expected.r}: the rank {of}, at its own cut{shown}"))
+            facts.append(Fact("r", f"{measured.r}: the rank {of}, at its own cut{shown}"))
         if (q := self.bottleneck) is not None:
-            last = "K - 1 (cross entropy)" if expected.loss == "cross_entropy" else "K"
+            last = "K - 1 (cross entropy)" if measured.loss == "cross_entropy" else "K"
             facts.append(
                 Fact("q", f"{q}: the bottleneck, the least of r, the hidden widths, {last}")
             )
@@ -71,10 +71,10 @@ class Claims:
     @property
     def bottleneck(self) -> int | None:
         """q, of a stack under a loss by name."""
-        expected, stack = self.expectation, self.expectation.stack
-        if stack is None or expected.loss is None:
+        measured, stack = self.measured, self.measured.stack
+        if stack is None or measured.loss is None:
             return None
-        return symbols_of(stack.dims, expected.r, None, bool(stack.bias), expected.loss).q
+        return symbols_of(stack.dims, measured.r, None, bool(stack.bias), measured.loss).q
 
     def _layers(self, stack: DenseStack) -> list[Fact]:
         having = {True: "in every layer", False: "none", None: "in some layers"}
@@ -95,10 +95,10 @@ class Claims:
     @property
     def predictions(self) -> list[Prediction]:
         """The closed forms, at r and s, and what bounds the ranks of other stacks."""
-        expected, stack = self.expectation, self.expectation.stack
-        if stack is None or expected.loss is None:
+        measured, stack = self.measured, self.measured.stack
+        if stack is None or measured.loss is None:
             return []
-        bounds = [] if stack.linear else self._bounds(stack, expected.loss)
+        bounds = [] if stack.linear else self._bounds(stack, measured.loss)
         if stack.bias is None:
             return bounds
         forms = _closed_forms(len(stack.dims) - 1, with_bias=stack.bias)
@@ -121,17 +121,17 @@ class Claims:
     @property
     def reservation(self) -> str:
         """What the predictions are not; or why there is none."""
-        expected, stack = self.expectation, self.expectation.stack
+        measured, stack = self.measured, self.measured.stack
         if stack is None:
             return (
                 "No closed form applies: the network is not recognized as a stack of dense layers "
                 "that computes in float64 with every parameter differentiated."
             )
-        if expected.loss is None:
+        if measured.loss is None:
             return "No closed form applies: the loss is a function of your own."
         if stack.bias is None:
             return "No closed form applies: some layers have a bias and others have none."
-        outputs = " Under cross entropy K stands for K - 1." * (expected.loss == "cross_entropy")
+        outputs = " Under cross entropy K stands for K - 1." * (measured.loss == "cross_entropy")
         return f"{_WHILE if stack.linear else _LANDMARK} {_SYMBOLS}{outputs}"
 
 

@@ -8,10 +8,9 @@ from rankmon._util.facts import Fact
 from rankmon._util.text import listed
 from rankmon._util.warnings import warn_user
 from rankmon.linalg.numerical_rank import DEFAULT_TOLERANCE, Tolerance, as_tolerance
-from rankmon.measure.rank_scalars import rank_scalars
 from rankmon.network.kernel_axes import kernel_axes
 from rankmon.network.matrix_views import MatrixView, Views, matrix_views, tag_names
-from rankmon.probes.base import Description, Measurement, State
+from rankmon.probes.base import Description, Measurement, State, rank_scalars
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Snapshot
 from rankmon.problem.precision import eps_of
