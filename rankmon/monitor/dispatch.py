@@ -19,8 +19,7 @@ from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Snapshot
 from rankmon.problem.precision import with_settings_kept
 from rankmon.problem.problem import Problem
-from rankmon.writers.base import Record
-from rankmon.writers.events import Outcome
+from rankmon.writers.base import Outcome, Record
 
 
 class Dispatcher:

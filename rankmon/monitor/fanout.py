@@ -18,11 +18,9 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 
 from rankmon._util.errors import Trouble
 from rankmon._util.files import RunLock, absolute_folder
-from rankmon.writers import jsonl_lines
-from rankmon.writers.base import Record, SessionWriter, Writer
+from rankmon.writers.base import Outcome, Record, SessionWriter, Writer
 from rankmon.writers.event_files import event_file_names, is_own
-from rankmon.writers.events import Outcome
-from rankmon.writers.jsonl import JsonlWriter
+from rankmon.writers.jsonl import JSONL_NAME, JsonlWriter, jsonl_entries, readable_scalars
 from rankmon.writers.layout import custom_scalars_layout
 from rankmon.writers.tensorboard import TensorBoardWriter
 
@@ -154,7 +152,7 @@ class Fanout:
 
     def _look_for_earlier_files(self, folder: Path) -> bool:
         """Warn if earlier attempts' files of one kind are missing; return whether the lines are."""
-        path = folder / jsonl_lines.NAME
+        path = folder / JSONL_NAME
         has_events, has_lines = any(map(is_own, event_file_names(folder))), path.exists()
         if has_events and not has_lines:
             what, shows = f"{path} beside the event files of earlier attempts", "read_jsonl"
@@ -176,11 +174,11 @@ class Fanout:
         if self._folder is None:
             return None
         found: list[tuple[int, Mapping[str, float]]] = []
-        for entry in jsonl_lines.entries(self._folder / jsonl_lines.NAME, warn=self._errors.warn):
+        for entry in jsonl_entries(self._folder / JSONL_NAME, warn=self._errors.warn):
             if "start" in entry:
                 found = [record for record in found if record[0] < entry["start"]]
             else:
-                found.append((entry["step"], jsonl_lines.readable_scalars(entry)))
+                found.append((entry["step"], readable_scalars(entry)))
         return sorted(found, key=lambda record: record[0])
 
     def start(self, step: int) -> None:
@@ -256,7 +254,7 @@ def _folder_writers(
     if folder is None:
         return []
     # First what may refuse the folder: the other leaves a new file behind.
-    jsonl = JsonlWriter(folder / jsonl_lines.NAME, warn=warn)
+    jsonl = JsonlWriter(folder / JSONL_NAME, warn=warn)
     try:
         return [TensorBoardWriter(folder, layout=layout, warn=warn), jsonl]
     except BaseException:

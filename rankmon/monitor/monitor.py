@@ -42,8 +42,7 @@ from rankmon.monitor.worker import Worker
 from rankmon.probes.base import Probe
 from rankmon.probes.registry import as_probes
 from rankmon.problem.problem import Problem, check_problem
-from rankmon.writers.base import Record, Writer
-from rankmon.writers.events import Outcome
+from rankmon.writers.base import Outcome, Record, Writer
 
 __all__ = ["RankMonitor", "RankmonWarning"]
 

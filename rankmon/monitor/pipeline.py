@@ -28,8 +28,7 @@ from rankmon.probes.base import Measurement, PreparedProbe, Probe, State
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Snapshot
 from rankmon.problem.problem import Problem
-from rankmon.writers.base import Record, Writer
-from rankmon.writers.events import Outcome
+from rankmon.writers.base import Outcome, Record, Writer
 from rankmon.writers.jsonl import JsonlWriter
 from rankmon.writers.memory import MemoryWriter
 from rankmon.writers.tensorboard import TensorBoardWriter

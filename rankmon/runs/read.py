@@ -6,7 +6,6 @@ last record that is only half there: its writer is at work, or was killed.
 """
 
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,15 +18,17 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from rankmon._util.files import PathLike, check_no_pipe
 from rankmon._util.warnings import warn_user
-from rankmon.runs.series import ArraySeries, RunSeries, ScalarSeries
-from rankmon.writers import jsonl_lines
+from rankmon.runs.series import (
+    ArraySeries,
+    RunSeries,
+    ScalarSeries,
+    is_rankmons,
+    natural_order,
+)
 from rankmon.writers.base import Record
-from rankmon.writers.jsonl import read_jsonl
+from rankmon.writers.jsonl import JSONL_NAME, read_jsonl
 
 _Steps = dict[int, Any]  # step -> what was logged last for it
-_OWN = re.compile(
-    r"(rank|rank_weights|rank_features|stable_rank|det_sign|lemma8|spectrum|rankmon)/."
-)
 
 
 def read_runs(logdir: PathLike) -> list[RunSeries]:
@@ -57,7 +58,10 @@ def read_runs(logdir: PathLike) -> list[RunSeries]:
         )
     folders = list(_folders(top))
     found = [_run(folder, name, logs) for folder, name, logs in folders]
-    runs = sorted((run for run in found if _is_rankmons(run)), key=lambda run: _natural(run.name))
+    runs = sorted(
+        (run for run in found if is_rankmons((*run.scalars, *run.arrays, *run.texts))),
+        key=lambda run: natural_order(run.name),
+    )
     if not runs:
         others = f"none in {len(folders)} folders of logs" if folders else "no logs at all"
         raise ValueError(
@@ -89,7 +93,7 @@ def _folders(top: Path) -> Iterator[tuple[Path, str, list[str]]]:
     """Each folder that holds a run, its name, and the names of its logs."""
     for folder, below, names in os.walk(top, followlinks=True):
         here = Path(folder)
-        logs = [n for n in names if n == jsonl_lines.NAME or io_wrapper.IsSummaryEventsFile(n)]
+        logs = [n for n in names if n == JSONL_NAME or io_wrapper.IsSummaryEventsFile(n)]
         if logs:
             yield here, here.relative_to(top).as_posix(), logs
         # A link to a folder above would lead round in circles.
@@ -98,13 +102,13 @@ def _folders(top: Path) -> Iterator[tuple[Path, str, list[str]]]:
 
 def _run(folder: Path, name: str, logs: Sequence[str]) -> RunSeries:
     pipes = {log for log in logs if _is_pipe(folder / log)}
-    if jsonl_lines.NAME in set(logs) - pipes:
-        records = read_jsonl(folder / jsonl_lines.NAME)
+    if JSONL_NAME in set(logs) - pipes:
+        records = read_jsonl(folder / JSONL_NAME)
         # Without a record it is that of a run that has just begun, or of a crash.
         if records:
             return _from_records(name, records)
     # TensorBoard's reader would wait for a pipe for ever.
-    return RunSeries(name) if pipes - {jsonl_lines.NAME} else _from_events(name, folder)
+    return RunSeries(name) if pipes - {JSONL_NAME} else _from_events(name, folder)
 
 
 def _is_pipe(path: Path) -> bool:
@@ -179,13 +183,3 @@ def _array_series(values: _Steps) -> ArraySeries:
 
 def _text(value: Any) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-
-
-def _is_rankmons(run: RunSeries) -> bool:
-    return any(_OWN.match(tag) for tag in (*run.scalars, *run.arrays, *run.texts))
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """A key that sorts seed_2 before seed_10."""
-    parts = re.split(r"(\d+)", name)  # digits at the odd places
-    return [(int(part), "") if i % 2 else (-1, part) for i, part in enumerate(parts)]

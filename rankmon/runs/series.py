@@ -1,6 +1,7 @@
 """What a run has logged, as series over steps; where it was read from is not known here."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -49,3 +50,19 @@ class RunSeries:
     scalars: Mapping[str, ScalarSeries] = field(default_factory=dict)
     arrays: Mapping[str, ArraySeries] = field(default_factory=dict)
     texts: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+
+
+_RANKMONS = re.compile(
+    r"(rank|rank_weights|rank_features|stable_rank|det_sign|lemma8|spectrum|rankmon)/."
+)
+
+
+def is_rankmons(tags: Iterable[str]) -> bool:
+    """Return whether a run with these tags, of whatever kind, is one of rankmon's."""
+    return any(_RANKMONS.match(tag) for tag in tags)
+
+
+def natural_order(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts seed_2 before seed_10."""
+    parts = re.split(r"(\d+)", name)  # digits at the odd places
+    return [(int(part), "") if i % 2 else (-1, part) for i, part in enumerate(parts)]

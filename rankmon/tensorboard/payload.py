@@ -7,7 +7,6 @@ little-endian arrays.
 
 import base64
 import math
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,16 +20,8 @@ from rankmon.runs.series import ArraySeries, RunSeries, ScalarSeries
 # The slider moves the cut by factors from 10^-8 to 10^8, ten steps a decade.
 PER_DECADE, LOWEST, POSITIONS = 10, -80, 161
 MOST_STEPS, MOST_INDICES = 400, 300
-_OWN = re.compile(
-    r"(rank|rank_weights|rank_features|stable_rank|det_sign|lemma8|spectrum|rankmon)/."
-)
 _SPECTRUM = "spectrum/"
 Json = dict[str, Any]
-
-
-def is_own(tags: Iterable[str]) -> bool:
-    """Whether a run with these tags, of whatever kind, is one of rankmon's."""
-    return any(_OWN.match(tag) for tag in tags)
 
 
 def parts(arrays: Iterable[str]) -> list[str]:

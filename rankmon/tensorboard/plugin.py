@@ -12,7 +12,7 @@ from tensorboard.backend import http_util
 from tensorboard.plugins import base_plugin
 from werkzeug.wrappers import Request, Response
 
-from rankmon.runs.series import ArraySeries
+from rankmon.runs.series import ArraySeries, is_rankmons, natural_order
 from rankmon.tensorboard import payload
 from rankmon.tensorboard.assets import static_files, static_text
 from rankmon.tensorboard.provider import ARRAYS, TEXTS, Stored, Tags
@@ -128,8 +128,8 @@ def _part(stored: Stored, run: str, part: str) -> ArraySeries:
 def _runs(stored: Stored, _: Request) -> payload.Json:
     overviews = [
         payload.overview(run, tags.scalars, tags.arrays, tags.texts)
-        for run, tags in sorted(stored.tags().items(), key=lambda item: _natural(item[0]))
-        if payload.is_own([*tags.scalars, *tags.arrays, *tags.texts])
+        for run, tags in sorted(stored.tags().items(), key=lambda item: natural_order(item[0]))
+        if is_rankmons([*tags.scalars, *tags.arrays, *tags.texts])
     ]
     return {"runs": overviews}
 
@@ -182,9 +182,3 @@ def _heatmap(stored: Stored, request: Request) -> payload.Json:
 def _texts(stored: Stored, request: Request) -> payload.Json:
     run = _argument(request, "run")
     return payload.texts(stored.texts(run, _tags(stored, [run])[run].texts))
-
-
-def _natural(name: str) -> list[tuple[int, int, str]]:
-    """seed_2 before seed_10."""
-    pieces = re.split(r"(\d+)", name)
-    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in pieces]

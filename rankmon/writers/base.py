@@ -4,13 +4,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol, Self, runtime_checkable
+from typing import Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 
-from rankmon._util.files import WholeFile
 from rankmon._util.hparams import Hparam
-from rankmon.writers.events import Outcome
+from rankmon._util.files import WholeFile
+
+# How training ended.
+Outcome = Literal["success", "failure", "unknown"]
 
 
 @dataclass(frozen=True, eq=False)

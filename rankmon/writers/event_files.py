@@ -18,6 +18,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from rankmon._util.files import WholeFile, check_no_pipe, replace_file
 from rankmon._util.hparams import Hparam
 from rankmon.writers import events
+from rankmon.writers.base import Outcome
 
 PREFIX, SUFFIX = "events.out.tfevents.", ".rankmon"
 SESSION_NAME = f"{PREFIX}0000000000.session"
@@ -69,7 +70,7 @@ class Session:
     hparams: Mapping[str, Hparam]
     began: float
 
-    def supersede(self, folder: Path, outcome: events.Outcome, now: float) -> None:
+    def supersede(self, folder: Path, outcome: Outcome, now: float) -> None:
         """Makes it the run's session, with this outcome.
 
         Raises:

@@ -5,7 +5,6 @@ The protos and all that fills them in are tensorboard's own, and none of it impo
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -19,9 +18,9 @@ from tensorboard.plugins.text import metadata as text
 from tensorboard.util.tensor_util import make_tensor_proto
 
 from rankmon._util.hparams import Hparam
+from rankmon.writers.base import Outcome
 
 BUCKETS = 30
-Outcome = Literal["success", "failure", "unknown"]
 
 
 def version_event(wall_time: float) -> event_pb2.Event:

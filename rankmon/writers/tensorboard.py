@@ -13,7 +13,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from rankmon._util.files import PathLike, WholeFile, made_folder
 from rankmon._util.warnings import warn_user
 from rankmon.writers import events
-from rankmon.writers.base import ClosingWriter, Record, lost_file
+from rankmon.writers.base import ClosingWriter, Outcome, Record, lost_file
 from rankmon.writers.event_files import (
     Session,
     event_file_names,
@@ -21,7 +21,6 @@ from rankmon.writers.event_files import (
     new_event_file,
     prepare_session,
 )
-from rankmon.writers.events import Outcome
 
 
 class TensorBoardWriter(ClosingWriter):

@@ -11,7 +11,7 @@ import pytest
 from rankmon._util.strict_json import json_numbers
 from rankmon.report.html import standalone_page
 from rankmon.runs.read import read_runs
-from rankmon.runs.series import ArraySeries, RunSeries, ScalarSeries
+from rankmon.runs.series import ArraySeries, RunSeries, ScalarSeries, is_rankmons
 from rankmon.tensorboard import payload
 from rankmon.writers.base import Record
 from rankmon.writers.tensorboard import TensorBoardWriter
@@ -263,7 +263,7 @@ def test_texts_are_html_without_scripts():
 )
 def test_whose_run_it_is(tmp_path, tag, is_own):
     """The tab shows the runs that the command `rankmon report` does."""
-    assert payload.is_own(["loss", tag]) == is_own
+    assert is_rankmons(["loss", tag]) == is_own
     with TensorBoardWriter(tmp_path) as writer:
         writer.write(Record(0, 1, 0.0, {"loss": 1.0, tag: 2.0}, {}))
     if is_own:
@@ -285,7 +285,7 @@ def test_spectra_or_a_card_alone_are_rankmons(tmp_path, record):
     with TensorBoardWriter(tmp_path) as writer:
         writer.write(record)
     assert len(read_runs(tmp_path)) == 1
-    assert payload.is_own([*record.scalars, *record.arrays, *record.texts])
+    assert is_rankmons([*record.scalars, *record.arrays, *record.texts])
 
 
 def test_the_overview_of_a_run():
