@@ -13,7 +13,7 @@ from rankmon._util.distributed import count
 from rankmon.monitor.alerts import Alert
 from rankmon.monitor.schedule import EveryN, Schedule
 from rankmon.writers.base import Writer
-from rankmon.writers.scalars import ScalarsWriter
+from rankmon.writers.clu import ScalarsWriter
 
 
 def as_step(step: Any) -> int:

@@ -2,9 +2,9 @@
 
 from rankmon._util.files import RunLock
 from rankmon.writers.base import Outcome, Record, SessionWriter, Writer
+from rankmon.writers.clu import ScalarsWriter
 from rankmon.writers.jsonl import JsonlWriter, read_jsonl
 from rankmon.writers.memory import MemoryWriter
-from rankmon.writers.scalars import ScalarsWriter
 from rankmon.writers.tensorboard import TensorBoardWriter
 
 __all__ = [
