@@ -219,7 +219,7 @@ def _data_sets() -> Iterator[Finding]:
 
 
 def _error_of(code: str) -> str | None:
-    """The last line of what a Python process of its own complains about; None where it succeeds."""
+    """The last line of what a Python process of its own complains about; None if it succeeds."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", code],

@@ -21,7 +21,7 @@ class Ranks:
     Attributes:
       parts: "H_L", "H_o", "H_f" and, with a reference, "H_f_fixed".
       own_functional: the rank of H_f at its own cut.
-      spectra: the eigenvalues of each part, where they were computed.
+      spectra: the eigenvalues of each part, if they were computed.
       told: what the user should know of the ranks.
     """
 
@@ -33,14 +33,14 @@ class Ranks:
 
 @runtime_checkable
 class Engine(Protocol):
-    """One way to the ranks of one problem."""
+    """An engine: one way to the ranks of one problem."""
 
     @property
     def name(self) -> str:
         """As in `select.ENGINES`, without "auto"."""
 
     def compile(self, *, cotangents: int) -> None:
-        """Compiles what a measurement with so many residuals needs."""
+        """Compile what a measurement with so many residuals needs."""
 
     def ranks(
         self,
@@ -49,15 +49,15 @@ class Engine(Protocol):
         reference: Float[np.ndarray, "n k"] | None,
         tolerance: Tolerance,
     ) -> Ranks | None:
-        """The ranks of the parts at finite parameters; None where something overflows."""
+        """Return the ranks of the parts at finite parameters; None if something overflows."""
 
     def describe(self) -> str:
-        """What the run's card says of it."""
+        """Return the engine's line of the run's card."""
 
 
 @runtime_checkable
 class ExactEngine(Protocol):
-    """One way to the spectra of one problem."""
+    """An exact engine: one way to the spectra of one problem."""
 
     @property
     def name(self) -> str:
@@ -65,10 +65,10 @@ class ExactEngine(Protocol):
 
     @property
     def order(self) -> int:
-        """Rows of the matrices whose eigenvalues it takes."""
+        """The number of rows of the matrices whose eigenvalues it computes."""
 
     def compile(self, *, cotangents: int) -> None:
-        """Compiles what a measurement with so many residuals needs."""
+        """Compile what a measurement with so many residuals needs."""
 
     def spectra(
         self,
@@ -76,7 +76,7 @@ class ExactEngine(Protocol):
         delta: Float[np.ndarray, "n k"],
         reference: Float[np.ndarray, "n k"] | None,
     ) -> Spectra | None:
-        """The eigenvalues of H_L, H_o, H_f and, with a reference, H_f_fixed, by falling magnitude.
+        """Return the eigenvalues of H_L, H_o, H_f and, with a reference, H_f_fixed.
 
         Args:
           snapshot: finite parameters.
@@ -84,11 +84,11 @@ class ExactEngine(Protocol):
           reference: the residuals that H_f_fixed holds.
 
         Returns:
-          The spectra, each [p]; None where something overflows.
+          The spectra, each [p], by falling magnitude; None if something overflows.
         """
 
     def describe(self) -> str:
-        """What the run's card says of it."""
+        """Return the engine's line of the run's card."""
 
 
 def compile_derivatives(engine: Engine | ExactEngine, *, cotangents: int) -> None:

@@ -41,14 +41,14 @@ _PRODUCTS_SLOWNESS = 8
 
 
 class Curvature:
-    """The parts of the Hessian of one `FlatProblem`, compiled once and assembled in chunks.
+    """The parts of the Hessian of one problem, compiled once and assembled in chunks.
 
     Args:
       flat: the problem at parameters of a known structure.
       memory_limit: bytes that the dense matrices and the workspace may take together.
 
     Raises:
-      MemoryError: where the dense matrices do not fit, with p and the bytes they would need.
+      MemoryError: if the dense matrices do not fit, with p and the bytes they would need.
     """
 
     def __init__(self, flat: FlatProblem, *, memory_limit: int = DEFAULT_MEMORY_LIMIT) -> None:
@@ -62,13 +62,13 @@ class Curvature:
         self._one_by_one = True
 
     def compile(self, *, cotangents: int) -> None:
-        """Compiles the assembly now, so that what does not fit is known before training starts.
+        """Compile the assembly now, so that what does not fit is known before training starts.
 
         Args:
           cotangents: for how many residuals H_f will be asked at once.
 
         Raises:
-          MemoryError: where a single row or example takes more than the workspace.
+          MemoryError: if a single row or example takes more than the workspace.
         """
         self.flat.compile()
         with self.flat.precision.scope():
@@ -91,7 +91,7 @@ class Curvature:
         b: OutputHessians,
         deltas: Sequence[Float[np.ndarray, "n k"]],
     ) -> HessianParts:
-        """H_o, and H_f for each of these residuals, in the parameter order.
+        """Return H_o, and H_f for each of these residuals, in the parameter order.
 
         Args:
           leaves: the parameters.
@@ -109,7 +109,7 @@ class Curvature:
         fixed: Sequence[np.ndarray],
         deltas: Sequence[Float[np.ndarray, "n k"]],
     ) -> list[Float[np.ndarray, "p p"]]:
-        """H_f at theta for each of these residuals, in one pass, in float64."""
+        """Return H_f at theta for each of these residuals, in one pass, in float64."""
         p = self.flat.p
         matrices = [np.empty((p, p)) for _ in deltas]
         with self.flat.precision.scope():
@@ -125,7 +125,7 @@ class Curvature:
     def outer(
         self, theta: np.ndarray, fixed: Sequence[np.ndarray], b: OutputHessians
     ) -> tuple[Float[np.ndarray, "p p"], Float[np.ndarray, " nk"] | None]:
-        """H_o at theta, in float64, and its eigenvalues where the Jacobian gives them."""
+        """Return H_o at theta, in float64, and its eigenvalues if the Jacobian gives them."""
         with self.flat.precision.scope():
             if self._one_by_one:
                 matrix, values = (
@@ -145,7 +145,7 @@ class Curvature:
         delta: Float[np.ndarray, "n k"],
         v: Float[np.ndarray, " p"],
     ) -> Float[np.ndarray, " p"]:
-        """H_f v with these residuals."""
+        """Return H_f v with these residuals."""
         with self.flat.precision.scope():
             v = np.asarray(v, self.flat.dtype)
             product = self._functional_product(*self._arguments(theta, fixed, delta), v)
@@ -154,7 +154,7 @@ class Curvature:
     def outer_product(
         self, theta: np.ndarray, fixed: Sequence[np.ndarray], v: Float[np.ndarray, " p"]
     ) -> Float[np.ndarray, " p"]:
-        """H_o v."""
+        """Return H_o v."""
         with self.flat.precision.scope():
             flat = self.flat
             v = np.asarray(v, flat.dtype)
@@ -213,7 +213,7 @@ class Curvature:
         return compiled("a product with H_o", jax.jit(product).trace(*shapes, shapes[0]))
 
     def _products_are_cheap(self) -> bool:
-        """Whether p products take far fewer operations than J^T B J: there are many outputs."""
+        """Return whether p products take far fewer operations than J^T B J: many outputs."""
         flat = self.flat
         product = operations(self._outer_product)
         return 0 < _PRODUCTS_SLOWNESS * product < 2 * flat.positions * flat.k * flat.p
@@ -221,7 +221,7 @@ class Curvature:
     def _agrees_with_products(
         self, outer: Float[np.ndarray, "p p"], theta: np.ndarray, fixed: Sequence[np.ndarray]
     ) -> bool:
-        """Whether the matrix multiplies a vector as H_o does when the batch stays together."""
+        """Return whether the matrix multiplies a vector as H_o of the whole batch does."""
         v = np.random.default_rng(0).standard_normal(self.flat.p).astype(self.flat.dtype)
         return is_of_whole_batch(outer @ v, self.outer_product(theta, fixed, v), self.flat)
 
@@ -308,7 +308,7 @@ class Curvature:
         return jacobians
 
     def _outer_from_batch(self, theta: np.ndarray, fixed: Sequence[np.ndarray]) -> np.ndarray:
-        """H_o from whole-batch products with basis vectors, for batches whose examples interact."""
+        """Return H_o from products of the whole batch with basis vectors."""
         flat, p = self.flat, self.flat.p
         matrix = np.empty((p, p))
         rows, chunk = self._outer_rows

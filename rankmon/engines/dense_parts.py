@@ -21,7 +21,7 @@ class HessianParts:
       outer: H_o.
       functional: H_f for each of the residuals that were asked for.
       outer_values: the non-zero eigenvalues of H_o as squares of singular values of the weighted
-        Jacobian, which keep the digits that H_o loses; None where H_o is not large enough for that
+        Jacobian, which keep the digits that H_o loses; None if H_o is not large enough for that
         to be the cheaper way, or B_i is indefinite.
     """
 
@@ -31,7 +31,7 @@ class HessianParts:
 
 
 def is_wide(flat: FlatProblem) -> bool:
-    """Whether the Jacobian, n k x p, has so few rows that its singular values come cheaper.
+    """Return whether the Jacobian, n k x p, has so few rows that its singular values are cheaper.
 
     An SVD costs about three times what the eigenvalues of a symmetric matrix of that size cost.
     """
@@ -39,7 +39,7 @@ def is_wide(flat: FlatProblem) -> bool:
 
 
 def root_values(root: Float[np.ndarray, "m p"]) -> Float[np.ndarray, " m"]:
-    """The eigenvalues of A^T A that are not zero by shape, descending, from A's singular values."""
+    """Return the eigenvalues of A^T A, without the zeros that p > m implies, descending."""
     return singular_values(root) ** 2
 
 

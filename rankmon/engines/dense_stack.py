@@ -13,7 +13,7 @@ the entries of the blocks in the rows of W^l_{ce} and the columns of W^k_{ab}, l
   H_o   sum_i h^{l-1}_e h^{k-1}_b (J_l^T w B J_k)_{ca}
   H_f   sum_i h^{l-1}_e (D_{kl})_{bc} g^k_a [l < k]  +  sum_i h^{l-1}_e h^{k-1}_b (A_{lk})_{ca}
 
-about n p^2 operations, where p products with basis vectors take about 12 n p^2.
+about n p^2 operations; p products with basis vectors take about 12 n p^2.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ _Blocks = dict[tuple[int, int], Float[np.ndarray, "_out _c _out _c"]]
 class StackCurvature:
     """The parts of the Hessian of one recognized stack, assembled in chunks of examples.
 
-    Rows and columns go layer by layer, in C order of [W^l b^l]: `order` says where each stands in
+    Rows and columns go layer by layer, in C order of [W^l b^l]; `order` has the place of each in
     the parameter order.
 
     Args:
@@ -49,7 +49,7 @@ class StackCurvature:
       memory_limit: bytes that the dense matrices and the workspace may take together.
 
     Raises:
-      MemoryError: where the dense matrices do not fit, with p and the bytes they would need, or a
+      MemoryError: if the dense matrices do not fit, with p and the bytes they would need, or a
         single example does not.
     """
 
@@ -66,7 +66,7 @@ class StackCurvature:
         return parameter_places(self.flat, self._stack)
 
     def compile(self, *, cotangents: int) -> None:
-        """Compiles what is evaluated at every measurement; the contractions are NumPy's."""
+        """Compile what is evaluated at every measurement; the contractions are NumPy's."""
         self.flat.compile()
 
     def parts(
@@ -75,7 +75,7 @@ class StackCurvature:
         b: OutputHessians,
         deltas: Sequence[Float[np.ndarray, "n k"]],
     ) -> HessianParts:
-        """H_o, and H_f for each of these residuals.
+        """Return H_o, and H_f for each of these residuals.
 
         Args:
           leaves: the parameters.
@@ -118,7 +118,7 @@ class StackCurvature:
         return HessianParts(outer, tuple(functional), values)
 
     def _largest_chunk(self, room: int) -> int:
-        """How many examples at once fit the room."""
+        """Return how many examples at once fit."""
         widths = self._stack.dims
         middle = sum(m * after for i, m in enumerate(widths[1:]) for after in widths[i + 1 :])
         factors = 3 * (max(widths) + 1) ** 2

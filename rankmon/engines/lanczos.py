@@ -40,10 +40,10 @@ class Lanczos:
 
     @classmethod
     def of(cls, flat: FlatProblem, *, steps: int, memory_limit: int) -> "Lanczos":
-        """One for each problem.
+        """Return the steps for this problem; one object for each problem.
 
         Raises:
-          MemoryError: where the vectors do not fit in memory_limit.
+          MemoryError: if the vectors do not fit in memory_limit.
           ImportError: without matfree.
         """
         steps = min(steps, flat.p)
@@ -65,7 +65,7 @@ class Lanczos:
         delta: Float[np.ndarray, "n k"],
         reference: Float[np.ndarray, "n k"] | None,
     ) -> dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]]:
-        """For each part, start vector -> diagonal and off-diagonal entries of Lanczos' matrix."""
+        """Return for each part a function: start vector -> Lanczos' diagonal and off-diagonal."""
         residuals = {"H_L": delta, "H_o": delta, "H_f": delta}
         if reference is not None:
             residuals["H_f_fixed"] = reference
@@ -87,7 +87,7 @@ class Lanczos:
 
 
 def _programs(flat: FlatProblem, steps: int) -> dict[str, Callable[..., Any]]:
-    """Lanczos of each part from a start vector; compiled at the first use."""
+    """Return the Lanczos steps of each part from a start vector; compiled at the first use."""
     try:
         from matfree import decomp
     except ImportError as error:
@@ -132,7 +132,7 @@ class LanczosEngine:
     Attributes:
       flat: the problem.
       lanczos: its steps.
-      outer: None where the Gram matrix of N k rows does not fit.
+      outer: None if the Gram matrix of N k rows does not fit.
       time_limit: seconds; as many vectors are taken as it allows, from 4 to 64.
     """
 
@@ -144,10 +144,10 @@ class LanczosEngine:
 
     @classmethod
     def of(cls, flat: FlatProblem, *, memory_limit: int, time_limit: float) -> "LanczosEngine":
-        """The engine for this problem.
+        """Return the engine for this problem.
 
         Raises:
-          MemoryError: where the vectors do not fit in memory_limit.
+          MemoryError: if the vectors do not fit in memory_limit.
           ImportError: without matfree.
         """
         steps = Lanczos.of(flat, steps=_STEPS, memory_limit=memory_limit)
@@ -155,7 +155,7 @@ class LanczosEngine:
         return cls(flat, steps, outer, time_limit)
 
     def compile(self, *, cotangents: int) -> None:
-        """Compiles what is evaluated besides Lanczos' steps, which compile when they are used."""
+        """Compile what is evaluated besides Lanczos' steps, which compile when they are used."""
         self.flat.compile()
         theta, fixed, inputs, weighted = self.flat.shapes_of(
             self.flat.inputs, np.empty((self.flat.positions, self.flat.k), self.flat.dtype)
@@ -172,7 +172,7 @@ class LanczosEngine:
         reference: Float[np.ndarray, "n k"] | None,
         tolerance: Tolerance,
     ) -> Ranks | None:
-        """The ranks of the parts as intervals; None where something overflows."""
+        """Return the ranks of the parts as intervals; None if something overflows."""
         spectra = self._spectra(self.lanczos.at(snapshot, delta, reference))
         norms = {part: spectrum.norm for part, spectrum in spectra.items()}
         if not all(map(math.isfinite, norms.values())):
@@ -211,7 +211,7 @@ class LanczosEngine:
         return {part: StochasticSpectrum.of(self.flat.p, pairs) for part, pairs in found.items()}
 
     def describe(self) -> str:
-        """What the run's card says of it."""
+        """Return the engine's line of the run's card."""
         return (
             f"{self.name}: stochastic Lanczos quadrature, {self.lanczos.steps} steps from each of "
             f"{_LEAST_PROBES} to {_MOST_PROBES} random vectors within {self.time_limit:g} s a probe"
@@ -219,7 +219,7 @@ class LanczosEngine:
 
 
 def _counted(spectrum: StochasticSpectrum, cut: float, *, finest: float = 0.0) -> NumericalRank:
-    """The rank at this cut; low and high end 95 % intervals at ten times more and less.
+    """Return the rank at a cut; low and high end 95 % intervals at ten times more and less.
 
     Below the finest cut that tells values from rounding, rank and low are counted at that one.
     """

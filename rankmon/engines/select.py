@@ -34,7 +34,7 @@ ENGINES = (*EXACT_ENGINES, "sketch", "slq")
 
 DEFAULT_TIME_LIMIT = 120.0
 
-# Operations of products that are done in a second, about.
+# Operations of products in a second, about.
 _OPERATIONS = 1.5e10
 
 # Operations with one parameter for one example: a convolution's kernels are used at every place.
@@ -54,8 +54,8 @@ def select_engine(flat: FlatProblem, *, name: str, memory_limit: int, time_limit
     """Return the engine of this name; for "auto" the first exact one within limits, else "sketch".
 
     Raises:
-      ValueError: where the engine does not apply to the network.
-      MemoryError: where its matrices do not fit in memory_limit.
+      ValueError: if the engine does not apply to the network.
+      MemoryError: if its matrices do not fit in memory_limit.
     """
     if name == "sketch":
         return Choice(_sketch(flat, memory_limit, time_limit), "asked for")
@@ -92,8 +92,8 @@ def exact_engine(flat: FlatProblem, *, name: str, memory_limit: int) -> ExactEng
     """Return the exact engine of this name, for "auto" the first that applies; one a problem.
 
     Raises:
-      ValueError: for an unknown name, and where the engine does not apply to the network.
-      MemoryError: where its matrices do not fit in memory_limit.
+      ValueError: for an unknown name, or if the engine does not apply to the network.
+      MemoryError: if its matrices do not fit in memory_limit.
     """
     check_engine(name, EXACT_ENGINES)
     key = ("engine", name, memory_limit)

@@ -27,7 +27,7 @@ from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Snapshot
 from rankmon.problem.pytree import is_matrix
 
-# Small, for its time tells what can be afforded next; twice that costs at most four times as much.
+# Small: its time shows what can be afforded next; twice the side costs at most four times as much.
 _FIRST_SIDE = 64
 _MOST_VECTORS, _MOST_ROWS = 1024, 256
 
@@ -41,7 +41,7 @@ _SEED = 0
 
 @dataclass
 class _Progress:
-    """What is kept between measurements: programs, and how large a sketch was of use."""
+    """State between measurements: compiled programs, and the side of a sketch that was enough."""
 
     side: int = _FIRST_SIDE
     outer_is_slow: bool = False
@@ -59,14 +59,14 @@ class _Sizes(NamedTuple):
 
 @dataclass(frozen=True)
 class SketchEngine:
-    """H_o by `outer`, the other parts by a sketch that grows until it sees where a spectrum ends.
+    """H_o by `outer`, the other parts by sketches that grow until they show the whole rank.
 
     Attributes:
       flat: the problem.
       memory_limit: bytes for sketches, products and blocks of the Jacobian.
       time_limit: seconds for a measurement; a sketch that would take longer is not begun, but for
         the first one of 64 rows.
-      outer: None where the Gram matrix of N k rows does not fit: then H_o is sketched as well.
+      outer: None if the Gram matrix of N k rows does not fit: then H_o is sketched as well.
     """
 
     flat: FlatProblem
@@ -78,10 +78,10 @@ class SketchEngine:
 
     @classmethod
     def of(cls, flat: FlatProblem, *, memory_limit: int, time_limit: float) -> "SketchEngine":
-        """The engine for this problem.
+        """Return the engine for this problem.
 
         Raises:
-          MemoryError: where not even a small sketch fits.
+          MemoryError: if not even a small sketch fits.
         """
         least = 8 * 4 * (_FIRST_SIDE**2 + 8 * flat.p)
         if 2 * least > memory_limit:
@@ -96,7 +96,7 @@ class SketchEngine:
         return cls(flat, memory_limit, time_limit, outer)
 
     def compile(self, *, cotangents: int) -> None:
-        """Compiles the products with the Hessian for so many residuals."""
+        """Compile the products with the Hessian for so many residuals."""
         self.flat.compile()
         kept = self.progress
         if kept.single is None:
@@ -116,7 +116,7 @@ class SketchEngine:
         reference: Float[np.ndarray, "n k"] | None,
         tolerance: Tolerance,
     ) -> Ranks | None:
-        """The ranks of the parts; None where something overflows.
+        """Return the ranks of the parts; None if something overflows.
 
         Args:
           snapshot: finite parameters.
@@ -168,7 +168,7 @@ class SketchEngine:
         )
 
     def _outer_rank(self, snapshot: Snapshot, cut: float) -> NumericalRank | None:
-        """H_o's rank from its rows; None if that takes memory or more than half of the time."""
+        """Return H_o's rank from its rows; None if that takes memory or over half of the time."""
         if self.outer is None or self.progress.outer_is_slow:
             return None
         try:
@@ -185,7 +185,7 @@ class SketchEngine:
     def _norms(
         self, snapshot: Snapshot, deltas: Sequence[Float[np.ndarray, "n k"]]
     ) -> dict[str, float]:
-        """||H||_2 of each part."""
+        """Return ||H||_2 of each part."""
         single, at = self.progress.single, (snapshot.theta, snapshot.fixed)
         assert single is not None
         outer = single.outer(*at)
@@ -203,7 +203,7 @@ class SketchEngine:
     def _grown(
         self, products: Products, sizes: _Sizes, cuts: Mapping[str, float], begun: float
     ) -> dict[str, Sketch]:
-        """Sketches that are complete, or the largest that memory and time allow."""
+        """Return sketches that are complete, or the largest that memory and time allow."""
         batch, rows, most = sizes
         most = min(most, self.flat.p)  # then it is the matrix itself
         side = min(self.progress.side, most)
@@ -234,7 +234,7 @@ class SketchEngine:
     def _most(
         self, snapshot: Snapshot, deltas: Sequence[Float[np.ndarray, "n k"]], cut: float
     ) -> dict[str, int]:
-        """How many singular values of each part may exceed the cut, by the network's structure."""
+        """Return how many singular values of each part may exceed the cut, by the structure."""
         rows = min(self.flat.positions * self.flat.k, self.flat.p)  # of H_o
         most = [self._most_functional(snapshot, delta, cut) for delta in deltas]
         counts = (min(rows + most[0], self.flat.p), rows, *most)
@@ -257,7 +257,7 @@ class SketchEngine:
         )
 
     def _sizes(self, residuals: int) -> _Sizes:
-        """What fits, each in its share of memory, with so many residuals."""
+        """Return what fits, each in its share of memory, with so many residuals."""
         share, p = self.memory_limit // 4, self.flat.p
         outer = self.outer is None or self.progress.outer_is_slow
         parts = 1 + residuals + outer  # H_L, H_f, H_f_fixed, perhaps H_o
@@ -276,7 +276,7 @@ class SketchEngine:
         )
 
     def describe(self) -> str:
-        """What the run's card says of it."""
+        """Return the engine's line of the run's card."""
         outer = "H_o from the rows of its Jacobian, exactly" if self.outer else "H_o likewise"
         return (
             f"{self.name}: H_L and H_f from two-sided random sketches of up to "
@@ -290,7 +290,7 @@ def _products(
     deltas: Sequence[Float[np.ndarray, "n k"]],
     parts: Collection[str],
 ) -> Products:
-    """Rows v -> rows H v for each of these parts H, by name; the next call reuses their arrays."""
+    """Return a function: rows v -> rows H v of each of these parts; it reuses their arrays."""
     at_once = program.at(snapshot.theta, snapshot.fixed, deltas)
     images: dict[str, np.ndarray] = {}
 

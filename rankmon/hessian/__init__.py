@@ -1,1 +1,1 @@
-"""H_o, H_f and the Jacobian of any network as operators, and the memory that they take."""
+"""H_o, H_f and the Jacobian of a network: products, rows and closed forms, and their memory."""

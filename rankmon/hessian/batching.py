@@ -1,7 +1,7 @@
-"""The probe batch in units, its examples or all of it, and programs over some rows at a time.
+"""Compiled programs over the probe batch, some rows of some units at a time.
 
-A row stands for one output at one position of a unit: with roots C_i^T, for the vector that J_i^T
-is applied to. What a program makes of its rows is not known here.
+A unit is an example, or the whole batch if its examples interact. A row of a unit is one output at
+one position: a row of C_i^T, the vector that J_i^T is applied to.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,23 +22,23 @@ from rankmon.problem.precision import abstract_array
 # More rows at once cost memory and gain nothing: the products are already large.
 _MOST_ROWS = 512
 
-# On the host and the device, and what they are made of.
+# Copies of the cotangents on the host and the device, and of what they are made of.
 _COTANGENTS_ALIVE = 8
 
 # From leaves, inputs of some units, cotangents [units, rows, positions, k] and a number to arrays
-# with an entry a unit, and arrays with an entry a unit and a row.
+# with an entry for each unit, and arrays with an entry for each unit and row.
 RowFunction = Callable[[Any, Any, Any, Any], tuple[list[Array], list[Array]]]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """All rows of some units, or some rows of one.
+    """All rows of some units, or some rows of one unit.
 
     Attributes:
-      units: which.
-      rows: of each of them.
-      place: of these rows among those of all units.
-      fresh: how many, the last ones, are in no piece before.
+      units: the units.
+      rows: the rows of each of these units.
+      place: the place of these rows among those of all units.
+      fresh: the number of rows, the last ones, that no earlier piece has.
     """
 
     units: slice
@@ -48,17 +48,17 @@ class Piece:
 
 
 class Units:
-    """The batch, every example a unit by itself (apart), or all of it one.
+    """The probe batch in units: every example by itself (apart), or the whole batch as one.
 
     Args:
       flat: the problem.
-      apart: whether the examples are taken apart.
+      apart: whether every example is a unit.
       room: bytes of temporary memory for a program.
 
     Attributes:
       count: the number of units.
-      positions: of each.
-      inputs: with a leading axis of units, and then of the examples in each.
+      positions: the number of positions of each unit.
+      inputs: the inputs, with a leading axis of units, then one of the examples in each.
     """
 
     def __init__(self, flat: FlatProblem, *, apart: bool, room: int) -> None:
@@ -74,7 +74,7 @@ class Units:
         return jax.tree.map(lambda a: abstract_array(a.shape[1:], a.dtype), self.inputs)
 
     def each(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function of every unit; without vmap where there is but one."""
+        """Return the function of every unit, without vmap if there is only one."""
         if self.count > 1:
             return jax.vmap(function)
         return lambda *trees: jax.tree.map(
@@ -106,14 +106,14 @@ class Units:
         first: int,
         pace: Pace,
     ) -> Iterator[tuple[Piece, list[np.ndarray], list[np.ndarray]]]:
-        """What the function gives, piece by piece, units and rows in one axis.
+        """Yield the function's results piece by piece, units and rows in one axis.
 
         Args:
-          key: what the compiled function is remembered by.
-          function: traceable.
+          key: the key under which the compiled function is kept.
+          function: the function, traceable.
           leaves: all parameter leaves, on whatever devices.
           roots: C_i at every position.
-          first: the number that the function takes.
+          first: the function's last argument.
           pace: the time that these pieces may take.
         """
         unit_rows = self.positions * roots.count
@@ -131,7 +131,7 @@ class Units:
     def _program(
         self, key: Any, function: RowFunction, leaves: Sequence[Any], unit_rows: int
     ) -> tuple[Callable[..., Any], int]:
-        """The function compiled for the parameters where they are, and its rows at a time."""
+        """Return the function compiled for parameters where they are, and its rows at a time."""
         placed = [_placed(leaf) for leaf in leaves]
         key = (key, tuple((leaf.dtype, leaf.sharding) for leaf in placed))
         if key not in self._programs:
@@ -162,14 +162,14 @@ class Units:
 
     @property
     def _most_rows(self) -> int:
-        """So many that their cotangents are a small part of the room."""
+        """The rows whose cotangents take a small part of the memory."""
         one = 8 * self.positions * self._flat.k
         return max(1, min(_MOST_ROWS, self._room // (_COTANGENTS_ALIVE * one)))
 
     def _cotangents(
         self, roots: Roots, piece: Piece
     ) -> Float[np.ndarray, "units rows positions k"]:
-        """For each row the vector that J_i^T is applied to: zero but at the row's own position."""
+        """Return for each row the vector that J_i^T is applied to: zero except at its position."""
         units = np.arange(self.count)[piece.units]
         place, column = np.divmod(np.arange(piece.rows.start, piece.rows.stop), roots.count)
         u = np.zeros((len(units), len(place), self.positions, self._flat.k), self._flat.dtype)

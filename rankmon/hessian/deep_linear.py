@@ -1,4 +1,4 @@
-"""The Hessian of a deep linear network in closed form, in the coordinates that can be non-zero.
+"""The Hessian of a deep linear network in closed form, reduced to coordinates that can be non-zero.
 
 Symbols (arXiv 2106.16225): F(x) = W^L ... W^1 x, or with biases, which are one more column of W^l
 that multiplies a constant input 1; Omega = E[delta x^T], S = E[B_i (x) x_i x_i^T] (for mse I_K (x)
@@ -61,18 +61,18 @@ class InputBasis:
     def of(
         cls, x: Float[np.ndarray, "n d"], weights: Float[np.ndarray, " n"], *, affine: bool
     ) -> "InputBasis":
-        """The basis for this batch, with the constant 1 if `affine`; weight 0 does not count."""
+        """Return the basis for this batch, with the constant 1 if `affine`, without weight 0."""
         if affine:
             x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
         axes, _ = nested_basis([(np.sqrt(weights)[:, None] * x).T])
         return cls(axes, x @ axes, weights)
 
     def omega(self, delta: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "k r"]:
-        """Omega = E[delta x^T]."""
+        """Return Omega = E[delta x^T]."""
         return (self.weights[:, None] * delta).T @ self.coordinates
 
     def second_moment(self, b: OutputHessians) -> Float[np.ndarray, "kr kr"]:
-        """S = E[B_i (x) x_i x_i^T]."""
+        """Return S = E[B_i (x) x_i x_i^T]."""
         return b.second_moment(self.weights, self.coordinates)
 
 
@@ -97,7 +97,7 @@ class Layers:
         biases: Sequence[Float[np.ndarray, " _out"] | None],
         axes: Float[np.ndarray, "d r"],
     ) -> "Layers":
-        """The products at W^1, ..., W^L and b^1, ..., b^L, None for a layer without."""
+        """Return the products at W^1, ..., W^L and b^1, ..., b^L, None for a layer without bias."""
         affine = any(bias is not None for bias in biases)
         forward, state = [], axes[:-1] if affine else axes
         for W, b in zip(weights, biases, strict=True):
@@ -135,7 +135,7 @@ class LayerBasis:
 
     @classmethod
     def of(cls, layers: Layers, at: int, omega: Float[np.ndarray, "k r"]) -> "LayerBasis":
-        """The bases adapted to the nested spaces of layer `at` for this Omega."""
+        """Return the bases adapted to the nested spaces of layer `at` for this Omega."""
         U, B, Z = layers.forward, layers.backward, layers.middle
         before, after = range(at), range(at + 1, len(U))
         left, rows = nested_basis(
@@ -176,7 +176,7 @@ class Group:
 
     @classmethod
     def of_each_layer(cls, masks: Sequence[Mask]) -> list["Group"]:
-        """One group a layer, of the coordinates where its mask is true, in C order."""
+        """Return one group a layer, of the coordinates at which its mask is true, in C order."""
         return [cls(layer, *np.nonzero(mask)) for layer, mask in enumerate(masks)]
 
 
@@ -209,23 +209,23 @@ class Reduction:
         return Group.of_each_layer(outer) + Group.of_each_layer(others)
 
     def functional(self) -> Float[np.ndarray, "f f"]:
-        """H_f in the coordinates that it can reach."""
+        """Return H_f in the coordinates that it can reach."""
         return self._functional(Group.of_each_layer([b.functional_reach for b in self.bases]))
 
     def outer(self, S: Float[np.ndarray, "kr kr"]) -> Float[np.ndarray, "o o"]:
-        """R S R^T, where J^T = Q R: H_o = J^T S J in the columns of Q."""
+        """Return R S R^T, where J^T = Q R: H_o = J^T S J in the columns of Q."""
         R = np.asarray(np.linalg.qr(self._jacobian().T, mode="r"))
         return R @ S @ R.T
 
     def loss(self, S: Float[np.ndarray, "kr kr"]) -> Float[np.ndarray, "m m"]:
-        """H_L = H_o + H_f in the coordinates that it can reach, those of H_o first."""
+        """Return H_L = H_o + H_f in the coordinates that it can reach, those of H_o first."""
         J = self._jacobian()
         H = self._functional(self.loss_groups)
         H[: J.shape[1], : J.shape[1]] += J.T @ (S @ J)
         return H
 
     def _jacobian(self) -> Float[np.ndarray, "kr o"]:
-        """J: column (l, a, b) is (B_l P_l)_a (x) (R_l^T U_l)_b."""
+        """Return J: column (l, a, b) is (B_l P_l)_a (x) (R_l^T U_l)_b."""
         blocks = []
         for at, basis in enumerate(self.bases):
             rows, columns = basis.outer
@@ -247,7 +247,7 @@ class Reduction:
         }
 
     def _functional(self, groups: Sequence[Group]) -> Float[np.ndarray, "m m"]:
-        """Entry (l, a, b), (k, a', b') for l < k: (Z_kl)_{b' a} (U_l Omega^T B_k)_{b a'}."""
+        """Return H_f in these: (Z_kl)_{b' a} (U_l Omega^T B_k)_{b a'} at (l, a, b), (k, a', b')."""
         ends = np.cumsum([len(group.a) for group in groups])
         spans = [slice(end - len(g.a), end) for end, g in zip(ends, groups, strict=True)]
         H = np.zeros((ends[-1], ends[-1]))
@@ -263,7 +263,7 @@ class Reduction:
 
 
 def coordinate_count(dims: Sequence[int], biases: Sequence[bool], basis: InputBasis) -> int:
-    """The most coordinates that H_L can need: those of Gaussian weights and a Gaussian Omega.
+    """Return the most coordinates that H_L can need: for Gaussian weights and a Gaussian Omega.
 
     Every space has its largest dimension there. Weights of lower rank need fewer.
     """

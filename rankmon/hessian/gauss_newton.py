@@ -96,7 +96,7 @@ class OuterSpectrum:
       memory_limit: bytes for the matrices and for blocks of the Jacobian.
 
     Raises:
-      MemoryError: where the matrices do not fit, with what they need.
+      MemoryError: if the matrices do not fit, with what they need.
     """
 
     def __init__(self, flat: FlatProblem, *, memory_limit: int) -> None:
@@ -131,7 +131,7 @@ class OuterSpectrum:
         *,
         time_limit: float = math.inf,
     ) -> OuterRank:
-        """The rank at these leaves, sharded or not; other arguments as for `outer_rank`.
+        """Return the rank at these leaves, sharded or not; other arguments as for `outer_rank`.
 
         Raises:
           OutOfTimeError: if it is expected to take more than so many seconds.
@@ -158,7 +158,7 @@ class OuterSpectrum:
         return found
 
     def _ways(self, tolerance: Tolerance, method: str, *, convex: bool) -> list[str]:
-        """The methods to try in turn."""
+        """Return the methods to try in turn."""
         small_is_outer = self._order < self._rows
         able = ["gram", "qr"] if convex else ["gram"] if small_is_outer else ["qr"]
         if method not in ("auto", *able):
@@ -187,7 +187,7 @@ class OuterSpectrum:
     def _spectrum(
         self, way: str, leaves: Sequence[Any], roots: Roots, pace: Pace
     ) -> BoundedSpectrum | None:
-        """The eigenvalues, as many as the smaller side has; None where something overflows."""
+        """Return the eigenvalues, as many as the smaller side has; None if something overflows."""
         with np.errstate(over="ignore", invalid="ignore"):  # overflow is found in the result
             if way == "gram":
                 gram = Gram.of(self._blocks(leaves, roots.of_sign(1), pace), self._order)
@@ -200,7 +200,7 @@ class OuterSpectrum:
             return factor_spectrum(R, None if roots.signs is None else roots.signs.ravel())
 
     def _blocks(self, leaves: Sequence[Any], roots: Roots, pace: Pace) -> Iterator[Block]:
-        """Columns of A, or of A^T where A has fewer columns than rows."""
+        """Return columns of A, or of A^T if A has fewer columns than rows."""
         jacobian = self._jacobian
         if self._order < self._rows:
             return jacobian.rows(leaves, roots, pace)
@@ -217,7 +217,7 @@ class OuterSpectrum:
         return OuterRank(**asdict(nothing), method=method, finest_cut=float("nan"))
 
     def _output_hessians(self, leaves: Sequence[Any]) -> OutputHessians | None:
-        """B_i at every position; None where a parameter is not finite."""
+        """Return B_i at every position; None if a parameter is not finite."""
         flat = self._flat
         with flat.precision.scope():
             data, finite = gathered(self._state(leaves, flat.inputs, flat.targets))
@@ -238,13 +238,13 @@ class OuterSpectrum:
 
 
 def _roots_bytes(flat: FlatProblem) -> int:
-    """Bytes for the roots of the output Hessians and what they are made of."""
+    """Return the bytes for the roots of the output Hessians and what they are made of."""
     each = 1 if flat.problem.loss.root is not None else flat.k
     return ROOTED_ALIVE * 8 * flat.positions * flat.k * each
 
 
 def _refuse_dense_roots(flat: FlatProblem, memory_limit: int) -> None:
-    """Raises MemoryError where the output Hessians alone, k x k each, do not fit."""
+    """Raise MemoryError if the output Hessians alone, k x k each, do not fit."""
     if _roots_bytes(flat) > memory_limit:
         raise MemoryError(
             f"expected the output Hessians of {flat.problem.loss.name} at {flat.positions:,} "

@@ -1,8 +1,8 @@
-"""dF/dtheta of any network on its probe batch, by automatic differentiation; weighs nothing.
+"""dF/dtheta of any network on its probe batch, by automatic differentiation.
 
-J_i = dF(x_i)/dtheta [k, p], taken one example at a time, which is cheap, or with the batch kept
-together, which is right also where the examples interact (batch statistics). For a stack of dense
-layers `contraction` has the same without differentiation in theta.
+J_i = dF(x_i)/dtheta [k, p] is taken one example at a time, which is cheap, or with the batch kept
+together, which is right even if the examples interact (batch statistics). `stack_jacobian` has J_i
+of a stack of dense layers without differentiation in theta.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,23 +26,23 @@ _MOST_ROWS = 128
 def one_example(
     flat: FlatProblem, theta: Any, fixed: Sequence[Any], x: Any
 ) -> Float[Array, "positions k"]:
-    """The outputs of a single example, a row for each of its positions; traceable."""
+    """Return the outputs of a single example, a row for each of its positions; traceable."""
     return flat.outputs(theta, fixed, jax.tree.map(lambda leaf: leaf[None], x))
 
 
 def chunk_shapes(tree: Any, chunk: int) -> Any:
-    """Shapes and dtypes of so many rows of every leaf."""
+    """Return shapes and dtypes of so many rows of every leaf."""
     return jax.tree.map(lambda a: abstract_array((chunk, *a.shape[1:]), a.dtype), tree)
 
 
 def pushed_forward(pull_back: Callable[[Any], Any], z: Any, v: Any) -> Any:
-    """J v as the transpose of u -> J^T u; traceable.
+    """Return J v as the transpose of u -> J^T u; traceable.
 
     A function with a backward rule alone has no forward one.
 
     Args:
-      pull_back: of `jax.vjp` at theta.
-      z: the outputs there.
+      pull_back: the function u -> (J^T u,), from `jax.vjp` at theta.
+      z: the outputs at theta.
       v: a vector like theta.
     """
     return jax.vjp(lambda u: pull_back(u)[0], jnp.zeros_like(z))[1](v)[0]
@@ -51,10 +51,10 @@ def pushed_forward(pull_back: Callable[[Any], Any], z: Any, v: Any) -> Any:
 def is_of_whole_batch(
     got: Float[np.ndarray, "..."], want: Float[np.ndarray, "..."], flat: FlatProblem
 ) -> bool:
-    """Whether a product made one example at a time is the one of the batch kept together.
+    """Return whether a product made one example at a time equals that of the whole batch.
 
-    Where the examples interact (batch statistics), Jacobians taken one at a time are those of
-    another network, and what is assembled from them is wrong.
+    If the examples interact (batch statistics), Jacobians taken one at a time are those of another
+    network, and what is assembled from them is wrong.
     """
     if not (np.all(np.isfinite(got)) and np.all(np.isfinite(want))):
         return True  # overflow is logged as such; it says nothing of the examples
@@ -63,19 +63,19 @@ def is_of_whole_batch(
 
 
 def is_rounding(difference: float, scale: float, flat: FlatProblem) -> bool:
-    """Whether two sums over the parameters that are this far apart may be the same."""
+    """Return whether two sums over the parameters that differ by this much may be the same."""
     return bool(difference <= min(1e3 * flat.p * flat.precision.eps, 0.1) * scale)
 
 
 class ExampleJacobians:
-    """J_i of each example by itself; compiled once, evaluated in chunks that fit the room.
+    """J_i of each example by itself; compiled once, evaluated in chunks that fit.
 
     Args:
       flat: the problem.
       room: bytes of temporary memory.
 
     Raises:
-      MemoryError: where a single example does not fit.
+      MemoryError: if a single example does not fit.
     """
 
     def __init__(self, flat: FlatProblem, *, room: int) -> None:
@@ -103,7 +103,7 @@ class ExampleJacobians:
     def __call__(
         self, theta: np.ndarray, fixed: Sequence[np.ndarray]
     ) -> Float[np.ndarray, "n k p"]:
-        """The Jacobians at theta, in float64."""
+        """Return the Jacobians at theta, in float64."""
         flat, n, chunk = self._flat, self._flat.problem.n, self._chunk
         per = flat.positions // n
         J = np.empty((flat.positions, flat.k, flat.p))
@@ -123,7 +123,7 @@ class BatchJacobian:
       room: bytes of temporary memory.
 
     Raises:
-      MemoryError: where a single row does not fit.
+      MemoryError: if a single row does not fit.
     """
 
     def __init__(self, flat: FlatProblem, *, room: int) -> None:
@@ -148,7 +148,7 @@ class BatchJacobian:
     def __call__(
         self, theta: np.ndarray, fixed: Sequence[np.ndarray]
     ) -> Float[np.ndarray, "n k p"]:
-        """The Jacobian at theta, in float64."""
+        """Return the Jacobian at theta, in float64."""
         flat, (rows, chunk) = self._flat, self._program
         J = np.empty((flat.positions * flat.k, flat.p))
         with flat.precision.scope():
@@ -172,7 +172,7 @@ class BatchJacobian:
     def product(
         self, theta: np.ndarray, fixed: Sequence[np.ndarray], v: Float[np.ndarray, " p"]
     ) -> Float[np.ndarray, "n k"]:
-        """The Jacobian times a vector, in float64; no matrix is formed."""
+        """Return the Jacobian times a vector, in float64; no matrix is formed."""
         flat = self._flat
         with flat.precision.scope():
             v = np.asarray(v, flat.dtype)

@@ -9,12 +9,12 @@ DENSE_MATRICES_ALIVE = 5
 
 
 def dense_bytes(p: int) -> int:
-    """Bytes that the dense p x p float64 matrices of one measurement take together."""
+    """Return the bytes of the dense p x p float64 matrices of one measurement together."""
     return DENSE_MATRICES_ALIVE * 8 * p * p
 
 
 def refuse_oversize(p: int, memory_limit: int) -> None:
-    """Raises MemoryError where the dense matrices do not fit, with what they need."""
+    """Raise MemoryError if the dense matrices do not fit, with what they need."""
     if dense_bytes(p) >= memory_limit:
         raise MemoryError(
             f"expected the dense Hessian's {DENSE_MATRICES_ALIVE} matrices to fit in "

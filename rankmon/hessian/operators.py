@@ -1,9 +1,10 @@
-"""H_o v and H_f v of any network, the batch kept together; no p x p matrix is here.
+"""H_f v of any network, and compiled products of H_o and H_f with one vector or with many.
 
-With weights w_i that sum to 1, residuals delta_i = dl/dF [k], output Hessians B_i = d2l/dF2 [k, k]:
+The batch is kept together. With weights w_i that sum to 1 and residuals delta_i = dl/dF [k]:
 
-  H_o v = sum_i w_i J_i^T B_i J_i v
   H_f v = d/de grad_theta sum_i w_i <delta_i, F(x_i)> at theta + e v, with delta held constant
+
+H_o v is in `gauss_newton`.
 """
 
 import math
@@ -34,7 +35,7 @@ def weighted_gradient(
     inputs: Any,
     weighted: Float[Array, "n k"],
 ) -> Float[Array, " p"]:
-    """grad_theta sum_i <weighted_i, F(x_i)>; traceable."""
+    """Return grad_theta sum_i <weighted_i, F(x_i)>; traceable."""
     return jax.grad(lambda t: jnp.vdot(weighted, flat.outputs(t, fixed, inputs)))(theta)
 
 
@@ -46,7 +47,7 @@ def functional_product(
     weighted: Float[Array, "n k"],
     v: Float[Array, " p"],
 ) -> Float[Array, " p"]:
-    """H_f v, with the residuals times the weights of the mean; traceable."""
+    """Return H_f v, with the residuals times the weights of the mean; traceable."""
 
     def gradient(t: Any) -> Any:
         return weighted_gradient(flat, t, fixed, inputs, weighted)
@@ -59,8 +60,8 @@ def functional_product(
 def _takes_forward_mode(flat: FlatProblem) -> bool:
     """Return whether a gradient can be differentiated in forward mode, which is cheaper.
 
-    It cannot where the forward rule of a `custom_vjp` calls the function itself: that has reverse
-    mode alone, however often. JAX says so when the program is lowered.
+    It cannot if the forward rule of a `custom_vjp` calls the function itself, which has reverse
+    mode only. JAX raises when such a program is lowered.
     """
     key = "forward mode"
     if key not in flat.memo:
@@ -86,7 +87,7 @@ def _lowers(flat: FlatProblem) -> bool:
 
 
 def _weighted(flat: FlatProblem, delta: Float[np.ndarray, "*c n k"]) -> Float[np.ndarray, "*c n k"]:
-    """The residuals times the weights of the mean, as compiled programs take them."""
+    """Return the residuals times the weights of the mean, as compiled programs take them."""
     return (flat.weights[:, None] * delta).astype(flat.dtype)
 
 
@@ -116,7 +117,7 @@ class SingleProducts:
     def outer(
         self, theta: np.ndarray, fixed: Sequence[np.ndarray]
     ) -> Callable[[Float[np.ndarray, " p"]], Float[np.ndarray, " p"]]:
-        """The function v -> H_o v at these parameters."""
+        """Return the function v -> H_o v at these parameters."""
         flat = self._flat
         known = (theta, tuple(fixed), flat.inputs, flat.targets, flat.typed_weights)
         return partial(self._product, self._outer, known)
@@ -124,7 +125,7 @@ class SingleProducts:
     def functional(
         self, theta: np.ndarray, fixed: Sequence[np.ndarray], delta: Float[np.ndarray, "n k"]
     ) -> Callable[[Float[np.ndarray, " p"]], Float[np.ndarray, " p"]]:
-        """The function v -> H_f v at these parameters and residuals."""
+        """Return the function v -> H_f v at these parameters and residuals."""
         flat = self._flat
         weighted = _weighted(flat, delta)
         return partial(
@@ -134,7 +135,7 @@ class SingleProducts:
     def gradient(
         self, theta: np.ndarray, fixed: Sequence[np.ndarray], delta: Float[np.ndarray, "n k"]
     ) -> Float[np.ndarray, " p"]:
-        """grad_theta sum_i w_i <delta_i, F(x_i)>, with delta held constant."""
+        """Return grad_theta sum_i w_i <delta_i, F(x_i)>, with delta held constant."""
         flat = self._flat
         weighted = _weighted(flat, delta)
         with flat.precision.scope():
@@ -155,7 +156,7 @@ class Block(NamedTuple):
 
 
 class BlockProducts:
-    """H_o V and H_f V for many vectors at once; compiled once, for as many as fit the room.
+    """H_o V and H_f V for many vectors at once; compiled once, for as many as fit.
 
     Args:
       flat: the problem.
@@ -164,10 +165,10 @@ class BlockProducts:
       room: bytes of temporary memory.
 
     Raises:
-      MemoryError: where a single vector does not fit.
+      MemoryError: if a single vector does not fit.
 
     Attributes:
-      vectors: m, how many are multiplied at once.
+      vectors: m, the number of vectors multiplied at once.
     """
 
     def __init__(self, flat: FlatProblem, *, cotangents: int, batch: int, room: int) -> None:
@@ -214,7 +215,7 @@ class BlockProducts:
         fixed: Sequence[np.ndarray],
         deltas: Sequence[Float[np.ndarray, "n k"]],
     ) -> Callable[[Float[np.ndarray, "m p"]], Block]:
-        """The products at these parameters and residuals, a function of up to m vectors."""
+        """Return the products at these parameters and residuals, a function of up to m vectors."""
         flat = self._flat
         weighted = _weighted(flat, np.stack(deltas))
         known = (theta, tuple(fixed), flat.inputs, flat.targets, flat.typed_weights, weighted)

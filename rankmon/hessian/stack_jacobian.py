@@ -27,7 +27,7 @@ class StackJacobian:
       stack: what `recognized_stack` found in it.
 
     Raises:
-      ValueError: where an activation has a backward rule of its own.
+      ValueError: if an activation has a backward rule of its own.
     """
 
     def __init__(self, flat: FlatProblem, stack: DenseStack) -> None:
@@ -35,7 +35,7 @@ class StackJacobian:
         self._states = layer_states(flat, stack)
 
     def __call__(self, leaves: Sequence[np.ndarray]) -> Float[np.ndarray, "n k p"]:
-        """The Jacobian at these leaves, in float64."""
+        """Return the Jacobian at these leaves, in float64."""
         flat, stack = self._flat, self._stack
         batch = StackBatch.at(stack, leaves, self._states(leaves))
         J = np.empty((flat.positions, flat.k, flat.p))
@@ -92,7 +92,7 @@ class StackBatch:
 
     @cached_property
     def received(self) -> list[Float[np.ndarray, "n _c"]]:
-        """h^{l-1}, with a last entry 1 where layer l has a bias."""
+        """h^{l-1}, with a last entry 1 if layer l has a bias."""
         return [
             np.concatenate([h, np.ones((len(h), 1))], axis=1) if one else h
             for h, one in zip(self.states.received, self.biased, strict=True)

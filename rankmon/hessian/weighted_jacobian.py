@@ -1,10 +1,10 @@
-"""C_i^T dF_i/dtheta of any network in blocks of columns or of rows, never whole; no spectra.
+"""C_i^T dF_i/dtheta of any network, in blocks of columns or of rows.
 
 Symbols: w_i B_i = C_i C_i^T, a root of example i's weighted output Hessian, so that with A the rows
 C_i^T dF_i/dtheta of all examples, [N k, p], H_o = A^T A. Rows go example by example; the order of
 the columns is not that of theta, and does not matter to singular values.
 
-The parameters stay where they are, sharded or not: what comes to the host are blocks of A.
+The parameters stay on their devices, sharded or not: only blocks of A come to the host.
 """
 
 import math
@@ -34,9 +34,9 @@ _Leaves = Sequence[Any]
 class WeightedJacobian:
     """The rows C_i^T dF_i/dtheta of one problem; programs are compiled at their first use.
 
-    The examples are taken apart where that is right, and the kernels of dense layers then come as
-    `KhatriRao` blocks. Where they interact (batch statistics) the batch stays together, for n times
-    the work.
+    Every example is a unit by itself if that is right, and the kernels of dense layers then come as
+    `KhatriRao` blocks. If the examples interact (batch statistics) the batch stays together, for n
+    times the work.
 
     Args:
       flat: the problem.
@@ -48,7 +48,7 @@ class WeightedJacobian:
         self._rows: _Rows | None = None
 
     def columns(self, leaves: _Leaves, roots: Roots, pace: Pace | None = None) -> Iterator[Block]:
-        """Blocks of columns, each with all N k rows.
+        """Yield blocks of columns, each with all N k rows.
 
         Args:
           leaves: all parameter leaves, as they are stored or lifted, on whatever devices.
@@ -63,7 +63,7 @@ class WeightedJacobian:
     def rows(
         self, leaves: _Leaves, roots: Roots, pace: Pace | None = None
     ) -> Iterator[Float[np.ndarray, "p s"]]:
-        """Blocks of rows, transposed, each with all p columns; arguments as for `columns`."""
+        """Yield blocks of rows, transposed, each with all p columns; arguments as for `columns`."""
         return self._right_rows(leaves).rows(leaves, roots, pace or self._flat.pace)
 
     def _right_rows(self, leaves: _Leaves) -> "_Rows":
@@ -89,7 +89,7 @@ class _Group:
 
 
 class _Rows:
-    """The rows where every example is a unit by itself (apart), or the whole batch is one."""
+    """The rows if every example is a unit by itself (apart), or the whole batch is one."""
 
     def __init__(self, flat: FlatProblem, *, apart: bool, room: int) -> None:
         self._flat, self._room = flat, room
@@ -118,7 +118,7 @@ class _Rows:
             yield part[len(part) - piece.fresh :].T
 
     def _dense_blocks(self, leaves: _Leaves, roots: Roots, pace: Pace) -> Iterator[KhatriRao]:
-        """The kernels that meet one vector, as many at a time as fit."""
+        """Yield the kernels that are applied to one vector an example, as many at a time as fit."""
         m = self._flat.positions * roots.count
 
         def need(kernel: DenseKernel) -> int:
@@ -144,18 +144,16 @@ class _Rows:
 
     @property
     def _others(self) -> tuple[int, ...]:
-        """The leaves that are differentiated, but for the kernels that meet one vector."""
+        """The differentiated leaves except kernels that are applied to one vector an example."""
         dense = {kernel.leaf for kernel in self._kernels.kernels} if self._kernels else set()
         return tuple(i for i in self._moving if i not in dense)
 
     def _groups(self, width: int) -> list[_Group]:
-        """Small leaves together, large ones in parts."""
+        """Return groups of small leaves together, and of large ones in parts."""
         sizes = {i: self._flat.specs[i].size for i in self._others if self._flat.specs[i].size}
         batches = _batched(tuple(sizes), lambda i: sizes[i], width)
         totals = [(leaves, sum(sizes[i] for i in leaves)) for leaves in batches]
         return [_Group(leaves, size, min(size, width)) for leaves, size in totals]
-
-    # Which rows
 
     def _differentiated(self, group: _Group) -> RowFunction:
         flat = self._flat
@@ -178,7 +176,7 @@ class _Rows:
         return blocks
 
     def _signals(self, kernels: Sequence[DenseKernel]) -> RowFunction:
-        """What each kernel meets, and the gradients at its product."""
+        """Return a function to each kernel's input and the gradients at its product."""
         assert self._kernels is not None
         traced = self._kernels.traced
 
@@ -199,7 +197,7 @@ class _Rows:
         return signals
 
     def agree(self, leaves: _Leaves) -> bool:
-        """Whether a sum over the units is the gradient of the batch kept together."""
+        """Return whether a sum over the units is the gradient of the batch kept together."""
         if self._kernels is None:
             return True
         u = np.random.default_rng(0).standard_normal((self._flat.positions, self._flat.k))
@@ -253,7 +251,7 @@ class _Rows:
 def _batched(
     items: Sequence[_T], size: Callable[[_T], int], limit: int
 ) -> Iterator[tuple[_T, ...]]:
-    """Neighbors together up to this size, larger ones by themselves."""
+    """Yield neighbors together up to this size, larger ones by themselves."""
     batch: list[_T] = []
     for item in items:
         if batch and sum(map(size, batch)) + size(item) > limit:
@@ -265,7 +263,7 @@ def _batched(
 
 
 def _replaced(leaves: Sequence[Any], which: Sequence[int], values: Sequence[Any]) -> list[Any]:
-    """The leaves with those of these indices replaced."""
+    """Return the leaves with those of these indices replaced."""
     new = list(leaves)
     for i, value in zip(which, values, strict=True):
         new[i] = value

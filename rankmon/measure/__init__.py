@@ -1,4 +1,4 @@
-"""One measurement at given parameters, without a monitor."""
+"""Functions that measure once, at given parameters, without a monitor."""
 
 from rankmon.measure.hessian import hessian_ranks, hessian_spectra
 from rankmon.measure.ntk import ntk_gram, ntk_rank

@@ -31,7 +31,7 @@ def hessian_ranks(
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
     time_limit: float = DEFAULT_TIME_LIMIT,
 ) -> dict[str, NumericalRank]:
-    """The ranks of the loss Hessian and its parts at given parameters; no monitor.
+    """Return the ranks of the loss Hessian and its parts at given parameters.
 
     H_L = H_o + H_f, the Hessian of the mean loss over the probe batch, with rows in the order of
     the parameters' leaves. Computed in float64 whatever the parameters are stored in.
@@ -46,18 +46,18 @@ def hessian_ranks(
         network, by automatic differentiation), "sketch" (products with random vectors: H_o exactly,
         the others as a `SketchedRank`, for p up to 10^5 and beyond), or "auto", the first of these
         that applies, fits and is done in time. All but the last give the same ranks, and but for a
-        few dozen parameters, where a tenth of the cut is rounding, the same `high`.
+        few dozen parameters, for which a tenth of the cut is rounding, the same `high`.
       memory_limit: bytes for the matrices and their assembly.
       time_limit: seconds, for "auto" and "sketch" to decide by: no sketch is begun that would end
         later.
 
     Returns:
-      A dict from "H_L", "H_o", "H_f" (and "H_f_fixed") to `NumericalRank`; `rank` is None where
+      A dict from "H_L", "H_o", "H_f" (and "H_f_fixed") to `NumericalRank`; `rank` is None if
       the weights or the Hessian are not finite.
 
     Raises:
       TypeError, ValueError: for input that does not fit, before anything is computed.
-      MemoryError: where the matrices do not fit in memory_limit.
+      MemoryError: if the matrices do not fit in memory_limit.
 
     Source: arXiv 2106.16225, section 3; the common cut is rankmon's.
     """
@@ -88,7 +88,7 @@ def hessian_spectra(
     engine: str = "auto",
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
 ) -> dict[str, Float[np.ndarray, " p"]]:
-    """The eigenvalues of the loss Hessian and its parts at given parameters; no monitor.
+    """Return the eigenvalues of the loss Hessian and its parts at given parameters.
 
     H_L = H_o + H_f, the Hessian of the mean loss over the probe batch, in float64.
 
@@ -101,11 +101,11 @@ def hessian_spectra(
 
     Returns:
       A dict from "H_L", "H_o", "H_f" (and "H_f_fixed") to p eigenvalues with their signs, the
-      largest in magnitude first; NaN throughout where the weights or the Hessian are not finite.
+      largest in magnitude first; NaN throughout if the weights or the Hessian are not finite.
 
     Raises:
       TypeError, ValueError: for input that does not fit, before anything is computed.
-      MemoryError: where the matrices do not fit in memory_limit.
+      MemoryError: if the matrices do not fit in memory_limit.
 
     Source: arXiv 2106.16225, section 3.
     """

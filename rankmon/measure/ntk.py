@@ -1,8 +1,7 @@
 """The neural tangent kernel at given parameters: its Gram matrix on the probe batch, and its rank.
 
 With J = dF/dtheta, a row for each output of each example, the empirical kernel is J J^T: entry
-(i c, j d) is <dF_c(x_i)/dtheta, dF_d(x_j)/dtheta>. No loss, no residual and no weight of an example
-enters.
+(i c, j d) is <dF_c(x_i)/dtheta, dF_d(x_j)/dtheta>. It depends on no loss, residual or weight.
 """
 
 from collections.abc import Callable
@@ -46,7 +45,7 @@ def ntk_gram(
     engine: str = "auto",
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
 ) -> Float[np.ndarray, "nk nk"]:
-    """The Gram matrix J J^T of the empirical neural tangent kernel, in float64.
+    """Return the Gram matrix J J^T of the empirical neural tangent kernel, in float64.
 
     Args:
       problem: network and probe batch; its loss, targets and weights do not enter.
@@ -56,11 +55,11 @@ def ntk_gram(
       memory_limit: bytes for the Jacobian and what is made of it.
 
     Returns:
-      [N k, N k], the outputs of one example side by side; NaN or infinite where the network is.
+      [N k, N k], the outputs of one example side by side; NaN or infinite if the network is.
 
     Raises:
       TypeError, ValueError: for input that does not fit, before anything is computed.
-      MemoryError: where the Jacobian does not fit in memory_limit.
+      MemoryError: if the Jacobian does not fit in memory_limit.
 
     Source: arXiv 2106.16225, section S9.5.
     """
@@ -77,7 +76,7 @@ def ntk_rank(
     engine: str = "auto",
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
 ) -> NumericalRank:
-    """The rank of the neural tangent kernel's Gram matrix, counted from J's singular values.
+    """Return the rank of the neural tangent kernel's Gram matrix, from J's singular values.
 
     rank J J^T = rank J, and J's singular values keep the digits that their squares, the eigenvalues
     of the Gram matrix, lose. The cut is max(N k, p) * eps * ||J||_2. For a deep linear network with
@@ -91,11 +90,11 @@ def ntk_rank(
       memory_limit: bytes for the Jacobian and what is made of it.
 
     Returns:
-      The rank with its margin; `size` is min(N k, p), `rank` None where J is not finite.
+      The rank with its margin; `size` is min(N k, p), `rank` None if J is not finite.
 
     Raises:
       TypeError, ValueError: for input that does not fit, before anything is computed.
-      MemoryError: where the Jacobian does not fit in memory_limit.
+      MemoryError: if the Jacobian does not fit in memory_limit.
 
     Source: arXiv 2106.16225, section S9.5.
     """
@@ -130,7 +129,7 @@ def _jacobian(
 
 
 def _assembly(flat: FlatProblem, engine: str, room: int) -> Assembly:
-    """What gives the Jacobian at the leaves; compiled once."""
+    """Return what gives the Jacobian at the leaves; compiled once."""
     stacked = None if engine == "dense" else _stack_jacobian(flat)
     if stacked is not None:
         return stacked
@@ -159,7 +158,7 @@ def _if_supported(flat: FlatProblem, stack: DenseStack) -> StackJacobian | None:
 
 
 class _Differentiated:
-    """The Jacobian by automatic differentiation, one example at a time where that is right."""
+    """The Jacobian by automatic differentiation, one example at a time if that is right."""
 
     def __init__(self, flat: FlatProblem, room: int) -> None:
         self._flat = flat
@@ -169,7 +168,7 @@ class _Differentiated:
             self._examples = ExampleJacobians(flat, room=room)
 
     def __call__(self, leaves: list[np.ndarray]) -> Float[np.ndarray, "n k p"]:
-        """The Jacobian at these leaves, in float64."""
+        """Return the Jacobian at these leaves, in float64."""
         theta, fixed = self._flat.split(leaves)
         if self._examples is not None:
             J = self._examples(theta, fixed)

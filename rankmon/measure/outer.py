@@ -18,29 +18,29 @@ def outer_rank(
     method: str = "auto",
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
 ) -> OuterRank:
-    """The rank of H_o = E[J^T B J], the outer-product (Gauss-Newton) term, at any p.
+    """Return the rank of H_o = E[J^T B J], the outer-product (Gauss-Newton) term, at any p.
 
     From the N k rows of the weighted Jacobian, block by block: time grows with p (N k)^2, for dense
-    layers with (N k)^2 times their widths alone, and memory with (N k)^2. The parameters stay where
-    they are, sharded or not.
+    layers with (N k)^2 times their widths alone, and memory with (N k)^2. The parameters stay on
+    their devices, sharded or not.
 
     Args:
       problem: network, loss and probe batch.
       params: the parameters, any pytree of arrays.
       tolerance: another cut than p * eps * ||H_o||_2. (The common cut of `hessian_ranks` is
-        p * eps * ||H_L||_2 where that is more: pass it as Tolerance(absolute=...) where known.)
+        p * eps * ||H_L||_2 if that is more: pass it as Tolerance(absolute=...) if known.)
       method: "gram", the eigenvalues of the Gram matrix of the rows, which are off by about N k eps
         ||H_o||_2; "qr", the squares of singular values, which tell far smaller ones, for more time;
         or "auto", the first of these whose error the cut allows, and that fits.
       memory_limit: bytes for the matrices and for blocks of the Jacobian.
 
     Returns:
-      The rank with its margin and what cut the digits allow; `size` is p, `rank` None where the
+      The rank with its margin and what cut the digits allow; `size` is p, `rank` None if the
       weights or the Hessian are not finite.
 
     Raises:
       TypeError, ValueError: for input that does not fit, before anything is computed.
-      MemoryError: where the matrices do not fit in memory_limit.
+      MemoryError: if the matrices do not fit in memory_limit.
 
     Example:
       >>> import numpy as np, rankmon

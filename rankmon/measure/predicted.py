@@ -16,7 +16,7 @@ from rankmon.weights.ranks import weight_rank
 
 @dataclass(frozen=True)
 class PredictedRanks:
-    """What the closed forms say of a network, at the r and s measured on its probe batch.
+    """The closed forms for a network, at the r and s measured on its probe batch.
 
     Attributes:
       dims: the widths (d, M_1, ..., M_{L-1}, K) found in the network.
@@ -28,7 +28,7 @@ class PredictedRanks:
         largest.
       s: the rank of Omega = E[delta x^T], with its margin.
       full_rank: whether every weight has full rank, which the formulas assume (A1).
-      ranks: "H_L", "H_o", "H_f" -> predicted rank; H_L is left out where s exceeds what is visible.
+      ranks: "H_L", "H_o", "H_f" -> predicted rank; H_L is left out if s exceeds what is visible.
     """
 
     dims: tuple[int, ...]
@@ -42,11 +42,11 @@ class PredictedRanks:
 
 
 def predicted_ranks(problem: Problem, params: Any) -> PredictedRanks:
-    """What theory predicts for the Hessian's ranks of a stack of dense layers; forms no Hessian.
+    """Return the ranks that theory predicts for a stack of dense layers, without any Hessian.
 
     The closed forms of `theory` at the widths found in the network, the measured rank r of the
     inputs and the measured rank s of Omega, the covariance of residuals and inputs. Omega is
-    counted at its own cut: where the residual is rounding beside H_L, `hessian_ranks` finds less.
+    counted at its own cut: if the residual is rounding beside H_L, `hessian_ranks` finds less.
 
     Args:
       problem: network, loss and probe batch.

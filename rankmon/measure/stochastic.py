@@ -22,31 +22,31 @@ def stochastic_spectra(
     seed: int = 0,
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
 ) -> dict[str, StochasticSpectrum]:
-    """The spectra of the loss Hessian and its parts as random vectors see them, in float64.
+    """Return the spectra of the loss Hessian and its parts as random vectors see them, in float64.
 
-    For how many eigenvalues exceed a cut that is far above rounding (the epsilon-rank), traces and
-    densities, each with its interval; ranks at the cut of float64 are `hessian_ranks`'. Takes
+    They show how many eigenvalues exceed a cut far above rounding (the epsilon-rank), traces and
+    densities, each with its interval; for ranks at the cut of float64 use `hessian_ranks`. Takes
     probes x steps products with the Hessian for each part. Needs `pip install 'rankmon[scale]'`.
 
     Args:
       problem: network, loss and probe batch.
       params: the parameters, any pytree of arrays.
       reference: residuals [N, k] to hold, for H_f_fixed; N counts every position.
-      probes: random vectors; the sampling error of a count falls with their root.
-      steps: Lanczos steps; what is open about each vector's count falls with them.
-      seed: of the vectors, which the parts share.
+      probes: number of random vectors; the sampling error of a count falls with its root.
+      steps: Lanczos steps; the uncertainty of each vector's count falls with them.
+      seed: seed of the vectors, which the parts share.
       memory_limit: bytes for the `steps` vectors that are kept orthogonal.
 
     Returns:
       A dict from "H_L", "H_o", "H_f" (and "H_f_fixed") to `StochasticSpectrum`, whose estimates are
-      NaN where the weights or the Hessian are not finite.
+      NaN if the weights or the Hessian are not finite.
 
     Raises:
       TypeError, ValueError: for input that does not fit, before anything is computed.
-      MemoryError: where the vectors do not fit in memory_limit.
+      MemoryError: if the vectors do not fit in memory_limit.
       ImportError: without matfree.
 
-    Source: Ghorbani, Krishnan and Xiao, arXiv 1901.10159, for Hessians; the bounds of `quadrature`.
+    Source: Ghorbani, Krishnan and Xiao, arXiv 1901.10159; the bounds are those of `linalg.lanczos`.
     """
     for name, number, least in (("probes", probes, 2), ("steps", steps, 1)):
         if isinstance(number, bool) or not isinstance(number, int):

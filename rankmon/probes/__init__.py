@@ -1,4 +1,7 @@
-"""Named measurements that a monitor repeats; `rankmon.measurement` has what a probe of your own needs."""
+"""Probes: named measurements that a monitor repeats.
+
+`rankmon.measurement` has what a probe of your own needs.
+"""
 
 from rankmon.probes.features import FeaturesProbe
 from rankmon.probes.hessian import HessianProbe

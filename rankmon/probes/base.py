@@ -1,8 +1,7 @@
-"""What a probe takes and gives: snapshots, measurements, descriptions; no probe lives here.
+"""The protocol of a probe, and the measurements and descriptions that it gives.
 
-Probes are pure. What must be remembered from probe to probe (the residuals of the first one, the
-integrals of Lemma 8) goes in and comes out as a state, a dict of float64 arrays; the monitor
-keeps it.
+Probes are pure. What has to be remembered between measurements (the residuals of the first one, the
+integrals of Lemma 8) goes in and out as a state, a dict of float64 arrays; the monitor keeps it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ State = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Measurement:
-    """Tagged scalars and arrays, as `writers` takes them, and what the user should be told once."""
+    """Tagged scalars and arrays, as writers take them, and warnings to be given once."""
 
     scalars: Mapping[str, float]
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -32,13 +31,13 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A rank that theory speaks of, in plain text but for its number.
+    """A rank that theory predicts, in plain text except for its number.
 
     Attributes:
-      quantity: of what, "H_o".
+      quantity: what has this rank, "H_o".
       rank: the number itself, or the tag that it is logged under.
-      formula: that gives it.
-      source: of the formula, and how sure it is.
+      formula: the formula that gives it.
+      source: the source of the formula, and how sure it is.
     """
 
     quantity: str
@@ -49,14 +48,14 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Description:
-    """What the run's card says of a probe.
+    """A probe's part of the run's card.
 
     Attributes:
       facts: what it measures, and how.
-      network: the network's kind and widths, where the probe knows them.
-      predictions: what theory expects.
-      reservation: what the predictions are not; or why there is none.
-      hparams: those of the facts by which runs may be compared, name -> value.
+      network: the network's kind and widths, if the probe knows them.
+      predictions: the ranks that theory predicts.
+      reservation: what the predictions do not claim, or why there is none.
+      hparams: the facts by which runs may be compared, name -> value.
     """
 
     facts: Sequence[Fact] = ()
@@ -71,13 +70,13 @@ class PreparedProbe(Protocol):
     """A probe at parameters of a known structure."""
 
     def initial_state(self) -> State:
-        """The state before the first measurement, with the shapes of all later ones."""
+        """Return the state before the first measurement, with the shapes of all later ones."""
 
     def measure(self, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:
-        """What the snapshot shows, and the state for the next one."""
+        """Return what the snapshot shows, and the state for the next measurement."""
 
     def describe(self) -> Description:
-        """What the run's card says of it."""
+        """Return the probe's part of the run's card."""
 
 
 @runtime_checkable
@@ -89,10 +88,10 @@ class Probe(Protocol):
         """The key of the probe's state in `monitor.state`."""
 
     def placeholder_state(self, problem: Problem) -> State:
-        """The initial state as far as it is known without parameters: same keys, shapes guessed."""
+        """Return the initial state as far as it is known without parameters: same keys."""
 
     def prepare(self, flat: FlatProblem) -> PreparedProbe:
-        """The probe for this problem; raises where it cannot be measured."""
+        """Return the probe for this problem; raise if it cannot be measured."""
 
 
 def count_scalar(count: int | None) -> float:

@@ -1,9 +1,8 @@
-"""What each layer of any network receives on the probe batch, and which ReLUs are dead.
+"""The features probe: ranks of the layers' inputs on the probe batch, and dead units of ReLUs.
 
-The network's own jaxpr is walked: the operand of a product or a convolution with a parameter is
-that layer's features; the result of max(z, 0) shows which units are dead. A kernel may be computed
-from parameters (weight and spectral normalization), and has then the name of the largest of them.
-Layers inside `lax.scan`, `while` and `cond` are not seen.
+`network.taps` finds the layers and the ReLUs. A kernel may be computed from parameters (weight and
+spectral normalization), and then has the name of the largest of them. Layers inside `lax.scan`,
+`while` and `cond` are not seen.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,12 +35,12 @@ from rankmon.problem.problem import Problem
 
 @dataclass(frozen=True)
 class FeaturesProbe:
-    """The rank of what each layer receives on the probe batch, and the dead units of each ReLU.
+    """The rank of each layer's input on the probe batch, and the dead units of each ReLU.
 
     A dense layer's features are a matrix with a row for every example (and position), a
-    convolution's one with a row for every example. A unit, along the last axis, is dead where the
-    ReLU after the layer gives zero on all of the probe batch. The axis of the examples has to come
-    first throughout.
+    convolution's one with a row for every example. A unit, along the last axis, is dead if the ReLU
+    after the layer gives zero on all of the probe batch. The axis of the examples has to come first
+    throughout.
 
     Args:
       tolerance: another cut than max(m, n) * eps * ||X||_2 for an m x n matrix of features.
@@ -54,14 +53,14 @@ class FeaturesProbe:
         as_tolerance(self.tolerance)
 
     def placeholder_state(self, problem: Problem) -> State:
-        """Nothing to remember."""
+        """Return an empty state: there is nothing to remember."""
         return {}
 
     def prepare(self, flat: FlatProblem) -> "PreparedFeatures":
-        """Walks the network.
+        """Find the layers and the ReLUs.
 
         Raises:
-          ValueError: where no layer and no ReLU is seen.
+          ValueError: if no layer and no ReLU is seen.
         """
         found = optionally(flat.problem, "features", lambda: compiled_taps(flat), otherwise=None)
         if found is None:
@@ -82,8 +81,9 @@ class PreparedFeatures:
 
     Attributes:
       flat: the problem.
-      walk: gives features, and where each ReLU is positive, in the order of `layers` and `relus`.
-      layers: the names of the parameters that meet features.
+      walk: a function to features and to the places at which each ReLU is positive, in the order
+        of `layers` and `relus`.
+      layers: the names of the parameters that are applied to features.
       relus: the names of the parameters before each ReLU.
       tolerance: how the cut is chosen.
     """
@@ -95,11 +95,11 @@ class PreparedFeatures:
     tolerance: Tolerance
 
     def initial_state(self) -> State:
-        """Nothing to remember."""
+        """Return an empty state: there is nothing to remember."""
         return {}
 
     def measure(self, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:
-        """The features' ranks and the dead units at the snapshot; NaN where it is not finite."""
+        """Return the features' ranks and the dead units; NaN if the snapshot is not finite."""
         with self.flat.precision.scope():
             features, positive = self.walk(snapshot.leaves, self.flat.inputs)
             features = [self._counted(np.asarray(rows, np.float64)) for rows in features]
@@ -119,7 +119,7 @@ class PreparedFeatures:
         return Measurement(scalars | self._bound(features, positive, scalars)), state
 
     def _counted(self, rows: np.ndarray) -> np.ndarray:
-        """The rows without those of weight zero."""
+        """Return the rows without those of weight zero."""
         kept = self.flat.weights > 0
         pixels, rest = divmod(len(rows), len(kept))
         return rows if rest else rows[np.repeat(kept, pixels)]
@@ -140,7 +140,7 @@ class PreparedFeatures:
         positive: Sequence[Bool[np.ndarray, "_rows _m"]],
         scalars: Mapping[str, float],
     ) -> dict[str, float]:
-        """Theorem 9's bound on rank H_o, for ReLU networks of one hidden layer without biases."""
+        """Return Theorem 9's bound on rank H_o, for ReLU networks of one hidden layer."""
         if not self._has_one_relu:
             return {}
         stack, loss = recognized_stack(self.flat), self.flat.problem.loss.name
@@ -154,7 +154,7 @@ class PreparedFeatures:
         return {"rank_bound/H_o": bound}
 
     def describe(self) -> Description:
-        """The layers whose features are seen, the ReLUs, the cut, and Theorem 9's bound."""
+        """Describe the layers whose features are seen, the ReLUs, the cut, Theorem 9's bound."""
         facts = [
             Fact("features received by", listed(self.layers)),
             Fact("ReLUs after", listed(self.relus)),
@@ -170,7 +170,7 @@ class PreparedFeatures:
 
     @property
     def _has_one_relu(self) -> bool:
-        """Whether Theorem 9 speaks of a network of this structure."""
+        """Whether Theorem 9 applies to a network of this structure."""
         stack, loss = recognized_stack(self.flat), self.flat.problem.loss.name
         return (
             stack is not None

@@ -62,7 +62,7 @@ class HessianProbe:
         check_time_limit(self.time_limit)
 
     def placeholder_state(self, problem: Problem) -> State:
-        """The residuals to hold, as zeros, and a flag that they are not known yet."""
+        """Return the residuals to hold, as zeros, and a flag that they are not known yet."""
         targets = problem.targets
         shape = targets.shape if isinstance(targets, np.ndarray) else (problem.n,)
         if not problem.loss.has_dense_targets:
@@ -71,12 +71,12 @@ class HessianProbe:
         return {"reference": reference, "started": np.zeros(())}
 
     def prepare(self, flat: FlatProblem) -> "PreparedHessian":
-        """Checks the memory and finds what theory says of this network.
+        """Check the memory, choose the engine, and measure the symbols of theory.
 
         Raises:
-          ValueError: where the outputs do not depend on the parameters, JAX cannot differentiate
+          ValueError: if the outputs do not depend on the parameters, JAX cannot differentiate
             the network twice, or a filter matches nothing.
-          MemoryError: where p is past what dense matrices allow in `memory_limit`.
+          MemoryError: if p is past what dense matrices allow in `memory_limit`.
         """
         flat = flat.narrowed(self.include, self.exclude)
         check_uses_parameters(flat)
@@ -102,14 +102,14 @@ class PreparedHessian:
     measured: MeasuredSymbols
 
     def initial_state(self) -> State:
-        """Residuals [N, k] as zeros and a flag."""
+        """Return residuals [N, k] as zeros, and a flag."""
         return {
             "reference": np.zeros((self.flat.positions, self.flat.k)),
             "started": np.zeros(()),
         }
 
     def measure(self, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:
-        """The ranks at the snapshot; NaN throughout where anything in it is not finite."""
+        """Return the ranks at the snapshot; NaN throughout if anything in it is not finite."""
         snapshot = replace(snapshot, flat=self.flat)
         if snapshot.nonfinite:
             return self._undefined(float("nan")), state
@@ -175,7 +175,7 @@ class PreparedHessian:
         return (self.flat.warning,) if self.flat.warning else ()
 
     def describe(self) -> Description:
-        """Sizes, arithmetic, cut, engine and predictions of this network."""
+        """Describe sizes, arithmetic, cut, engine and predictions of this network."""
         claims = Claims(self.flat, self.measured)
         return Description(
             facts=[

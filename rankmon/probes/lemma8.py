@@ -1,4 +1,4 @@
-"""The Lemma 8 probe: the path of log|det W| that theory predicts, beside the measured one."""
+"""The Lemma 8 probe: log|det W| as Lemma 8 predicts it, and as measured."""
 
 from dataclasses import dataclass, fields
 
@@ -13,8 +13,6 @@ from rankmon.problem.point import Snapshot
 from rankmon.problem.problem import Problem
 from rankmon.theory import lemma8
 from rankmon.weights.ranks import log_abs_det
-
-# Lemma 8
 
 
 @dataclass(frozen=True)
@@ -43,11 +41,11 @@ class Lemma8Probe:
             )
 
     def placeholder_state(self, problem: Problem) -> State:
-        """An empty path of one layer: how many there are, only the parameters tell."""
+        """Return an empty path of one layer: their number is known with the parameters."""
         return _state_of(lemma8.DeterminantPath.empty(1))
 
     def prepare(self, flat: FlatProblem) -> "PreparedLemma8":
-        """Recognizes the deep linear network.
+        """Recognize the deep linear network.
 
         Raises:
           ValueError: for other networks, with biases, or under another loss than mse.
@@ -85,7 +83,7 @@ class PreparedLemma8:
     learning_rate: float
 
     def initial_state(self) -> State:
-        """An empty path, one entry a layer."""
+        """Return an empty path, one entry a layer."""
         return _state_of(lemma8.DeterminantPath.empty(len(self.stack.layers)))
 
     @property
@@ -94,7 +92,7 @@ class PreparedLemma8:
         return [self.flat.specs[layer.kernel].name for layer in self.stack.layers]
 
     def measure(self, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:
-        """How far the assumptions are from holding, and the path up to the snapshot."""
+        """Return how far the assumptions are from holding, and the path up to the snapshot."""
         if snapshot.nonfinite:
             names = [f"lemma8/predicted_log_abs_det/{name}" for name in self.layers]
             return Measurement(dict.fromkeys(names, float("nan"))), state
@@ -120,7 +118,7 @@ class PreparedLemma8:
         return Measurement(scalars), state
 
     def _labels(self) -> np.ndarray | None:
-        """The classes, where targets are one-hot."""
+        """Return the classes, if targets are one-hot."""
         y = np.asarray(self.flat.targets)
         one_hot = np.all((y == 0) | (y == 1)) and np.all(np.sum(y, axis=1) == 1)
         return np.argmax(y, axis=1) if one_hot else None
@@ -152,7 +150,7 @@ class PreparedLemma8:
         return scalars
 
     def describe(self) -> Description:
-        """What Lemma 8 is watched with."""
+        """Describe the flow time of one step."""
         return Description([Fact("Lemma 8", f"flow time of one step {self.learning_rate:g}")])
 
 

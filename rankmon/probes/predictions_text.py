@@ -1,4 +1,4 @@
-"""What the closed forms say, in words: which formula, from where, how sure; the numbers elsewhere.
+"""The closed forms that apply to a network, in words: formula, source, and how sure it is.
 
 Symbols as in `theory`: d = M_0, ..., M_L = K the widths, r the rank of the inputs, s that of Omega,
 q = min(r, M_1, ..., K), qh = min(q, s), M = M_1 + ... + M_{L-1}; K - 1 for K under cross entropy.
@@ -10,8 +10,8 @@ from rankmon import theory
 from rankmon._util.facts import Fact
 from rankmon._util.optional_readers import optionally
 from rankmon.measure.symbols import MeasuredSymbols
-from rankmon.network.recognized_stack import DenseStack
 from rankmon.network.activations import activation_names
+from rankmon.network.recognized_stack import DenseStack
 from rankmon.probes.base import Prediction
 from rankmon.problem.flat import FlatProblem
 from rankmon.theory.symbols import symbols_of
@@ -29,7 +29,7 @@ _WHILE = "They hold while every weight has full rank, and are logged only then."
 
 @dataclass(frozen=True)
 class Claims:
-    """What is known of a network's ranks before they are measured.
+    """What theory says of a network's ranks before they are measured.
 
     Attributes:
       flat: the problem.
@@ -108,7 +108,7 @@ class Claims:
         return [omega, *forms, *bounds]
 
     def _bounds(self, stack: DenseStack, loss: str) -> list[Prediction]:
-        """Of the rank of H_L, where it says anything."""
+        """Return a bound on the rank of H_L, if it says anything."""
         if stack.layers[-1].activated:
             return []
         n = int((self.flat.weights > 0).sum())
@@ -136,7 +136,7 @@ class Claims:
 
 
 def widths_text(stack: DenseStack) -> str:
-    """The widths d-M_1-...-K."""
+    """Return the widths as d-M_1-...-K."""
     return "-".join(map(str, stack.dims))
 
 

@@ -1,4 +1,4 @@
-"""The probes by their names."""
+"""The probes that can be asked for by name: "hessian", "weights", "features"."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from rankmon.probes.weights import WeightsProbe
 def as_probes(
     probes: Sequence[str | Probe], *, tolerance: Tolerance, memory_limit: int
 ) -> list[Probe]:
-    """The probes of these names, or as they are.
+    """Return the probes of these names; probe objects stay as they are.
 
     Args:
       probes: "hessian", "weights", "features", or probe objects (`Lemma8Probe(learning_rate)`).

@@ -29,7 +29,7 @@ class WeightsProbe:
     their own: "<leaf>/0" and so on.
 
     Args:
-      tolerance: another cut than the default of `rank.weight_rank`.
+      tolerance: another cut than the default of `weight_rank`.
       by_head: also each head of attention's projections by itself, "<layer>/head_0" and so on.
       largest: matrices of more rows and more columns than this get a rank alone, as `weight_counts`
         gives it, since their singular values take minutes.
@@ -50,14 +50,14 @@ class WeightsProbe:
             raise TypeError(f"expected largest to be an integer, got {kind}; give a side")
 
     def placeholder_state(self, problem: Problem) -> State:
-        """Nothing to remember."""
+        """Return an empty state: there is nothing to remember."""
         return {}
 
     def prepare(self, flat: FlatProblem) -> "PreparedWeights":
-        """Finds the matrices.
+        """Find the matrices.
 
         Raises:
-          ValueError: where no differentiated leaf is a matrix.
+          ValueError: if no differentiated leaf is a matrix.
         """
         matrices = matrix_views(
             flat.specs, known=kernel_axes(flat), views=self.views, by_head=self.by_head
@@ -87,11 +87,11 @@ class PreparedWeights:
     largest: int
 
     def initial_state(self) -> State:
-        """Nothing to remember."""
+        """Return an empty state: there is nothing to remember."""
         return {}
 
     def measure(self, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:
-        """The ranks of the snapshot's matrices; NaN for those that are not finite."""
+        """Return the ranks of the snapshot's matrices; NaN for those that are not finite."""
         scalars: dict[str, float] = {}
         for name, (index, view) in zip(self.tags, self.matrices, strict=True):
             matrix = view.of(snapshot.leaves[index]).astype(np.float64)
@@ -111,7 +111,7 @@ class PreparedWeights:
         return Measurement(scalars), state
 
     def describe(self) -> Description:
-        """The matrices, their shapes, and the cut."""
+        """Describe the matrices, their shapes, and the cut."""
         shapes = [f"{view.name} {view.shape[0]}x{view.shape[1]}" for _, view in self.matrices]
         cut = self.tolerance.rule(
             "max(m, n) eps64 ‖W‖₂, plus eps / 2 ‖W‖_F for weights stored below float64"

@@ -36,7 +36,7 @@ class ComparedTag:
 
     Attributes:
       tag: its tag.
-      last: each run's last value; None where the tag was not logged.
+      last: each run's last value; None if the tag was not logged.
       median: of the finite ones; NaN without any.
       lowest: of the finite ones.
       highest: of the finite ones.
@@ -59,7 +59,7 @@ class Comparison:
     Attributes:
       runs: the runs.
       ranks: each rank that a run has.
-      loss: on the probe batch; None where no run has it.
+      loss: on the probe batch; None if no run has it.
     """
 
     runs: tuple[ComparedRun, ...]

@@ -41,10 +41,10 @@ def read_runs(logdir: PathLike) -> list[RunSeries]:
       logdir: what TensorBoard's --logdir takes.
 
     Raises:
-      FileNotFoundError: where there is no such folder.
-      NotADirectoryError: where it is a file.
-      ValueError: where no run of rankmon is in it, or a rankmon.jsonl holds something else.
-      OSError: where a file cannot be read.
+      FileNotFoundError: if there is no such folder.
+      NotADirectoryError: if it is a file.
+      ValueError: if no run of rankmon is in it, or a rankmon.jsonl holds something else.
+      OSError: if a file cannot be read.
     """
     top = Path(logdir).expanduser()
     if not top.exists():

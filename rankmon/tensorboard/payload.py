@@ -153,7 +153,7 @@ def thinned(count: int, most: int) -> NDArray[np.int64]:
 
 
 def value_at(series: ScalarSeries | None, step: int) -> float:
-    """The value at this very step; NaN where there is none."""
+    """The value at this very step; NaN if there is none."""
     if series is None:
         return float("nan")
     at = int(np.searchsorted(series.steps, step))

@@ -70,7 +70,7 @@ class Stored:
         }
 
     def spectrum(self, run: str, part: str) -> ArraySeries | None:
-        """The spectra of one part; None where there are none."""
+        """The spectra of one part; None if there are none."""
         tag = f"spectrum/{part}{_VALUES}"
         read = self._provider.read_tensors(**self._wanted(ARRAYS, [run], [tag]))
         data = read.get(run, {}).get(tag)

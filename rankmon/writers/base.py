@@ -8,8 +8,8 @@ from typing import Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 
-from rankmon._util.hparams import Hparam
 from rankmon._util.files import WholeFile
+from rankmon._util.hparams import Hparam
 
 # How training ended.
 Outcome = Literal["success", "failure", "unknown"]

@@ -74,7 +74,7 @@ class Card:
         self._explained, self._is_shown = Explained(), False
 
     def page(self, step: int, scalars: Mapping[str, float], others: Iterable[str]) -> str | None:
-        """The card for a record, or None where the last one says it all.
+        """The card for a record, or None if the last one says it all.
 
         Args:
           step: of the record.
@@ -159,7 +159,7 @@ class MedianCard:
         self._explained = Explained()
 
     def page(self, tags: Iterable[str]) -> str | None:
-        """The card for a record, or None where the last one says it all.
+        """The card for a record, or None if the last one says it all.
 
         Args:
           tags: <tag>/median, <tag>/low, <tag>/high.

@@ -74,7 +74,7 @@ class Session:
         """Makes it the run's session, with this outcome.
 
         Raises:
-          OSError: where the file cannot be written.
+          OSError: if the file cannot be written.
         """
         data = io.BytesIO()
         records = RecordWriter(data)

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from rankmon._util.hparams import as_hparams
 from rankmon._util.files import PathLike, WholeFile, check_no_pipe, made_folder
+from rankmon._util.hparams import as_hparams
 from rankmon._util.strict_json import json_numbers
 from rankmon._util.warnings import warn_user
 from rankmon.writers.base import ClosingWriter, Record, lost_file
@@ -43,7 +43,7 @@ class JsonlWriter(ClosingWriter):
 
         Raises:
           ValueError: for a URL, or where the file holds something else than records.
-          OSError: where the file cannot be written.
+          OSError: if the file cannot be written.
         """
         path = Path(made_folder(Path(path).parent), Path(path).name)
         self._path, self._warn = path, warn
@@ -67,7 +67,7 @@ class JsonlWriter(ClosingWriter):
         """See `Writer`.
 
         Raises:
-          OSError: where the file cannot be written.
+          OSError: if the file cannot be written.
           ValueError: after `close`.
         """
         if not self._started:
@@ -145,8 +145,8 @@ def read_jsonl(path: PathLike, *, superseded: bool = False) -> list[Record]:
       Records whose arrays are float64.
 
     Raises:
-      OSError: where the file cannot be read.
-      ValueError: where it holds no record, but something else.
+      OSError: if the file cannot be read.
+      ValueError: if it holds no record, but something else.
     """
     path = Path(path).expanduser()
     records: list[Record] = []
@@ -184,8 +184,8 @@ def jsonl_entries(
       warn: is told which other lines were left out.
 
     Raises:
-      OSError: where the file cannot be read.
-      ValueError: where no line is a record or a start, but something else.
+      OSError: if the file cannot be read.
+      ValueError: if no line is a record or a start, but something else.
     """
     check_no_pipe(path)
     torn: list[int] = []

@@ -49,7 +49,7 @@ class TensorBoardWriter(ClosingWriter):
 
         Raises:
           ValueError: for a URL.
-          OSError: where the folder or the file cannot be created.
+          OSError: if the folder or the file cannot be created.
         """
         folder = made_folder(logdir)
         prepare_session(folder)
@@ -80,7 +80,7 @@ class TensorBoardWriter(ClosingWriter):
         """See `Writer`.
 
         Raises:
-          OSError: where the file cannot be written.
+          OSError: if the file cannot be written.
           ValueError: after `close`.
         """
         self._regain()
@@ -121,7 +121,7 @@ class TensorBoardWriter(ClosingWriter):
           png: the bytes of a PNG file.
 
         Raises:
-          OSError: where the file cannot be written.
+          OSError: if the file cannot be written.
           ValueError: for bytes that are no PNG, and after `close`.
         """
         event = events.image_event(tag, png, step, time.time())
