@@ -15,7 +15,7 @@ from typing import Any, Literal
 from rankmon._util.warnings import log_unseen, warn_user
 
 
-class Trouble:
+class ErrorPolicy:
     """The error policy of one monitor; any thread may use it.
 
     Args:
@@ -83,15 +83,15 @@ class Trouble:
 
     def tell_warnings(self) -> None:
         """Give the kept warnings at the user's line."""
-        for trouble in list(self.kept):
-            if isinstance(trouble, str):
-                self.kept.remove(trouble)
-                warn_user(trouble)
+        for kept in list(self.kept):
+            if isinstance(kept, str):
+                self.kept.remove(kept)
+                warn_user(kept)
 
     def tell(self) -> None:
         """Give the kept warnings at the user's line, then raise the first exception."""
         self.tell_warnings()
-        errors = [trouble for trouble in list(self.kept) if isinstance(trouble, BaseException)]
+        errors = [kept for kept in list(self.kept) if isinstance(kept, BaseException)]
         for error in errors:
             self.kept.remove(error)
         if not errors:

@@ -28,9 +28,9 @@ def warn_user(message: str) -> None:
         _log.warning("rankmon: %s", message)
 
 
-def log_unseen(troubles: Iterable[str | BaseException]) -> None:
+def log_unseen(kept: Iterable[str | BaseException]) -> None:
     """Log warnings and exceptions that could not be given to the user in any other way."""
-    for trouble in troubles:
-        if isinstance(trouble, BaseException):
-            trouble = f"{type(trouble).__name__}: {trouble}"
-        _log.warning("rankmon: %s", trouble)
+    for item in kept:
+        if isinstance(item, BaseException):
+            item = f"{type(item).__name__}: {item}"
+        _log.warning("rankmon: %s", item)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, Protocol
 
-from rankmon._util.errors import Trouble
+from rankmon._util.errors import ErrorPolicy
 from rankmon._util.globs import as_patterns, matches
 
 
@@ -184,7 +184,7 @@ class Watch:
         return begun
 
 
-def act(found: deque[tuple[Action, Alarm]], errors: Trouble) -> None:
+def act(found: deque[tuple[Action, Alarm]], errors: ErrorPolicy) -> None:
     """Warn, call back, and last stop, as the alerts ask for.
 
     Args:

@@ -8,7 +8,7 @@ import jax
 
 from rankmon._util.arrays import check_concrete
 from rankmon._util.distributed import gathered
-from rankmon._util.errors import Trouble
+from rankmon._util.errors import ErrorPolicy
 from rankmon.monitor.due import DueSteps
 from rankmon.monitor.lifecycle import Call, is_unchanged
 from rankmon.monitor.overhead import Overhead
@@ -47,7 +47,7 @@ class Dispatcher:
         due: DueSteps,
         worker: Worker | None,
         writing: Worker,
-        errors: Trouble,
+        errors: ErrorPolicy,
         overhead: Overhead,
     ) -> None:
         self._problem = problem

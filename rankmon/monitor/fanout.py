@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from rankmon._util.errors import Trouble
+from rankmon._util.errors import ErrorPolicy
 from rankmon._util.files import RunLock, absolute_folder
 from rankmon.writers.base import Outcome, Record, SessionWriter, Writer
 from rankmon.writers.event_files import event_file_names, is_own
@@ -131,7 +131,7 @@ class Fanout:
         logdir: str | Path | None,
         writers: Sequence[Writer],
         *,
-        errors: Trouble,
+        errors: ErrorPolicy,
         layout: layout_pb2.Layout | None = None,
     ) -> None:
         self.attempt = 0

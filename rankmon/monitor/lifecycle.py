@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Self
 import jax
 import numpy as np
 
-from rankmon._util.errors import Trouble
+from rankmon._util.errors import ErrorPolicy
 from rankmon.problem.equinox_keras import is_live
 
 
@@ -53,7 +53,7 @@ class ClosesOnExit(ABC):
             error.add_note(f"rankmon: and then {type(trouble).__name__}: {trouble}")
 
 
-def is_unchanged(call: Call, errors: Trouble) -> bool:
+def is_unchanged(call: Call, errors: ErrorPolicy) -> bool:
     """Return whether a call's parameters are still what they were; warn if they may have changed.
 
     Args:

@@ -4,14 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from rankmon._util.errors import Trouble
+from rankmon._util.errors import ErrorPolicy
 from rankmon.probes.base import Description, Measurement, PreparedProbe, Probe, State
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Snapshot
 
 
 def prepare_probes(
-    probes: Sequence[Probe], flat: FlatProblem, *, skips_oversize: bool, errors: Trouble
+    probes: Sequence[Probe], flat: FlatProblem, *, skips_oversize: bool, errors: ErrorPolicy
 ) -> dict[str, PreparedProbe]:
     """Compile the probes for these parameters.
 
@@ -41,7 +41,7 @@ def prepare_probes(
 
 
 def describe_probes(
-    prepared: Mapping[str, PreparedProbe], errors: Trouble
+    prepared: Mapping[str, PreparedProbe], errors: ErrorPolicy
 ) -> dict[str, Description]:
     """Return the probes' descriptions for the card, without those that fail."""
     described = {
@@ -56,7 +56,7 @@ def measure_probes(
     states: Mapping[str, State],
     step: int,
     take: Callable[[], Snapshot],
-    errors: Trouble,
+    errors: ErrorPolicy,
 ) -> tuple[Measurement, dict[str, State]]:
     """Return what all probes measure at a snapshot, and their states afterwards.
 

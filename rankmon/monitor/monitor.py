@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rankmon._util.distributed import is_first
-from rankmon._util.errors import Trouble
+from rankmon._util.errors import ErrorPolicy
 from rankmon._util.facts import Fact
 from rankmon._util.forks import Home
 from rankmon._util.hparams import as_hparams
@@ -151,7 +151,7 @@ class RankMonitor(ClosesOnExit):
         if not is_first():
             logdir, writers = None, []
         self._home = Home()
-        self._errors = errors = Trouble(on_error)
+        self._errors = errors = ErrorPolicy(on_error)
         limit = Overhead(share)
         worker = Worker(waiting, when_full, errors=errors) if background else None
         # A report from inside a compiled program must not wait for what waits for the program.

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rankmon._util.errors import Trouble
+from rankmon._util.errors import ErrorPolicy
 from rankmon._util.facts import Fact
 from rankmon._util.hparams import Hparam
 from rankmon.monitor.alerts import Action, Alarm, Alert, act
@@ -65,7 +65,7 @@ class Pipeline:
         probes: Sequence[Probe],
         *,
         skips_oversize: bool,
-        errors: Trouble,
+        errors: ErrorPolicy,
         writing: Worker,
         overhead: Overhead,
         logdir: str | Path | None,

@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from rankmon._util.errors import Trouble
+from rankmon._util.errors import ErrorPolicy
 from rankmon._util.facts import Fact
 from rankmon._util.hparams import Hparam
 from rankmon.monitor.alerts import Action, Alarm, Alert, Watch
@@ -41,7 +41,7 @@ class RecordBuilder:
     def __init__(
         self,
         *,
-        errors: Trouble,
+        errors: ErrorPolicy,
         overhead: Overhead,
         alerts: Sequence[Alert] = (),
         facts: Sequence[Fact] = (),

@@ -7,7 +7,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from rankmon._util.errors import Trouble
+from rankmon._util.errors import ErrorPolicy
 from rankmon.monitor.alerts import Watch
 from rankmon.monitor.fanout import Fanout
 from rankmon.monitor.state import checked, decode, digest, encode
@@ -94,7 +94,7 @@ class Progress:
 
 
 def look_back(
-    progress: Progress, start: int, *, fanout: Fanout, watch: Watch, errors: Trouble
+    progress: Progress, start: int, *, fanout: Fanout, watch: Watch, errors: ErrorPolicy
 ) -> str:
     """Take up the records of the run folder, and warn if their state was not given.
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from rankmon._util.arrays import check_concrete
-from rankmon._util.errors import Trouble
+from rankmon._util.errors import ErrorPolicy
 from rankmon._util.files import absolute_folder
 from rankmon._util.forks import Home
 from rankmon._util.validate import as_count
@@ -116,7 +116,7 @@ class SeedsMonitor(ClosesOnExit):
             for name, latest in zip(names, self._latest, strict=True)
         ]
         self._home = Home()
-        self._errors = Trouble(options.get("on_error", "warn"))
+        self._errors = ErrorPolicy(options.get("on_error", "warn"))
         # Of the median: an interrupt finds it written, or still to be written.
         self._writing = Worker(0, "block", errors=self._errors)
         # The seeds that a due call still has to measure, and the records that they had before it.

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rankmon._util.errors import Trouble
+from rankmon._util.errors import ErrorPolicy
 from rankmon.problem.device_copy import copies
 
 
@@ -18,7 +18,7 @@ class UserScalars:
       reserved: tags that are the monitor's from the beginning.
     """
 
-    def __init__(self, errors: Trouble, *, reserved: Iterable[str]) -> None:
+    def __init__(self, errors: ErrorPolicy, *, reserved: Iterable[str]) -> None:
         self._errors = errors
         self._reserved = set(reserved)
 

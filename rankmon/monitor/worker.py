@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import jax
 
-from rankmon._util.errors import Trouble
+from rankmon._util.errors import ErrorPolicy
 
 _here = attrgetter("jax_enable_x64", "jax_default_device")
 
@@ -163,7 +163,7 @@ class Worker:
     """
 
     def __init__(
-        self, waiting: int, when_full: Literal["block", "skip"], *, errors: Trouble
+        self, waiting: int, when_full: Literal["block", "skip"], *, errors: ErrorPolicy
     ) -> None:
         self._waiting = waiting
         self._when_full = when_full
@@ -292,7 +292,7 @@ class Worker:
         _join(self._thread)
 
 
-def _keep_result(queue: _Queue, errors: Trouble, job: Callable[[], Any]) -> None:
+def _keep_result(queue: _Queue, errors: ErrorPolicy, job: Callable[[], Any]) -> None:
     queue.latest = errors.attempt(job)
 
 

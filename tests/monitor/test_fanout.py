@@ -7,7 +7,7 @@ import pytest
 
 from full_disk import files_limited_to
 from rankmon import RankmonWarning, Record, read_jsonl
-from rankmon._util.errors import Trouble
+from rankmon._util.errors import ErrorPolicy
 from rankmon.monitor.fanout import MOST_WAITING, Fanout
 from reading import legacy_events
 
@@ -56,7 +56,7 @@ def go_back(fanout, broken):
 
 
 def test_going_back_on_a_full_disk_keeps_the_order_of_attempts(tmp_path):
-    fanout = Fanout(tmp_path, [], errors=Trouble("warn"))
+    fanout = Fanout(tmp_path, [], errors=ErrorPolicy("warn"))
     with pytest.warns(RankmonWarning, match="large"):
         go_back(fanout, partial(files_limited_to, 1))
     fanout.close()
@@ -71,7 +71,7 @@ def test_going_back_on_a_full_disk_keeps_the_order_of_attempts(tmp_path):
 @pytest.mark.parametrize("fails_at", [("start",), ("write",), ("start", "write")])
 def test_a_writer_of_somebody_elses_gets_all_in_order(fails_at):
     sound, writer = Custom(), Custom(*fails_at)
-    fanout = Fanout(None, [writer, sound], errors=Trouble("warn"))
+    fanout = Fanout(None, [writer, sound], errors=ErrorPolicy("warn"))
 
     @contextmanager
     def broken():
@@ -88,7 +88,7 @@ def test_a_writer_of_somebody_elses_gets_all_in_order(fails_at):
 
 def test_a_beginning_that_nothing_follows_is_tried_again_at_the_flush_and_at_the_close():
     writer = Custom("start")
-    fanout = Fanout(None, [writer], errors=Trouble("warn"))
+    fanout = Fanout(None, [writer], errors=ErrorPolicy("warn"))
     fanout.start(3)
     writer.broken = True
     with pytest.warns(RankmonWarning, match="away"):
@@ -103,7 +103,7 @@ def test_a_beginning_that_nothing_follows_is_tried_again_at_the_flush_and_at_the
 
 def test_what_is_dropped_of_a_long_backlog_are_records_alone():
     writer = Custom("start", "write")
-    fanout = Fanout(None, [writer], errors=Trouble("warn"))
+    fanout = Fanout(None, [writer], errors=ErrorPolicy("warn"))
     writer.broken = True
     with pytest.warns(RankmonWarning):
         for attempt in (1, 2, 3):
@@ -119,7 +119,7 @@ def test_what_is_dropped_of_a_long_backlog_are_records_alone():
 
 def test_an_error_that_is_raised_loses_neither_the_beginning_nor_the_record():
     writer = Custom("start")
-    fanout = Fanout(None, [writer], errors=Trouble("raise"))
+    fanout = Fanout(None, [writer], errors=ErrorPolicy("raise"))
     writer.broken = True
     fanout.start(0)
     for step in (0, 1):

@@ -23,7 +23,7 @@ from rankmon import (
     hessian_ranks,
     read_jsonl,
 )
-from rankmon._util.errors import Trouble
+from rankmon._util.errors import ErrorPolicy
 from rankmon.monitor.fanout import MOST_WAITING, Fanout
 from rankmon.probes.base import Measurement
 from reading import legacy_events
@@ -909,6 +909,6 @@ def test_a_run_that_ended_before_its_first_record_is_at_the_step_before(tmp_path
         writer.write(Record(step, 1, 0.0, {"loss": 1.0}, {}))
     writer.start(10)
     writer.close()
-    fanout = Fanout(tmp_path, [], errors=Trouble("raise"))
+    fanout = Fanout(tmp_path, [], errors=ErrorPolicy("raise"))
     assert [step for step, _ in fanout.earlier()] == [0, 5]
     fanout.close()

@@ -4,12 +4,12 @@ import threading
 import time
 from functools import partial
 
-from rankmon._util.errors import Trouble
+from rankmon._util.errors import ErrorPolicy
 from rankmon.monitor.worker import Worker
 
 
 def test_jobs_are_done_in_order_one_at_a_time():
-    worker, done, running = Worker(50, "block", errors=Trouble("raise")), [], []
+    worker, done, running = Worker(50, "block", errors=ErrorPolicy("raise")), [], []
 
     def job(i):
         running.append(i)
@@ -27,7 +27,7 @@ def test_jobs_are_done_in_order_one_at_a_time():
 
 
 def test_a_full_queue_leaves_out_what_may_be_left_out_alone():
-    worker, done = Worker(0, "skip", errors=Trouble("raise")), []
+    worker, done = Worker(0, "skip", errors=ErrorPolicy("raise")), []
     began, release = threading.Event(), threading.Event()
 
     def hold():
