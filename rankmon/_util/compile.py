@@ -8,7 +8,7 @@ import jax
 from rankmon._util.expected_time import compiled
 from rankmon._util.text import bytes_text
 
-# What library calls fused by XLA for CPUs (YNNPACK) take is in no count of the compiler's.
+# Off, since the compiler does not count the memory of library calls that XLA fuses (YNNPACK).
 _COUNTED = {"xla_cpu_experimental_ynn_fusion_type": ""}
 Make = Callable[[int], Callable[..., Any]]
 

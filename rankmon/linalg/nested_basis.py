@@ -11,17 +11,17 @@ _EPS = float(np.finfo(np.float64).eps)
 def nested_basis(
     generators: Sequence[Float[np.ndarray, "m _"]],
 ) -> tuple[Float[np.ndarray, "m a"], list[int]]:
-    """An orthonormal basis adapted to nested column spaces, and how much of it spans each.
+    """Return an orthonormal basis adapted to nested column spaces, and the columns that span each.
 
-    Directions below rounding, max(shape) eps ||G||_F of a generator G, are no part of its space; to
-    keep one too many would cost a coordinate and change nothing.
+    Directions below rounding, max(shape) eps ||G||_F of a generator G, do not count as part of its
+    space; keeping one too many would cost a coordinate and change no result.
 
     Args:
       generators: matrices whose column spaces grow: the sum of the first i of them is spanned by
         the first counts[i] columns of the basis.
 
     Raises:
-      OverflowError: where an entry is NaN or infinite (LAPACK must never see one).
+      OverflowError: if an entry is NaN or infinite (LAPACK must never see one).
     """
     basis = np.empty((len(generators[0]), 0))
     counts = []

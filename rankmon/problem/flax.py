@@ -17,7 +17,7 @@ from rankmon.problem.pytree import Bundle
 Apply = Callable[..., Any]
 Unpack = Callable[[Any], Any]
 
-# What modules call the switch between training and inference, and its value in inference.
+# Names of the switch between training and inference, each with its value in inference.
 _INFERENCE = {
     "train": False,
     "training": False,

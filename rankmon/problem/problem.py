@@ -80,12 +80,12 @@ class Problem:
             (`jax.distributed`) are gathered: all of these must state the problem.
           targets: integers [n, ...] or arrays [n, ..., k]; for a callable loss any pytree of
             arrays whose leading axes are those of the outputs without k.
-          weights: None, or non-negative example weights [n, ...]. What has weight 0 is left out of
-            the mean but still evaluated: keep its inputs such that the outputs are finite.
+          weights: None, or non-negative example weights [n, ...]. An example of weight 0 is not
+            in the mean but still evaluated: keep its inputs such that the outputs are finite.
           include: globs over parameter names; only matching leaves are differentiated.
           exclude: globs over parameter names; matching leaves are held fixed.
-          lift_dtype: evaluate in float64 also what apply or a callable loss casts to a coarser
-            dtype inside (mixed precision), instead of counting ranks at that dtype's eps. The
+          lift_dtype: evaluate in float64 also the operations that apply or a callable loss casts to
+            a coarser dtype (mixed precision), instead of counting ranks at that dtype's eps. The
             network is then that of training but for its rounding. (One that JAX cannot trace in
             float64, and that casts to nothing coarser than its parameters, is lifted anyway.)
 

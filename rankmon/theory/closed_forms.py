@@ -215,7 +215,7 @@ def rank_functional_bound(
 ) -> int:
     """Return the proved upper bound on rank H_f without biases: 2 qh M + 2 qh s - L qh^2.
 
-    For L >= 2 it equals `rank_functional` without biases, which is met on every generic network
+    For L >= 2 it equals `rank_functional` without biases, which is exact on every generic network
     tried.
 
     Args:
@@ -241,7 +241,7 @@ def rank_loss_bound(dims: Sequence[int], *, n: int, loss: str = "mse") -> int:
     Each example's share of H_o factors through the K outputs. Its share of H_f: the gradient of
     <delta, F> in layer l is e^l (h^{l-1})^T, so that to first order it moves only with the M
     entries of h^1, ..., h^{L-1} and the M of e^1, ..., e^{L-1}. It holds with and without biases;
-    tanh networks with biases met it on every single example tried. Past p it says nothing. Under
+    tanh networks with biases reached it on every single example tried. Beyond p it is void. Under
     cross entropy K - 1 takes the place of K.
 
     Args:
