@@ -1,7 +1,7 @@
-"""What this installation can do: findings, each with what to do; mends nothing, prints nothing.
+"""The checks of `rankmon doctor`: findings about this installation, each with what to do about it.
 
 What may fail in its own way (another package's import, TensorBoard's plugin) is tried in a process
-of its own. TensorFlow Datasets is asked for the examples' sake, where it is installed.
+of its own. TensorFlow Datasets is checked for the examples' sake, if it is installed.
 """
 
 import json
@@ -37,7 +37,7 @@ DATA_SETS = ("mnist", "fashion_mnist", "cifar10")
 
 
 def findings(logdir: PathLike) -> Iterator[Finding]:
-    """Looks at everything, one finding after the other as they come.
+    """Yield the findings one after the other as they come.
 
     Args:
       logdir: a folder that runs shall be written to; it is not created.
@@ -55,7 +55,7 @@ def findings(logdir: PathLike) -> Iterator[Finding]:
 
 
 def _tried(check: Callable[[], Finding]) -> Finding:
-    """The finding of a check; its error, where it fails."""
+    """Return the finding of a check, or its error as one."""
     try:
         return check()
     except Exception as error:  # noqa: BLE001  whatever it is, it is the finding
@@ -119,7 +119,7 @@ def _extra(name: str, extra: str, use: str) -> Finding:
 
 
 def _plugins() -> Iterator[Finding]:
-    """TensorBoard finds its plugins by their entry points and loads all of them at its start."""
+    """Yield whether TensorBoard's plugins load: TensorBoard loads all of them at its start."""
     points = {
         (point.name, point.value)
         for point in metadata.entry_points(group="tensorboard_plugins")
@@ -219,7 +219,7 @@ def _data_sets() -> Iterator[Finding]:
 
 
 def _error_of(code: str) -> str | None:
-    """The last line of what a Python process of its own complains about; None if it succeeds."""
+    """Return the last line on stderr of a Python process of its own; None if it succeeds."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", code],
@@ -235,7 +235,7 @@ def _error_of(code: str) -> str | None:
 
 
 def _writable(logdir: Path) -> Finding:
-    """Whether a run folder can be made there, tried in the nearest folder that exists."""
+    """Return whether a run folder can be made there, tried in the nearest existing folder."""
     nearest = next(folder for folder in (logdir, *logdir.parents) if folder.exists())
     try:
         with tempfile.TemporaryFile(dir=nearest):

@@ -1,7 +1,7 @@
-"""The `rankmon` command: reads, asks the rooms above, prints and writes files; measures nothing.
+"""Command-line entry point: parse arguments, call the reporting code, print or write the result.
 
-Exit codes: 0 for all well, 1 where `doctor` finds something broken, 2 with one line on stderr for
-input that does not fit. A pipe that is closed early is no error.
+Exit codes: 0 for success, 1 if `doctor` finds something broken, 2 with one line on stderr for input
+that does not fit. A pipe that is closed early is not an error.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from rankmon.theory.tables import closed_forms
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command.
+    """Run one command.
 
     Args:
       argv: the command line after the program's name; that of the process if not given.
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack a name's letters
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of each restart it read
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it reports each restart that it read
     try:
         try:
             return _run(arguments(argv))
@@ -177,7 +177,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
 def _hand_out(
     shown: Sequence[RenderableType], outputs: Sequence[tuple[str | None, Callable[[], bytes]]]
 ) -> None:
-    """Writes what was asked for to its files, and shows the terminal where stdout is still free.
+    """Write what was asked for to its files, and the tables to stdout if it is still free.
 
     Everything is made before anything is written.
     """
@@ -197,7 +197,7 @@ def _hand_out(
 
 
 def _show(shown: Sequence[RenderableType]) -> None:
-    """The terminal, an empty line between, without the blanks that fill their lines."""
+    """Print the tables, an empty line between, without the blanks that fill their lines."""
     console = _console()
     for i, table in enumerate(shown):
         with console.capture() as captured:
@@ -210,12 +210,12 @@ _Named = TypeVar("_Named", RunSeries, RunSummary)
 
 
 def _named(run: _Named, logdir: str) -> _Named:
-    """The run under its folder's name, where the log folder is the run."""
+    """Return the run under its folder's name, if the log folder is the run."""
     return replace(run, name=Path(logdir).resolve().name) if run.name == "." else run
 
 
 def _console() -> Console:
-    """Colors and the width of the terminal, at least 80 columns; 80 and no colors in a pipe."""
+    """Return a console of the terminal's width and colors; in a pipe, 80 columns without colors."""
     console = Console(file=sys.stdout, markup=False, highlight=False, emoji=False)
     console.width = max(console.width, 80)
     return console
@@ -229,7 +229,7 @@ def _expect(module: str, *, extra: str) -> None:
 
 
 def _message(error: BaseException) -> str:
-    """On one line; an error of the operating system with its file, not its number."""
+    """Return the error on one line; one of the operating system with its file, not its number."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"

@@ -1,4 +1,4 @@
-"""What the command line takes, with its help and its completions; does nothing of it."""
+"""The command line's arguments, help texts and shell completions."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ SHELLS = ("bash", "zsh", "tcsh")
 
 
 class _OneLineParser(argparse.ArgumentParser):
-    """Complains in one line."""
+    """A parser whose errors take one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line's, by name; `command` says which command it is.
+    """Return the parsed command line by name; `command` is the name of the command.
 
     Raises:
       SystemExit: with 0 for --help and --version, with 2 and one line for what does not fit.
@@ -27,7 +27,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+    """Return the parser of all commands."""
     top = _OneLineParser(
         prog="rankmon",
         description="Read, compare and predict the ranks of weights and of the loss Hessian.",
@@ -52,7 +52,7 @@ Each command has its own --help.""",
 
 
 def completions(shell: str) -> str:
-    """The script that completes these commands in a shell of `SHELLS`.
+    """Return the script that completes these commands in a shell of `SHELLS`.
 
     Raises:
       ModuleNotFoundError: without shtab.

@@ -1,1 +1,1 @@
-"""What runs come to, as tables, text, pictures and pages; imports no JAX."""
+"""Reports on runs: summaries, tables, files, pictures and pages, without JAX."""

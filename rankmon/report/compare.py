@@ -1,4 +1,4 @@
-"""Runs side by side: where they end, where they first differ, median and range; prints nothing."""
+"""Runs side by side: the values at their ends, the first step at which they differ, the spread."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ class ComparedRun:
 
 @dataclass(frozen=True)
 class ComparedTag:
-    """One number where each run ends.
+    """One number at the end of each run.
 
     Attributes:
       tag: its tag.
@@ -68,13 +68,13 @@ class Comparison:
 
     @property
     def first_differing(self) -> tuple[ComparedTag, ...]:
-        """The ranks that differ first; none where no rank differs."""
+        """The ranks that differ first; empty if no rank differs."""
         first = min((rank.differ for rank in self.ranks if rank.differ is not None), default=None)
         return tuple(rank for rank in self.ranks if first is not None and rank.differ == first)
 
 
 def comparison_of(runs: Sequence[RunSeries]) -> Comparison:
-    """Compares two or more runs; medians over seeds, which are no runs, are left out.
+    """Compare two or more runs; medians over seeds are left out.
 
     Raises:
       ValueError: for fewer.
@@ -95,7 +95,7 @@ def comparison_of(runs: Sequence[RunSeries]) -> Comparison:
 
 
 def only_ranks(comparison: Comparison, patterns: Sequence[str]) -> Comparison:
-    """The comparison without the ranks whose tags match none of these globs."""
+    """Return the comparison without the ranks whose tags match none of these globs."""
     ranks = (rank for rank in comparison.ranks if matches(rank.tag, patterns))
     return replace(comparison, ranks=tuple(ranks))
 
@@ -122,7 +122,7 @@ def _compared_tag(runs: Sequence[RunSeries], tag: str) -> ComparedTag:
 
 
 def _first_difference(series: Sequence[ScalarSeries]) -> int | None:
-    """The first step at which two of them have values that differ; NaN is like NaN."""
+    """Return the first step at which two of them have different values; NaN equals NaN."""
     seen: dict[int, float] = {}
     differing = set()
     for one in series:

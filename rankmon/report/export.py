@@ -1,4 +1,4 @@
-"""Runs as CSV and JSON, with every digit; writes no file.
+"""Runs, comparisons and predictions as CSV and JSON, with every digit.
 
 JSON has no non-finite numbers: they are the strings "NaN", "Infinity" and "-Infinity", as in
 rankmon.jsonl.
@@ -24,7 +24,7 @@ SCHEMA = 1  # raised whenever a key of the JSON changes its meaning or goes
 
 
 def csv_of(runs: Sequence[RunSeries], patterns: Sequence[str]) -> str:
-    """A line for each number: run, step, tag, value.
+    """Return a line for each number: run, step, tag, value.
 
     Args:
       runs: the runs.
@@ -43,11 +43,11 @@ def csv_of(runs: Sequence[RunSeries], patterns: Sequence[str]) -> str:
 def report_json(
     runs: Sequence[RunSeries], summaries: Sequence[RunSummary], patterns: Sequence[str]
 ) -> str:
-    """Each run's summary and its series.
+    """Return each run's summary and its series.
 
     {"schema": 1, "runs": [{"summary": ..., "scalars": {tag: {"steps": [...], "values": [...]}},
     "arrays": {tag: {"steps": [...], "values": [[...], ...]}}, "texts": {tag: {step: Markdown}}}]},
-    where a summary has the fields of `summary.RunSummary`.
+    in which a summary has the fields of `summary.RunSummary`.
 
     Args:
       runs: the runs.
@@ -67,12 +67,12 @@ def report_json(
 
 
 def comparison_json(comparison: Comparison) -> str:
-    """The fields of `comparison.Comparison`, beside {"schema": 1}."""
+    """Return the fields of `compare.Comparison`, and {"schema": 1}."""
     return _json({"schema": SCHEMA, **asdict(comparison)})
 
 
 def prediction_json(forms: ClosedForms) -> str:
-    """The fields of `closed_forms.ClosedForms`, beside {"schema": 1}."""
+    """Return the fields of `theory.tables.ClosedForms`, and {"schema": 1}."""
     return _json({"schema": SCHEMA, **asdict(forms)})
 
 
@@ -89,7 +89,7 @@ def _json(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The same of what JSON knows."""
+    """Return the value in types that JSON has."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

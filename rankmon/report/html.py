@@ -50,7 +50,7 @@ _PAGE = """<!doctype html>
 
 
 def standalone_page(runs: Sequence[RunSeries]) -> str:
-    """The page of these runs, as HTML.
+    """Return the page of these runs, as HTML.
 
     Args:
       runs: in the order in which they are listed; spectra are thinned to 400 steps a part.
@@ -67,7 +67,7 @@ def standalone_page(runs: Sequence[RunSeries]) -> str:
 
 
 def _modules() -> dict[str, str]:
-    """Addresses of the modules by name, each holding its module's text."""
+    """Return the addresses of the modules by name, each with its module's text in it."""
     scripts = [name for name in static_files() if name.endswith(".js") and name != "index.js"]
     return {
         _NAME + name.rpartition("/")[2]: _address(_IMPORT.sub(_renamed, static_text(name)))
@@ -84,5 +84,5 @@ def _address(script: str) -> str:
 
 
 def _embedded(data: object) -> str:
-    """JSON that no name can end: "<" is written as an escape."""
+    """Return JSON that no name can end: "<" is written as an escape."""
     return json.dumps(data, allow_nan=False).replace("<", "\\u003c")

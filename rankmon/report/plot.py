@@ -1,4 +1,4 @@
-"""Runs as a PNG in the manner of figure S1 (arXiv 2106.16225); needs matplotlib, writes no file."""
+"""Runs as a PNG in the manner of figure S1 (arXiv 2106.16225); needs matplotlib."""
 
 import io
 import warnings
@@ -40,7 +40,7 @@ LABEL = 20  # characters of a weight's name
 
 
 def png_of(runs: Sequence[RunSeries]) -> bytes:
-    """A picture of the Hessian's ranks over the steps, a panel a run.
+    """Return a picture of the Hessian's ranks over the steps, a panel a run.
 
     One run alone has its weights' ranks beside them. A run without the Hessian shows its weights.
 
@@ -109,7 +109,7 @@ def _has(run: RunSeries, group: str) -> bool:
 
 
 def _draw_hessian(axes: "Axes", run: RunSeries) -> None:
-    """The ranks, the band from low to high, theory as open circles, the loss in gray."""
+    """Draw the ranks, the band from low to high, theory as open circles, the loss in gray."""
     _draw_loss(axes, run)
     tags = [f"rank/{part}" for part in PARTS if f"rank/{part}" in run.scalars]
     for part, (label, color, style, width) in PARTS.items():
@@ -133,7 +133,7 @@ def _draw_hessian(axes: "Axes", run: RunSeries) -> None:
 
 
 def _draw_loss(axes: "Axes", run: RunSeries) -> None:
-    """On a second axis, logarithmic, behind the ranks."""
+    """Draw the loss on a second axis, logarithmic, behind the ranks."""
     loss = run.scalars.get("loss")
     if loss is None or not np.any(loss.values > 0):
         return
@@ -169,7 +169,7 @@ def _draw_weights(axes: "Axes", run: RunSeries) -> None:
 
 
 def _labels(run: RunSeries, tags: Sequence[str]) -> list[tuple[float, str, str]]:
-    """The rank that weights end at, their name and color; one for all that end at the same rank.
+    """Return the rank at which weights end, their name and color; one label for each such rank.
 
     Where two labels would lie on one another the lower one is left out.
     """
@@ -189,7 +189,7 @@ def _labels(run: RunSeries, tags: Sequence[str]) -> list[tuple[float, str, str]]
 
 
 def _finish(axes: "Axes", steps: Sequence[int]) -> None:
-    """Ranks from 0; steps on a logarithmic axis where most of them come early."""
+    """Start ranks at 0, and make the axis of steps logarithmic if most of them come early."""
     axes.set(xlabel="step")
     axes.set_ylim(bottom=0)
     different = sorted(set(steps))
@@ -202,7 +202,7 @@ def _finish(axes: "Axes", steps: Sequence[int]) -> None:
 
 
 def _add_legend(figure: "Figure", panels: Sequence["Axes"]) -> None:
-    """One legend for all panels, each label once."""
+    """Add one legend for all panels, each label once."""
     labeled: dict[Any, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):

@@ -1,4 +1,4 @@
-"""What a run's curves come to, as a report says it: dataclasses from series; prints nothing.
+"""Summaries of runs: first, last and lowest values of their curves, changes, agreement with theory.
 
 NaN stands for what was not logged. "Last" is the last value that was logged, whatever it was; the
 first, the lowest and the changes are among the finite ones.
@@ -109,7 +109,7 @@ class AlertText:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What there is to say of a run.
+    """The summary of one run.
 
     Attributes:
       name: of the run.
@@ -139,7 +139,7 @@ class RunSummary:
 
 
 def summary_of(run: RunSeries) -> RunSummary:
-    """The summary of one run, of its medians where it is that of several seeds."""
+    """Return the summary of one run; of its medians if it is that of several seeds."""
     values, steps = as_single_run(run), _all_steps(run)
     return RunSummary(
         name=run.name,
@@ -173,7 +173,7 @@ def summary_of(run: RunSeries) -> RunSummary:
 
 
 def rank_tags(run: RunSeries) -> list[str]:
-    """The tags of the run that are ranks: the Hessian's parts, Omega, weights, features."""
+    """Return the run's tags of ranks: the Hessian's parts, Omega, weights, features."""
     parts = [f"rank/{part}" for part in HESSIAN_PARTS if f"rank/{part}" in run.scalars]
     groups = ("rank/", "rank_self/", "rank_bound/", "rank_weights/", "rank_features/")
     others = [tag for group in groups for tag in run.scalars if tag.startswith(group)]
@@ -181,7 +181,7 @@ def rank_tags(run: RunSeries) -> list[str]:
 
 
 def only_tags(summary: RunSummary, patterns: Sequence[str]) -> RunSummary:
-    """The summary without the curves whose tags match none of these globs."""
+    """Return the summary without the curves whose tags match none of these globs."""
     return replace(
         summary,
         ranks=tuple(curve for curve in summary.ranks if matches(curve.tag, patterns)),
@@ -202,14 +202,14 @@ def only_tags(summary: RunSummary, patterns: Sequence[str]) -> RunSummary:
 
 
 def is_over_seeds(run: RunSeries) -> bool:
-    """Whether a run is the median over seeds, with their range, that `SeedsMonitor` writes."""
+    """Return whether a run is the median over seeds, with range, that `SeedsMonitor` writes."""
     bases = [tag.removesuffix("/median") for tag in run.scalars if tag.endswith("/median")]
     expected = {f"{base}/{kind}" for base in bases for kind in ("median", "low", "high")}
     return bool(bases) and expected == run.scalars.keys()
 
 
 def as_single_run(run: RunSeries) -> RunSeries:
-    """A run over seeds under the tags of a single run: the medians, and their range as margins."""
+    """Return a run over seeds under a single run's tags: medians, with the range as margins."""
     if not is_over_seeds(run):
         return run
     scalars = {
@@ -262,7 +262,7 @@ def _rank_curve(run: RunSeries, tag: str) -> RankCurve:
 
 
 def _agreement(measured: ScalarSeries, theory: ScalarSeries) -> tuple[int, int]:
-    """At how many steps both are finite, and at how many of those they are equal."""
+    """Return at how many steps both are finite, and at how many of those they are equal."""
     _, mine, other = np.intersect1d(measured.steps, theory.steps, return_indices=True)
     ranks, predictions = measured.values[mine], theory.values[other]
     both = np.isfinite(ranks) & np.isfinite(predictions)

@@ -1,4 +1,4 @@
-"""Summaries as tables for a terminal, readable at 80 columns and in a pipe; prints nothing.
+"""Tables for a terminal of 80 columns or a pipe: summaries, comparisons, predictions, findings.
 
 Names come from files: they are shown as they are, with what cannot be printed escaped.
 """
@@ -19,12 +19,12 @@ from rankmon.report.summary import Curve, Determinant, RankCurve, RunSummary, We
 from rankmon.theory.tables import ClosedForms
 
 COLORS = {"ok": "green", "missing": "yellow", "broken": "bold red"}
-RUNS_A_TABLE = 4  # beside the tag, median, range and the step where they differ
+RUNS_A_TABLE = 4  # next to the tag, median, range and the step at which they differ
 STEPS_SHOWN = 6
 
 
 def report(summary: RunSummary) -> RenderableType:
-    """The tables of one run."""
+    """Return the tables of one run."""
     parts: list[RenderableType] = [_headline(summary)]
     if summary.ranks:
         parts.append(_ranks(summary))
@@ -103,7 +103,7 @@ def _alerts(summary: RunSummary) -> Table:
 
 
 def comparison(compared: Comparison) -> RenderableType:
-    """The tables of several runs side by side."""
+    """Return the tables of several runs side by side."""
     count, legend = len(compared.runs), _table("run", "", "probes", "steps", "loss")
     legend.columns[0].justify = "right"
     legend.columns[1].justify, legend.columns[1].no_wrap = "left", False
@@ -160,7 +160,7 @@ def _is_shared(rank: ComparedTag) -> bool:
 
 
 def prediction(forms: ClosedForms) -> RenderableType:
-    """The tables of the closed forms."""
+    """Return the tables of the closed forms."""
     biases = "with biases" if forms.bias else "without biases"
     widths = "-".join(map(str, forms.dims))
     ranks = _table("", "rank", "of p", "at most", "")
@@ -186,7 +186,7 @@ def prediction(forms: ClosedForms) -> RenderableType:
 
 
 def finding(found: Finding) -> Text:
-    """The line of one finding, and what to do on the next, to be printed without wrapping."""
+    """Return one finding's line and, on the next, what to do; to be printed without wrapping."""
     line = Text.assemble(
         (f"{found.status:9}", COLORS[found.status]), f"{found.name:21}", printable(found.detail)
     )
@@ -194,7 +194,7 @@ def finding(found: Finding) -> Text:
 
 
 def _stacked(parts: Sequence[RenderableType]) -> Group:
-    """One below the other, with an empty line between."""
+    """Return one below the other, with an empty line between."""
     first, *others = parts
     return Group(first, *(Padding(part, (1, 0, 0, 0)) for part in others))
 
@@ -216,7 +216,7 @@ def _indented(name: str) -> Padding:
 
 
 def _count(value: float) -> str:
-    """A rank; a median of ranks may have a fraction."""
+    """Return a rank as text; a median of ranks may have a fraction."""
     return "NaN" if isnan(value) else f"{value:.10g}"
 
 

@@ -1,1 +1,1 @@
-"""Runs read back from a log folder; imports no JAX."""
+"""Runs read back from a log folder, without JAX."""

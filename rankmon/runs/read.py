@@ -1,8 +1,8 @@
-"""Runs read back from a log folder as series over steps, live or finished; shows and writes none.
+"""The reader of log folders: their runs, live or finished, as series over steps.
 
-`rankmon.jsonl` has all digits and is read where there is one; else TensorBoard's own reader takes
-the event files, all steps of them. What a restart superseded is left out either way, and so is a
-last record that is only half there: its writer is at work, or was killed.
+`rankmon.jsonl` has all digits and is read if there is one; else TensorBoard's own reader reads the
+event files, all steps of them. What a restart superseded is left out either way, and so is an
+incomplete last record, whose writer is at work or was killed.
 """
 
 import os
@@ -32,7 +32,7 @@ _Steps = dict[int, Any]  # step -> what was logged last for it
 
 
 def read_runs(logdir: PathLike) -> list[RunSeries]:
-    """All runs of rankmon in a log folder, which may itself be one.
+    """Return all runs of rankmon in a log folder, which may itself be one.
 
     Runs are named as TensorBoard names them and come in the order of their names, numbers by size.
     Runs that are not rankmon's are left out.
@@ -72,7 +72,7 @@ def read_runs(logdir: PathLike) -> list[RunSeries]:
 
 
 def read_several(folders: Sequence[PathLike]) -> list[RunSeries]:
-    """The runs in several folders, each once, named by their paths less what all of them share.
+    """Return the runs in several folders, each once, named by their paths below a common one.
 
     Args:
       folders: of runs, or above some.
@@ -90,7 +90,7 @@ def read_several(folders: Sequence[PathLike]) -> list[RunSeries]:
 
 
 def _folders(top: Path) -> Iterator[tuple[Path, str, list[str]]]:
-    """Each folder that holds a run, its name, and the names of its logs."""
+    """Yield each folder that holds a run, its name, and the names of its logs."""
     for folder, below, names in os.walk(top, followlinks=True):
         here = Path(folder)
         logs = [n for n in names if n == JSONL_NAME or io_wrapper.IsSummaryEventsFile(n)]
@@ -112,7 +112,7 @@ def _run(folder: Path, name: str, logs: Sequence[str]) -> RunSeries:
 
 
 def _is_pipe(path: Path) -> bool:
-    """Whether reading it would block, with a warning then."""
+    """Return whether reading it would block, and warn if so."""
     try:
         check_no_pipe(path)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a run has logged, as series over steps; where it was read from is not known here."""
+"""The data of a run as series over steps, and the recognition and the order of rankmon's runs."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ class ScalarSeries:
 
     Attributes:
       steps: ascending, each once.
-      values: as many.
+      values: as many numbers.
     """
 
     steps: NDArray[np.int64]

@@ -1,1 +1,1 @@
-"""The Ranks tab of TensorBoard; imports no JAX."""
+"""The Ranks tab of TensorBoard, without JAX."""

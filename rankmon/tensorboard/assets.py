@@ -1,4 +1,4 @@
-"""The files that a browser gets: scripts, styles, licenses; not who serves or embeds them."""
+"""The static files of the tab: scripts, styles and licenses."""
 
 from collections.abc import Mapping
 from importlib.resources import files
@@ -11,7 +11,7 @@ _TYPES = MappingProxyType(
 
 
 def static_files() -> Mapping[str, str]:
-    """The names below static/ of the files that are served, and their types."""
+    """Return the names below static/ of the files that are served, and their types."""
     found = {}
     folders = [("", _STATIC)]
     while folders:
@@ -27,5 +27,5 @@ def static_files() -> Mapping[str, str]:
 
 
 def static_text(name: str) -> str:
-    """The contents of one of these files."""
+    """Return the contents of one of these files."""
     return _STATIC.joinpath(*name.split("/")).read_text(encoding="utf-8")

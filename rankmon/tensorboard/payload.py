@@ -1,4 +1,4 @@
-"""What the charts are made of, as JSON: from series to tables; no files and no server.
+"""The data of the tab's charts as JSON, made from the series of a run.
 
 The tab's routes and the pages of `rankmon report --html` give the browser the same objects. Numbers
 that JSON does not have are the strings "NaN", "Infinity" and "-Infinity"; tables are the base64 of
@@ -25,14 +25,14 @@ Json = dict[str, Any]
 
 
 def parts(arrays: Iterable[str]) -> list[str]:
-    """Those (H_L, ...) whose spectra are among the tags of arrays."""
+    """Return the parts (H_L, ...) whose spectra are among the tags of arrays."""
     return [tag.removeprefix(_SPECTRUM) for tag in arrays if tag.startswith(_SPECTRUM)]
 
 
 def overview(
     name: str, scalars: Collection[str], arrays: Collection[str], texts: Collection[str]
 ) -> Json:
-    """What a run has: its tags, and the parts whose spectra it has."""
+    """Return what a run has: its tags, and the parts whose spectra it has."""
     return {
         "name": name,
         "scalars": sorted(scalars),
@@ -42,7 +42,7 @@ def overview(
 
 
 def scalars(series: Mapping[str, ScalarSeries], prefixes: Sequence[str]) -> Json:
-    """The series of tags that start with one of the prefixes: steps and values."""
+    """Return the series of tags that start with one of the prefixes: steps and values."""
     return {
         tag: {"steps": one.steps.tolist(), "values": json_numbers(one.values)}
         for tag, one in series.items()
@@ -51,7 +51,7 @@ def scalars(series: Mapping[str, ScalarSeries], prefixes: Sequence[str]) -> Json
 
 
 def counts(spectrum: ArraySeries, cuts: ScalarSeries) -> Json:
-    """How many eigenvalues lie above the cut times 10^((LOWEST + j) / PER_DECADE), by step and j.
+    """Count the eigenvalues above the cut times 10^((LOWEST + j) / PER_DECADE), by j and step.
 
     A row for each j, a column for each step that has both. Beside a cut that is not positive and
     finite no count is made: the column is zero, as are those of spectra with NaN in them.
@@ -73,7 +73,7 @@ def counts(spectrum: ArraySeries, cuts: ScalarSeries) -> Json:
 
 
 def counts_of_run(spectra: Mapping[str, ArraySeries], cuts: Mapping[str, ScalarSeries]) -> Json:
-    """`counts` of each part (H_L, ...) whose cuts were logged; older runs have none."""
+    """Return `counts` of each part (H_L, ...) whose cuts were logged; older runs have none."""
     counted = {part: counts(spectra[part], cuts[part]) for part in spectra if part in cuts}
     return {"per_decade": PER_DECADE, "lowest": LOWEST, "parts": counted}
 
@@ -81,7 +81,7 @@ def counts_of_run(spectra: Mapping[str, ArraySeries], cuts: Mapping[str, ScalarS
 def spectrum(
     series: ArraySeries, cuts: ScalarSeries | None, zeros: ScalarSeries | None, step: int
 ) -> Json:
-    """One spectrum, that of the nearest logged step: log10 of absolute eigenvalues, descending."""
+    """Return the spectrum of the nearest logged step: log10 of absolute eigenvalues, descending."""
     at = int(np.argmin(np.abs(series.steps - step)))
     logged = int(series.steps[at])
     exact, cut = value_at(zeros, logged), _log10(value_at(cuts, logged))
@@ -94,7 +94,7 @@ def spectrum(
 
 
 def heatmap(series: ArraySeries, cuts: ScalarSeries | None) -> Json:
-    """The spectra over steps, thinned evenly: rows of log10 |eigenvalue| at some indices.
+    """Return the spectra over steps, thinned evenly: rows of log10 |eigenvalue| at some indices.
 
     "logged" are all steps that have a spectrum.
     """
@@ -116,7 +116,7 @@ def heatmap(series: ArraySeries, cuts: ScalarSeries | None) -> Json:
 
 
 def texts(series: Mapping[str, Mapping[int, str]]) -> Json:
-    """Texts by tag and step, from Markdown to HTML without scripts, as TensorBoard renders it."""
+    """Return texts by tag and step, as HTML without scripts, as TensorBoard renders Markdown."""
     return {
         tag: [
             {"step": int(step), "html": markdown_to_safe_html(text)}
@@ -127,7 +127,7 @@ def texts(series: Mapping[str, Mapping[int, str]]) -> Json:
 
 
 def whole(run: RunSeries) -> Json:
-    """All of a run's payloads in one object, for a page that has no server to ask."""
+    """Return all of a run's payloads in one object, for a page without a server."""
     spectra = {part: run.arrays[_SPECTRUM + part] for part in parts(run.arrays)}
     cuts = {p: run.scalars[tag] for p in spectra if (tag := f"tolerance/{p}") in run.scalars}
     zeros = {part: run.scalars.get(f"spectrum_zeros/{part}") for part in spectra}
@@ -148,12 +148,12 @@ def whole(run: RunSeries) -> Json:
 
 
 def thinned(count: int, most: int) -> NDArray[np.int64]:
-    """At most so many of 0, ..., count - 1, evenly, the first and the last among them."""
+    """Return at most so many of 0, ..., count - 1, evenly, the first and the last among them."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
 def value_at(series: ScalarSeries | None, step: int) -> float:
-    """The value at this very step; NaN if there is none."""
+    """Return the value at this very step; NaN if there is none."""
     if series is None:
         return float("nan")
     at = int(np.searchsorted(series.steps, step))
@@ -162,10 +162,10 @@ def value_at(series: ScalarSeries | None, step: int) -> float:
 
 
 def packed(table: NDArray[Any]) -> str:
-    """The base64 of an array's bytes, in C order."""
+    """Return the base64 of an array's bytes, in C order."""
     return base64.b64encode(table.tobytes()).decode("ascii")
 
 
 def _log10(cut: float) -> float:
-    """NaN for a cut that is none."""
+    """Return the logarithm; NaN for a cut that is not positive and finite."""
     return math.log10(cut) if 0 < cut < math.inf else math.nan

@@ -1,4 +1,4 @@
-"""The "Ranks" tab as a TensorBoard plugin: its routes, and the samples it needs; draws nothing."""
+"""The "Ranks" tab as a TensorBoard plugin: its routes, and the number of samples that it needs."""
 
 import functools
 import json
@@ -28,14 +28,14 @@ class RanksLoader(base_plugin.TBLoader):
     """Loads the tab."""
 
     def fix_flags(self, flags: Any) -> None:
-        """Has TensorBoard keep enough spectra and alerts.
+        """Make TensorBoard keep enough spectra and alerts.
 
         What the user says in --samples_per_plugin=rankmon=...,text=... holds.
         """
         flags.samples_per_plugin = {**_SAMPLES, **(flags.samples_per_plugin or {})}
 
     def load(self, context: base_plugin.TBContext) -> "RanksPlugin":
-        """The tab."""
+        """Return the tab."""
         return RanksPlugin(context)
 
 
@@ -48,7 +48,7 @@ class RanksPlugin(base_plugin.TBPlugin):
         self._provider = context.data_provider
 
     def get_plugin_apps(self) -> dict[str, Callable[..., Any]]:
-        """The routes: the data, and each of the files that were installed with the package."""
+        """Return the routes: the data, and each file that was installed with the package."""
         answers: dict[str, _Answer] = {
             "/runs": _runs,
             "/scalars": _scalars,
@@ -65,11 +65,11 @@ class RanksPlugin(base_plugin.TBPlugin):
         return {route: _get_only(serve) for route, serve in {**data, **static}.items()}
 
     def is_active(self) -> bool:
-        """True: whether there are runs is asked by the tab, which says what to do without."""
+        """Return True: the tab asks for runs, and says what to do without any."""
         return True
 
     def frontend_metadata(self) -> base_plugin.FrontendMetadata:
-        """The tab's name and module."""
+        """Return the tab's name and module."""
         return base_plugin.FrontendMetadata(
             es_module_path="/static/index.js", tab_name="Ranks", disable_reload=True
         )
@@ -108,7 +108,7 @@ def _argument(request: Request, name: str) -> str:
 
 
 def _tags(stored: Stored, runs: Sequence[str]) -> dict[str, Tags]:
-    """Those of the runs that are there: others may have been removed since they were listed."""
+    """Return the tags of the runs that are there: others may have been removed meanwhile."""
     found = stored.tags(runs)
     if not found:
         named = " or ".join(map(repr, runs))

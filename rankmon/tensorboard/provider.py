@@ -1,4 +1,4 @@
-"""Series as TensorBoard's data provider has them, and nothing that is read past it."""
+"""Series of runs, read from TensorBoard's data provider."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -32,7 +32,7 @@ class Tags:
 
 
 class Stored:
-    """One experiment's series, read when asked for.
+    """One experiment's series in TensorBoard's data provider, read when asked for.
 
     Args:
       provider: TensorBoard's.
@@ -45,7 +45,7 @@ class Stored:
         self._where = {"ctx": context, "experiment_id": experiment}
 
     def tags(self, runs: Collection[str] | None = None) -> dict[str, Tags]:
-        """Those of each of these runs that there is; of all for None."""
+        """Return the tags of those of these runs that exist; of all runs for None."""
         asked = {**self._where, "run_tag_filter": RunTagFilter(runs=runs)}
         scalars = self._provider.list_scalars(**asked, plugin_name=SCALARS)
         arrays = self._provider.list_tensors(**asked, plugin_name=ARRAYS)
@@ -62,7 +62,7 @@ class Stored:
     def scalars(
         self, runs: Collection[str], tags: Collection[str]
     ) -> dict[str, dict[str, ScalarSeries]]:
-        """The scalars of these runs and tags."""
+        """Return the scalars of these runs and tags."""
         read = self._provider.read_scalars(**self._wanted(SCALARS, runs, tags))
         return {
             run: {tag: _scalar_series(data) for tag, data in by_tag.items()}
@@ -70,14 +70,14 @@ class Stored:
         }
 
     def spectrum(self, run: str, part: str) -> ArraySeries | None:
-        """The spectra of one part; None if there are none."""
+        """Return the spectra of one part; None if there are none."""
         tag = f"spectrum/{part}{_VALUES}"
         read = self._provider.read_tensors(**self._wanted(ARRAYS, [run], [tag]))
         data = read.get(run, {}).get(tag)
         return None if data is None else _array_series(data)
 
     def texts(self, run: str, tags: Collection[str]) -> dict[str, dict[int, str]]:
-        """The texts of a run by tag and step."""
+        """Return the texts of a run by tag and step."""
         read = self._provider.read_tensors(**self._wanted(TEXTS, [run], tags))
         by_tag: Mapping[str, Iterable[Any]] = read.get(run, {})
         return {
@@ -106,7 +106,7 @@ def _array_series(data: Iterable[Any]) -> ArraySeries:
 
 
 def _latest(data: Iterable[tuple[int, _Datum]]) -> dict[int, _Datum]:
-    """By ascending step; what came last holds where a step was written twice."""
+    """Return the data by ascending step, the last of those with the same step."""
     return dict(sorted(dict(data).items()))
 
 

@@ -1,4 +1,4 @@
-"""Where records go: TensorBoard without TensorFlow, JSONL, memory; imports no JAX."""
+"""Writers of records: TensorBoard (without TensorFlow), JSONL, memory, CLU; without JAX."""
 
 from rankmon._util.files import RunLock
 from rankmon.writers.base import Outcome, Record, SessionWriter, Writer

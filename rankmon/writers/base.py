@@ -1,4 +1,4 @@
-"""What writers take and do: `Record`, and the protocols of a writer; writes none."""
+"""A record, and the protocol of a writer of records."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ class Record:
 
     Attributes:
       step: the training step.
-      attempt: which go of the training loop it comes from, 1 for the first.
+      attempt: the attempt of the training loop that it comes from, 1 for the first.
       wall_time: when it was made, in seconds since the epoch.
       scalars: tag -> number.
       arrays: tag -> array of real numbers.
@@ -39,22 +39,22 @@ class Record:
 
 
 class Writer(Protocol):
-    """What takes records."""
+    """The protocol of what takes records."""
 
     def start(self, step: int) -> None:
-        """A new attempt begins: what was written for steps >= step is superseded."""
+        """Begin an attempt: what was written for steps >= step is superseded."""
         ...
 
     def write(self, record: Record) -> None:
-        """Takes one record."""
+        """Take one record."""
         ...
 
     def flush(self) -> None:
-        """Hands all that was taken to the operating system."""
+        """Hand everything taken so far to the operating system."""
         ...
 
     def close(self) -> None:
-        """Flushes and takes nothing more; a second time does nothing."""
+        """Flush and take nothing more; a second call has no effect."""
         ...
 
 
@@ -63,7 +63,7 @@ class SessionWriter(Writer, Protocol):
     """A writer that also takes how training ended."""
 
     def end_session(self, outcome: Outcome) -> None:
-        """Training ended so; `close` comes next."""
+        """Take the outcome of training; `close` comes next."""
         ...
 
 
@@ -72,10 +72,10 @@ class ClosingWriter(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """See `Writer`."""
+        """Close as `Writer` says."""
 
     def __enter__(self) -> Self:
-        """The writer itself."""
+        """Return the writer."""
         return self
 
     def __exit__(
@@ -84,7 +84,7 @@ class ClosingWriter(ABC):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Closes."""
+        """Close the writer."""
         self.close()
 
 

@@ -1,7 +1,7 @@
-"""The card of a run, in Markdown: what is monitored and how, what theory expects, what curves mean.
+"""The card of a run, in Markdown: what is monitored and how, predictions, and the curves' meaning.
 
-It explains what the run has logged so far, and is written again where a curve comes to that. What
-the curves mean, `legend` says; this module measures nothing.
+It explains the curves that the run has logged so far, in the words of `legend`, and is written
+again when a new curve is logged.
 """
 
 import math
@@ -28,7 +28,7 @@ class Explained:
         self._own: dict[str, None] = {}
 
     def grows(self, tags: Iterable[str]) -> bool:
-        """Takes these tags, and tells whether there is a row more than before."""
+        """Take these tags, and return whether there are more rows than before."""
         before = len(self._entries) + len(self._own)
         for tag in tags:
             if tag not in self._tags:
@@ -44,7 +44,7 @@ class Explained:
             self._own[f"{first}/…" if slash else tag] = None
 
     def table(self) -> str:
-        """The rows, those of the legend first."""
+        """Return the rows, those of the legend first, as a Markdown table."""
         own = "logged by a call or a probe of your own"
         rows = [LEGEND[place].row for place in sorted(self._entries)]
         rows += [(markdown.code(tag), "yours", own) for tag in self._own]
@@ -66,15 +66,15 @@ class Card:
         self._is_shown = False
 
     def describe(self, flat: FlatProblem, descriptions: Mapping[str, Description]) -> None:
-        """Takes what the probes say, by their names, once the parameters' structure is known."""
+        """Take the probes' descriptions by name, once the parameters' structure is known."""
         self._flat, self._descriptions, self._is_shown = flat, descriptions, False
 
     def begin(self) -> None:
-        """A new attempt begins, which shows a card of its own."""
+        """Begin an attempt, which shows a card of its own."""
         self._explained, self._is_shown = Explained(), False
 
     def page(self, step: int, scalars: Mapping[str, float], others: Iterable[str]) -> str | None:
-        """The card for a record, or None if the last one says it all.
+        """Return the card for a record, or None if the last one still holds.
 
         Args:
           step: of the record.
@@ -155,11 +155,11 @@ class MedianCard:
         self._explained = Explained()
 
     def begin(self) -> None:
-        """A new attempt begins, which shows a card of its own."""
+        """Begin an attempt, which shows a card of its own."""
         self._explained = Explained()
 
     def page(self, tags: Iterable[str]) -> str | None:
-        """The card for a record, or None if the last one says it all.
+        """Return the card for a record, or None if the last one still holds.
 
         Args:
           tags: <tag>/median, <tag>/low, <tag>/high.
@@ -183,7 +183,7 @@ def _without_suffix(tag: str) -> str:
 
 
 def _facts_of(flat: FlatProblem) -> list[Fact]:
-    """What every probe of the problem has before it."""
+    """Return the facts about the problem, which come before those of the probes."""
     problem = flat.problem
     arrays = listed([f"{spec.name} {'x'.join(map(str, spec.shape))}" for spec in flat.specs])
     dtypes = dict.fromkeys(str(spec.dtype) for spec in flat.specs)

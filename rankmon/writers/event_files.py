@@ -1,8 +1,8 @@
-"""The event files of a run folder by the order of their names, which is that of reading them.
+"""The event files of a run folder: names, which give the order of reading, and the session's file.
 
-An attempt's file comes after all others: its START must follow what it supersedes. One file comes
-before all others: of a run's hyperparameters, and of its status, TensorBoard keeps the first that
-it reads, those of an earlier attempt, a failure perhaps. What is in an event, `_events` knows.
+An attempt's file comes after all others: its START must follow what it supersedes. The session's
+file comes before all others, since TensorBoard keeps the first hyperparameters and the first status
+that it reads: else those of an earlier attempt, perhaps of a failure. `events` has the events.
 """
 
 import io
@@ -22,11 +22,11 @@ from rankmon.writers.base import Outcome
 
 PREFIX, SUFFIX = "events.out.tfevents.", ".rankmon"
 SESSION_NAME = f"{PREFIX}0000000000.session"
-_STEP = 0  # before that of any START which follows, and purges what is later
+_STEP = 0  # not after that of any START that follows and purges later steps
 
 
 def event_file_names(folder: Path) -> list[str]:
-    """The names of all event files in the folder."""
+    """Return the names of all event files in the folder."""
     return [path.name for path in folder.iterdir() if path.name.startswith(PREFIX)]
 
 
@@ -39,7 +39,7 @@ def prepare_session(folder: Path) -> None:
     """Remove what a kill has left of a `Session`, as earlier versions named its temporary file.
 
     Raises:
-      OSError: if the session's file is none that can be replaced.
+      OSError: if the session's file cannot be replaced.
     """
     check_no_pipe(folder / SESSION_NAME)
     for path in folder.glob(f".{SESSION_NAME}.*"):
@@ -48,7 +48,7 @@ def prepare_session(folder: Path) -> None:
 
 
 def new_event_file(folder: Path, names: Iterable[str]) -> WholeFile:
-    """A file whose name comes after these."""
+    """Create an event file whose name comes after these."""
     matches = [re.match(r"\d{10}", name.removeprefix(PREFIX)) for name in names]
     second = max([int(time.time()), *(int(match[0]) + 1 for match in matches if match)])
     while True:
@@ -60,7 +60,7 @@ def new_event_file(folder: Path, names: Iterable[str]) -> WholeFile:
 
 @dataclass(frozen=True)
 class Session:
-    """What an attempt says of itself on TensorBoard's HPARAMS page.
+    """An attempt's entry on TensorBoard's HPARAMS page.
 
     Attributes:
       hparams: name -> value.
@@ -71,7 +71,7 @@ class Session:
     began: float
 
     def supersede(self, folder: Path, outcome: Outcome, now: float) -> None:
-        """Makes it the run's session, with this outcome.
+        """Make this the run's session, with this outcome.
 
         Raises:
           OSError: if the file cannot be written.

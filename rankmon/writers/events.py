@@ -1,6 +1,6 @@
-"""TensorBoard event protos of records, pictures, the layout and hyperparameters; writes none.
+"""TensorBoard's event protos for records, images, the layout and hyperparameters.
 
-The protos and all that fills them in are tensorboard's own, and none of it imports TensorFlow.
+The protos and the functions that fill them in are tensorboard's own and do without TensorFlow.
 """
 
 from collections.abc import Mapping
@@ -24,18 +24,18 @@ BUCKETS = 30
 
 
 def version_event(wall_time: float) -> event_pb2.Event:
-    """The first event of every file."""
+    """Return the first event of every file."""
     return event_pb2.Event(wall_time=wall_time, file_version="brain.Event:2")
 
 
 def start_event(step: int, wall_time: float) -> event_pb2.Event:
-    """What makes TensorBoard drop all that it has read for steps >= step."""
+    """Return the event that makes TensorBoard drop everything read for steps >= step."""
     log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     return event_pb2.Event(wall_time=wall_time, step=step, session_log=log)
 
 
 def layout_event(layout: layout_pb2.Layout, step: int, wall_time: float) -> event_pb2.Event:
-    """The custom-scalars layout of the run."""
+    """Return the event with the run's custom-scalars layout."""
     value = summary_pb2.Summary.Value(
         tag=custom_scalars.CONFIG_SUMMARY_TAG,
         metadata=_tensor_metadata(custom_scalars.create_summary_metadata()),
@@ -53,7 +53,7 @@ def record_event(
     texts: Mapping[str, str],
     hparams: Mapping[str, Hparam] = MappingProxyType({}),
 ) -> event_pb2.Event:
-    """One event for all of a record, so that it is written whole or not at all.
+    """Return one event for all of a record, so that it is written whole or not at all.
 
     Args:
       step: the training step.
@@ -62,7 +62,7 @@ def record_event(
       arrays: each written as a histogram at its tag, and as a tensor of its own shape at
         tag + "/values".
       texts: Markdown.
-      hparams: with which a session begins; none for none.
+      hparams: hyperparameters, with which a session begins; empty for no session.
     """
     values = [
         *(_scalar(tag, value) for tag, value in scalars.items()),
@@ -76,12 +76,12 @@ def record_event(
 def session_start_event(
     hparams: Mapping[str, Hparam], step: int, wall_time: float
 ) -> event_pb2.Event:
-    """The beginning of a session of TensorBoard's HPARAMS page."""
+    """Return the beginning of a session of TensorBoard's HPARAMS page."""
     return _summary_event([_session_start(hparams, wall_time)], step, wall_time)
 
 
 def session_end_event(outcome: Outcome, step: int, wall_time: float) -> event_pb2.Event:
-    """Its end."""
+    """Return the end of a session of TensorBoard's HPARAMS page."""
     info = plugin_data_pb2.SessionEndInfo(
         status=api_pb2.Status.Value(f"STATUS_{outcome.upper()}"), end_time_secs=wall_time
     )
@@ -91,7 +91,7 @@ def session_end_event(outcome: Outcome, step: int, wall_time: float) -> event_pb
 
 
 def image_event(tag: str, png: bytes, step: int, wall_time: float) -> event_pb2.Event:
-    """A picture at a step.
+    """Return an image at a step.
 
     Raises:
       ValueError: for bytes that are no PNG.
@@ -112,7 +112,7 @@ def image_event(tag: str, png: bytes, step: int, wall_time: float) -> event_pb2.
 
 
 def histogram(values: Float[np.ndarray, "..."]) -> summary_pb2.HistogramProto:
-    """The finite ones of the values in `BUCKETS` buckets of equal width from min to max.
+    """Return the finite values in `BUCKETS` buckets of equal width from min to max.
 
     NaN and infinite values belong to no bucket and are left out of num, sum and sum_squares too.
     """
@@ -121,7 +121,7 @@ def histogram(values: Float[np.ndarray, "..."]) -> summary_pb2.HistogramProto:
     if finite.size == 0:
         return summary_pb2.HistogramProto()
     low, high = finite.min(), finite.max()
-    # As convex combinations: high - low overflows where both are huge and of opposite sign.
+    # As convex combinations: high - low overflows if both are huge and of opposite sign.
     share = np.linspace(0.0, 1.0, BUCKETS + 1)
     edges = np.maximum.accumulate(np.clip((1 - share) * low + share * high, low, high))
     counts, _ = np.histogram(finite, bins=edges)

@@ -35,14 +35,14 @@ class JsonlWriter(ClosingWriter):
     """
 
     def __init__(self, path: PathLike, *, warn: Callable[[str], None] = warn_user) -> None:
-        """Opens the file, and creates it and its folder where they are missing.
+        """Open the file; create it and its folder if they are missing.
 
         Args:
           path: of the file.
-          warn: is told of damaged lines, and when the file was removed while it was written to.
+          warn: called with a warning of damaged lines, or that the file was removed while in use.
 
         Raises:
-          ValueError: for a URL, or where the file holds something else than records.
+          ValueError: for a URL, or if the file holds something else than records.
           OSError: if the file cannot be written.
         """
         path = Path(made_folder(Path(path).parent), Path(path).name)
@@ -58,13 +58,13 @@ class JsonlWriter(ClosingWriter):
         self._started = False
 
     def start(self, step: int) -> None:
-        """See `Writer`."""
+        """Begin an attempt."""
         attempt = self._attempt + 1
         self._write({"start": int(step), "attempt": attempt})
         self._attempt, self._started = attempt, True
 
     def write(self, record: Record) -> None:
-        """See `Writer`.
+        """Append one record.
 
         Raises:
           OSError: if the file cannot be written.
@@ -83,15 +83,15 @@ class JsonlWriter(ClosingWriter):
         self._write(entry | ({"hparams": dict(record.hparams)} if record.hparams else {}))
 
     def flush(self) -> None:
-        """See `Writer`: each line has been handed over, to a file that may be gone."""
+        """Go on in a new file if the old one is lost; lines are handed over as they are written."""
         self._regain()
 
     def close(self) -> None:
-        """See `Writer`."""
+        """Close the file."""
         self._file.close()
 
     def _regain(self) -> None:
-        """Goes on in a new file, or in one that has taken its place, if the old one is lost."""
+        """Go on in a new file, or in one that has taken its place, if the old one is lost."""
         lost = self._file
         lost.keep_lock()
         if not lost.is_lost():
@@ -132,7 +132,7 @@ def _ends_a_line(path: Path) -> bool:
 
 
 def read_jsonl(path: PathLike, *, superseded: bool = False) -> list[Record]:
-    """The records of a `JsonlWriter`'s file, in the order of their steps.
+    """Return the records of a `JsonlWriter`'s file, in the order of their steps.
 
     A line that a crash left torn is left out, and with a warning whatever else is damaged.
 
@@ -176,12 +176,12 @@ def jsonl_entries(
 ) -> Iterator[dict[str, Any]]:
     """Yield the objects of a file, line by line; of a damaged file those that can be read.
 
-    A crash tears at most the last line of an attempt: lines that are no JSON are left out without a
-    word at the end of the file and before a start.
+    A crash tears at most the last line of an attempt: lines that are not JSON are left out without
+    a warning at the end of the file and before a start.
 
     Args:
       path: of the file.
-      warn: is told which other lines were left out.
+      warn: called with a warning that names the other lines that were left out.
 
     Raises:
       OSError: if the file cannot be read.
@@ -222,19 +222,19 @@ def jsonl_entries(
 
 
 def _has(entry: Any, steps: tuple[str, ...]) -> bool:
-    """Whether the entry has these keys, with integers that NumPy can hold."""
+    """Return whether the entry has these keys, with integers that NumPy can hold."""
     return isinstance(entry, dict) and all(
         type(entry.get(key)) is int and abs(entry[key]) < 2**63 for key in steps
     )
 
 
 def readable_scalars(entry: Mapping[str, Any]) -> dict[str, float]:
-    """The scalars of a record, without what is none."""
+    """Return the scalars of a record that can be read."""
     return _readable("scalars", entry["scalars"], _scalar, [])
 
 
 def _readable_fields(entry: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The fields of a record as Python's and NumPy's values, and the names of what is damaged.
+    """Return the fields of a record as Python's and NumPy's values, and the damaged names.
 
     What is damaged is left out.
     """
@@ -287,7 +287,7 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _text(value: Any) -> str:
-    """The text, without halves of characters, which no file can be written with."""
+    """Return the text without halves of characters, which cannot be written to a file."""
     if not isinstance(value, str):
         raise TypeError
     return value.encode(errors="replace").decode()

@@ -1,8 +1,8 @@
-"""The TensorBoard custom-scalars layout: which curves share a chart; it knows tags, not runs.
+"""The layout of TensorBoard's "Custom Scalars" page: which curves share a chart.
 
-The tags are those of the table in the design: `rank/H_L`, `rank_weights/<layer>`, and so on. The
-charts name layers by regular expressions, so that the layout is the same in every run, and
-TensorBoard, which merges the layouts of the runs it shows, shows each chart once.
+The tags are those of `legend`: `rank/H_L`, `rank_weights/<layer>`, and so on. The charts name
+layers by regular expressions, so that the layout is the same in every run, and TensorBoard, which
+merges the layouts of the runs it shows, shows each chart once.
 """
 
 import re
@@ -14,7 +14,7 @@ from rankmon._util.tags import HESSIAN_PARTS
 
 
 def custom_scalars_layout() -> layout_pb2.Layout:
-    """The charts of TensorBoard's "Custom Scalars" page.
+    """Return the charts of TensorBoard's "Custom Scalars" page.
 
     Returns:
       A proto with the categories Hessian ranks (figure S1 of arXiv 2106.16225 first), Weights,
@@ -35,7 +35,7 @@ def custom_scalars_layout() -> layout_pb2.Layout:
 
 
 def seeds_layout(tags: Iterable[str]) -> layout_pb2.Layout:
-    """Charts of median and range over several seeds, for each of these tags that is charted.
+    """Return charts of median and range over several seeds, for those of the tags with charts.
 
     Args:
       tags: <tag>/median, with <tag>/low and <tag>/high beside it; others are left out.
@@ -143,14 +143,14 @@ def _category(title: str, charts: list[layout_pb2.Chart]) -> layout_pb2.Category
 
 
 def _lines(title: str, *patterns: str) -> layout_pb2.Chart:
-    """A chart of every tag that one of the patterns matches from its first character on."""
+    """Return a chart of every tag that one of the patterns matches from its first character on."""
     return layout_pb2.Chart(
         title=title, multiline=layout_pb2.MultilineChartContent(tag=list(patterns))
     )
 
 
 def _margin(part: str) -> layout_pb2.Chart:
-    """The rank of one part, shaded from its count at 10 x the cut to that at a tenth of it."""
+    """Return a chart of one part's rank, shaded between its counts at 10 x and 0.1 x the cut."""
     return layout_pb2.Chart(
         title=f"Rank of {part}, with its counts at 10 x the cut and at a tenth of it",
         margin=_shaded(f"rank/{part}", f"rank_low/{part}", f"rank_high/{part}"),

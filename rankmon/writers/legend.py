@@ -1,6 +1,6 @@
-"""What each curve means, in sentences: the only place that says so; knows tags, not runs.
+"""The legend: tags, unit and meaning of every curve.
 
-Each run's card shows the rows of the curves that it logs, and the README all of them.
+Each run's card shows the rows of the curves that it logs, and the README all rows.
 """
 
 import re
@@ -12,12 +12,12 @@ HEADER = ("tag", "unit", "meaning")
 
 @dataclass(frozen=True)
 class Entry:
-    r"""One family of tags, and what they mean.
+    r"""One family of tags and their meaning.
 
     Attributes:
-      tags: as they are shown; "…" and "<layer>" stand for anything.
-      unit: of the numbers.
-      meaning: Markdown, with "|" written as "\|".
+      tags: the tags as they are shown; "…" and "<layer>" stand for anything.
+      unit: the unit of the numbers.
+      meaning: their meaning in Markdown, with "|" written as "\|".
     """
 
     tags: tuple[str, ...]
@@ -25,7 +25,7 @@ class Entry:
     meaning: str
 
     def explains(self, tag: str) -> bool:
-        """Whether the tag is one of the family."""
+        """Return whether the tag is one of the family."""
         return self._pattern.fullmatch(tag) is not None
 
     @cached_property

@@ -20,16 +20,16 @@ class MemoryWriter(ClosingWriter):
         return sorted(self._in_force, key=lambda record: record.step)
 
     def start(self, step: int) -> None:
-        """See `Writer`."""
+        """Begin an attempt."""
         self._in_force = [record for record in self._in_force if record.step < step]
 
     def write(self, record: Record) -> None:
-        """See `Writer`."""
+        """Keep one record."""
         self.all_records.append(record)
         self._in_force.append(record)
 
     def flush(self) -> None:
-        """Nothing: records are kept as they are."""
+        """Do nothing: records are kept as they are."""
 
     def close(self) -> None:
-        """Nothing: the records stay."""
+        """Do nothing: the records stay."""

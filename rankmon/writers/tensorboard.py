@@ -1,6 +1,6 @@
 """`TensorBoardWriter`: records as TensorBoard events without TensorFlow.
 
-What is in an event, `_events` knows, and the order of the files `_event_files`.
+`events` has the events, `event_files` the names and the order of the files.
 """
 
 import time
@@ -40,12 +40,12 @@ class TensorBoardWriter(ClosingWriter):
         layout: layout_pb2.Layout | None = None,
         warn: Callable[[str], None] = warn_user,
     ) -> None:
-        """Creates the folder where it is missing, and the file.
+        """Create the event file, and the folder if it is missing.
 
         Args:
           logdir: the run folder.
-          layout: charts for TensorBoard's "Custom Scalars" page; None for none.
-          warn: is told when the file was removed while it was written to.
+          layout: charts for TensorBoard's "Custom Scalars" page, if any.
+          warn: called with a warning if the file was removed while in use.
 
         Raises:
           ValueError: for a URL.
@@ -66,7 +66,7 @@ class TensorBoardWriter(ClosingWriter):
         self._file, self._records = _begun(new_event_file(folder, names))
 
     def start(self, step: int) -> None:
-        """See `Writer`. Also writes the layout, which a restart at step 0 would purge."""
+        """Begin an attempt, and write the layout, which a restart at step 0 would purge."""
         self._regain()
         now = time.time()
         if self._has_predecessor:
@@ -77,7 +77,7 @@ class TensorBoardWriter(ClosingWriter):
         self._started = self._has_predecessor = True
 
     def write(self, record: Record) -> None:
-        """See `Writer`.
+        """Write one record.
 
         Raises:
           OSError: if the file cannot be written.
@@ -101,7 +101,7 @@ class TensorBoardWriter(ClosingWriter):
         self._last_step = record.step
 
     def end_session(self, outcome: Outcome) -> None:
-        """See `SessionWriter`; nothing where no record had hyperparameters."""
+        """Write the outcome, if a record had hyperparameters."""
         if self._session is not None:
             self._regain()
             now = time.time()
@@ -113,7 +113,7 @@ class TensorBoardWriter(ClosingWriter):
             self._session.supersede(self._folder, outcome, now)
 
     def write_image(self, step: int, tag: str, png: bytes) -> None:
-        """Writes a picture for TensorBoard's "Images" page.
+        """Write a picture for TensorBoard's "Images" page.
 
         Args:
           step: the step that it shows.
@@ -131,18 +131,18 @@ class TensorBoardWriter(ClosingWriter):
         self._write(event)
 
     def flush(self) -> None:
-        """See `Writer`: each record has been handed over, to a file that may be gone."""
+        """Go on in a new file if the old one is lost; records are handed over as written."""
         self._regain()
 
     def close(self) -> None:
-        """See `Writer`."""
+        """Close the file."""
         self._records.close()
 
     def _write(self, event: event_pb2.Event) -> None:
         _put(self._records, event)
 
     def _regain(self) -> None:
-        """Puts a file that is lost back in its place, and goes on in a new one.
+        """Put a lost file back in its place, and go on in a new one.
 
         Of TensorBoard's readers some read on at the old file's path, others keep the file open that
         has none any more: both take up what is in a new file.
@@ -174,7 +174,7 @@ class TensorBoardWriter(ClosingWriter):
 
 
 def _begun(file: WholeFile) -> tuple[WholeFile, RecordWriter]:
-    """A new event file with its first event; none is left behind where it cannot be written."""
+    """Return a new event file with its first event; leave none behind if it cannot be written."""
     records = RecordWriter(file)
     try:
         _put(records, events.version_event(time.time()))
