@@ -3,18 +3,16 @@
 import io
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from rankmon._util.text import printable
 from rankmon.report.summary import as_single_run
 from rankmon.runs.series import RunSeries
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 
 # Okabe and Ito's palette, safe for color-blind readers; thin lines lie on thick ones, so that both
 # of two curves that coincide stay visible.
@@ -46,12 +44,7 @@ def png_of(runs: Sequence[RunSeries]) -> bytes:
 
     Args:
       runs: at least one.
-
-    Raises:
-      ModuleNotFoundError: without matplotlib.
     """
-    import matplotlib
-
     singles = [as_single_run(run) for run in runs]
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # A name in a script that the font lacks is drawn as boxes.
@@ -62,9 +55,7 @@ def png_of(runs: Sequence[RunSeries]) -> bytes:
     return png.getvalue()
 
 
-def _one_run(run: RunSeries) -> "Figure":
-    from matplotlib.figure import Figure
-
+def _one_run(run: RunSeries) -> Figure:
     both = _has(run, "rank") and _has(run, "rank_weights")
     figure = Figure(figsize=(11, 4.6) if both else (7.5, 4.6), layout="constrained")
     if both:
@@ -81,9 +72,7 @@ def _one_run(run: RunSeries) -> "Figure":
     return figure
 
 
-def _panels(runs: Sequence[RunSeries]) -> "Figure":
-    from matplotlib.figure import Figure
-
+def _panels(runs: Sequence[RunSeries]) -> Figure:
     columns = 2 if len(runs) in (2, 4) else 3
     rows = -(-len(runs) // columns)
     figure = Figure(figsize=(4.8 * columns, 3.6 * rows + 0.5), layout="constrained")
@@ -99,7 +88,7 @@ def _panels(runs: Sequence[RunSeries]) -> "Figure":
     return figure
 
 
-def _draw(axes: "Axes", run: RunSeries) -> None:
+def _draw(axes: Axes, run: RunSeries) -> None:
     draw = _draw_hessian if _has(run, "rank") or not _has(run, "rank_weights") else _draw_weights
     draw(axes, run)
 
@@ -108,7 +97,7 @@ def _has(run: RunSeries, group: str) -> bool:
     return any(tag.startswith(f"{group}/") for tag in run.scalars)
 
 
-def _draw_hessian(axes: "Axes", run: RunSeries) -> None:
+def _draw_hessian(axes: Axes, run: RunSeries) -> None:
     """Draw the ranks, the band from low to high, theory as open circles, the loss in gray."""
     _draw_loss(axes, run)
     tags = [f"rank/{part}" for part in PARTS if f"rank/{part}" in run.scalars]
@@ -132,7 +121,7 @@ def _draw_hessian(axes: "Axes", run: RunSeries) -> None:
     _finish(axes, [step for tag in tags for step in run.scalars[tag].steps.tolist()])
 
 
-def _draw_loss(axes: "Axes", run: RunSeries) -> None:
+def _draw_loss(axes: Axes, run: RunSeries) -> None:
     """Draw the loss on a second axis, logarithmic, behind the ranks."""
     loss = run.scalars.get("loss")
     if loss is None or not np.any(loss.values > 0):
@@ -146,7 +135,7 @@ def _draw_loss(axes: "Axes", run: RunSeries) -> None:
     axes.patch.set_visible(False)
 
 
-def _draw_weights(axes: "Axes", run: RunSeries) -> None:
+def _draw_weights(axes: Axes, run: RunSeries) -> None:
     tags = [tag for tag in run.scalars if tag.startswith("rank_weights/")]
     for i, tag in enumerate(tags):
         series, dot = run.scalars[tag], "." if len(run.scalars[tag].steps) == 1 else ""
@@ -188,7 +177,7 @@ def _labels(run: RunSeries, tags: Sequence[str]) -> list[tuple[float, str, str]]
     return labels
 
 
-def _finish(axes: "Axes", steps: Sequence[int]) -> None:
+def _finish(axes: Axes, steps: Sequence[int]) -> None:
     """Start ranks at 0, and make the axis of steps logarithmic if most of them come early."""
     axes.set(xlabel="step")
     axes.set_ylim(bottom=0)
@@ -201,7 +190,7 @@ def _finish(axes: "Axes", steps: Sequence[int]) -> None:
         axes.set_xlim(different[0], 1.2 * different[-1])
 
 
-def _add_legend(figure: "Figure", panels: Sequence["Axes"]) -> None:
+def _add_legend(figure: Figure, panels: Sequence[Axes]) -> None:
     """Add one legend for all panels, each label once."""
     labeled: dict[Any, Any] = {}
     for axes in panels:
