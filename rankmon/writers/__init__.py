@@ -1,4 +1,7 @@
-"""Writers of records: TensorBoard (without TensorFlow), JSONL, memory, CLU; without JAX."""
+"""Writers of records: TensorBoard event files, JSONL files, memory, and writers in CLU's style.
+
+They need neither TensorFlow nor JAX.
+"""
 
 from rankmon._util.files import RunLock
 from rankmon.writers.base import Outcome, Record, SessionWriter, Writer

@@ -1,4 +1,4 @@
-"""A record, and the protocol of a writer of records."""
+"""Records, and the protocol that writers of records implement."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import numpy as np
 from rankmon._util.files import WholeFile
 from rankmon._util.hparams import Hparam
 
-# How training ended.
+# The ways in which training can end.
 Outcome = Literal["success", "failure", "unknown"]
 
 
@@ -21,12 +21,12 @@ class Record:
 
     Attributes:
       step: the training step.
-      attempt: the attempt of the training loop that it comes from, 1 for the first.
-      wall_time: when it was made, in seconds since the epoch.
+      attempt: the number of the training attempt, counted from 1; each restart adds one.
+      wall_time: the time of the measurement, in seconds since the epoch.
       scalars: tag -> number.
       arrays: tag -> array of real numbers.
       texts: tag -> Markdown.
-      hparams: name -> number, string or bool; in the first record of an attempt, if anywhere.
+      hparams: name -> number, string or bool; empty except in the first record of an attempt.
     """
 
     step: int
@@ -39,40 +39,40 @@ class Record:
 
 
 class Writer(Protocol):
-    """The protocol of what takes records."""
+    """The protocol that writers of records implement."""
 
     def start(self, step: int) -> None:
-        """Begin an attempt: what was written for steps >= step is superseded."""
+        """Begin an attempt: it supersedes all earlier records of steps >= step."""
         ...
 
     def write(self, record: Record) -> None:
-        """Take one record."""
+        """Write one record."""
         ...
 
     def flush(self) -> None:
-        """Hand everything taken so far to the operating system."""
+        """Pass all records written so far to the operating system."""
         ...
 
     def close(self) -> None:
-        """Flush and take nothing more; a second call has no effect."""
+        """Flush, and accept no further records; a second call has no effect."""
         ...
 
 
 @runtime_checkable
 class SessionWriter(Writer, Protocol):
-    """A writer that also takes how training ended."""
+    """A writer that also records how training ended."""
 
     def end_session(self, outcome: Outcome) -> None:
-        """Take the outcome of training; `close` comes next."""
+        """Record the outcome of training; the next call is `close`."""
         ...
 
 
 class ClosingWriter(ABC):
-    """A `Writer` that is a context manager and closes on the way out."""
+    """A `Writer` that is a context manager: leaving the block closes it."""
 
     @abstractmethod
     def close(self) -> None:
-        """Close as `Writer` says."""
+        """Close the writer; see `Writer.close`."""
 
     def __enter__(self) -> Self:
         """Return the writer."""
@@ -89,7 +89,13 @@ class ClosingWriter(ABC):
 
 
 def lost_file(lost: WholeFile, file: WholeFile, *, whole: bool) -> str:
-    """Return the warning that a file was lost and another goes on, with all that it held or not."""
+    """Return the warning that the writer continues in a new file because it lost its own.
+
+    Args:
+      lost: the old file.
+      file: the new file.
+      whole: whether the contents of the old file were copied to the new one.
+    """
     held = "all that it held" if whole else "no earlier record: they cannot be read any more"
     return (
         f"expected {lost.path} to stay while it is written to, got one that was removed, moved, "

@@ -1,7 +1,7 @@
-"""The card of a run, in Markdown: what is monitored and how, predictions, and the curves' meaning.
+"""The card of a run: a Markdown page on the network, the probes, predictions and curves.
 
-It explains the curves that the run has logged so far, in the words of `legend`, and is written
-again when a new curve is logged.
+The card explains the curves that the run has logged so far, with the texts of `legend`. A record
+with a new curve gets a new card.
 """
 
 import math
@@ -20,7 +20,7 @@ _SEEDS_SUFFIXES = ("/median", "/low", "/high")
 
 
 class Explained:
-    """The curves that were logged so far, as rows of the legend."""
+    """The curves that a run has logged so far, as rows of the legend."""
 
     def __init__(self) -> None:
         self._tags: set[str] = set()
@@ -28,7 +28,7 @@ class Explained:
         self._own: dict[str, None] = {}
 
     def grows(self, tags: Iterable[str]) -> bool:
-        """Take these tags, and return whether there are more rows than before."""
+        """Add these tags, and return whether this adds rows to the table."""
         before = len(self._entries) + len(self._own)
         for tag in tags:
             if tag not in self._tags:
@@ -44,7 +44,7 @@ class Explained:
             self._own[f"{first}/…" if slash else tag] = None
 
     def table(self) -> str:
-        """Return the rows, those of the legend first, as a Markdown table."""
+        """Return the rows as a Markdown table, with the rows of the legend first."""
         own = "logged by a call or a probe of your own"
         rows = [LEGEND[place].row for place in sorted(self._entries)]
         rows += [(markdown.code(tag), "yours", own) for tag in self._own]
@@ -55,7 +55,7 @@ class Card:
     """The card of one run.
 
     Args:
-      facts: what is known before the parameters are.
+      facts: the facts that do not depend on the parameters; the last rows of the card's table.
     """
 
     def __init__(self, facts: Sequence[Fact] = ()) -> None:
@@ -66,19 +66,19 @@ class Card:
         self._is_shown = False
 
     def describe(self, flat: FlatProblem, descriptions: Mapping[str, Description]) -> None:
-        """Take the probes' descriptions by name, once the parameters' structure is known."""
+        """Set the problem and the probes' descriptions (by name), which need the parameters."""
         self._flat, self._descriptions, self._is_shown = flat, descriptions, False
 
     def begin(self) -> None:
-        """Begin an attempt, which shows a card of its own."""
+        """Begin an attempt; its first record gets a new card."""
         self._explained, self._is_shown = Explained(), False
 
     def page(self, step: int, scalars: Mapping[str, float], others: Iterable[str]) -> str | None:
-        """Return the card for a record, or None if the last one still holds.
+        """Return the card for a record, or None if the last card is still up to date.
 
         Args:
-          step: of the record.
-          scalars: of the record.
+          step: the step of the record.
+          scalars: the scalars of the record.
           others: the tags of its arrays and texts.
         """
         grown = self._explained.grows([*scalars, *others, TAG])
@@ -147,7 +147,7 @@ class MedianCard:
     """The card of the run with the medians over several seeds.
 
     Args:
-      seeds: how many there are.
+      seeds: the number of seeds.
     """
 
     def __init__(self, seeds: int) -> None:
@@ -155,14 +155,14 @@ class MedianCard:
         self._explained = Explained()
 
     def begin(self) -> None:
-        """Begin an attempt, which shows a card of its own."""
+        """Begin an attempt; its first record gets a new card."""
         self._explained = Explained()
 
     def page(self, tags: Iterable[str]) -> str | None:
-        """Return the card for a record, or None if the last one still holds.
+        """Return the card for a record, or None if the last card is still up to date.
 
         Args:
-          tags: <tag>/median, <tag>/low, <tag>/high.
+          tags: the tags of the record: <tag>/median, <tag>/low and <tag>/high.
         """
         if not self._explained.grows([*map(_without_suffix, tags), TAG]):
             return None
@@ -183,7 +183,7 @@ def _without_suffix(tag: str) -> str:
 
 
 def _facts_of(flat: FlatProblem) -> list[Fact]:
-    """Return the facts about the problem, which come before those of the probes."""
+    """Return the facts about the problem: parameters, dtypes, probe batch, outputs and loss."""
     problem = flat.problem
     arrays = listed([f"{spec.name} {'x'.join(map(str, spec.shape))}" for spec in flat.specs])
     dtypes = dict.fromkeys(str(spec.dtype) for spec in flat.specs)

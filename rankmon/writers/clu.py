@@ -1,4 +1,4 @@
-"""`ScalarsWriter`: scalars handed on to any writer in the style of CLU."""
+"""`ScalarsWriter`: pass scalars on to a metric writer with CLU's interface."""
 
 from typing import Any
 
@@ -6,23 +6,23 @@ from rankmon.writers.base import ClosingWriter, Record
 
 
 class ScalarsWriter(ClosingWriter):
-    """Hands scalars to any object with `write_scalars(step, {tag: value})`, as CLU's writers have.
+    """Passes scalars on to any object with `write_scalars(step, {tag: value})`, as in CLU.
 
-    Hyperparameters too, if it has `write_hparams({name: value})`.
+    Hyperparameters are passed on if the object has `write_hparams({name: value})`.
 
-    The object belongs to its owner: it is flushed if it can be, and never closed. It does not learn
-    of attempts, which CLU does not have.
+    The object is flushed if it has a `flush`, but never closed: whoever created it closes it. CLU
+    has no notion of attempts, so restarts are not passed on.
     """
 
     def __init__(self, writer: Any) -> None:
-        """Keep the object that takes the scalars."""
+        """Store the object that the scalars are passed to."""
         self._writer = writer
 
     def start(self, step: int) -> None:
         """Do nothing: CLU's writers have no attempts."""
 
     def write(self, record: Record) -> None:
-        """Hand over the record's scalars, and its hyperparameters if the object takes them."""
+        """Pass on the record's scalars, and its hyperparameters if the object accepts them."""
         if record.hparams:
             getattr(self._writer, "write_hparams", _nothing)(dict(record.hparams))
         self._writer.write_scalars(record.step, dict(record.scalars))
@@ -32,7 +32,7 @@ class ScalarsWriter(ClosingWriter):
         getattr(self._writer, "flush", _nothing)()
 
     def close(self) -> None:
-        """Flush the object, which its owner closes."""
+        """Flush the object, but leave it open."""
         self.flush()
 
 

@@ -1,8 +1,9 @@
-"""The event files of a run folder: names, which give the order of reading, and the session's file.
+"""The event files of a run folder: their names, and the file of the session.
 
-An attempt's file comes after all others: its START must follow what it supersedes. The session's
-file comes before all others, since TensorBoard keeps the first hyperparameters and the first status
-that it reads: else those of an earlier attempt, perhaps of a failure. `events` has the events.
+TensorBoard reads the files in the order of their names. The file of a new attempt has to come
+last: its START event discards what was read before it. The file of the session (hyperparameters
+and outcome, for the HPARAMS page) has to come first: TensorBoard keeps the first that it reads, and
+would otherwise show those of an earlier attempt, perhaps of one that failed.
 """
 
 import io
@@ -22,7 +23,7 @@ from rankmon.writers.base import Outcome
 
 PREFIX, SUFFIX = "events.out.tfevents.", ".rankmon"
 SESSION_NAME = f"{PREFIX}0000000000.session"
-_STEP = 0  # not after that of any START that follows and purges later steps
+_STEP = 0  # never later than the START events of other files, which discard later steps
 
 
 def event_file_names(folder: Path) -> list[str]:
@@ -31,12 +32,12 @@ def event_file_names(folder: Path) -> list[str]:
 
 
 def is_own(name: str) -> bool:
-    """Return whether the event file of this name holds the records of an attempt."""
+    """Return whether this is the name of an event file with the records of an attempt."""
     return name.startswith(PREFIX) and name.endswith(SUFFIX)
 
 
 def prepare_session(folder: Path) -> None:
-    """Remove what a kill has left of a `Session`, as earlier versions named its temporary file.
+    """Remove temporary session files that a killed process of an earlier version has left.
 
     Raises:
       OSError: if the session's file cannot be replaced.
@@ -48,7 +49,7 @@ def prepare_session(folder: Path) -> None:
 
 
 def new_event_file(folder: Path, names: Iterable[str]) -> WholeFile:
-    """Create an event file whose name comes after these."""
+    """Create an event file whose name sorts after all of these."""
     matches = [re.match(r"\d{10}", name.removeprefix(PREFIX)) for name in names]
     second = max([int(time.time()), *(int(match[0]) + 1 for match in matches if match)])
     while True:
@@ -64,14 +65,14 @@ class Session:
 
     Attributes:
       hparams: name -> value.
-      began: in seconds since the epoch.
+      began: the start of the attempt, in seconds since the epoch.
     """
 
     hparams: Mapping[str, Hparam]
     began: float
 
     def supersede(self, folder: Path, outcome: Outcome, now: float) -> None:
-        """Make this the run's session, with this outcome.
+        """Replace the run's session file by one with this session and this outcome.
 
         Raises:
           OSError: if the file cannot be written.

@@ -1,6 +1,7 @@
-"""TensorBoard's event protos for records, images, the layout and hyperparameters.
+"""Build TensorBoard events from records, images, the layout and hyperparameters.
 
-The protos and the functions that fill them in are tensorboard's own and do without TensorFlow.
+The protocol buffers and the functions that fill them in come from the tensorboard package, which
+does not need TensorFlow.
 """
 
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ def version_event(wall_time: float) -> event_pb2.Event:
 
 
 def start_event(step: int, wall_time: float) -> event_pb2.Event:
-    """Return the event that makes TensorBoard drop everything read for steps >= step."""
+    """Return the event that makes TensorBoard discard everything read for steps >= step."""
     log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     return event_pb2.Event(wall_time=wall_time, step=step, session_log=log)
 
@@ -53,16 +54,15 @@ def record_event(
     texts: Mapping[str, str],
     hparams: Mapping[str, Hparam] = MappingProxyType({}),
 ) -> event_pb2.Event:
-    """Return one event for all of a record, so that it is written whole or not at all.
+    """Return one event for a whole record, so that it is written completely or not at all.
 
     Args:
       step: the training step.
       wall_time: seconds since the epoch.
-      scalars: written as float32, TensorBoard's precision.
-      arrays: each written as a histogram at its tag, and as a tensor of its own shape at
-        tag + "/values".
-      texts: Markdown.
-      hparams: hyperparameters, with which a session begins; empty for no session.
+      scalars: tag -> number, written as float32, TensorBoard's precision.
+      arrays: tag -> array, written as a histogram at the tag, and as a tensor at tag + "/values".
+      texts: tag -> Markdown.
+      hparams: hyperparameters; if there are any, the event also begins a session.
     """
     values = [
         *(_scalar(tag, value) for tag, value in scalars.items()),
@@ -76,12 +76,12 @@ def record_event(
 def session_start_event(
     hparams: Mapping[str, Hparam], step: int, wall_time: float
 ) -> event_pb2.Event:
-    """Return the beginning of a session of TensorBoard's HPARAMS page."""
+    """Return the event that begins a session on TensorBoard's HPARAMS page."""
     return _summary_event([_session_start(hparams, wall_time)], step, wall_time)
 
 
 def session_end_event(outcome: Outcome, step: int, wall_time: float) -> event_pb2.Event:
-    """Return the end of a session of TensorBoard's HPARAMS page."""
+    """Return the event that ends a session on TensorBoard's HPARAMS page."""
     info = plugin_data_pb2.SessionEndInfo(
         status=api_pb2.Status.Value(f"STATUS_{outcome.upper()}"), end_time_secs=wall_time
     )
@@ -91,10 +91,10 @@ def session_end_event(outcome: Outcome, step: int, wall_time: float) -> event_pb
 
 
 def image_event(tag: str, png: bytes, step: int, wall_time: float) -> event_pb2.Event:
-    """Return an image at a step.
+    """Return the event of an image at a step.
 
     Raises:
-      ValueError: for bytes that are no PNG.
+      ValueError: if the bytes are not a PNG file.
     """
     # A PNG begins with its signature and the chunk IHDR: length, name, width, height.
     if png[:8] != b"\x89PNG\r\n\x1a\n" or png[12:16] != b"IHDR":
@@ -112,16 +112,16 @@ def image_event(tag: str, png: bytes, step: int, wall_time: float) -> event_pb2.
 
 
 def histogram(values: Float[np.ndarray, "..."]) -> summary_pb2.HistogramProto:
-    """Return the finite values in `BUCKETS` buckets of equal width from min to max.
+    """Return a histogram of the finite values, with `BUCKETS` buckets of equal width.
 
-    NaN and infinite values belong to no bucket and are left out of num, sum and sum_squares too.
+    NaN and infinite values are left out, also from num, sum and sum_squares.
     """
     finite = np.asarray(values, np.float64)
     finite = finite[np.isfinite(finite)]
     if finite.size == 0:
         return summary_pb2.HistogramProto()
     low, high = finite.min(), finite.max()
-    # As convex combinations: high - low overflows if both are huge and of opposite sign.
+    # Convex combinations: high - low would overflow if both are huge and of opposite sign.
     share = np.linspace(0.0, 1.0, BUCKETS + 1)
     edges = np.maximum.accumulate(np.clip((1 - share) * low + share * high, low, high))
     counts, _ = np.histogram(finite, bins=edges)
@@ -148,7 +148,7 @@ def _histogram(tag: str, array: np.ndarray) -> summary_pb2.Summary.Value:
 
 def _values(tag: str, array: np.ndarray) -> summary_pb2.Summary.Value:
     plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name="rankmon")
-    with np.errstate(over="ignore"):  # beyond float32's range is infinity, as for scalars
+    with np.errstate(over="ignore"):  # values beyond float32's range become infinite, as scalars do
         values = array.astype(np.float32)
     return summary_pb2.Summary.Value(
         tag=f"{tag}/values",
@@ -166,7 +166,7 @@ def _text(tag: str, value: str) -> summary_pb2.Summary.Value:
 
 
 def _session_start(hparams: Mapping[str, Hparam], wall_time: float) -> summary_pb2.Summary.Value:
-    # Without a group's name each run is a row of its own, whatever its hyperparameters.
+    # Without a group name every run gets its own row, even with equal hyperparameters.
     info = plugin_data_pb2.SessionStartInfo(start_time_secs=wall_time)
     for name, value in hparams.items():
         if isinstance(value, str):

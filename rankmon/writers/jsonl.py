@@ -1,7 +1,7 @@
 """`JsonlWriter` and `read_jsonl`: records as lines of JSON at full precision.
 
-A line is a JSON object: a record with the keys of `_KEYS`, and perhaps "hparams", or
-{"start": step, "attempt": attempt}.
+Each line is a JSON object: either a record, with the keys of `_KEYS` and perhaps "hparams", or the
+beginning of an attempt, {"start": step, "attempt": attempt}.
 """
 
 import json
@@ -19,30 +19,31 @@ from rankmon._util.strict_json import json_numbers
 from rankmon._util.warnings import warn_user
 from rankmon.writers.base import ClosingWriter, Record, lost_file
 
-JSONL_NAME = "rankmon.jsonl"  # in every run folder
+JSONL_NAME = "rankmon.jsonl"  # the file's name in every run folder
 _KEYS = frozenset({"step", "attempt", "wall_time", "scalars", "arrays", "texts"})
 _MOST_NAMED = 5
 _NOT_READABLE = (TypeError, ValueError, OverflowError, RecursionError)
 
 
 class JsonlWriter(ClosingWriter):
-    """Appends one JSON object a line, in full precision; `read_jsonl` reads them back.
+    """Appends records to a file, each as one line of JSON at full precision.
 
-    A record is {"step", "attempt", "wall_time", "scalars", "arrays", "texts"}, perhaps with
-    "hparams", the beginning of an attempt {"start": step, "attempt": attempt}. Attempts are counted
-    in the file, from 1, whatever the record says. JSON has no non-finite numbers: they are the
-    strings "NaN", "Infinity" and "-Infinity".
+    A record is an object {"step", "attempt", "wall_time", "scalars", "arrays", "texts"}, perhaps
+    with "hparams". An attempt begins with a line {"start": step, "attempt": attempt}. The writer
+    numbers the attempts in the file from 1, and ignores `Record.attempt`. JSON has no non-finite
+    numbers: they are written as the strings "NaN", "Infinity" and "-Infinity". `read_jsonl` reads
+    the records back.
     """
 
     def __init__(self, path: PathLike, *, warn: Callable[[str], None] = warn_user) -> None:
         """Open the file; create it and its folder if they are missing.
 
         Args:
-          path: of the file.
-          warn: called with a warning of damaged lines, or that the file was removed while in use.
+          path: the path of the file.
+          warn: called with a warning if lines are damaged, or if the file is removed while in use.
 
         Raises:
-          ValueError: for a URL, or if the file holds something else than records.
+          ValueError: for a URL, or if the file holds something other than records.
           OSError: if the file cannot be written.
         """
         path = Path(made_folder(Path(path).parent), Path(path).name)
@@ -83,7 +84,7 @@ class JsonlWriter(ClosingWriter):
         self._write(entry | ({"hparams": dict(record.hparams)} if record.hparams else {}))
 
     def flush(self) -> None:
-        """Go on in a new file if the old one is lost; lines are handed over as they are written."""
+        """Continue in a new file if the old one is lost; written lines need no flushing."""
         self._regain()
 
     def close(self) -> None:
@@ -91,7 +92,7 @@ class JsonlWriter(ClosingWriter):
         self._file.close()
 
     def _regain(self) -> None:
-        """Go on in a new file, or in one that has taken its place, if the old one is lost."""
+        """Continue in the file now at the path, or in a new one, if the old file is lost."""
         lost = self._file
         lost.keep_lock()
         if not lost.is_lost():
@@ -113,13 +114,13 @@ class JsonlWriter(ClosingWriter):
     def _write(self, entry: Mapping[str, Any]) -> None:
         self._regain()
         line = _line(entry)
-        # A line torn by a crash is ended first, so that this one stands alone.
+        # A crash may have left an incomplete line: end it first.
         self._file.write(b"\n" + line if self._needs_newline else line)
         self._needs_newline = False
 
 
 def _line(entry: Mapping[str, Any]) -> bytes:
-    """Return the object as one line, newline included; its floats read back as the same floats."""
+    """Return the object as a line of JSON that reads back as exactly the same floats."""
     return json.dumps(entry, allow_nan=False).encode() + b"\n"
 
 
@@ -132,21 +133,22 @@ def _ends_a_line(path: Path) -> bool:
 
 
 def read_jsonl(path: PathLike, *, superseded: bool = False) -> list[Record]:
-    """Return the records of a `JsonlWriter`'s file, in the order of their steps.
+    """Return the records in a file of a `JsonlWriter`, in the order of their steps.
 
-    A line that a crash left torn is left out, and with a warning whatever else is damaged.
+    A line that a crash left incomplete is skipped silently; other damaged lines and values are
+    skipped with a warning.
 
     Args:
       path: the file.
-      superseded: also the records that a later attempt superseded, each before those of later
-        attempts at the same step.
+      superseded: whether to include records that a later attempt superseded; at the same step,
+        those of earlier attempts come first.
 
     Returns:
-      Records whose arrays are float64.
+      The records, with float64 arrays.
 
     Raises:
       OSError: if the file cannot be read.
-      ValueError: if it holds no record, but something else.
+      ValueError: if the file is not empty but holds no records.
     """
     path = Path(path).expanduser()
     records: list[Record] = []
@@ -174,18 +176,18 @@ def read_jsonl(path: PathLike, *, superseded: bool = False) -> list[Record]:
 def jsonl_entries(
     path: Path, *, warn: Callable[[str], None] = warn_user
 ) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a file, line by line; of a damaged file those that can be read.
+    """Yield the JSON objects of a file line by line, skipping damaged lines.
 
-    A crash tears at most the last line of an attempt: lines that are not JSON are left out without
-    a warning at the end of the file and before a start.
+    A crash leaves at most the last line of an attempt incomplete. Lines that are not JSON are
+    therefore skipped silently at the end of the file and before the beginning of an attempt.
 
     Args:
-      path: of the file.
-      warn: called with a warning that names the other lines that were left out.
+      path: the path of the file.
+      warn: called with a warning that names the other lines that were skipped.
 
     Raises:
       OSError: if the file cannot be read.
-      ValueError: if no line is a record or a start, but something else.
+      ValueError: if the file has damaged lines and no valid one.
     """
     check_no_pipe(path)
     torn: list[int] = []
@@ -222,22 +224,19 @@ def jsonl_entries(
 
 
 def _has(entry: Any, steps: tuple[str, ...]) -> bool:
-    """Return whether the entry has these keys, with integers that NumPy can hold."""
+    """Return whether the entry has these keys, with values that fit in int64."""
     return isinstance(entry, dict) and all(
         type(entry.get(key)) is int and abs(entry[key]) < 2**63 for key in steps
     )
 
 
 def readable_scalars(entry: Mapping[str, Any]) -> dict[str, float]:
-    """Return the scalars of a record that can be read."""
+    """Return the scalars of a record, without those that cannot be read."""
     return _readable("scalars", entry["scalars"], _scalar, [])
 
 
 def _readable_fields(entry: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return the fields of a record as Python's and NumPy's values, and the damaged names.
-
-    What is damaged is left out.
-    """
+    """Return the readable fields of a record as Python and NumPy values, and the damaged names."""
     damaged: list[str] = []
     try:
         wall_time = _scalar(entry["wall_time"])
@@ -287,7 +286,7 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _text(value: Any) -> str:
-    """Return the text without halves of characters, which cannot be written to a file."""
+    """Return the text with lone surrogates replaced, since they cannot be encoded as UTF-8."""
     if not isinstance(value, str):
         raise TypeError
     return value.encode(errors="replace").decode()

@@ -1,8 +1,8 @@
 """The layout of TensorBoard's "Custom Scalars" page: which curves share a chart.
 
-The tags are those of `legend`: `rank/H_L`, `rank_weights/<layer>`, and so on. The charts name
-layers by regular expressions, so that the layout is the same in every run, and TensorBoard, which
-merges the layouts of the runs it shows, shows each chart once.
+`legend` explains the tags: `rank/H_L`, `rank_weights/<layer>`, and so on. The charts match layers
+by regular expressions, so that the layout is the same in every run: TensorBoard merges the layouts
+of all runs that it shows, and then shows each chart once.
 """
 
 import re
@@ -17,9 +17,9 @@ def custom_scalars_layout() -> layout_pb2.Layout:
     """Return the charts of TensorBoard's "Custom Scalars" page.
 
     Returns:
-      A proto with the categories Hessian ranks (figure S1 of arXiv 2106.16225 first), Weights,
-      Features, Determinants, Margins, Lemma 8 and Monitor. A tag that a run did not write leaves
-      its curve out, and nothing else.
+      A proto with the categories Hessian ranks (first the chart of figure S1 of arXiv 2106.16225),
+      Weights, Features, Determinants, Margins, Lemma 8 and Monitor. If a run did not write a tag,
+      only the curve of this tag is missing.
     """
     return layout_pb2.Layout(
         category=[
@@ -35,10 +35,11 @@ def custom_scalars_layout() -> layout_pb2.Layout:
 
 
 def seeds_layout(tags: Iterable[str]) -> layout_pb2.Layout:
-    """Return charts of median and range over several seeds, for those of the tags with charts.
+    """Return charts of the median and the range over several seeds: ranks, dead units and the loss.
 
     Args:
-      tags: <tag>/median, with <tag>/low and <tag>/high beside it; others are left out.
+      tags: tags in the run of the medians: <tag>/median, <tag>/low and <tag>/high; others are
+        ignored.
     """
     shown = re.compile(
         "(rank|rank_weights|rank_features|stable_rank|effective_rank|dead_units)/|loss$"
@@ -143,14 +144,14 @@ def _category(title: str, charts: list[layout_pb2.Chart]) -> layout_pb2.Category
 
 
 def _lines(title: str, *patterns: str) -> layout_pb2.Chart:
-    """Return a chart of every tag that one of the patterns matches from its first character on."""
+    """Return a chart of all tags that match one of the patterns at their beginning."""
     return layout_pb2.Chart(
         title=title, multiline=layout_pb2.MultilineChartContent(tag=list(patterns))
     )
 
 
 def _margin(part: str) -> layout_pb2.Chart:
-    """Return a chart of one part's rank, shaded between its counts at 10 x and 0.1 x the cut."""
+    """Return a chart of a part's rank, with the range of its counts at 0.1 to 10 times the cut."""
     return layout_pb2.Chart(
         title=f"Rank of {part}, with its counts at 10 x the cut and at a tenth of it",
         margin=_shaded(f"rank/{part}", f"rank_low/{part}", f"rank_high/{part}"),

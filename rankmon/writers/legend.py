@@ -1,6 +1,6 @@
 """The legend: tags, unit and meaning of every curve.
 
-Each run's card shows the rows of the curves that it logs, and the README all rows.
+The card of a run shows the rows for the curves that it logs; the README shows all rows.
 """
 
 import re
@@ -15,7 +15,7 @@ class Entry:
     r"""One family of tags and their meaning.
 
     Attributes:
-      tags: the tags as they are shown; "…" and "<layer>" stand for anything.
+      tags: the tags as they are shown; "…" and "<layer>" match any text.
       unit: the unit of the numbers.
       meaning: their meaning in Markdown, with "|" written as "\|".
     """
@@ -25,7 +25,7 @@ class Entry:
     meaning: str
 
     def explains(self, tag: str) -> bool:
-        """Return whether the tag is one of the family."""
+        """Return whether the tag belongs to the family."""
         return self._pattern.fullmatch(tag) is not None
 
     @cached_property

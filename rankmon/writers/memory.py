@@ -1,4 +1,4 @@
-"""`MemoryWriter`: records in memory."""
+"""`MemoryWriter`: keep records in memory."""
 
 from rankmon.writers.base import ClosingWriter, Record
 
@@ -16,11 +16,11 @@ class MemoryWriter(ClosingWriter):
 
     @property
     def records(self) -> list[Record]:
-        """The records that no later attempt superseded, in the order of their steps."""
+        """The records that were not superseded by a later attempt, in the order of their steps."""
         return sorted(self._in_force, key=lambda record: record.step)
 
     def start(self, step: int) -> None:
-        """Begin an attempt."""
+        """Begin an attempt: drop the records of steps >= step from `records`."""
         self._in_force = [record for record in self._in_force if record.step < step]
 
     def write(self, record: Record) -> None:
@@ -29,7 +29,7 @@ class MemoryWriter(ClosingWriter):
         self._in_force.append(record)
 
     def flush(self) -> None:
-        """Do nothing: records are kept as they are."""
+        """Do nothing: records are in memory already."""
 
     def close(self) -> None:
-        """Do nothing: the records stay."""
+        """Do nothing: the records stay available."""

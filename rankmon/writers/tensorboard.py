@@ -1,6 +1,6 @@
-"""`TensorBoardWriter`: records as TensorBoard events without TensorFlow.
+"""`TensorBoardWriter`: write records as TensorBoard events, without TensorFlow.
 
-`events` has the events, `event_files` the names and the order of the files.
+`events` builds the events; `event_files` explains the names and the order of the files.
 """
 
 import time
@@ -24,13 +24,14 @@ from rankmon.writers.event_files import (
 
 
 class TensorBoardWriter(ClosingWriter):
-    """Writes a new TensorBoard event file in the run folder.
+    """Writes records to a new TensorBoard event file in the run folder.
 
-    Numbers are kept as float32, as TensorBoard keeps them (`JsonlWriter` keeps all digits). Each
-    array becomes a histogram at its tag, and a tensor of plugin "rankmon" at tag + "/values".
+    Numbers are written as float32, as TensorBoard stores them; `JsonlWriter` keeps all digits. An
+    array is written as a histogram at its tag, and as a tensor of the plugin "rankmon" at
+    tag + "/values".
 
-    Give rankmon a folder of its own: TensorBoard reads the files of a folder one after the other,
-    and a new attempt supersedes what any of them said of later steps.
+    Use a folder for rankmon alone: TensorBoard reads the files of a folder one after the other, and
+    a new attempt also discards the later steps of event files that other programs wrote there.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class TensorBoardWriter(ClosingWriter):
         Args:
           logdir: the run folder.
           layout: charts for TensorBoard's "Custom Scalars" page, if any.
-          warn: called with a warning if the file was removed while in use.
+          warn: called with a warning if the file is removed while in use.
 
         Raises:
           ValueError: for a URL.
@@ -59,14 +60,14 @@ class TensorBoardWriter(ClosingWriter):
         self._session: Session | None = None
         self._last_step = 0
         self._first_start: int | None = None
-        # The first attempt of a folder supersedes nothing: a START would only purge the records
-        # that a training loop's own event files in the same folder have for these steps.
+        # The first attempt in a folder writes no START: it would only discard these steps from
+        # event files that the training loop itself has written to the same folder.
         self._resumes = any(map(is_own, names))
         self._has_predecessor = self._resumes
         self._file, self._records = _begun(new_event_file(folder, names))
 
     def start(self, step: int) -> None:
-        """Begin an attempt, and write the layout, which a restart at step 0 would purge."""
+        """Begin an attempt, and write the layout: a restart at step 0 discards the earlier one."""
         self._regain()
         now = time.time()
         if self._has_predecessor:
@@ -101,7 +102,7 @@ class TensorBoardWriter(ClosingWriter):
         self._last_step = record.step
 
     def end_session(self, outcome: Outcome) -> None:
-        """Write the outcome, if a record had hyperparameters."""
+        """Write the outcome, if a record had hyperparameters and thus began a session."""
         if self._session is not None:
             self._regain()
             now = time.time()
@@ -116,13 +117,13 @@ class TensorBoardWriter(ClosingWriter):
         """Write a picture for TensorBoard's "Images" page.
 
         Args:
-          step: the step that it shows.
-          tag: its name.
+          step: the training step of the picture.
+          tag: the name of the picture.
           png: the bytes of a PNG file.
 
         Raises:
           OSError: if the file cannot be written.
-          ValueError: for bytes that are no PNG, and after `close`.
+          ValueError: if the bytes are not a PNG file, and after `close`.
         """
         event = events.image_event(tag, png, step, time.time())
         self._regain()
@@ -131,7 +132,7 @@ class TensorBoardWriter(ClosingWriter):
         self._write(event)
 
     def flush(self) -> None:
-        """Go on in a new file if the old one is lost; records are handed over as written."""
+        """Continue in a new file if the old one is lost; written records need no flushing."""
         self._regain()
 
     def close(self) -> None:
@@ -142,10 +143,10 @@ class TensorBoardWriter(ClosingWriter):
         _put(self._records, event)
 
     def _regain(self) -> None:
-        """Put a lost file back in its place, and go on in a new one.
+        """Continue in a new file if the old one is lost; put a removed one back first.
 
-        Of TensorBoard's readers some read on at the old file's path, others keep the file open that
-        has none any more: both take up what is in a new file.
+        A running TensorBoard either reads the old file by its path, or keeps the removed file open.
+        In both cases it also reads a new file.
         """
         lost = self._file
         lost.keep_lock()
@@ -174,7 +175,7 @@ class TensorBoardWriter(ClosingWriter):
 
 
 def _begun(file: WholeFile) -> tuple[WholeFile, RecordWriter]:
-    """Return a new event file with its first event; leave none behind if it cannot be written."""
+    """Write the first event of a new event file; discard the file if that fails."""
     records = RecordWriter(file)
     try:
         _put(records, events.version_event(time.time()))
@@ -185,7 +186,7 @@ def _begun(file: WholeFile) -> tuple[WholeFile, RecordWriter]:
 
 
 def _supersede(records: RecordWriter, step: int, now: float) -> None:
-    # TensorBoard's server takes a run's first START for its beginning and purges nothing.
+    # TensorBoard takes the first START of a run for its beginning, and discards nothing.
     for _ in range(2):
         _put(records, events.start_event(step, now))
 
