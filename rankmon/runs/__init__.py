@@ -1,1 +1,1 @@
-"""Runs read back from a log folder, without JAX."""
+"""Read runs back from a log folder, without JAX."""

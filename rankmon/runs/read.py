@@ -1,8 +1,8 @@
-"""The reader of log folders: their runs, live or finished, as series over steps.
+"""Read the runs in a log folder, live or finished, as series over steps.
 
-`rankmon.jsonl` has all digits and is read if there is one; else TensorBoard's own reader reads the
-event files, all steps of them. What a restart superseded is left out either way, and so is an
-incomplete last record, whose writer is at work or was killed.
+`rankmon.jsonl` has all digits and is read if it exists. Otherwise, TensorBoard's own reader reads
+all steps of the event files. Both leave out records that a restart superseded, and an incomplete
+last record: its writer is still writing it or was killed.
 """
 
 import os
@@ -28,22 +28,22 @@ from rankmon.runs.series import (
 from rankmon.writers.base import Record
 from rankmon.writers.jsonl import JSONL_NAME, read_jsonl
 
-_Steps = dict[int, Any]  # step -> what was logged last for it
+_Steps = dict[int, Any]  # step -> the value that was logged last
 
 
 def read_runs(logdir: PathLike) -> list[RunSeries]:
-    """Return all runs of rankmon in a log folder, which may itself be one.
+    """Return all of rankmon's runs in a log folder, in natural order of their names.
 
-    Runs are named as TensorBoard names them and come in the order of their names, numbers by size.
-    Runs that are not rankmon's are left out.
+    The runs have the names that TensorBoard gives them. Runs of other programs are left out.
 
     Args:
-      logdir: what TensorBoard's --logdir takes.
+      logdir: the folder that is passed to TensorBoard as --logdir: a run folder, or one above it.
 
     Raises:
-      FileNotFoundError: if there is no such folder.
+      FileNotFoundError: if the folder does not exist.
       NotADirectoryError: if it is a file.
-      ValueError: if no run of rankmon is in it, or a rankmon.jsonl holds something else.
+      ValueError: if it has no runs of rankmon, or if a rankmon.jsonl holds something other than
+        records.
       OSError: if a file cannot be read.
     """
     top = Path(logdir).expanduser()
@@ -72,13 +72,13 @@ def read_runs(logdir: PathLike) -> list[RunSeries]:
 
 
 def read_several(folders: Sequence[PathLike]) -> list[RunSeries]:
-    """Return the runs in several folders, each once, named by their paths below a common one.
+    """Return the runs in several folders, each run once, named by paths below a common folder.
 
     Args:
-      folders: of runs, or above some.
+      folders: run folders, or folders above run folders.
 
     Raises:
-      OSError, ValueError: as `read_runs` does.
+      OSError, ValueError: as in `read_runs`.
     """
     runs = {
         (Path(folder).expanduser() / run.name).resolve(): run
@@ -96,7 +96,7 @@ def _folders(top: Path) -> Iterator[tuple[Path, str, list[str]]]:
         logs = [n for n in names if n == JSONL_NAME or io_wrapper.IsSummaryEventsFile(n)]
         if logs:
             yield here, here.relative_to(top).as_posix(), logs
-        # A link to a folder above would lead round in circles.
+        # Do not follow a link to a folder above: the walk would not end.
         below[:] = [n for n in below if not here.resolve().is_relative_to((here / n).resolve())]
 
 
@@ -104,15 +104,15 @@ def _run(folder: Path, name: str, logs: Sequence[str]) -> RunSeries:
     pipes = {log for log in logs if _is_pipe(folder / log)}
     if JSONL_NAME in set(logs) - pipes:
         records = read_jsonl(folder / JSONL_NAME)
-        # Without a record it is that of a run that has just begun, or of a crash.
+        # A file without records belongs to a run that has just begun, or that crashed.
         if records:
             return _from_records(name, records)
-    # TensorBoard's reader would wait for a pipe for ever.
+    # TensorBoard's reader would wait for data from a pipe forever.
     return RunSeries(name) if pipes - {JSONL_NAME} else _from_events(name, folder)
 
 
 def _is_pipe(path: Path) -> bool:
-    """Return whether reading it would block, and warn if so."""
+    """Return whether the file is a pipe, which would block a reader; warn if so."""
     try:
         check_no_pipe(path)
     except OSError as error:

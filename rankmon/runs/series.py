@@ -1,4 +1,4 @@
-"""The data of a run as series over steps, and the recognition and the order of rankmon's runs."""
+"""The data of a run as series over steps; helpers to recognize and to sort rankmon's runs."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, eq=False)
 class ScalarSeries:
-    """One number a step.
+    """A curve: one number per step.
 
     Attributes:
-      steps: ascending, each once.
-      values: as many numbers.
+      steps: the steps, strictly increasing.
+      values: the number at each step.
     """
 
     steps: NDArray[np.int64]
@@ -23,11 +23,11 @@ class ScalarSeries:
 
 @dataclass(frozen=True, eq=False)
 class ArraySeries:
-    """One vector a step, of lengths that differ: a spectrum without its exact zeros.
+    """One vector per step, for example a spectrum without its exact zeros; lengths may differ.
 
     Attributes:
-      steps: ascending, each once.
-      values: as many vectors.
+      steps: the steps, strictly increasing.
+      values: the vector at each step.
     """
 
     steps: NDArray[np.int64]
@@ -36,14 +36,15 @@ class ArraySeries:
 
 @dataclass(frozen=True, eq=False)
 class RunSeries:
-    """One run.
+    """The data of one run.
 
     Attributes:
-      name: as TensorBoard names it, the run folder's path below the log folder ("." for itself).
-      scalars: tag -> series, `rank/H_L` and so on.
-      arrays: tag -> series, without "/values": `spectrum/H_L`, log10 of absolute eigenvalues,
-        the largest first.
-      texts: tag -> step -> Markdown, `rankmon/card` and `rankmon/alerts`.
+      name: TensorBoard's name of the run: the path of the run folder below the log folder, "." if
+        they are the same folder.
+      scalars: tag -> series, for example `rank/H_L`.
+      arrays: tag -> series, for example `spectrum/H_L`: log10 of the absolute eigenvalues, in
+        descending order. The tags lack the "/values" that TensorBoard's tags end with.
+      texts: tag -> step -> Markdown, for the tags `rankmon/card` and `rankmon/alerts`.
     """
 
     name: str
@@ -58,11 +59,11 @@ _RANKMONS = re.compile(
 
 
 def is_rankmons(tags: Iterable[str]) -> bool:
-    """Return whether a run with these tags, of whatever kind, is one of rankmon's."""
+    """Return whether a run is one of rankmon's, judged by its tags of scalars, arrays or texts."""
     return any(_RANKMONS.match(tag) for tag in tags)
 
 
 def natural_order(name: str) -> list[tuple[int, str]]:
-    """Return a key that sorts seed_2 before seed_10."""
-    parts = re.split(r"(\d+)", name)  # digits at the odd places
+    """Return a sort key that compares numbers in names by value: seed_2 before seed_10."""
+    parts = re.split(r"(\d+)", name)  # odd indices: the numbers
     return [(int(part), "") if i % 2 else (-1, part) for i, part in enumerate(parts)]

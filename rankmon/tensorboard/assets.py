@@ -11,7 +11,7 @@ _TYPES = MappingProxyType(
 
 
 def static_files() -> Mapping[str, str]:
-    """Return the names below static/ of the files that are served, and their types."""
+    """Return the files that are served: name below static/ -> MIME type."""
     found = {}
     folders = [("", _STATIC)]
     while folders:
@@ -27,5 +27,5 @@ def static_files() -> Mapping[str, str]:
 
 
 def static_text(name: str) -> str:
-    """Return the contents of one of these files."""
+    """Return the text of a file, given its name below static/."""
     return _STATIC.joinpath(*name.split("/")).read_text(encoding="utf-8")

@@ -1,8 +1,8 @@
-"""The data of the tab's charts as JSON, made from the series of a run.
+"""Convert the series of a run to JSON for the tab's charts.
 
-The tab's routes and the pages of `rankmon report --html` give the browser the same objects. Numbers
-that JSON does not have are the strings "NaN", "Infinity" and "-Infinity"; tables are the base64 of
-little-endian arrays.
+The tab's routes and the pages of `rankmon report --html` pass the same objects to the browser. JSON
+has no non-finite numbers: they are the strings "NaN", "Infinity" and "-Infinity". Tables are
+little-endian arrays in base64.
 """
 
 import base64
@@ -17,7 +17,7 @@ from tensorboard.plugin_util import markdown_to_safe_html
 from rankmon._util.strict_json import json_numbers
 from rankmon.runs.series import ArraySeries, RunSeries, ScalarSeries
 
-# The slider moves the cut by factors from 10^-8 to 10^8, ten steps a decade.
+# The slider moves the cut by factors from 10^-8 to 10^8, in ten steps per decade.
 PER_DECADE, LOWEST, POSITIONS = 10, -80, 161
 MOST_STEPS, MOST_INDICES = 400, 300
 _SPECTRUM = "spectrum/"
@@ -25,14 +25,14 @@ Json = dict[str, Any]
 
 
 def parts(arrays: Iterable[str]) -> list[str]:
-    """Return the parts (H_L, ...) whose spectra are among the tags of arrays."""
+    """Return the parts (H_L, ...) that have a spectrum, given the tags of a run's arrays."""
     return [tag.removeprefix(_SPECTRUM) for tag in arrays if tag.startswith(_SPECTRUM)]
 
 
 def overview(
     name: str, scalars: Collection[str], arrays: Collection[str], texts: Collection[str]
 ) -> Json:
-    """Return what a run has: its tags, and the parts whose spectra it has."""
+    """Return the contents of a run: its tags, and the parts that have a spectrum."""
     return {
         "name": name,
         "scalars": sorted(scalars),
@@ -42,7 +42,7 @@ def overview(
 
 
 def scalars(series: Mapping[str, ScalarSeries], prefixes: Sequence[str]) -> Json:
-    """Return the series of tags that start with one of the prefixes: steps and values."""
+    """Return steps and values of the series whose tags start with one of the prefixes."""
     return {
         tag: {"steps": one.steps.tolist(), "values": json_numbers(one.values)}
         for tag, one in series.items()
@@ -53,8 +53,9 @@ def scalars(series: Mapping[str, ScalarSeries], prefixes: Sequence[str]) -> Json
 def counts(spectrum: ArraySeries, cuts: ScalarSeries) -> Json:
     """Count the eigenvalues above the cut times 10^((LOWEST + j) / PER_DECADE), by j and step.
 
-    A row for each j, a column for each step that has both. Beside a cut that is not positive and
-    finite no count is made: the column is zero, as are those of spectra with NaN in them.
+    The table has a row for each j = 0, ..., POSITIONS - 1, and a column for each step that has both
+    a spectrum and a cut. The column is zero if the cut is not positive and finite, or if the
+    spectrum contains NaN.
     """
     steps, at, where = np.intersect1d(spectrum.steps, cuts.steps, return_indices=True)
     table = np.zeros((len(steps), POSITIONS), np.uint32)
@@ -73,7 +74,7 @@ def counts(spectrum: ArraySeries, cuts: ScalarSeries) -> Json:
 
 
 def counts_of_run(spectra: Mapping[str, ArraySeries], cuts: Mapping[str, ScalarSeries]) -> Json:
-    """Return `counts` of each part (H_L, ...) whose cuts were logged; older runs have none."""
+    """Return `counts` for each part (H_L, ...) with logged cuts, which older runs do not have."""
     counted = {part: counts(spectra[part], cuts[part]) for part in spectra if part in cuts}
     return {"per_decade": PER_DECADE, "lowest": LOWEST, "parts": counted}
 
@@ -81,7 +82,7 @@ def counts_of_run(spectra: Mapping[str, ArraySeries], cuts: Mapping[str, ScalarS
 def spectrum(
     series: ArraySeries, cuts: ScalarSeries | None, zeros: ScalarSeries | None, step: int
 ) -> Json:
-    """Return the spectrum of the nearest logged step: log10 of absolute eigenvalues, descending."""
+    """Return the spectrum (log10 |eigenvalue|, descending) at the logged step nearest to `step`."""
     at = int(np.argmin(np.abs(series.steps - step)))
     logged = int(series.steps[at])
     exact, cut = value_at(zeros, logged), _log10(value_at(cuts, logged))
@@ -94,9 +95,9 @@ def spectrum(
 
 
 def heatmap(series: ArraySeries, cuts: ScalarSeries | None) -> Json:
-    """Return the spectra over steps, thinned evenly: rows of log10 |eigenvalue| at some indices.
+    """Return a table of log10 |eigenvalue|: a row per step, a column per index in the spectrum.
 
-    "logged" are all steps that have a spectrum.
+    Steps and indices are thinned evenly. "logged" has all steps with a spectrum.
     """
     rows = thinned(len(series.steps), MOST_STEPS)
     longest = max((len(series.values[row]) for row in rows), default=0)
@@ -116,7 +117,7 @@ def heatmap(series: ArraySeries, cuts: ScalarSeries | None) -> Json:
 
 
 def texts(series: Mapping[str, Mapping[int, str]]) -> Json:
-    """Return texts by tag and step, as HTML without scripts, as TensorBoard renders Markdown."""
+    """Return texts by tag and step, as the safe HTML that TensorBoard renders from Markdown."""
     return {
         tag: [
             {"step": int(step), "html": markdown_to_safe_html(text)}
@@ -127,7 +128,7 @@ def texts(series: Mapping[str, Mapping[int, str]]) -> Json:
 
 
 def whole(run: RunSeries) -> Json:
-    """Return all of a run's payloads in one object, for a page without a server."""
+    """Return all data of a run in one object, for a page that works without a server."""
     spectra = {part: run.arrays[_SPECTRUM + part] for part in parts(run.arrays)}
     cuts = {p: run.scalars[tag] for p in spectra if (tag := f"tolerance/{p}") in run.scalars}
     zeros = {part: run.scalars.get(f"spectrum_zeros/{part}") for part in spectra}
@@ -148,12 +149,12 @@ def whole(run: RunSeries) -> Json:
 
 
 def thinned(count: int, most: int) -> NDArray[np.int64]:
-    """Return at most so many of 0, ..., count - 1, evenly, the first and the last among them."""
+    """Return up to `most` evenly spaced indices out of 0, ..., count - 1, including both ends."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
 def value_at(series: ScalarSeries | None, step: int) -> float:
-    """Return the value at this very step; NaN if there is none."""
+    """Return the value at exactly this step; NaN if there is none."""
     if series is None:
         return float("nan")
     at = int(np.searchsorted(series.steps, step))
@@ -167,5 +168,5 @@ def packed(table: NDArray[Any]) -> str:
 
 
 def _log10(cut: float) -> float:
-    """Return the logarithm; NaN for a cut that is not positive and finite."""
+    """Return log10 of a cut; NaN if the cut is not positive and finite."""
     return math.log10(cut) if 0 < cut < math.inf else math.nan

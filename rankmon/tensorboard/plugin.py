@@ -1,4 +1,4 @@
-"""The "Ranks" tab as a TensorBoard plugin: its routes, and the number of samples that it needs."""
+"""The TensorBoard plugin of the Ranks tab: its routes, and the number of samples that it needs."""
 
 import functools
 import json
@@ -17,30 +17,30 @@ from rankmon.tensorboard import payload
 from rankmon.tensorboard.assets import static_files, static_text
 from rankmon.tensorboard.provider import ARRAYS, TEXTS, Stored, Tags
 
-# By themselves TensorBoard's readers keep ten of a tag, or a hundred. These are as many spectra as
-# they keep scalars, and as many texts as the Text tab shows.
+# By default, TensorBoard's readers keep only 10 or 100 samples of such a tag. Keep as many spectra
+# as scalars (1000), and as many texts as the Text tab shows (100).
 _SAMPLES = MappingProxyType({ARRAYS: 1000, TEXTS: 100})
 _STEP = re.compile(r"-?[0-9]{1,18}")
 _Answer = Callable[[Stored, Request], payload.Json]
 
 
 class RanksLoader(base_plugin.TBLoader):
-    """Loads the tab."""
+    """Creates the plugin when TensorBoard starts."""
 
     def fix_flags(self, flags: Any) -> None:
         """Make TensorBoard keep enough spectra and alerts.
 
-        What the user says in --samples_per_plugin=rankmon=...,text=... holds.
+        The user's own --samples_per_plugin=rankmon=...,text=... takes precedence.
         """
         flags.samples_per_plugin = {**_SAMPLES, **(flags.samples_per_plugin or {})}
 
     def load(self, context: base_plugin.TBContext) -> "RanksPlugin":
-        """Return the tab."""
+        """Return the plugin."""
         return RanksPlugin(context)
 
 
 class RanksPlugin(base_plugin.TBPlugin):
-    """The "Ranks" tab."""
+    """The plugin of the Ranks tab."""
 
     plugin_name = "ranks"
 
@@ -48,7 +48,7 @@ class RanksPlugin(base_plugin.TBPlugin):
         self._provider = context.data_provider
 
     def get_plugin_apps(self) -> dict[str, Callable[..., Any]]:
-        """Return the routes: the data, and each file that was installed with the package."""
+        """Return the routes: those of the data, and one for each static file."""
         answers: dict[str, _Answer] = {
             "/runs": _runs,
             "/scalars": _scalars,
@@ -65,11 +65,11 @@ class RanksPlugin(base_plugin.TBPlugin):
         return {route: _get_only(serve) for route, serve in {**data, **static}.items()}
 
     def is_active(self) -> bool:
-        """Return True: the tab asks for runs, and says what to do without any."""
+        """Return True: without runs, the tab explains how to write some."""
         return True
 
     def frontend_metadata(self) -> base_plugin.FrontendMetadata:
-        """Return the tab's name and module."""
+        """Return the tab's name, and the module that the browser loads."""
         return base_plugin.FrontendMetadata(
             es_module_path="/static/index.js", tab_name="Ranks", disable_reload=True
         )
@@ -108,7 +108,7 @@ def _argument(request: Request, name: str) -> str:
 
 
 def _tags(stored: Stored, runs: Sequence[str]) -> dict[str, Tags]:
-    """Return the tags of the runs that are there: others may have been removed meanwhile."""
+    """Return the tags of those of the runs that still exist; raise if none of them does."""
     found = stored.tags(runs)
     if not found:
         named = " or ".join(map(repr, runs))

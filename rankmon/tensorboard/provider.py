@@ -1,4 +1,4 @@
-"""Series of runs, read from TensorBoard's data provider."""
+"""Read the series of runs from TensorBoard's data provider."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -12,10 +12,10 @@ from tensorboard.plugins.text.metadata import PLUGIN_NAME as TEXTS
 
 from rankmon.runs.series import ArraySeries, ScalarSeries
 
-# The plugin name of the tensors that training writes.
+# The plugin name of the tensors that `TensorBoardWriter` writes.
 ARRAYS = "rankmon"
 
-# TensorBoard has thinned what it keeps already: by --samples_per_plugin, or as scalars by default.
+# Do not thin the data again: TensorBoard has already done it when it read the files.
 _ALL_KEPT = 2**31 - 1
 _VALUES = "/values"
 _TEXT_TAGS = re.compile(r"rankmon/(card|alerts)$")
@@ -32,12 +32,12 @@ class Tags:
 
 
 class Stored:
-    """One experiment's series in TensorBoard's data provider, read when asked for.
+    """The series of one experiment, read from TensorBoard's data provider on demand.
 
     Args:
-      provider: TensorBoard's.
-      context: of the request.
-      experiment: its id.
+      provider: TensorBoard's data provider.
+      context: the context of the request.
+      experiment: the id of the experiment.
     """
 
     def __init__(self, provider: DataProvider, context: Any, experiment: str) -> None:
@@ -45,7 +45,7 @@ class Stored:
         self._where = {"ctx": context, "experiment_id": experiment}
 
     def tags(self, runs: Collection[str] | None = None) -> dict[str, Tags]:
-        """Return the tags of those of these runs that exist; of all runs for None."""
+        """Return the tags by run, for all runs (None) or those of the given runs that exist."""
         asked = {**self._where, "run_tag_filter": RunTagFilter(runs=runs)}
         scalars = self._provider.list_scalars(**asked, plugin_name=SCALARS)
         arrays = self._provider.list_tensors(**asked, plugin_name=ARRAYS)
@@ -62,7 +62,7 @@ class Stored:
     def scalars(
         self, runs: Collection[str], tags: Collection[str]
     ) -> dict[str, dict[str, ScalarSeries]]:
-        """Return the scalars of these runs and tags."""
+        """Return the series of scalars by run and tag."""
         read = self._provider.read_scalars(**self._wanted(SCALARS, runs, tags))
         return {
             run: {tag: _scalar_series(data) for tag, data in by_tag.items()}
@@ -70,7 +70,7 @@ class Stored:
         }
 
     def spectrum(self, run: str, part: str) -> ArraySeries | None:
-        """Return the spectra of one part; None if there are none."""
+        """Return the spectra of a part of the Hessian over steps; None if there are none."""
         tag = f"spectrum/{part}{_VALUES}"
         read = self._provider.read_tensors(**self._wanted(ARRAYS, [run], [tag]))
         data = read.get(run, {}).get(tag)
@@ -106,7 +106,7 @@ def _array_series(data: Iterable[Any]) -> ArraySeries:
 
 
 def _latest(data: Iterable[tuple[int, _Datum]]) -> dict[int, _Datum]:
-    """Return the data by ascending step, the last of those with the same step."""
+    """Return the data by increasing step; if steps are repeated, keep the last datum of each."""
     return dict(sorted(dict(data).items()))
 
 
