@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from rankmon.weights import WeightRank, weight_counts, weight_ranks
     from rankmon.writers import JsonlWriter, MemoryWriter, Record, TensorBoardWriter, read_jsonl
 
-# The same for use at run time: tests/house/test_names.py compares them.
+# The same names for use at run time; tests/house/test_names.py checks that they agree.
 _NAMES = {
     "_util.warnings": ["RankmonWarning"],
     "hessian.gauss_newton": ["OuterRank"],
@@ -66,7 +66,7 @@ _NAMES = {
     "writers": ["JsonlWriter", "MemoryWriter", "Record", "TensorBoardWriter", "read_jsonl"],
 }
 _HOMES = {name: f"rankmon.{module}" for module, names in _NAMES.items() for name in names}
-# Modules that are attributes as well, without being in `__all__`.
+# Modules that are attributes of the package but not in `__all__`.
 _UNLISTED = {"curvature", "layout", "measurement", "parts", "rank"}
 
 __all__ = [
@@ -116,7 +116,7 @@ def __dir__() -> list[str]:
     return __all__.copy()
 
 
-if not TYPE_CHECKING:  # type checkers would believe that rankmon has every name
+if not TYPE_CHECKING:  # with a __getattr__, type checkers would accept any name
 
     def __getattr__(name):
         if name in _HOMES:

@@ -1,4 +1,4 @@
-"""`python -m rankmon`, which is the `rankmon` command; nothing lives here."""
+"""`python -m rankmon`: run the `rankmon` command."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What a probe of your own takes and gives, under its public name."""
+"""The building blocks of a probe of your own: the public names of `rankmon.probes.base`."""
 
 from rankmon._util.facts import Fact
 from rankmon._util.text import listed

@@ -1,6 +1,6 @@
 """Probes: named measurements that a monitor repeats.
 
-`rankmon.measurement` has what a probe of your own needs.
+To write your own probe, import its building blocks from `rankmon.measurement`.
 """
 
 from rankmon.probes.features import FeaturesProbe

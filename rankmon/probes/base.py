@@ -1,7 +1,8 @@
-"""The protocol of a probe, and the measurements and descriptions that it gives.
+"""The protocols of probes, and the measurements and descriptions that they return.
 
-Probes are pure. What has to be remembered between measurements (the residuals of the first one, the
-integrals of Lemma 8) goes in and out as a state, a dict of float64 arrays; the monitor keeps it.
+Probes are pure. Values to remember between measurements (the residuals of the first one, the
+integrals of Lemma 8) are passed in and returned as a state, a dict of float64 arrays; the monitor
+stores it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,13 @@ State = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Measurement:
-    """Tagged scalars and arrays, as writers take them, and warnings to be given once."""
+    """The result of one measurement.
+
+    Attributes:
+      scalars: tag -> number, for the record.
+      arrays: tag -> array of real numbers, for the record.
+      warnings: texts of warnings; the monitor issues each only once.
+    """
 
     scalars: Mapping[str, float]
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -31,13 +38,13 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A rank that theory predicts, in plain text except for its number.
+    """A rank that theory predicts, with a description in plain text.
 
     Attributes:
-      quantity: what has this rank, "H_o".
-      rank: the number itself, or the tag that it is logged under.
-      formula: the formula that gives it.
-      source: the source of the formula, and how sure it is.
+      quantity: the name of the matrix, for example "H_o".
+      rank: the predicted rank, or the tag under which it is logged.
+      formula: the formula for the rank.
+      source: the source of the formula, and whether it is proved.
     """
 
     quantity: str
@@ -51,11 +58,11 @@ class Description:
     """A probe's part of the run's card.
 
     Attributes:
-      facts: what it measures, and how.
+      facts: facts on the measured quantities and the method.
       network: the network's kind and widths, if the probe knows them.
       predictions: the ranks that theory predicts.
-      reservation: what the predictions do not claim, or why there is none.
-      hparams: the facts by which runs may be compared, name -> value.
+      reservation: the limits of the predictions, or the reason why there are none.
+      hparams: name -> value of the facts by which a user may want to compare runs.
     """
 
     facts: Sequence[Fact] = ()
@@ -67,13 +74,13 @@ class Description:
 
 @runtime_checkable
 class PreparedProbe(Protocol):
-    """A probe at parameters of a known structure."""
+    """A probe that is ready to measure: the structure of the parameters is known."""
 
     def initial_state(self) -> State:
-        """Return the state before the first measurement, with the shapes of all later ones."""
+        """Return the state before the first measurement; later states have the same shapes."""
 
     def measure(self, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:
-        """Return what the snapshot shows, and the state for the next measurement."""
+        """Measure the snapshot; also return the state for the next measurement."""
 
     def describe(self) -> Description:
         """Return the probe's part of the run's card."""
@@ -81,17 +88,17 @@ class PreparedProbe(Protocol):
 
 @runtime_checkable
 class Probe(Protocol):
-    """A named measurement; `prepare` refuses what cannot be measured, before training starts."""
+    """A named measurement, which `prepare` checks and sets up before training starts."""
 
     @property
     def name(self) -> str:
         """The key of the probe's state in `monitor.state`."""
 
     def placeholder_state(self, problem: Problem) -> State:
-        """Return the initial state as far as it is known without parameters: same keys."""
+        """Return a stand-in for the initial state, with the same keys, before parameters exist."""
 
     def prepare(self, flat: FlatProblem) -> PreparedProbe:
-        """Return the probe for this problem; raise if it cannot be measured."""
+        """Return the probe for this problem; raise an error if it cannot measure the problem."""
 
 
 def count_scalar(count: int | None) -> float:
@@ -100,7 +107,7 @@ def count_scalar(count: int | None) -> float:
 
 
 def rank_scalars(prefix: str, name: str, rank: NumericalRank) -> dict[str, float]:
-    """Return the scalars of one rank: the count under prefix/name, its cut, low, high and gap."""
+    """Return the scalars of one rank: the rank at prefix/name, and its cut, low, high and gap."""
     return {
         f"{prefix}/{name}": count_scalar(rank.rank),
         f"tolerance/{name}": rank.tolerance,

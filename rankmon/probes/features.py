@@ -1,8 +1,8 @@
 """The features probe: ranks of the layers' inputs on the probe batch, and dead units of ReLUs.
 
-`network.taps` finds the layers and the ReLUs. A kernel may be computed from parameters (weight and
-spectral normalization), and then has the name of the largest of them. Layers inside `lax.scan`,
-`while` and `cond` are not seen.
+`network.taps` finds the layers and the ReLUs. A kernel that is computed from parameters (weight and
+spectral normalization) gets the name of the largest of them. Layers inside `lax.scan`, `while` and
+`cond` are not found.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,13 +37,13 @@ from rankmon.problem.problem import Problem
 class FeaturesProbe:
     """The rank of each layer's input on the probe batch, and the dead units of each ReLU.
 
-    A dense layer's features are a matrix with a row for every example (and position), a
-    convolution's one with a row for every example. A unit, along the last axis, is dead if the ReLU
-    after the layer gives zero on all of the probe batch. The axis of the examples has to come first
-    throughout.
+    The features of a layer are its input as a matrix: one row per example and position for a dense
+    layer, one row per example for a convolution. Units lie along the last axis. A unit is dead if
+    the ReLU after the layer returns zero for it on the whole probe batch. The examples have to lie
+    along the first axis of every intermediate array.
 
     Args:
-      tolerance: another cut than max(m, n) * eps * ||X||_2 for an m x n matrix of features.
+      tolerance: the cut; by default max(m, n) * eps * ||X||_2 for an m x n matrix X of features.
     """
 
     tolerance: Tolerance = DEFAULT_TOLERANCE
@@ -60,7 +60,7 @@ class FeaturesProbe:
         """Find the layers and the ReLUs.
 
         Raises:
-          ValueError: if no layer and no ReLU is seen.
+          ValueError: if neither a layer nor a ReLU is found.
         """
         found = optionally(flat.problem, "features", lambda: compiled_taps(flat), otherwise=None)
         if found is None:
@@ -68,7 +68,7 @@ class FeaturesProbe:
         compiled, layers, relus = found
         if not (layers or relus):
             raise ValueError(
-                "expected a network in which a parameter meets its features in a product or a "
+                "expected a network that applies a parameter to features in a product or a "
                 "convolution, or one with a ReLU, got none outside of loops; leave the features "
                 "probe out"
             )
@@ -81,11 +81,11 @@ class PreparedFeatures:
 
     Attributes:
       flat: the problem.
-      walk: a function to features and to the places at which each ReLU is positive, in the order
-        of `layers` and `relus`.
-      layers: the names of the parameters that are applied to features.
-      relus: the names of the parameters before each ReLU.
-      tolerance: how the cut is chosen.
+      walk: a function of leaves and inputs that returns the features of each of `layers`, and for
+        each of `relus` a boolean array: whether the output is positive.
+      layers: the name of each layer, which is that of its kernel.
+      relus: the name of each ReLU, which is that of the parameter before it.
+      tolerance: the rule for the cut.
     """
 
     flat: FlatProblem
@@ -99,7 +99,7 @@ class PreparedFeatures:
         return {}
 
     def measure(self, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:
-        """Return the features' ranks and the dead units; NaN if the snapshot is not finite."""
+        """Measure features' ranks and dead units; all are NaN if the snapshot is not finite."""
         with self.flat.precision.scope():
             features, positive = self.walk(snapshot.leaves, self.flat.inputs)
             features = [self._counted(np.asarray(rows, np.float64)) for rows in features]
@@ -114,12 +114,12 @@ class PreparedFeatures:
             dead = ~np.any(units, axis=0)
             scalars[f"dead_units/{name}"] = float(np.sum(dead))
             scalars[f"dead_share/{name}"] = float(np.mean(dead))
-        if snapshot.nonfinite:  # comparisons with NaN would pass for dead units
+        if snapshot.nonfinite:  # NaN > 0 is false, and would count as a dead unit
             return Measurement(dict.fromkeys(scalars, float("nan"))), state
         return Measurement(scalars | self._bound(features, positive, scalars)), state
 
     def _counted(self, rows: np.ndarray) -> np.ndarray:
-        """Return the rows without those of weight zero."""
+        """Return the rows without those of examples with weight zero."""
         kept = self.flat.weights > 0
         pixels, rest = divmod(len(rows), len(kept))
         return rows if rest else rows[np.repeat(kept, pixels)]
@@ -127,7 +127,7 @@ class PreparedFeatures:
     def _rank(self, matrix: Float[np.ndarray, "rows m"]) -> NumericalRank:
         if not np.all(np.isfinite(matrix)):
             return undefined_rank(min(matrix.shape))
-        # Of many rows the triangular factor has the same singular values.
+        # A tall matrix has the singular values of its much smaller QR factor R.
         is_tall = len(matrix) > matrix.shape[1]
         values = singular_values(np.asarray(np.linalg.qr(matrix, "r")) if is_tall else matrix)
         default = max(matrix.shape) * self.flat.precision.eps
@@ -154,7 +154,7 @@ class PreparedFeatures:
         return {"rank_bound/H_o": bound}
 
     def describe(self) -> Description:
-        """Describe the layers whose features are seen, the ReLUs, the cut, Theorem 9's bound."""
+        """Describe the layers, the ReLUs, the cut, and Theorem 9's bound if it applies."""
         facts = [
             Fact("features received by", listed(self.layers)),
             Fact("ReLUs after", listed(self.relus)),

@@ -1,4 +1,4 @@
-"""The Lemma 8 probe: log|det W| as Lemma 8 predicts it, and as measured."""
+"""The Lemma 8 probe: compare the measured log|det W| with Lemma 8's prediction."""
 
 from dataclasses import dataclass, fields
 
@@ -17,15 +17,16 @@ from rankmon.weights.ranks import log_abs_det
 
 @dataclass(frozen=True)
 class Lemma8Probe:
-    """Lemma 8's assumptions, and its predicted log|det W^l| beside the measured one.
+    """Lemma 8's assumptions, and its prediction of log|det W^l| next to the measured value.
 
-    For a deep linear network without biases under mse. The prediction is along the gradient flow;
-    gradient descent follows it up to the step, and the trapezoid rule over the probes up to
+    For deep linear networks without biases under loss "mse". Lemma 8 is about the gradient flow, so
+    that the measured value differs from the prediction by two errors: gradient descent has a finite
+    step size, and the integral over time is a trapezoid rule over the probes, whose error is
     `lemma8/quadrature_error/<layer>`.
 
     Args:
-      learning_rate: the flow time that passes in one step: the learning rate of gradient descent on
-        the probe batch's *mean* loss (times n for a sum).
+      learning_rate: the flow time of one step. This is the learning rate of gradient descent on the
+        *mean* loss over the probe batch; for the sum of the losses, n times the learning rate.
 
     Source: Lemma 8, section S5, arXiv 2106.16225.
     """
@@ -41,14 +42,15 @@ class Lemma8Probe:
             )
 
     def placeholder_state(self, problem: Problem) -> State:
-        """Return an empty path of one layer: their number is known with the parameters."""
+        """Return an empty path of one layer; the number of layers is not known yet."""
         return _state_of(lemma8.DeterminantPath.empty(1))
 
     def prepare(self, flat: FlatProblem) -> "PreparedLemma8":
         """Recognize the deep linear network.
 
         Raises:
-          ValueError: for other networks, with biases, or under another loss than mse.
+          ValueError: if the network is not a deep linear one without biases, if the loss is not
+            "mse", or if the probe batch has weights.
         """
         stack = recognized_stack(flat)
         loss = flat.problem.loss.name
@@ -83,16 +85,16 @@ class PreparedLemma8:
     learning_rate: float
 
     def initial_state(self) -> State:
-        """Return an empty path, one entry a layer."""
+        """Return an empty path with one entry per layer."""
         return _state_of(lemma8.DeterminantPath.empty(len(self.stack.layers)))
 
     @property
     def layers(self) -> list[str]:
-        """The layers' names, first layer first."""
+        """The names of the layers, from the first to the last."""
         return [self.flat.specs[layer.kernel].name for layer in self.stack.layers]
 
     def measure(self, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:
-        """Return how far the assumptions are from holding, and the path up to the snapshot."""
+        """Measure how far the assumptions are violated, and extend the path to the snapshot."""
         if snapshot.nonfinite:
             names = [f"lemma8/predicted_log_abs_det/{name}" for name in self.layers]
             return Measurement(dict.fromkeys(names, float("nan"))), state
@@ -118,7 +120,7 @@ class PreparedLemma8:
         return Measurement(scalars), state
 
     def _labels(self) -> np.ndarray | None:
-        """Return the classes, if targets are one-hot."""
+        """Return the class of each example, or None if the targets are not one-hot."""
         y = np.asarray(self.flat.targets)
         one_hot = np.all((y == 0) | (y == 1)) and np.all(np.sum(y, axis=1) == 1)
         return np.argmax(y, axis=1) if one_hot else None
@@ -129,7 +131,7 @@ class PreparedLemma8:
             weights = self.stack.weights(snapshot.leaves)
             sigma = self.inputs.T @ self.inputs / len(self.inputs)
             trace = np.asarray(lemma8.trace_B(weights, sigma), np.float64)
-        # Training went back to an earlier step: the integral starts again there.
+        # If training went back to an earlier step, the integral starts again at this step.
         if path.probes == 0 or time < path.times[-1]:
             return lemma8.DeterminantPath.start(time, self._log_abs_dets(snapshot), trace)
         return path.advance(time, trace)
@@ -141,7 +143,7 @@ class PreparedLemma8:
     def _path_scalars(self, path: lemma8.DeterminantPath, snapshot: Snapshot) -> dict[str, float]:
         scalars = {}
         measured = self._log_abs_dets(snapshot)
-        with np.errstate(invalid="ignore"):  # of a singular weight both are -inf
+        with np.errstate(invalid="ignore"):  # both are -inf for a singular weight
             off = measured - path.predicted
         for i, name in enumerate(self.layers):
             scalars[f"lemma8/predicted_log_abs_det/{name}"] = float(path.predicted[i])

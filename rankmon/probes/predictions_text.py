@@ -1,7 +1,8 @@
-"""The closed forms that apply to a network, in words: formula, source, and how sure it is.
+"""Texts for the card on the closed forms that apply to a network: formula, source, and status.
 
-Symbols as in `theory`: d = M_0, ..., M_L = K the widths, r the rank of the inputs, s that of Omega,
-q = min(r, M_1, ..., K), qh = min(q, s), M = M_1 + ... + M_{L-1}; K - 1 for K under cross entropy.
+The symbols are those of `theory`: d = M_0, M_1, ..., M_L = K are the widths, r is the rank of the
+inputs, s the rank of Omega, q = min(r, M_1, ..., K), qh = min(q, s), M = M_1 + ... + M_{L-1}. Under
+cross entropy, K - 1 takes the place of K.
 """
 
 from dataclasses import dataclass, replace
@@ -29,11 +30,11 @@ _WHILE = "They hold while every weight has full rank, and are logged only then."
 
 @dataclass(frozen=True)
 class Claims:
-    """What theory says of a network's ranks before they are measured.
+    """The predictions of theory for a network's ranks, made before the first measurement.
 
     Attributes:
       flat: the problem.
-      measured: its r, and its stack of layers if it is one.
+      measured: the problem's r, and its stack of layers if the network is one.
     """
 
     flat: FlatProblem
@@ -41,7 +42,7 @@ class Claims:
 
     @property
     def network(self) -> str:
-        """The kind of network, and its widths."""
+        """The kind of network and its widths; empty if the network is not a stack of layers."""
         stack = self.measured.stack
         if stack is None:
             return ""
@@ -50,7 +51,7 @@ class Claims:
 
     @property
     def facts(self) -> list[Fact]:
-        """Layers, r and q."""
+        """Facts on the layers, r and q."""
         measured, stack = self.measured, self.measured.stack
         facts = [] if stack is None else self._layers(stack)
         if measured.inputs is not None:
@@ -70,7 +71,7 @@ class Claims:
 
     @property
     def bottleneck(self) -> int | None:
-        """q, of a stack under a loss by name."""
+        """The bottleneck q; None if the network is not a stack or the loss is not a named one."""
         measured, stack = self.measured, self.measured.stack
         if stack is None or measured.loss is None:
             return None
@@ -94,7 +95,7 @@ class Claims:
 
     @property
     def predictions(self) -> list[Prediction]:
-        """The closed forms, at r and s, and what bounds the ranks of other stacks."""
+        """The closed forms at r and s, and upper bounds for stacks that are not linear."""
         measured, stack = self.measured, self.measured.stack
         if stack is None or measured.loss is None:
             return []
@@ -108,7 +109,7 @@ class Claims:
         return [omega, *forms, *bounds]
 
     def _bounds(self, stack: DenseStack, loss: str) -> list[Prediction]:
-        """Return a bound on the rank of H_L, if it says anything."""
+        """Return an upper bound on the rank of H_L, if it is below p and thus informative."""
         if stack.layers[-1].activated:
             return []
         n = int((self.flat.weights > 0).sum())
@@ -120,7 +121,7 @@ class Claims:
 
     @property
     def reservation(self) -> str:
-        """What the predictions are not; or why there is none."""
+        """The limits of the predictions, or the reason why there are none."""
         measured, stack = self.measured, self.measured.stack
         if stack is None:
             return (

@@ -1,4 +1,4 @@
-"""The probes that can be asked for by name: "hessian", "weights", "features"."""
+"""The probes that users can select by name: "hessian", "weights", "features"."""
 
 from collections.abc import Sequence
 
@@ -12,16 +12,16 @@ from rankmon.probes.weights import WeightsProbe
 def as_probes(
     probes: Sequence[str | Probe], *, tolerance: Tolerance, memory_limit: int
 ) -> list[Probe]:
-    """Return the probes of these names; probe objects stay as they are.
+    """Return the probes with these names; probe objects are returned unchanged.
 
     Args:
       probes: "hessian", "weights", "features", or probe objects (`Lemma8Probe(learning_rate)`).
-      tolerance: of the Hessian probe given by name.
-      memory_limit: of the Hessian probe given by name.
+      tolerance: the cut of the probe "hessian".
+      memory_limit: the memory limit of the probe "hessian", in bytes.
 
     Raises:
-      ValueError: for an unknown name, none at all, or two probes of the same name.
-      TypeError: for what is neither.
+      ValueError: for an unknown name, for an empty sequence, or for two probes of the same name.
+      TypeError: for an entry that is neither a name nor a probe.
     """
     named: dict[str, Probe] = {
         "hessian": HessianProbe(tolerance=tolerance, memory_limit=memory_limit),

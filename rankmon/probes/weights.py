@@ -21,20 +21,21 @@ from rankmon.weights.ranks import weight_count, weight_rank
 
 @dataclass(frozen=True)
 class WeightsProbe:
-    """Rank, stable and effective rank and condition number of each weight matrix; determinants.
+    """Rank, stable rank, effective rank and condition number of each weight matrix; determinants.
 
-    The operations of the network tell which axes of a kernel are rows and columns: for a
-    convolution what it sums over, spatial axes and inputs, against its outputs, those of all groups
-    side by side. Layers that the network scans, stacked along an axis of one leaf, are matrices of
-    their own: "<leaf>/0" and so on.
+    The operations of the network determine which axes of a kernel are rows and which are columns.
+    For a convolution, the rows are the axes that it sums over (spatial axes and input channels),
+    and the columns are the output channels of all groups. If the network scans over layers that are
+    stacked along an axis of one leaf, each layer is a matrix: "<leaf>/0" and so on.
 
     Args:
-      tolerance: another cut than the default of `weight_rank`.
-      by_head: also each head of attention's projections by itself, "<layer>/head_0" and so on.
-      largest: matrices of more rows and more columns than this get a rank alone, as `weight_counts`
-        gives it, since their singular values take minutes.
-      views: axes of rows and of columns, by globs over the leaves' names, as for `weight_ranks`,
-        instead of those that the network's operations tell.
+      tolerance: the cut; by default that of `weight_rank`.
+      by_head: whether to measure also each head of attention's projections: "<layer>/head_0" and so
+        on.
+      largest: matrices with more rows and more columns than this get only a rank, measured as by
+        `weight_counts`: their singular values would take minutes.
+      views: the axes of rows and of columns, by globs over the leaves' names, as for
+        `weight_ranks`. They replace those found from the network's operations.
     """
 
     tolerance: Tolerance = DEFAULT_TOLERANCE
@@ -81,7 +82,7 @@ class PreparedWeights:
     """`WeightsProbe` for one problem."""
 
     flat: FlatProblem
-    matrices: tuple[tuple[int, MatrixView], ...]  # each with the index of its leaf
+    matrices: tuple[tuple[int, MatrixView], ...]  # (index of the leaf, matrix) pairs
     tags: tuple[str, ...]
     tolerance: Tolerance
     largest: int
@@ -91,7 +92,7 @@ class PreparedWeights:
         return {}
 
     def measure(self, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:
-        """Return the ranks of the snapshot's matrices; NaN for those that are not finite."""
+        """Measure the matrices of the snapshot; ranks of matrices that are not finite are NaN."""
         scalars: dict[str, float] = {}
         for name, (index, view) in zip(self.tags, self.matrices, strict=True):
             matrix = view.of(snapshot.leaves[index]).astype(np.float64)
