@@ -1,1 +1,1 @@
-"""Reports on runs: summaries, tables, files, pictures and pages, without JAX."""
+"""Reports on runs, without JAX: summaries, comparisons, tables, files, pictures and pages."""

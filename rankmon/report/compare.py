@@ -1,4 +1,4 @@
-"""Runs side by side: the values at their ends, the first step at which they differ, the spread."""
+"""Compare runs: their last values, the spread of these, and the first step with a difference."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,14 +13,14 @@ from rankmon.runs.series import RunSeries, ScalarSeries
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """One of the runs.
+    """One of the compared runs.
 
     Attributes:
-      name: of the run.
-      probes: at how many steps anything was measured.
-      first_step: of the run.
-      last_step: of the run.
-      loss: on the probe batch.
+      name: the run's name.
+      probes: the number of steps with measurements.
+      first_step: the first of these steps.
+      last_step: the last of these steps.
+      loss: the loss on the probe batch.
     """
 
     name: str
@@ -32,16 +32,16 @@ class ComparedRun:
 
 @dataclass(frozen=True)
 class ComparedTag:
-    """One number at the end of each run.
+    """One tag, compared at the ends of the runs.
 
     Attributes:
-      tag: its tag.
-      last: each run's last value; None if the tag was not logged.
-      median: of the finite ones; NaN without any.
-      lowest: of the finite ones.
-      highest: of the finite ones.
-      differ: the first step, of those that several runs have, at which not all of them have the
-        same value; None without any such step.
+      tag: the tag.
+      last: the last value of each run; None if the run did not log the tag.
+      median: the median of the finite last values; NaN if there are none.
+      lowest: the lowest finite last value; NaN if there are none.
+      highest: the highest finite last value; NaN if there are none.
+      differ: the first step at which two runs logged different values; None if there is no such
+        step.
     """
 
     tag: str
@@ -54,12 +54,12 @@ class ComparedTag:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several runs side by side.
+    """The comparison of several runs.
 
     Attributes:
       runs: the runs.
-      ranks: each rank that a run has.
-      loss: on the probe batch; None if no run has it.
+      ranks: each rank that at least one run logged.
+      loss: the loss on the probe batch; None if no run logged it.
     """
 
     runs: tuple[ComparedRun, ...]
@@ -68,16 +68,16 @@ class Comparison:
 
     @property
     def first_differing(self) -> tuple[ComparedTag, ...]:
-        """The ranks that differ first; empty if no rank differs."""
+        """The ranks that differ at the earliest step; empty if no rank differs."""
         first = min((rank.differ for rank in self.ranks if rank.differ is not None), default=None)
         return tuple(rank for rank in self.ranks if first is not None and rank.differ == first)
 
 
 def comparison_of(runs: Sequence[RunSeries]) -> Comparison:
-    """Compare two or more runs; medians over seeds are left out.
+    """Compare two or more runs; runs of medians over seeds are left out.
 
     Raises:
-      ValueError: for fewer.
+      ValueError: if fewer than two runs remain.
     """
     runs = [run for run in runs if not is_over_seeds(run)]
     if len(runs) < 2:
@@ -95,7 +95,7 @@ def comparison_of(runs: Sequence[RunSeries]) -> Comparison:
 
 
 def only_ranks(comparison: Comparison, patterns: Sequence[str]) -> Comparison:
-    """Return the comparison without the ranks whose tags match none of these globs."""
+    """Return the comparison with only those ranks whose tags match one of the globs."""
     ranks = (rank for rank in comparison.ranks if matches(rank.tag, patterns))
     return replace(comparison, ranks=tuple(ranks))
 
@@ -122,7 +122,7 @@ def _compared_tag(runs: Sequence[RunSeries], tag: str) -> ComparedTag:
 
 
 def _first_difference(series: Sequence[ScalarSeries]) -> int | None:
-    """Return the first step at which two of them have different values; NaN equals NaN."""
+    """Return the first step at which two series have different values; NaN equals NaN."""
     seen: dict[int, float] = {}
     differing = set()
     for one in series:

@@ -1,4 +1,4 @@
-"""Runs, comparisons and predictions as CSV and JSON, with every digit.
+"""Export runs, comparisons and predictions as CSV and JSON, with all digits.
 
 JSON has no non-finite numbers: they are the strings "NaN", "Infinity" and "-Infinity", as in
 rankmon.jsonl.
@@ -20,15 +20,15 @@ from rankmon.report.summary import RunSummary
 from rankmon.runs.series import ArraySeries, RunSeries, ScalarSeries
 from rankmon.theory.tables import ClosedForms
 
-SCHEMA = 1  # raised whenever a key of the JSON changes its meaning or goes
+SCHEMA = 1  # increased whenever a key of the JSON is removed or changes its meaning
 
 
 def csv_of(runs: Sequence[RunSeries], patterns: Sequence[str]) -> str:
-    """Return a line for each number: run, step, tag, value.
+    """Return the scalars as CSV, one number per line: run, step, tag, value.
 
     Args:
       runs: the runs.
-      patterns: globs over the tags to write.
+      patterns: globs that select tags.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -43,16 +43,16 @@ def csv_of(runs: Sequence[RunSeries], patterns: Sequence[str]) -> str:
 def report_json(
     runs: Sequence[RunSeries], summaries: Sequence[RunSummary], patterns: Sequence[str]
 ) -> str:
-    """Return each run's summary and its series.
+    """Return the summary and the series of each run as JSON.
 
     {"schema": 1, "runs": [{"summary": ..., "scalars": {tag: {"steps": [...], "values": [...]}},
-    "arrays": {tag: {"steps": [...], "values": [[...], ...]}}, "texts": {tag: {step: Markdown}}}]},
-    in which a summary has the fields of `summary.RunSummary`.
+    "arrays": {tag: {"steps": [...], "values": [[...], ...]}}, "texts": {tag: {step: Markdown}}}]}.
+    A summary has the fields of `summary.RunSummary`.
 
     Args:
       runs: the runs.
-      summaries: of the same runs.
-      patterns: globs over the tags of the series to write.
+      summaries: the summary of each run.
+      patterns: globs that select the tags of the series.
     """
     entries = [
         {
@@ -67,12 +67,12 @@ def report_json(
 
 
 def comparison_json(comparison: Comparison) -> str:
-    """Return the fields of `compare.Comparison`, and {"schema": 1}."""
+    """Return {"schema": 1} and the fields of `compare.Comparison` as JSON."""
     return _json({"schema": SCHEMA, **asdict(comparison)})
 
 
 def prediction_json(forms: ClosedForms) -> str:
-    """Return the fields of `theory.tables.ClosedForms`, and {"schema": 1}."""
+    """Return {"schema": 1} and the fields of `theory.tables.ClosedForms` as JSON."""
     return _json({"schema": SCHEMA, **asdict(forms)})
 
 
@@ -89,7 +89,7 @@ def _json(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return the value in types that JSON has."""
+    """Return the value converted to types that JSON has."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""The tab's charts as one HTML page that needs no server and loads nothing from anywhere."""
+"""Build one HTML page with the charts of the Ranks tab; it works offline, without a server."""
 
 import base64
 import html
@@ -10,7 +10,7 @@ from rankmon.runs.series import RunSeries
 from rankmon.tensorboard import payload
 from rankmon.tensorboard.assets import static_files, static_text
 
-# Modules that import each other by these names, since a module inside a page has no address.
+# Modules inside a page have no address: they import each other by names with this prefix.
 _NAME = "rankmon/"
 _IMPORT = re.compile(r'(\bfrom\s*|\bimport\s*)"\./(?:vendor/)?([\w.-]+)"')
 _STYLES = ("vendor/uPlot.min.css", "style.css")
@@ -21,7 +21,7 @@ const runs = JSON.parse(document.getElementById("runs").textContent);
 new App(document.body, embedded(runs)).start();
 """
 
-# Nothing but what is in the page, whatever a log may hold.
+# The page may load nothing from outside, whatever text a log contains.
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' data:; style-src 'unsafe-inline'; "
     "img-src data: blob:"
@@ -50,10 +50,10 @@ _PAGE = """<!doctype html>
 
 
 def standalone_page(runs: Sequence[RunSeries]) -> str:
-    """Return the page of these runs, as HTML.
+    """Return an HTML page with the charts of these runs.
 
     Args:
-      runs: in the order in which they are listed; spectra are thinned to 400 steps a part.
+      runs: the runs in the order of the page's list. Spectra are thinned to 400 steps per part.
     """
     return _PAGE.format(
         policy=_POLICY,
@@ -67,7 +67,7 @@ def standalone_page(runs: Sequence[RunSeries]) -> str:
 
 
 def _modules() -> dict[str, str]:
-    """Return the addresses of the modules by name, each with its module's text in it."""
+    """Return the modules: name -> data URL that contains the module's code."""
     scripts = [name for name in static_files() if name.endswith(".js") and name != "index.js"]
     return {
         _NAME + name.rpartition("/")[2]: _address(_IMPORT.sub(_renamed, static_text(name)))
@@ -84,5 +84,5 @@ def _address(script: str) -> str:
 
 
 def _embedded(data: object) -> str:
-    """Return JSON that no name can end: "<" is written as an escape."""
+    """Return JSON with "<" escaped, so that no text in it can close the script element."""
     return json.dumps(data, allow_nan=False).replace("<", "\\u003c")

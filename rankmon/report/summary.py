@@ -1,7 +1,7 @@
-"""Summaries of runs: first, last and lowest values of their curves, changes, agreement with theory.
+"""Summarize runs: first, last and lowest values of curves, changes, and agreement with theory.
 
-NaN stands for what was not logged. "Last" is the last value that was logged, whatever it was; the
-first, the lowest and the changes are among the finite ones.
+Values that were not logged are NaN. The last value is the last one that was logged, finite or not;
+the first value, the lowest value and the changes consider finite values only.
 """
 
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ from rankmon.runs.series import RunSeries, ScalarSeries
 
 NAN = float("nan")
 
-# A feature's rank is logged alone: rank_low/<layer> is that of the layer's weight.
+# Not "rank_features/": rank_low/<layer> and rank_high/<layer> belong to the layer's weight.
 _WITH_MARGIN = ("rank/", "rank_weights/")
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One number over the steps.
+    """The summary of a curve.
 
     Attributes:
-      tag: its tag.
+      tag: the tag of the curve.
       first: the first value.
       last: the last value.
       lowest: the lowest value.
@@ -38,19 +38,19 @@ class Curve:
 
 @dataclass(frozen=True)
 class RankCurve:
-    """One rank over the steps.
+    """The summary of a curve of ranks.
 
     Attributes:
-      tag: its tag.
-      first: the first count.
-      last: the last one.
-      lowest: the lowest one.
-      low: the count at 10 times the cut, at the end; over seeds, the lowest seed's rank.
-      high: the count at a tenth of it, at the end; over seeds, the highest seed's rank.
-      theory: the last prediction.
-      predicted_steps: at how many steps there was one.
-      agreed_steps: at how many of them the rank was just that.
-      changed: the first step at which the rank was not its first value; None if it never changed.
+      tag: the tag of the curve.
+      first: the first rank.
+      last: the last rank.
+      lowest: the lowest rank.
+      low: the last count at 10 times the cut; over seeds, the lowest last rank of a seed.
+      high: the last count at a tenth of the cut; over seeds, the highest last rank of a seed.
+      theory: the last rank that theory predicted.
+      predicted_steps: the number of steps with both a measured and a predicted rank.
+      agreed_steps: the number of these steps at which the two are equal.
+      changed: the first step at which the rank differs from the first rank; None if it never does.
     """
 
     tag: str
@@ -67,13 +67,13 @@ class RankCurve:
 
 @dataclass(frozen=True)
 class WeightCurves:
-    """How close a weight matrix comes to a lower rank.
+    """The curves that show how close a weight matrix is to a lower rank.
 
     Attributes:
-      layer: its name.
-      stable_rank: over the steps.
-      effective_rank: over the steps.
-      condition_number: over the steps.
+      layer: the name of the layer.
+      stable_rank: the curve of its stable rank.
+      effective_rank: the curve of its effective rank.
+      condition_number: the curve of its condition number.
     """
 
     layer: str
@@ -87,10 +87,10 @@ class Determinant:
     """The determinant of a square weight.
 
     Attributes:
-      layer: its name.
-      sign: over the steps.
-      log_abs: log|det|, over the steps.
-      sign_changes: the steps at which the sign was another than at the probe before.
+      layer: the name of the layer.
+      sign: the curve of the sign.
+      log_abs: the curve of log|det|.
+      sign_changes: the steps at which the sign differs from that at the previous probe.
     """
 
     layer: str
@@ -101,7 +101,7 @@ class Determinant:
 
 @dataclass(frozen=True)
 class AlertText:
-    """What the alerts said at one step, in Markdown."""
+    """The texts of the alerts at one step, in Markdown."""
 
     step: int
     text: str
@@ -112,17 +112,17 @@ class RunSummary:
     """The summary of one run.
 
     Attributes:
-      name: of the run.
-      over_seeds: whether each number is a median over seeds, and each margin their range.
-      probes: at how many steps anything was measured.
-      first_step: of the run.
-      last_step: of the run.
-      loss: on the probe batch.
-      ranks: of the Hessian's parts and Omega, of weights, of features, in this order.
-      weights: of the weights.
-      determinants: of the square ones.
-      alerts: in the order of their steps.
-      errors: how many errors the monitor had.
+      name: the run's name.
+      over_seeds: whether each number is a median over seeds, with the range over seeds as margin.
+      probes: the number of steps with measurements.
+      first_step: the first of these steps.
+      last_step: the last of these steps.
+      loss: the loss on the probe batch.
+      ranks: the ranks of the Hessian's parts and Omega, of weights, and of features, in this order.
+      weights: the soft ranks and condition numbers of the weights.
+      determinants: the determinants of the square weights.
+      alerts: the texts of the alerts, in the order of their steps.
+      errors: the number of errors in the monitor.
     """
 
     name: str
@@ -139,7 +139,7 @@ class RunSummary:
 
 
 def summary_of(run: RunSeries) -> RunSummary:
-    """Return the summary of one run; of its medians if it is that of several seeds."""
+    """Return the summary of one run; for a run over seeds, of its medians."""
     values, steps = as_single_run(run), _all_steps(run)
     return RunSummary(
         name=run.name,
@@ -173,7 +173,7 @@ def summary_of(run: RunSeries) -> RunSummary:
 
 
 def rank_tags(run: RunSeries) -> list[str]:
-    """Return the run's tags of ranks: the Hessian's parts, Omega, weights, features."""
+    """Return the tags of the run's ranks: the Hessian's parts, Omega, weights, features."""
     parts = [f"rank/{part}" for part in HESSIAN_PARTS if f"rank/{part}" in run.scalars]
     groups = ("rank/", "rank_self/", "rank_bound/", "rank_weights/", "rank_features/")
     others = [tag for group in groups for tag in run.scalars if tag.startswith(group)]
@@ -181,7 +181,7 @@ def rank_tags(run: RunSeries) -> list[str]:
 
 
 def only_tags(summary: RunSummary, patterns: Sequence[str]) -> RunSummary:
-    """Return the summary without the curves whose tags match none of these globs."""
+    """Return the summary with only those curves whose tags match one of the globs."""
     return replace(
         summary,
         ranks=tuple(curve for curve in summary.ranks if matches(curve.tag, patterns)),
@@ -202,14 +202,14 @@ def only_tags(summary: RunSummary, patterns: Sequence[str]) -> RunSummary:
 
 
 def is_over_seeds(run: RunSeries) -> bool:
-    """Return whether a run is the median over seeds, with range, that `SeedsMonitor` writes."""
+    """Return whether a run is one that `SeedsMonitor` writes: medians and ranges over seeds."""
     bases = [tag.removesuffix("/median") for tag in run.scalars if tag.endswith("/median")]
     expected = {f"{base}/{kind}" for base in bases for kind in ("median", "low", "high")}
     return bool(bases) and expected == run.scalars.keys()
 
 
 def as_single_run(run: RunSeries) -> RunSeries:
-    """Return a run over seeds under a single run's tags: medians, with the range as margins."""
+    """Return a run over seeds with the tags of a single run: medians, and ranges as margins."""
     if not is_over_seeds(run):
         return run
     scalars = {
@@ -262,7 +262,7 @@ def _rank_curve(run: RunSeries, tag: str) -> RankCurve:
 
 
 def _agreement(measured: ScalarSeries, theory: ScalarSeries) -> tuple[int, int]:
-    """Return at how many steps both are finite, and at how many of those they are equal."""
+    """Count the steps at which both are finite, and those of them at which both are equal."""
     _, mine, other = np.intersect1d(measured.steps, theory.steps, return_indices=True)
     ranks, predictions = measured.values[mine], theory.values[other]
     both = np.isfinite(ranks) & np.isfinite(predictions)

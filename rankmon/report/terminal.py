@@ -1,6 +1,6 @@
 """Tables for a terminal of 80 columns or a pipe: summaries, comparisons, predictions, findings.
 
-Names come from files: they are shown as they are, with what cannot be printed escaped.
+Names come from files and may hold any characters: those that cannot be printed are escaped.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from rankmon.report.summary import Curve, Determinant, RankCurve, RunSummary, We
 from rankmon.theory.tables import ClosedForms
 
 COLORS = {"ok": "green", "missing": "yellow", "broken": "bold red"}
-RUNS_A_TABLE = 4  # next to the tag, median, range and the step at which they differ
+RUNS_A_TABLE = 4  # more would not fit beside the tag, median, range and the first differing step
 STEPS_SHOWN = 6
 
 
@@ -186,7 +186,7 @@ def prediction(forms: ClosedForms) -> RenderableType:
 
 
 def finding(found: Finding) -> Text:
-    """Return one finding's line and, on the next, what to do; to be printed without wrapping."""
+    """Return a finding in one line, and its remedy in the next; print them without wrapping."""
     line = Text.assemble(
         (f"{found.status:9}", COLORS[found.status]), f"{found.name:21}", printable(found.detail)
     )
@@ -194,7 +194,7 @@ def finding(found: Finding) -> Text:
 
 
 def _stacked(parts: Sequence[RenderableType]) -> Group:
-    """Return one below the other, with an empty line between."""
+    """Return the parts below each other, separated by empty lines."""
     first, *others = parts
     return Group(first, *(Padding(part, (1, 0, 0, 0)) for part in others))
 
@@ -216,7 +216,7 @@ def _indented(name: str) -> Padding:
 
 
 def _count(value: float) -> str:
-    """Return a rank as text; a median of ranks may have a fraction."""
+    """Return a rank as text; a median of ranks may be fractional."""
     return "NaN" if isnan(value) else f"{value:.10g}"
 
 
