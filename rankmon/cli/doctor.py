@@ -1,7 +1,7 @@
-"""The checks of `rankmon doctor`: findings about this installation, each with what to do about it.
+"""The checks of `rankmon doctor`: findings about this installation, each with a remedy.
 
-What may fail in its own way (another package's import, TensorBoard's plugin) is tried in a process
-of its own. TensorFlow Datasets is checked for the examples' sake, if it is installed.
+Imports of other packages and TensorBoard's plugin may fail in unforeseen ways, and are tried in a
+separate process. TensorFlow Datasets is checked because the examples use it.
 """
 
 import json
@@ -37,10 +37,10 @@ DATA_SETS = ("mnist", "fashion_mnist", "cifar10")
 
 
 def findings(logdir: PathLike) -> Iterator[Finding]:
-    """Yield the findings one after the other as they come.
+    """Run the checks one by one, and yield their findings.
 
     Args:
-      logdir: a folder that runs shall be written to; it is not created.
+      logdir: a folder for future runs; it is not created.
     """
     yield Finding("python", "ok", f"{platform.python_version()} at {sys.executable}")
     for library in LIBRARIES:
@@ -55,10 +55,10 @@ def findings(logdir: PathLike) -> Iterator[Finding]:
 
 
 def _tried(check: Callable[[], Finding]) -> Finding:
-    """Return the finding of a check, or its error as one."""
+    """Return the finding of a check; if the check fails, return its error as a finding."""
     try:
         return check()
-    except Exception as error:  # noqa: BLE001  whatever it is, it is the finding
+    except Exception as error:  # noqa: BLE001  any error is a finding
         name = check.__name__.strip("_")
         return Finding(
             name,
@@ -119,7 +119,7 @@ def _extra(name: str, extra: str, use: str) -> Finding:
 
 
 def _plugins() -> Iterator[Finding]:
-    """Yield whether TensorBoard's plugins load: TensorBoard loads all of them at its start."""
+    """Check that rankmon's TensorBoard plugins load, as TensorBoard does when it starts."""
     points = {
         (point.name, point.value)
         for point in metadata.entry_points(group="tensorboard_plugins")
@@ -139,7 +139,7 @@ def _plugins() -> Iterator[Finding]:
 
 
 def _server() -> Finding:
-    """Start TensorBoard as the user does, on an empty folder, and ask it for the Ranks tab."""
+    """Start TensorBoard as the user would, on an empty folder, and request the Ranks tab's data."""
     with tempfile.TemporaryDirectory() as folder:
         logdir, output = Path(folder, "logs"), Path(folder, "output")
         logdir.mkdir()
@@ -163,7 +163,7 @@ def _tensorboard() -> list[str]:
 
 
 def _answered(server: subprocess.Popen[bytes], output: Path) -> Finding:
-    """Return the finding of a server that has been started; it writes its address to `output`."""
+    """Check a server that has been started, once it has written its address to `output`."""
     deadline = time.monotonic() + _SERVER_SECONDS
     while time.monotonic() < deadline:
         text = output.read_text(errors="replace")
@@ -190,7 +190,7 @@ def _tab_of(address: str) -> Finding:
 
 
 def _no_server(detail: str) -> Finding:
-    # 2.19 and 2.20 import pkg_resources, which setuptools 82 no longer has.
+    # TensorBoard 2.19 and 2.20 import pkg_resources, which setuptools 82 has removed.
     remedy = 'pip install -U "tensorboard>=2.21"'
     return Finding("tensorboard command", "broken", detail, remedy)
 
@@ -219,7 +219,7 @@ def _data_sets() -> Iterator[Finding]:
 
 
 def _error_of(code: str) -> str | None:
-    """Return the last line on stderr of a Python process of its own; None if it succeeds."""
+    """Run code in a new Python process; return its last line on stderr, or None on success."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", code],
@@ -235,7 +235,7 @@ def _error_of(code: str) -> str | None:
 
 
 def _writable(logdir: Path) -> Finding:
-    """Return whether a run folder can be made there, tried in the nearest existing folder."""
+    """Check that the folder can be created and written to: write to its nearest existing parent."""
     nearest = next(folder for folder in (logdir, *logdir.parents) if folder.exists())
     try:
         with tempfile.TemporaryFile(dir=nearest):

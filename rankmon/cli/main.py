@@ -1,7 +1,7 @@
 """Command-line entry point: parse arguments, call the reporting code, print or write the result.
 
-Exit codes: 0 for success, 1 if `doctor` finds something broken, 2 with one line on stderr for input
-that does not fit. A pipe that is closed early is not an error.
+Exit codes: 0 for success; 1 if `doctor` finds something broken; 2 for invalid input, with one line
+on stderr. A pipe that the reader closes early is not an error.
 """
 
 import argparse
@@ -33,24 +33,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-      argv: the command line after the program's name; that of the process if not given.
+      argv: the command line after the program's name; by default that of the process.
 
     Returns:
       The exit code.
 
     Raises:
-      SystemExit: for --help, --version and arguments that do not fit.
+      SystemExit: for --help, --version and invalid arguments.
     """
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack a name's letters
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it reports each restart that it read
+        sys.stdout.reconfigure(errors="backslashreplace")  # names may have unencodable characters
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # TensorBoard warns of every restart
     try:
         try:
             return _run(arguments(argv))
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # What is still buffered would break it once more when Python flushes at its end.
+        # Python flushes the remaining buffer when it exits, which would raise the same error again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
@@ -150,7 +150,7 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from rankmon.cli.doctor import findings  # JAX, which no other command needs
+    from rankmon.cli.doctor import findings  # imports JAX, which no other command needs
 
     console, broken = _console(), False
     for found in findings(args.logdir):
@@ -177,9 +177,9 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
 def _hand_out(
     shown: Sequence[RenderableType], outputs: Sequence[tuple[str | None, Callable[[], bytes]]]
 ) -> None:
-    """Write what was asked for to its files, and the tables to stdout if it is still free.
+    """Write the requested outputs, and print the tables unless an output goes to stdout.
 
-    Everything is made before anything is written.
+    All outputs are built before the first is written: if building one fails, no file changes.
     """
     asked = [(path, make()) for path, make in outputs if path is not None]
     to_stdout = [data for path, data in asked if path == "-"]
@@ -197,7 +197,7 @@ def _hand_out(
 
 
 def _show(shown: Sequence[RenderableType]) -> None:
-    """Print the tables, an empty line between, without the blanks that fill their lines."""
+    """Print the tables, separated by empty lines and without trailing blanks."""
     console = _console()
     for i, table in enumerate(shown):
         with console.capture() as captured:
@@ -210,12 +210,12 @@ _Named = TypeVar("_Named", RunSeries, RunSummary)
 
 
 def _named(run: _Named, logdir: str) -> _Named:
-    """Return the run under its folder's name, if the log folder is the run."""
+    """Return the run, named after its folder if the log folder itself is the run."""
     return replace(run, name=Path(logdir).resolve().name) if run.name == "." else run
 
 
 def _console() -> Console:
-    """Return a console of the terminal's width and colors; in a pipe, 80 columns without colors."""
+    """Return a console with the terminal's width and colors; a pipe gets 80 columns, no colors."""
     console = Console(file=sys.stdout, markup=False, highlight=False, emoji=False)
     console.width = max(console.width, 80)
     return console
@@ -229,7 +229,7 @@ def _expect(module: str, *, extra: str) -> None:
 
 
 def _message(error: BaseException) -> str:
-    """Return the error on one line; one of the operating system with its file, not its number."""
+    """Return the error on one line; for an OSError, with the file and without the number."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"

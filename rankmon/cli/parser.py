@@ -11,17 +11,18 @@ SHELLS = ("bash", "zsh", "tcsh")
 
 
 class _OneLineParser(argparse.ArgumentParser):
-    """A parser whose errors take one line."""
+    """A parser that reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the parsed command line by name; `command` is the name of the command.
+    """Parse the command line; `command` in the result is the name of the command.
 
     Raises:
-      SystemExit: with 0 for --help and --version, with 2 and one line for what does not fit.
+      SystemExit: with code 0 for --help and --version; with code 2 and one line on stderr for
+        invalid arguments.
     """
     return parser().parse_args(argv)
 
@@ -33,10 +34,10 @@ def parser() -> argparse.ArgumentParser:
         description="Read, compare and predict the ranks of weights and of the loss Hessian.",
         epilog="""\
 examples:
-  rankmon report logs                  the runs in a log folder, in the terminal
-  rankmon compare logs/adam logs/sgd   where they end, where they first differ
-  rankmon predict 30 25 20 15 10       what theory says of these widths
-  rankmon doctor                       what this installation can do
+  rankmon report logs                  summarize the runs in a log folder
+  rankmon compare logs/adam logs/sgd   show final ranks and the first difference
+  rankmon predict 30 25 20 15 10       predict the ranks for these layer widths
+  rankmon doctor                       check this installation
 
 Each command has its own --help.""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -52,10 +53,10 @@ Each command has its own --help.""",
 
 
 def completions(shell: str) -> str:
-    """Return the script that completes these commands in a shell of `SHELLS`.
+    """Return the completion script for a shell of `SHELLS`.
 
     Raises:
-      ModuleNotFoundError: without shtab.
+      ModuleNotFoundError: if shtab is not installed.
     """
     import shtab
 
@@ -99,16 +100,19 @@ def _add_report(commands: _Commands) -> None:
     command = _command(
         commands,
         "report",
-        "what the runs in a log folder come to, live or finished",
+        "summarize the runs in a log folder, live or finished",
         """\
-The table has, of each rank, the first and the last value and the lowest one;
-the last prediction of theory, and at how many of the predicted steps the rank
-was just that; the count at 10 x the cut and at a tenth of it (low..high, equal
-where nothing lies near the cut); and the step at which it was first another.
+Columns of the table, for each rank:
+  first, last, min   the first, the last and the lowest value
+  theory             the last prediction
+  agrees             at how many of the predicted steps the rank is as predicted
+  low..high          the last counts at 10 x the cut and at a tenth of it; equal
+                     if no singular value lies near the cut
+  changed            the first step at which the rank differs from the first
 
 examples:
   rankmon report logs                      every run, in the terminal
-  rankmon report logs/mine --tags 'rank/*' the Hessian's parts and Omega only
+  rankmon report logs/mine --tags 'rank/*' only the Hessian's parts and Omega
   rankmon report logs --html report.html   one page with the charts, for a browser
   rankmon report logs --png ranks.png --csv ranks.csv --json ranks.json
   rankmon report logs --csv - | head       every number: run, step, tag, value
@@ -117,11 +121,13 @@ JSON: {"schema": 1, "runs": [{"summary": {...}, "scalars": {TAG: {"steps": [...]
 "values": [...]}}, "arrays": {...}, "texts": {TAG: {STEP: Markdown}}}]}. Numbers
 that are not finite are the strings "NaN", "Infinity" and "-Infinity".""",
     )
-    command.add_argument("logdir", metavar="LOGDIR", help="what tensorboard --logdir takes")
-    _add_tags(command, "tags to show in the table, and to write as CSV and JSON; can be repeated")
+    command.add_argument(
+        "logdir", metavar="LOGDIR", help="a log folder, as for tensorboard --logdir"
+    )
+    _add_tags(command, "tags for the table, the CSV and the JSON; can be repeated")
     command.add_argument("--html", metavar="FILE", help="write a page with charts; - for stdout")
-    command.add_argument("--png", metavar="FILE", help="draw the ranks (needs matplotlib)")
-    command.add_argument("--csv", metavar="FILE", help="write every scalar, a line each")
+    command.add_argument("--png", metavar="FILE", help="plot the ranks (needs matplotlib)")
+    command.add_argument("--csv", metavar="FILE", help="write all scalars, one per line")
     command.add_argument("--json", metavar="FILE", help="write the summary and all series")
 
 
@@ -129,17 +135,17 @@ def _add_compare(commands: _Commands) -> None:
     command = _command(
         commands,
         "compare",
-        "where runs end and where they first differ, side by side",
+        "compare the final ranks of runs, and find their first difference",
         """\
-Each RUN is a run folder, or a folder above several: all of them are compared.
-The medians over seeds that rankmon itself wrote are left out.
+Each RUN is a run folder, or a folder above several: all of its runs are compared.
+The run of medians over seeds that rankmon itself writes is left out.
 
 examples:
   rankmon compare logs/adam logs/sgd       two runs
-  rankmon compare logs/seeds               all runs in it: median and range
+  rankmon compare logs/seeds               all runs in a folder: median and range
   rankmon compare logs/seeds --json - | jq .ranks""",
     )
-    command.add_argument("runs", metavar="RUN", nargs="+", help="a folder with one run or more")
+    command.add_argument("runs", metavar="RUN", nargs="+", help="a folder with one or more runs")
     _add_tags(command, "ranks to compare; can be repeated")
     command.add_argument("--json", metavar="FILE", help="write the comparison; - for stdout")
 
@@ -148,10 +154,10 @@ def _add_predict(commands: _Commands) -> None:
     command = _command(
         commands,
         "predict",
-        "the ranks that theory predicts for a network's widths",
+        "predict ranks from the widths of a network's layers",
         """\
-Closed forms for deep linear networks whose weights have full rank; for other
-stacks of dense layers they are a landmark, not a claim. Nothing is measured.
+The closed forms hold for deep linear networks whose weights have full rank. For
+other stacks of dense layers they are a point of reference, not a claim.
 
 examples:
   rankmon predict 30 25 20 15 10
@@ -172,7 +178,7 @@ examples:
     command.add_argument("--bias", action="store_true", help="every layer has a bias")
     command.add_argument("--loss", default="mse", choices=("mse", "cosh", "cross_entropy"))
     command.add_argument(
-        "--examples", metavar="N", type=_whole, help="how many, for the bound that grows with them"
+        "--examples", metavar="N", type=_whole, help="the number of examples, for one of the bounds"
     )
     command.add_argument("--json", metavar="FILE", help="write the prediction; - for stdout")
 
@@ -181,10 +187,10 @@ def _add_doctor(commands: _Commands) -> None:
     command = _command(
         commands,
         "doctor",
-        "what this installation can do, and what to do about the rest",
+        "check this installation, and say how to fix what is missing or broken",
         """\
-Exit code 1 if something is broken; what is merely missing is needed by some
-commands or by the examples only.
+The exit code is 1 if something is broken. Missing packages and data are needed
+only by some commands or by the examples.
 
 examples:
   rankmon doctor
@@ -195,7 +201,7 @@ examples:
         metavar="LOGDIR",
         nargs="?",
         default="logs",
-        help="where runs will go (%(default)s)",
+        help="a folder for future runs (default: %(default)s)",
     )
 
 
@@ -203,13 +209,13 @@ def _add_completions(commands: _Commands) -> None:
     command = _command(
         commands,
         "completions",
-        "a script that completes commands in your shell",
+        "print a script for command completion in your shell",
         """\
 Needs shtab: pip install "rankmon[completions]".
 
 examples:
   rankmon completions bash > ~/.local/share/bash-completion/completions/rankmon
-  rankmon completions zsh > ~/.zfunc/_rankmon   a folder in your fpath""",
+  rankmon completions zsh > ~/.zfunc/_rankmon   (~/.zfunc must be in your fpath)""",
     )
     command.add_argument("shell", choices=SHELLS)
 
