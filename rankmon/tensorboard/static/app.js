@@ -1,4 +1,4 @@
-// The tab: which runs are shown and how, what is fetched and when, and the sections below each other.
+// The tab: it keeps the selected runs and settings, fetches data, and contains the sections.
 
 import { Chart } from "./chart.js";
 import { button, checkbox, choice, element } from "./dom.js";
@@ -89,19 +89,19 @@ export class App {
     if (isOpen) this.reported(() => this.update());
   }
 
-  /** What a section reads: a series of a run, if it was logged; for a summary of seeds the median. */
+  /** Returns a series of a run, if it was logged; the median if the run is a summary of seeds. */
   series(run, tag) {
     const own = this.scalars.get(run);
     return own?.[tag] ?? own?.[`${tag}/median`];
   }
 
-  /** The range over the seeds, where a run is a summary of them. */
+  /** Returns the range over the seeds, if the run is a summary of seeds. */
   range(run, tag) {
     const own = this.scalars.get(run);
     return { low: own?.[`${tag}/low`], high: own?.[`${tag}/high`] };
   }
 
-  /** The rank of a part and its margin: as logged, or recounted where the cut was moved. */
+  /** Returns the rank of a part and its margin: as logged, or recounted if the cut was moved. */
   ranks(run, part) {
     if (this.position !== LOGGED) return recounted(this.counts.get(run), part, this.position);
     const rank = this.series(run, `rank/${part}`);
@@ -110,18 +110,18 @@ export class App {
     return rank ? { rank, low: range.low ?? margin[0], high: range.high ?? margin[1] } : null;
   }
 
-  /** All tags of a run's scalars. */
+  /** Returns all tags of a run's scalars. */
   tags(run) {
     return this.all.find(({ name }) => name === run)?.scalars ?? [];
   }
 
-  /** The last step of a run's ranks that was fetched. */
+  /** Returns the last fetched step of a run's ranks. */
   lastStep(run) {
     const own = Object.entries(this.scalars.get(run) ?? {});
     return Math.max(...own.filter(([tag]) => tag.startsWith("rank/")).map(([, { steps }]) => steps.at(-1) ?? -1));
   }
 
-  /** Changes what is shown, and remembers it. */
+  /** Changes the settings, stores them, and updates the page. */
   choose(changes) {
     Object.assign(this.state, changes);
     remember(this.state);
@@ -129,19 +129,19 @@ export class App {
     return this.reported(() => this.update());
   }
 
-  /** Asks which runs there are and what is new in them. */
+  /** Fetches the list of runs, and their new data. */
   refresh() {
     return this.reported(async () => {
       this.all = await this.source.runs();
       this.reading += 1;
       const now = new Date().toLocaleTimeString();
       this.status.textContent = this.source.isLive ? `Read at ${now}` : "";
-      this.status.classList.remove("error"); // before what may fail, and say so, later than this
+      this.status.classList.remove("error"); // before the update, which may report a new error
       await this.update();
     });
   }
 
-  /** Does what may ask the server, and says where that fails. */
+  /** Runs an action that may send requests, and shows its error if it fails. */
   async reported(action) {
     try {
       await action();
@@ -151,7 +151,7 @@ export class App {
     }
   }
 
-  /** Fetches what the sections in sight lack of the chosen runs, and draws them, one by one. */
+  /** Fetches missing data of the selected runs for each visible section in turn, and draws it. */
   async update() {
     this.runs = withoutSummaries(this.runList.show(this.all, this.state.hidden));
     this.spread.hidden = this.all.length < 2;
@@ -168,7 +168,7 @@ export class App {
     else this.later ??= setTimeout(() => this.reported(() => this.fetchTheRest()), 200);
   }
 
-  /** What a section reads of the chosen runs, where it was not read since the last look at the log. */
+  /** Fetches the scalars that a section needs, unless they were fetched since the last refresh. */
   async fetch({ id, prefixes }) {
     const names = this.runs.map(({ name }) => name);
     const key = JSON.stringify([this.reading, names, prefixes]);
@@ -179,7 +179,7 @@ export class App {
     }
   }
 
-  /** What nobody waits for: texts, and the counts that the slider will ask for. */
+  /** Fetches data that is not needed at once: texts, and the counts for the slider. */
   async fetchTheRest() {
     this.later = null;
     for (const { name, texts } of this.runs) {
@@ -190,18 +190,18 @@ export class App {
     await this.fetchCounts();
   }
 
-  /** The counts that the slider reads, of runs whose counts are older than their ranks. */
+  /** Fetches counts for the slider, for runs whose counts are older than their ranks. */
   async fetchCounts() {
     for (const { name, spectra } of this.runs) {
       const last = this.lastStep(name);
       if (!spectra.length || this.countedTo.get(name) === last) continue;
       const counts = await this.countsTo(name, last);
       this.counts.set(name, counts);
-      this.countedTo.set(name, lastCounted(counts)); // the server may have read fewer spectra yet
+      this.countedTo.set(name, lastCounted(counts)); // the server may not have read all spectra yet
     }
   }
 
-  /** Asked for once, however many wait: each move of the slider does until there are counts. */
+  /** Requests counts once, even if several moves of the slider wait for them. */
   countsTo(name, last) {
     const key = JSON.stringify([name, last]);
     if (!this.counting.has(key)) {
@@ -211,7 +211,7 @@ export class App {
     return this.counting.get(key);
   }
 
-  /** Draws those of these sections that are open. */
+  /** Draws the sections with these ids that are open. */
   draw(...ids) {
     if (!this.runs.length) return;
     for (const { section, box } of this.sections) {
@@ -219,14 +219,14 @@ export class App {
     }
   }
 
-  /** Draws what shows the cut and is in sight; the rest is drawn when it comes there. */
+  /** Draws the visible sections that depend on the cut; others are drawn when they become visible. */
   drawAtCut() {
     for (const { section, box } of this.sections) {
       if (["ranks", "spectrum"].includes(section.id) && isNear(box)) section.draw();
     }
   }
 
-  /** Moves the cut; what was logged is recounted at once. */
+  /** Moves the cut, and recounts the ranks of all logged spectra. */
   async moveCut(position) {
     this.position = position;
     this.describeCut();
@@ -237,7 +237,7 @@ export class App {
     this.drawAtCut();
   }
 
-  /** Counts what is new since, and draws it at the moved cut. */
+  /** Fetches counts of new spectra, and draws the ranks at the moved cut. */
   async recount() {
     await this.fetchCounts();
     this.drawAtCut();
@@ -250,7 +250,7 @@ export class App {
     this.cutReset.disabled = !moved;
   }
 
-  /** Made once: what a reader holds with the pointer must not be replaced. */
+  /** Creates the controls once: replacing a control would interrupt a drag of the pointer. */
   makeToolbar() {
     this.makeCut();
     const log = (logX) => this.choose({ logX });
@@ -315,7 +315,7 @@ export class App {
   }
 }
 
-/** A run that holds the median of others is shown by itself, not as one more beside them. */
+/** Leaves out runs that are summaries of seeds, unless no other run is selected. */
 function withoutSummaries(runs) {
   const members = runs.filter(({ scalars }) => !isSummary(scalars));
   return members.length ? members : runs;
@@ -323,7 +323,7 @@ function withoutSummaries(runs) {
 
 const lastCounted = ({ parts }) => Math.max(...Object.values(parts).map(({ steps }) => steps.at(-1) ?? -1));
 
-/** Whether an open section is in sight, or nearly. */
+/** Returns whether a section is open and visible or nearly visible. */
 function isNear(box) {
   if (!box.open || box.hidden) return false;
   const { top, bottom } = box.getBoundingClientRect();

@@ -1,4 +1,4 @@
-// One chart of lines over steps: drawn by uPlot, read by hovering, saved as PNG, SVG or CSV.
+// A chart of lines over steps: uPlot draws it, hovering shows values, and buttons save PNG, SVG and CSV.
 
 import uPlot from "./vendor/uPlot.esm.js";
 import { button, element, save } from "./dom.js";
@@ -14,34 +14,35 @@ import { ink } from "./theme.js";
  * @property {ArrayLike<number>} values
  * @property {number[]} [dash]
  * @property {number} [width]
- * @property {number} [size] of markers
- * @property {"line"|"markers"|"edge"|"silent"} [kind] edges of bands are neither drawn nor in the
- *   legend, silent lines are drawn only
- * @property {number} [theory] the index of the silent line whose value the legend shows beside its own
- * @property {boolean} [right] on the second axis
+ * @property {number} [size] the size of markers
+ * @property {"line"|"markers"|"edge"|"silent"} [kind] "edge": the edge of a band, neither drawn nor in
+ *   the legend; "silent": drawn, but not in the legend
+ * @property {number} [theory] index of the silent line whose value the legend shows next to this line's
+ * @property {boolean} [right] whether the line uses the second axis
  *
  * @typedef {Object} Spec
  * @property {string} title
- * @property {string} left what the axis shows
+ * @property {string} left the label of the left axis
  * @property {string} [right]
- * @property {string} [x] "step" if not given
+ * @property {string} [x] the label of the x axis, by default "step"
  * @property {boolean} [logX]
  * @property {boolean} [fromZero] whether the left axis begins at zero
  * @property {boolean} [leftLog]
  * @property {boolean} [rightLog]
  * @property {number} [height]
- * @property {boolean} [many] whether its lines are runs, which the page has a list of
+ * @property {boolean} [many] whether each line is a run; the page lists the runs with their colors
  * @property {Line[]} lines
- * @property {[number, number, string][]} [bands] upper and lower line by index, and the color
- * @property {(u: uPlot) => string} [reading] what the pointer is at, in words, where lines do not say
- * @property {(u: uPlot) => void} [under] draws before the lines
- * @property {(u: uPlot) => void} [over] draws after them
- * @property {Function} [rangeY] as uPlot's ranges of scales
+ * @property {[number, number, string][]} [bands] indices of the upper and the lower line, and the color
+ * @property {(u: uPlot) => string} [reading] returns a text on the point under the pointer, if the
+ *   legend does not show its value
+ * @property {(u: uPlot) => void} [under] draws below the lines
+ * @property {(u: uPlot) => void} [over] draws above the lines
+ * @property {Function} [rangeY] the range of the left axis, as for uPlot's scales
  */
 
 const FONT = "12px system-ui, sans-serif";
 
-/** A number as people read it: counts whole, others with six digits. */
+/** Formats a number: integers in full, other numbers with six digits. */
 export function shown(value) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "-∞";
@@ -75,7 +76,7 @@ export class Chart {
     Chart.all.set(id, this);
   }
 
-  /** Takes other data, and draws them once the chart is in sight. */
+  /** Sets new data, which is drawn once the chart is visible. */
   update(spec) {
     this.spec = spec;
     this.title.textContent = spec.title;
@@ -89,7 +90,7 @@ export class Chart {
     this.draw();
   }
 
-  /** Draws what changed; keeps the zoom, and what is hidden, where the lines are the same. */
+  /** Draws new data; if the lines are the same, keeps the zoom and the hidden lines. */
   draw() {
     if (!this.isSeen || this.spec === this.drawn || !this.plot.clientWidth) return;
     const same = this.uplot && shape(this.spec) === shape(this.drawn);
@@ -115,7 +116,7 @@ export class Chart {
     return xs.length > 1 && (min > xs[0] || max < xs.at(-1));
   }
 
-  /** Draws everything anew, with the colors of the page's present theme. */
+  /** Draws the whole chart again, with the colors of the current theme. */
   rebuild() {
     const hidden = new Set(
       this.uplot ? this.uplot.series.filter((one) => !one.show).map((one) => one.label) : [],
@@ -144,7 +145,7 @@ export class Chart {
     Chart.all.delete(this.id);
   }
 
-  /** The lines that are shown, without the edges of bands. */
+  /** Returns the visible lines, without the edges of bands. */
   visible() {
     return this.spec.lines.filter((line, i) => !isQuiet(line) && this.uplot.series[i + 1].show);
   }
@@ -206,7 +207,7 @@ export class Chart {
     return 30 + 18 * this.headRows().length;
   }
 
-  /** The legend in rows that fit the width. */
+  /** Breaks the legend into rows that fit the width. */
   headRows() {
     const rows = [[]];
     let left = this.uplot.width - 20;
@@ -222,7 +223,7 @@ export class Chart {
     return rows;
   }
 
-  /** Title and legend, which the page has as text, for pictures. */
+  /** Draws title and legend into a picture; on the page they are HTML. */
   drawHead(ctx) {
     ctx.fillStyle = ink().text;
     Object.assign(ctx, { font: `bold ${FONT}`, textAlign: "left", textBaseline: "alphabetic" });
@@ -244,26 +245,26 @@ export class Chart {
   }
 }
 
-/** Every chart on the page by its id. @type {Map<string, Chart>} */
+/** All charts on the page by id. @type {Map<string, Chart>} */
 Chart.all = new Map();
 
 const fileName = (id) => id.replaceAll(/[^\p{L}\p{N}.-]+/gu, "_");
 const svgBlob = (text) => new Blob([text], { type: "image/svg+xml" });
 
-/** Charts are drawn when they come this close to what is in sight. */
+/** Charts are drawn when they are this close to the visible part of the page. */
 const NEAR = { rootMargin: "200px" };
 
 const haveSameData = (one, other) =>
   one.lines.every((line, at) => line.values === other.lines[at].values && line.steps === other.lines[at].steps);
 
-/** What makes it another chart than before, rather than the same with other data. */
+/** Returns a key of the chart's structure; if it changes, new data does not suffice: see rebuild(). */
 function shape(spec) {
   const { left, right, x, logX, leftLog, rightLog, height, lines, bands } = spec;
   const looks = lines.map(({ label, color, dash, kind, width }) => [label, color, dash, kind, width]);
   return JSON.stringify([left, right, x, logX, leftLog, rightLog, height, looks, bands]);
 }
 
-/** The lines as uPlot takes them: the steps of all, and a column a line; gaps where no number is. */
+/** Returns the data in uPlot's format: common steps, and one column per line, with null for gaps. */
 export function aligned(lines) {
   if (!lines.length) return [[]];
   const first = lines[0].steps;
@@ -274,15 +275,15 @@ export function aligned(lines) {
   return uPlot.join(lines.map((line, at) => [line.steps, columns[at]]));
 }
 
-/** Null where there is no number; counts, which are always numbers, come as they are. */
+/** Replaces NaN and infinite values by null. Counts are always finite and returned unchanged. */
 function withGaps(values) {
   const isCounts = values instanceof Uint16Array || values instanceof Uint32Array;
   return isCounts ? values : Array.from(values, (value) => (Number.isFinite(value) ? value : null));
 }
 
 /**
- * What is drawn of aligned lines: logarithms where an axis asks for them. uPlot's own axes of
- * logarithms end at 1e-24, and losses do not.
+ * Returns the values to draw: logarithms for lines on a logarithmic axis. uPlot's own logarithmic axes
+ * end at 1e-24, but losses can be smaller.
  */
 function placed([steps, ...columns], { lines, leftLog, rightLog }) {
   const log10 = (value) => (value > 0 ? Math.log10(value) : value === undefined ? value : null);
@@ -292,7 +293,7 @@ function placed([steps, ...columns], { lines, leftLog, rightLog }) {
 
 const isQuiet = ({ kind }) => kind === "edge" || kind === "silent";
 
-/** What uPlot is told of a chart; what may change while its shape stays is asked of the chart. */
+/** Returns uPlot's options. Values that may change without a rebuild are read from the chart later. */
 function options(chart, width, hidden) {
   const { spec } = chart;
   const color = ink();
@@ -363,7 +364,7 @@ function seriesOf(chart, line, at, hidden) {
   return { ...base, stroke: line.color, width: line.width ?? 2, dash: line.dash, points, paths: thinned };
 }
 
-/** Markers that do not touch: at most about thirty across the chart, the first and last included. */
+/** Selects at most about thirty markers, with the first and the last, so that they do not touch. */
 function spaced(u, index, show) {
   if (!show) return null;
   const values = u.data[index];
@@ -376,7 +377,7 @@ function spaced(u, index, show) {
   return chosen;
 }
 
-// Between labels on an axis of logarithms: whole decades, and parts where there is only one.
+// Spacing of labels on a logarithmic axis: whole decades, or fractions if the range is small.
 const DECADES = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100];
 
 function tick(value) {

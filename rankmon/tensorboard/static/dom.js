@@ -1,8 +1,8 @@
-// Elements from data, as text always: names of runs and tags never become HTML.
+// Create elements from data. Strings are always inserted as text: names of runs and tags are never HTML.
 
 /**
  * @param {string} tag
- * @param {Object<string, any>} [attributes] `on...` are listeners, null and false leave one out
+ * @param {Object<string, any>} [attributes] `on...` are listeners; null and false omit the attribute
  * @param {...(Node|string|null)} children
  * @returns {HTMLElement}
  */
@@ -17,7 +17,7 @@ export function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** A labeled checkbox that reports its state. */
+/** Creates a labeled checkbox; onChange is called with its state. */
 export function checkbox(label, checked, onChange, attributes = {}) {
   const input = element("input", {
     type: "checkbox",
@@ -28,7 +28,7 @@ export function checkbox(label, checked, onChange, attributes = {}) {
   return element("label", { class: "check" }, input, label);
 }
 
-/** A labeled choice among options. */
+/** Creates a labeled drop-down list. */
 export function choice(label, options, chosen, onChange, attributes = {}) {
   const select = element("select", { ...attributes, onchange: () => onChange(select.value) });
   for (const option of options) select.append(element("option", { value: option }, option));
@@ -36,12 +36,12 @@ export function choice(label, options, chosen, onChange, attributes = {}) {
   return element("label", { class: "choice" }, `${label} `, select);
 }
 
-/** A button. */
+/** Creates a button. */
 export function button(label, onClick, attributes = {}) {
   return element("button", { type: "button", ...attributes, onclick: onClick }, label);
 }
 
-/** Gives the browser a file to save. */
+/** Makes the browser save a file. */
 export function save(name, blob) {
   const url = URL.createObjectURL(blob);
   const link = element("a", { href: url, download: name });

@@ -1,4 +1,4 @@
-// Quantities over steps as charts: of one run, of several as lines, of several as median and range.
+// Charts of quantities over steps: for one run, or for several runs as lines or as median and range.
 
 import { overRuns } from "./seeds.js";
 import { ink, veil } from "./theme.js";
@@ -10,22 +10,22 @@ import { ink, veil } from "./theme.js";
  * @typedef {Object} Quantity
  * @property {string} id
  * @property {string} label
- * @property {string} color among other quantities; runs have colors of their own
+ * @property {string} color the quantity's color in charts of one run or of medians
  * @property {(run: string) => Series|undefined} of
  * @property {(run: string) => {low?: Series, high?: Series}} [margin]
  * @property {(run: string) => Series|undefined} [theory]
  * @property {(run: string) => Series|undefined} [marks] points of interest on the line
- * @property {string} [marked] what these are
+ * @property {string} [marked] the meaning of these points
  * @property {number[]} [dash]
  * @property {number} [width]
  */
 
 /**
- * @param {string} id of the chart; those of several runs append a quantity's
- * @param {Partial<import("./chart.js").Spec>} look what all the charts have in common
+ * @param {string} id the chart's id; charts of several runs append the id of a quantity
+ * @param {Partial<import("./chart.js").Spec>} look properties that all the charts share
  * @param {Quantity[]} quantities
  * @param {Run[]} runs
- * @param {boolean} asMedian how several runs are shown
+ * @param {boolean} asMedian whether to show several runs as median and range, not as lines
  * @returns {[string, import("./chart.js").Spec][]} charts by id
  */
 export function evolution(id, look, quantities, runs, asMedian) {
@@ -90,7 +90,7 @@ function ofSeveralRuns(look, quantity, runs) {
   return { ...look, title, many: true, right: undefined, lines };
 }
 
-// Browsers draw lines of one pixel five times as fast as wider ones, and many lines need no more.
+// With many runs, lines are one pixel wide: browsers draw these five times as fast as wider ones.
 const MANY = 6;
 const THIN = { dash: [2, 4], width: 1 };
 
@@ -115,7 +115,7 @@ function merged(look, { lines, bands }) {
   return { ...look, lines: [...lines, ...(look.rightLines ?? [])], bands };
 }
 
-/** The series that all have, if all have the same one. */
+/** Returns the series that all runs share, or null if they differ. */
 function shownByAll(all) {
   const [first, ...others] = all;
   const equal = (a, b) => a.length === b.length && a.every((value, at) => Object.is(value, b[at]));

@@ -1,4 +1,4 @@
-// Charts side by side, made and removed as what there is to show changes.
+// A grid of charts, which are created and removed as needed.
 
 import { Chart } from "./chart.js";
 import { element } from "./dom.js";
@@ -9,7 +9,7 @@ export class ChartGrid {
     this.charts = new Map();
   }
 
-  /** @param {[string, import("./chart.js").Spec][]} specs by id, in their order */
+  /** @param {[string, import("./chart.js").Spec][]} specs the charts by id, in order */
   show(specs) {
     const wanted = new Set(specs.map(([id]) => id));
     for (const [id, chart] of this.charts) {

@@ -1,8 +1,8 @@
-// A table of log10 |eigenvalue| by step and index, painted under a chart of lines over steps.
+// A heat map of log10 |eigenvalue| by step and index, drawn below a chart's lines over steps.
 
 import { heat } from "./theme.js";
 
-/** Draws the columns of steps, each from half way to the one before to half way to the next. */
+/** Draws a column per step. It extends halfway to the previous step and halfway to the next one. */
 export function drawHeatMap(u, { steps, indices }, image) {
   if (!image) return;
   const { ctx, bbox } = u;
@@ -21,7 +21,7 @@ export function drawHeatMap(u, { steps, indices }, image) {
   ctx.restore();
 }
 
-/** What lies under the pointer, in words. */
+/** Returns a text with step, index and eigenvalue under the pointer. */
 export function readingAt(u, { steps, indices, values }, shown) {
   const { left, top } = u.cursor;
   if (left === null || left < 0 || !steps.length || !indices.length) return "";
@@ -32,7 +32,7 @@ export function readingAt(u, { steps, indices, values }, shown) {
   return `step ${steps[step]}, index ${indices[index] + 1}: log10 |eigenvalue| ${what}`;
 }
 
-/** A picture of the table, a pixel a value, the first index at the bottom; null of an empty one. */
+/** Draws the table, one pixel per value, with the first index at the bottom; null if it is empty. */
 export function painted({ steps, indices, values }, [low, high]) {
   const [width, height] = [steps.length, indices.length];
   if (!width || !height) return null;
@@ -42,7 +42,7 @@ export function painted({ steps, indices, values }, [low, high]) {
   for (let step = 0; step < width; step++) {
     for (let index = 0; index < height; index++) {
       const value = values[step * height + index];
-      if (Number.isNaN(value)) continue; // the ground shows
+      if (Number.isNaN(value)) continue; // leave the pixel transparent
       const pixel = 4 * ((height - 1 - index) * width + step);
       pixels.data.set([...heat((value - low) / (high - low)), 255], pixel);
     }

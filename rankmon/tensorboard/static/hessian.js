@@ -1,4 +1,4 @@
-// The section of the Hessian's ranks: as figure S1 draws them, at the cut that the slider sets.
+// The section of the Hessian's ranks, drawn as in figure S1, at the cut that the slider sets.
 
 import { evolution } from "./evolution.js";
 import { ChartGrid } from "./grid.js";
@@ -6,7 +6,7 @@ import { element } from "./dom.js";
 import { LOGGED } from "./recount.js";
 import { ink, partColor, partName, PARTS } from "./theme.js";
 
-// The widest first: lines that coincide show beside each other, as H_o on H_L at a minimum.
+// Wide lines are drawn first: if lines coincide, such as H_L and H_o at a minimum, both stay visible.
 const LOOKS = {
   H_L: { width: 4.5 },
   H_o: { width: 2 },
@@ -25,7 +25,7 @@ export class HessianSection {
     this.host = element("div", {}, this.note, this.wide.host);
   }
 
-  /** Margins are drawn of one run only. */
+  /** The tags to fetch; margins are drawn only if one run is selected. */
   get prefixes() {
     const margins = this.app.runs.length === 1 ? ["rank_low/H_", "rank_high/H_"] : [];
     return ["rank/H_", "rank_theory/", "loss", ...margins];
@@ -63,7 +63,7 @@ export class HessianSection {
     };
   }
 
-  /** The loss on an axis of its own, to the right. */
+  /** Adds the loss on a separate axis on the right. */
   withLoss(look) {
     const [{ name }] = this.app.runs;
     const loss = this.app.series(name, "loss");

@@ -1,10 +1,10 @@
-// What TensorBoard loads: the tab, in the frame that TensorBoard made for it.
+// The entry point that TensorBoard loads in the tab's frame.
 
 import { App } from "./app.js";
 import { element } from "./dom.js";
 import { fetched } from "./source.js";
 
-/** Called by TensorBoard once the frame is there. */
+/** Called by TensorBoard once it has created the frame. */
 export function render() {
   const styles = ["./vendor/uPlot.min.css", "./style.css"].map((name) => {
     const link = element("link", { rel: "stylesheet", href: new URL(name, import.meta.url).href });

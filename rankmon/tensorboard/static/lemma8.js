@@ -1,4 +1,4 @@
-// The section of Lemma 8: its assumptions, met or not, and predicted against measured log|det|.
+// The section of Lemma 8: whether its assumptions hold, and predicted against measured log|det|.
 
 import { element } from "./dom.js";
 import { evolution } from "./evolution.js";
@@ -85,7 +85,7 @@ export class Lemma8Section {
     );
   }
 
-  /** "met", "not met", or since when no longer. */
+  /** Returns a table cell: "met", "not met", or the step from which the assumption no longer holds. */
   verdict(run, tag, size) {
     const series = this.app.series(run, `lemma8/${tag}`);
     if (!series?.steps.length) return element("td", {}, "–");
@@ -100,7 +100,7 @@ export class Lemma8Section {
     return this.app.tags(run).filter((tag) => tag.startsWith("lemma8/balancedness/"));
   }
 
-  /** The largest of these measures at any step. */
+  /** Returns a text with the largest value of these tags over all steps. */
   size(run, tags) {
     const values = tags.flatMap((tag) => this.app.series(run, tag)?.values ?? []);
     const largest = values.reduce((a, b) => (b > a ? b : a), -Infinity);

@@ -1,4 +1,4 @@
-// The section of what runs say of themselves: their cards, and what alerted.
+// The section of texts: cards and alerts of the runs.
 
 import { element } from "./dom.js";
 
@@ -23,7 +23,7 @@ export class NotesSection {
       Object.entries(texts.get(name) ?? {}).map(([tag, events]) => ({ name, tag, events })),
     );
     const drawn = JSON.stringify(notes);
-    if (drawn === this.drawn) return; // keeps what the reader has opened
+    if (drawn === this.drawn) return; // keep the notes that the user has opened
     this.drawn = drawn;
     this.host.replaceChildren(...notes.map((note) => this.note(note)));
   }
@@ -42,7 +42,7 @@ export class NotesSection {
   }
 }
 
-/** HTML that TensorBoard's own renderer has made safe; pictures, which it lets through, stay out. */
+/** Inserts HTML that TensorBoard's renderer has sanitized, without pictures, which it allows. */
 function markdown(html) {
   const template = document.createElement("template");
   template.innerHTML = html;

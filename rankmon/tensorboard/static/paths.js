@@ -1,15 +1,15 @@
-// Lines of more points than can be told apart, drawn by the least and greatest of each column.
+// Draw lines with very many points quickly: only the minimum and maximum of each column of pixels.
 
 import uPlot from "./vendor/uPlot.esm.js";
 
 const everyPoint = uPlot.paths.linear();
 
-/** Pixels of the screen that one column takes: what lies in it is one upright stroke. */
+/** The width of a column in screen pixels; the points in a column become one vertical stroke. */
 const COLUMN = 2;
 
 /**
- * A path like uPlot's own, with at most four points a column; uPlot itself thins lines only from four
- * points a pixel on. Lines with gaps, and those that bound a band, are drawn by every point.
+ * Returns a path like uPlot's own, but with at most four points per column; uPlot thins lines only if
+ * they have four or more points per pixel. Lines with gaps and edges of bands keep all points.
  */
 export function thinned(u, index, from, to) {
   const path = isBounding(u, index) ? null : columns(u, index, from, to);
@@ -18,7 +18,7 @@ export function thinned(u, index, from, to) {
 
 const isBounding = (u, index) => u.bands.some(({ series }) => series.includes(index));
 
-/** The stroke; null where a number is missing, or columns would save nothing. */
+/** Returns the path; null if a value is missing, or if the line has too few points to be thinned. */
 function columns(u, index, from, to) {
   return uPlot.orient(u, index, (_, xs, ys, scaleX, scaleY, toX, toY, left, top, width, height) => {
     const size = COLUMN * devicePixelRatio;

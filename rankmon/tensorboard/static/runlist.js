@@ -1,10 +1,10 @@
-// The list of runs at the side: searched, selected, and known by their colors.
+// The list of runs at the side, with search, selection and colors.
 
 import { button, element } from "./dom.js";
 import { runColor } from "./theme.js";
 
 export class RunList {
-  /** @param {(hidden: string[]) => void} onChange gets the names of the runs that are not shown */
+  /** @param {(hidden: string[]) => void} onChange is called with the names of the hidden runs */
   constructor(onChange) {
     this.onChange = onChange;
     this.search = element("input", {
@@ -25,7 +25,7 @@ export class RunList {
     this.host = element("aside", {}, element("h2", {}, "Runs"), this.search, buttons, this.list);
   }
 
-  /** Lists all runs and gives those that are selected, with their colors. */
+  /** Lists all runs, and returns the selected ones with their colors. */
   show(all, hidden) {
     this.hidden = new Set(hidden);
     const names = JSON.stringify(all.map(({ name }) => name));
@@ -50,7 +50,7 @@ export class RunList {
     return element("li", { "data-run": name }, label, mark, only);
   }
 
-  /** Marks the runs that alerted. */
+  /** Marks the runs with alerts. */
   showAlerts(texts) {
     for (const [name, row] of this.rows) {
       const count = texts.get(name)?.["rankmon/alerts"]?.length ?? 0;

@@ -1,18 +1,18 @@
-// Several runs as one: the median over them, with the lowest and the highest.
+// Summarize several runs by the median, the lowest and the highest value.
 
-/** Whether a run with these tags is the one that training wrote of all its seeds. */
+/** Returns whether a run with these tags is a `SeedsMonitor`'s summary of its seeds. */
 export const isSummary = (tags) =>
   tags.some((tag) => {
-    const of = /^(rank.*)\/median$/.exec(tag)?.[1]; // a layer may be called median, too
+    const of = /^(rank.*)\/median$/.exec(tag)?.[1]; // a layer, too, may be named "median"
     return of && tags.includes(`${of}/low`) && tags.includes(`${of}/high`);
   });
 
-/** The tag of which this is the median, the lowest or the highest. */
+/** Removes the suffix for the median, the lowest or the highest value from a tag. */
 export const summarized = (tag) => tag.replace(/\/(median|low|high)$/, "");
 
 /**
- * @param {{steps: number[], values: ArrayLike<number>}[]} all one series a run
- * @returns {{steps: number[], median: number[], low: number[], high: number[]}} at steps that all have
+ * @param {{steps: number[], values: ArrayLike<number>}[]} all one series per run
+ * @returns {{steps: number[], median: number[], low: number[], high: number[]}} at common steps
  */
 export function overRuns(all) {
   const [steps, columns] = atCommonSteps(all);

@@ -1,4 +1,4 @@
-// Where data come from: TensorBoard's server, or the page itself. Both give the same objects.
+// Sources of data: TensorBoard's server, or the page itself. Both return the same objects.
 
 /**
  * @typedef {{steps: number[], values: number[]}} Series
@@ -8,7 +8,7 @@
 
 const NAMES = { NaN: NaN, Infinity: Infinity, "-Infinity": -Infinity };
 
-/** Numbers as they are; those that JSON does not have come as strings. */
+/** Converts the strings that stand for non-finite numbers in JSON to numbers. */
 function numbers(values) {
   return values.map((value) => (typeof value === "string" ? NAMES[value] : value));
 }
@@ -47,7 +47,7 @@ function heatmap(payload) {
   };
 }
 
-/** The server's routes below `base`. */
+/** Returns a source that fetches from the server's routes below `base`. */
 export function fetched(base) {
   async function get(route, query = []) {
     const address = new URL(route, base);
@@ -72,7 +72,7 @@ export function fetched(base) {
   };
 }
 
-/** The objects of `payload.whole` for each run, as a page holds them. */
+/** Returns a source that reads from objects in the page, one of `payload.whole` for each run. */
 export function embedded(runs) {
   const byName = new Map(runs.map((run) => [run.overview.name, run]));
   const nearest = (all, step) =>

@@ -1,4 +1,4 @@
-// The section of one part's spectrum: at the chosen step, and over all steps, with the cut drawn in.
+// The section of the spectrum of one part, at the selected step and over all steps, with the cut.
 
 import { ChartGrid } from "./grid.js";
 import { shown } from "./chart.js";
@@ -7,7 +7,7 @@ import { drawHeatMap, painted, readingAt } from "./heatmap.js";
 import { factor } from "./recount.js";
 import { heatGradient, ink, partColor, partName } from "./theme.js";
 
-// How far below the cut rounding is shown.
+// The axis extends this far below the cut, where eigenvalues are rounding noise.
 const NOISE_DECADES = 5;
 
 export class SpectrumSection {
@@ -36,7 +36,7 @@ export class SpectrumSection {
     return spectra.length > 0;
   }
 
-  /** Fetches what is chosen where that has changed, and draws. */
+  /** Draws the charts; fetches their data first if the selection has changed. */
   async draw() {
     const runs = this.app.runs.filter(({ spectra }) => spectra.length);
     const run = runs.find(({ name }) => name === this.app.state.run) ?? runs[0];
@@ -61,7 +61,7 @@ export class SpectrumSection {
     );
   }
 
-  /** Takes a part's map and spectrum, unless others were chosen since; what failed is asked for again. */
+  /** Fetches a part's heat map and spectrum, unless the selection changes; retries after an error. */
   async load(run, part) {
     const wanted = this.loaded;
     try {
@@ -85,7 +85,7 @@ export class SpectrumSection {
     this.at = at;
     const { run, part, logged } = this.map;
     const found = await this.app.source.spectrum(run, part, logged[at]);
-    if (this.at !== at || this.map.run !== run || this.map.part !== part) return; // moved on since
+    if (this.at !== at || this.map.run !== run || this.map.part !== part) return; // the selection has changed
     this.spectrum = found;
     this.drawCharts();
   }
@@ -153,13 +153,13 @@ export class SpectrumSection {
   }
 }
 
-/** The value at this step, if there is one. */
+/** Returns the value at this step, if there is one. */
 function at(series, step) {
   const where = series?.steps.indexOf(step) ?? -1;
   return where < 0 ? undefined : series.values[where];
 }
 
-/** A line between the last eigenvalue that theory has above zero and the next. */
+/** Draws a vertical line after the last eigenvalue that is non-zero according to theory. */
 function drawTheory(u, rank) {
   const x = u.valToPos(rank + 0.5, "x", true);
   const { left, top, width, height } = u.bbox;
@@ -180,8 +180,8 @@ function drawTheory(u, rank) {
 }
 
 /**
- * From the least to the largest log10 of all steps, so that the axis stays while steps change; but
- * not far below the cuts, where there is only rounding.
+ * Returns the range of the axis: the smallest and largest log10 of all steps, so that it is the same at
+ * each step. It does not extend far below the cuts, where there is only rounding noise.
  */
 function rangeOf({ values, cut }) {
   let [low, high] = [Infinity, -Infinity];

@@ -1,15 +1,15 @@
-// What the reader has chosen, kept for this browser tab.
+// The user's settings, stored for this browser tab.
 
 const KEY = "rankmon";
 
 const FIRST = { logX: false, median: false, theme: "auto", hidden: [], closed: [], run: "", part: "" };
 
-/** The choices of last time, or the first ones. */
+/** Returns the stored settings, or the defaults. */
 export function remembered() {
   try {
     return { ...FIRST, ...JSON.parse(sessionStorage.getItem(KEY) ?? "{}") };
   } catch {
-    return { ...FIRST }; // a page without storage
+    return { ...FIRST }; // storage is not available
   }
 }
 
@@ -17,6 +17,6 @@ export function remember(state) {
   try {
     sessionStorage.setItem(KEY, JSON.stringify(state));
   } catch {
-    // A page without storage starts afresh every time.
+    // Without storage, the page starts with the defaults every time.
   }
 }

@@ -1,4 +1,4 @@
-// A 2D drawing context that writes SVG: those of its methods that uPlot and our legends call.
+// A 2D drawing context that writes SVG, with only the methods that uPlot and our legends call.
 
 const COPIED = ["fillStyle", "strokeStyle", "lineWidth", "lineJoin", "lineCap", "font", "textAlign"];
 const STATE = [...COPIED, "textBaseline", "globalAlpha", "dash", "matrix", "clipped"];
@@ -11,10 +11,10 @@ const escaped = (text) =>
   String(text).replace(/[&<>"']/g, (letter) => `&#${letter.codePointAt(0)};`);
 const short = (number) => Math.round(number * 100) / 100;
 
-/** A line to there; on a canvas the first one only moves, while SVG shows no path that begins so. */
+/** Returns a line's path data. On a canvas, a first lineTo only moves; in SVG this must be an "M". */
 const lineOf = (data, x, y) => `${data ? "L" : "M"}${short(x)} ${short(y)}`;
 
-/** A Path2D that remembers what it was told, as SVG path data. */
+/** A Path2D that also records its commands as SVG path data. */
 export class TracedPath extends Path2D {
   constructor(other) {
     super(other);
@@ -146,7 +146,7 @@ export class SvgContext {
         `${this.where()}/>`,
     );
   }
-  /** The whole document, on a ground of this color. */
+  /** Returns the whole document, with this background color. */
   text(width, height, ground) {
     return (
       `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}"` +
@@ -156,7 +156,7 @@ export class SvgContext {
   }
 }
 
-/** Runs what draws with canvases that write SVG, and gives the contexts that were asked for. */
+/** Calls `draw` with canvases that write SVG, and returns the contexts that it used. */
 export async function recorded(draw) {
   const contexts = [];
   const own = { path: window.Path2D, context: HTMLCanvasElement.prototype.getContext };

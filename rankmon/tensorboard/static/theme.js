@@ -1,12 +1,12 @@
-// Colors: of the parts as in figure S1, of runs, of the page in light and in dark.
+// Colors of the Hessian's parts, of runs, and of the page in light and dark themes.
 
 export const PARTS = ["H_L", "H_o", "H_f", "H_f_fixed"];
 
-// Okabe and Ito's palette, which color-blind readers can tell apart.
+// Okabe and Ito's palette, whose colors color-blind readers can distinguish.
 const PART_COLORS = { H_L: "#0072b2", H_o: "#009e73", H_f: "#d55e00", H_f_fixed: "#cc79a7" };
 const LAYERS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999"];
 
-/** The name of a part as the paper writes it. */
+/** Returns the name of a part as in the paper. */
 export function partName(part) {
   return part === "H_f_fixed" ? "H_f, residual fixed" : part;
 }
@@ -14,17 +14,17 @@ export function partName(part) {
 export const partColor = (part) => PART_COLORS[part];
 export const lineColor = (index) => LAYERS[index % LAYERS.length];
 
-/** A color for the run of this number: the golden angle keeps neighbors apart. */
+/** Returns the color of a run by index; steps of the golden angle keep neighboring hues distinct. */
 export function runColor(index) {
   return index < LAYERS.length ? LAYERS[index] : `hsl(${Math.round(index * 137.5) % 360} 60% 50%)`;
 }
 
-/** The same color, seen through. */
+/** Returns the color with transparency. */
 export function veil(color) {
   return color.startsWith("#") ? `${color}2e` : color.replace(")", " / 0.18)");
 }
 
-/** What charts are drawn with, in the page's present theme. */
+/** Returns the colors for charts in the current theme. */
 export function ink() {
   const style = getComputedStyle(document.documentElement);
   const read = (name) => style.getPropertyValue(name).trim();
@@ -35,17 +35,17 @@ function hostIsDark() {
   try {
     return window.parent !== window && window.parent.document.body.classList.contains("dark-mode");
   } catch {
-    return false; // a frame of another origin
+    return false; // the parent page has another origin and cannot be read
   }
 }
 
-/** Whether the page should be dark: as chosen, else as TensorBoard, else as the system says. */
+/** Returns whether the page is dark: by the user's setting, else TensorBoard's, else the system's. */
 export function isDark(chosen) {
   if (chosen !== "auto") return chosen === "dark";
   return hostIsDark() || window.matchMedia("(prefers-color-scheme: dark)").matches;
 }
 
-/** Calls back when TensorBoard or the system turns dark or light. */
+/** Calls `changed` when TensorBoard or the system switches between light and dark. */
 export function onHostTheme(changed) {
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", changed);
   try {
@@ -53,23 +53,23 @@ export function onHostTheme(changed) {
     const watched = { attributes: true, attributeFilter: ["class"] };
     new MutationObserver(changed).observe(window.parent.document.body, watched);
   } catch {
-    // A frame of another origin cannot be watched.
+    // The parent page has another origin and cannot be watched.
   }
 }
 
-// Viridis at eight points.
+// The viridis color map at eight points.
 const HEAT = ["440154", "46327e", "365c8d", "277f8e", "1fa187", "4ac16d", "a0da39", "fde725"].map(
   (hex) => [0, 2, 4].map((at) => parseInt(hex.slice(at, at + 2), 16)),
 );
 
-/** Red, green and blue for a share between 0 and 1. */
+/** Returns red, green and blue for a value between 0 and 1. */
 export function heat(share) {
   const at = Math.min(Math.max(share, 0), 1) * (HEAT.length - 1);
   const low = Math.min(Math.floor(at), HEAT.length - 2);
   return HEAT[low].map((value, i) => value + (at - low) * (HEAT[low + 1][i] - value));
 }
 
-/** The same scale as a CSS gradient, for legends. */
+/** Returns the color map as a CSS gradient, for legends. */
 export function heatGradient() {
   return `linear-gradient(to right, ${HEAT.map((rgb) => `rgb(${rgb.join(" ")})`).join(", ")})`;
 }

@@ -1,17 +1,17 @@
-// The sections of what is measured layer by layer: weights, determinants, features.
+// The sections with measurements of each layer: weights, determinants, features.
 
 import { evolution } from "./evolution.js";
 import { ChartGrid } from "./grid.js";
 import { isSummary, summarized } from "./seeds.js";
 import { lineColor } from "./theme.js";
 
-/** What the charts show of a tag. */
+/** Returns the logged series of a tag, and its range over seeds, for charts. */
 const logged = (app, tag) => ({
   of: (run) => app.series(run, tag),
   margin: (run) => app.range(run, tag),
 });
 
-/** The layers that any of these runs has this tag for, in natural order. */
+/** Returns the layers for which any selected run has a tag with this prefix, in natural order. */
 export function layersOf(app, prefix) {
   const found = new Set();
   for (const { name } of app.runs) {
@@ -22,7 +22,7 @@ export function layersOf(app, prefix) {
   return [...found].sort(new Intl.Collator("en", { numeric: true }).compare);
 }
 
-/** A small multiple a layer: rank with stable and effective rank. */
+/** One small chart per layer: rank, stable rank and effective rank. */
 export class WeightsSection {
   id = "weights";
   title = "Weights";
@@ -82,7 +82,7 @@ export class DeterminantsSection {
       id: layer,
       label: layer,
       color: lineColor(at),
-      width: 2 + 2 * Math.min(all.length - 1 - at, 3), // balanced layers have one determinant
+      width: 2 + 2 * Math.min(all.length - 1 - at, 3), // curves of balanced layers coincide
       ...logged(this.app, `log_abs_det/${layer}`),
       marks: (run) => this.signChanges(run, layer),
       marked: "sign changes",
@@ -92,7 +92,7 @@ export class DeterminantsSection {
     this.grid.show(evolution("determinants", look, quantities, runs, state.median));
   }
 
-  /** log|det| at the steps whose sign differs from that of the step before; none: undefined. */
+  /** Returns log|det| at the steps at which the sign changes; undefined if there are none. */
   signChanges(run, layer) {
     const [size, sign] = ["log_abs_det", "det_sign"].map((tag) => this.app.series(run, `${tag}/${layer}`));
     if (!size || !sign) return undefined;
@@ -103,7 +103,7 @@ export class DeterminantsSection {
   }
 }
 
-/** Ranks of what the layers receive, and the units that are dead. */
+/** The ranks of the layers' inputs, and the numbers of dead units. */
 export class FeaturesSection {
   id = "features";
   title = "Features";
