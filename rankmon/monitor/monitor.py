@@ -241,7 +241,7 @@ class RankMonitor(ClosesOnExit):
         xs: Any = None,
         start: int = 0,
     ) -> tuple[Any, Any]:
-        """`jax.lax.scan(step_fn, carry, xs, length=steps)`, measured at the steps that are due.
+        """Run `jax.lax.scan(step_fn, carry, xs, length=steps)`, measured at the due steps.
 
         One compiled program runs from each due step to the next. The carry is copied once and then
         donated to it; what the caller passed stays as it is. `close` measures the last parameters.
