@@ -1,20 +1,20 @@
-"""The number of singular values above a cut, certified without computing the singular values.
+"""Certify the number of singular values above a cut without computing the singular values.
 
 Symbols: W is s x l with singular values sigma, s <= l; t is a cut.
 
-The certificates are Cholesky factorizations: a symmetric matrix is certainly positive definite if
-its factorization succeeds although its diagonal was lowered by all that rounding can have raised
+The certificates are Cholesky factorizations. A symmetric matrix is certainly positive definite if
+the factorization still succeeds after the diagonal is lowered by a bound on the rounding error of
 the eigenvalues (Rump, Verification of positive definiteness, BIT 46, 2006).
 
   all s      W W^T - t^2 I is definite.
-  only r     A Cholesky factorization with pivoting, F F^T = W W^T but for rounding, picks r rows
-             W_1. At least r exceed t if W_1 W_1^T - t^2 I is definite, since W_1 is a part of W.
-             At most r exceed t if t^2 I - N N^T is, N = W - U (U^T W) with U [s, r] a basis of
-             F's columns, since W - N has rank r.
+  only r     A Cholesky factorization with pivoting, F F^T = W W^T up to rounding, selects r rows
+             W_1. At least r values exceed t if W_1 W_1^T - t^2 I is definite, because W_1 is a
+             submatrix of W. At most r values exceed t if t^2 I - N N^T is definite, where
+             N = W - U (U^T W) and U [s, r] is a basis of F's columns: W - N has rank r.
 
-No step costs more than a few products of the matrix with itself. W W^T loses half of the digits, so
-that "at least" can be certified for t from about 1e-5 ||W||_2 on; N keeps them, so that "at most"
-can for smaller t too.
+No step costs more than a few products of the matrix with itself. W W^T has only half of the digits
+of W, so "at least" can be certified only for t above about 1e-5 ||W||_2. N keeps all digits, so
+"at most" can be certified for smaller t too.
 """
 
 import math
@@ -44,16 +44,16 @@ def spectral_norm(gram: Float[np.ndarray, "s s"]) -> float:
 def certified_count(
     matrix: Float[np.ndarray, "s l"], gram: Gram, *, above: float, below: float
 ) -> int | None:
-    """Return the r for which r singular values exceed `above` and all others are below `below`.
+    """Return r if exactly r singular values exceed `above` and all others are below `below`.
 
     Args:
       matrix: W, finite, s <= l.
       gram: W W^T.
       above: a cut.
-      below: a lower one.
+      below: a second, lower cut.
 
     Returns:
-      r; None if there is no such r, or rounding hides it.
+      r; None if there is no such r, or if rounding prevents certification.
     """
     s = len(matrix)
     if _all_exceed(gram, above):
@@ -72,10 +72,10 @@ def certified_count(
 
 
 def _orthonormal(F: Float[np.ndarray, "s r"]) -> Float[np.ndarray, "s r"] | None:
-    """Return a basis of F's columns by Cholesky QR; None if they are too close to each other.
+    """Return a basis of F's columns by Cholesky QR; None if they are nearly linearly dependent.
 
-    Pivoting has graded the columns, which costs no digits here; and what is certified does not
-    depend on how far from orthonormal the basis is.
+    Pivoting leaves columns of decreasing norm, which does not reduce the accuracy of Cholesky QR.
+    The certificate does not depend on the orthonormality of the basis.
     """
     try:
         R = np.linalg.cholesky(F.T @ F)
@@ -90,7 +90,7 @@ def _has_rank_below(
     """Return whether all but r singular values are certainly less than the cut."""
     B = U.T @ matrix
     N = matrix - U @ B
-    # An entry is a sum of r products and one more term, whatever U and B are.
+    # Each entry is a sum of r products and one more term, for any U and B.
     sizes = np.linalg.norm(matrix) + np.linalg.norm(U) * np.linalg.norm(B)
     return _all_below(Gram.of([N], len(N)), cut - sum_rounding(U.shape[1] + 1) * float(sizes))
 
@@ -104,7 +104,7 @@ def _all_below(gram: Gram, cut: float) -> bool:
 
 
 def _is_definite(matrix: Float[np.ndarray, "s s"], error: float) -> bool:
-    """Return whether a symmetric matrix with this error is certainly positive definite."""
+    """Return whether a symmetric matrix, known up to this error, is certainly positive definite."""
     slack = error + sum_rounding(len(matrix) + 1) * float(np.trace(matrix))
     try:
         np.linalg.cholesky(matrix - slack * np.eye(len(matrix)))

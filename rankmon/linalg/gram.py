@@ -1,15 +1,16 @@
-"""Squared singular values of a wide matrix that comes in blocks of columns.
+"""Squared singular values of a wide matrix that is generated in blocks of columns.
 
-A = [A_1 A_2 ...], [m, p] with p far above m, is never held. Two ways to its singular values sigma:
+A = [A_1 A_2 ...], [m, p] with p much larger than m, is never stored as a whole. There are two ways
+to compute its singular values sigma:
 
-  Gram   K = sum_b A_b A_b^T has the eigenvalues sigma^2. Its rounding, about m eps sigma_1^2,
-         hides every sigma below sqrt(m eps) sigma_1: half of the digits.
-  QR     A^T = Q R, with R carried from block to block (TSQR), has the singular values sigma. Its
-         rounding is about m eps sigma_1: all of the digits, for several times the work or more.
+  Gram   K = sum_b A_b A_b^T has the eigenvalues sigma^2. Its rounding error, about m eps sigma_1^2,
+         hides every sigma below sqrt(m eps) sigma_1: half of the digits are lost.
+  QR     R in A^T = Q R, updated from block to block (TSQR), has the singular values sigma. Its
+         rounding error is only about m eps sigma_1, but it takes several times the work or more.
 
-Rows h_i (x) g_ir, such as those of a dense layer, need not be written out. Their Gram matrix is the
-elementwise product of those of h and g, and in orthonormal coordinates of h and of g they have
-min(a, n) min(b, m) columns in place of a b.
+Rows of the form h_i (x) g_ir, such as those of a dense layer, are never expanded. Their Gram matrix
+is the elementwise product of the Gram matrices of h and g. In orthonormal coordinates of h and of g
+they have min(a, n) min(b, m) columns instead of a b.
 """
 
 import math
@@ -23,23 +24,23 @@ from rankmon.linalg.spectrum import singular_values, symmetric_spectrum
 
 _EPS = float(np.finfo(np.float64).eps)
 
-# Terms summed in one product: shorter sums round less, longer ones pass over K less often.
+# Terms summed in one product: shorter sums have less rounding error, longer ones update K less.
 _LONG_SUM, _SHORT_SUM = 1024, 128
 
-# Errors in the finest cut: an eigenvalue at a tenth of that cut is then off by half at most.
+# Finest cut in units of the error: at a tenth of that cut an eigenvalue is off by at most half.
 _CLEARANCE = 20
 
-# Rows of one QR step over the columns that it leaves: more would waste memory, fewer repeat work.
+# Ratio of rows to columns in one QR step: more rows would waste memory, fewer would repeat work.
 _TALLNESS = 4
 
 
 @dataclass(frozen=True)
 class KhatriRao:
-    """Columns (a, b) whose rows (i, r) are h_i (x) g_ir: entries h_ia g_irb.
+    """A block with rows (i, r) equal to h_i (x) g_ir: the entry in column (a, b) is h_ia g_irb.
 
     Attributes:
-      left: h.
-      right: g.
+      left: the factor h.
+      right: the factor g.
     """
 
     left: Float[np.ndarray, "n a"]
@@ -51,12 +52,12 @@ Block = Float[np.ndarray, "m _s"] | KhatriRao
 
 @dataclass(frozen=True)
 class BoundedSpectrum:
-    """The absolute eigenvalues of a symmetric matrix, and how sure they are.
+    """The absolute eigenvalues of a symmetric matrix, with error bounds.
 
     Attributes:
-      values: descending.
-      errors: how far off each may be.
-      finest_cut: the smallest cut of which an eigenvalue a tenth its size is off by half at most.
+      values: the absolute eigenvalues, descending.
+      errors: a bound on the error of each value.
+      finest_cut: the smallest usable cut: eigenvalues of a tenth of it are off by at most half.
     """
 
     values: Float[np.ndarray, " m"]
@@ -65,19 +66,20 @@ class BoundedSpectrum:
 
     @classmethod
     def within(cls, values: Float[np.ndarray, " m"], error: float) -> "BoundedSpectrum":
-        """Return eigenvalues that are all off by at most this much."""
+        """Return a spectrum with the same error bound for all eigenvalues."""
         return cls(values, np.full(len(values), error), _CLEARANCE * error)
 
 
 @dataclass(frozen=True)
 class Gram:
-    """A A^T as computed.
+    """The computed Gram matrix K = A A^T, with a bound on its error.
 
     Attributes:
       matrix: K.
-      error: the error of forming K, in the 2-norm. A sum of t products rounds by at most gamma_t
-        (`sum_rounding`) of the sum of their magnitudes, which is at most |A_i| |A_j| here: the
-        matrix of these has rank one and the norm tr K.
+      error: a bound on the error of forming K, in the 2-norm. The rounding error of a sum of t
+        products is at most gamma_t (`sum_rounding`) times the sum of their magnitudes. That sum is
+        at most |A_i| |A_j| for entry i, j, and the matrix of these bounds has rank one and norm
+        tr K.
     """
 
     matrix: Float[np.ndarray, "m m"]
@@ -85,7 +87,7 @@ class Gram:
 
     @classmethod
     def of(cls, blocks: Iterable[Block], m: int) -> "Gram":
-        """Form the Gram matrix of the blocks side by side, each with m rows."""
+        """Form the Gram matrix of A = [A_1 A_2 ...] from its blocks, each with m rows."""
         K, error, count = np.zeros((m, m)), 0.0, 0
         for block in blocks:
             product, terms = _block_gram(block)
@@ -98,33 +100,34 @@ class Gram:
         return Gram(self.matrix - other.matrix, self.error + other.error)
 
     def spectrum(self) -> BoundedSpectrum:
-        """Return K's eigenvalues; LAPACK's share of their error is taken as m eps ||K||_2."""
+        """Return K's eigenvalues; m eps ||K||_2 is added to their error for LAPACK's rounding."""
         values = np.abs(symmetric_spectrum(self.matrix))
         error = self.error + len(values) * _EPS * float(values[0])
         return BoundedSpectrum.within(values, error)
 
 
 def sum_rounding(terms: int) -> float:
-    """Return gamma_t = t u / (1 - t u), u the unit roundoff.
+    """Return gamma_t = t u / (1 - t u), where u is the unit roundoff.
 
-    It bounds the rounding of a sum of t products over the sum of their magnitudes, in whatever
-    order it is taken (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
+    It bounds the rounding error of a sum of t products, relative to the sum of their magnitudes,
+    for any order of summation (Higham, Accuracy and Stability of Numerical Algorithms, section
+    3.1).
     """
     return terms * _EPS / 2 / (1 - terms * _EPS / 2)
 
 
 def gram_resolution(m: int) -> float:
-    """Return the `finest_cut` of a Gram matrix of m rows over its norm, at best."""
+    """Return the smallest possible `finest_cut` of a Gram matrix of m rows, over its norm."""
     return _CLEARANCE * m * _EPS
 
 
 def gram_bytes(m: int) -> int:
-    """Return the bytes of the Gram matrix, that of a block, and LAPACK's copies."""
+    """Return the bytes needed for the Gram matrix, a block's Gram matrix and LAPACK's copies."""
     return 4 * 8 * m * m
 
 
 def _block_gram(block: Block) -> tuple[Float[np.ndarray, "m m"], int]:
-    """Return the block's Gram matrix and the number of roundings in an entry."""
+    """Return the block's Gram matrix and the number of rounding errors in each entry."""
     if not isinstance(block, KhatriRao):
         return _summed_gram(block, _LONG_SUM)
     n, r, b = block.right.shape
@@ -144,7 +147,7 @@ def _summed_gram(rows: Float[np.ndarray, "m s"], chunk: int) -> tuple[np.ndarray
 
 
 def triangular_factor(blocks: Iterable[Block], m: int) -> Float[np.ndarray, "_ m"]:
-    """Return R with A A^T = R^T R, of at most m rows, for A the blocks side by side."""
+    """Return R with A A^T = R^T R and at most m rows, for A = [A_1 A_2 ...] given in blocks."""
     R, waiting, height = np.empty((0, m)), list[np.ndarray](), _TALLNESS * m
 
     def step() -> np.ndarray:
@@ -159,7 +162,10 @@ def triangular_factor(blocks: Iterable[Block], m: int) -> Float[np.ndarray, "_ m
 
 
 def _tall_pieces(block: Block, height: int) -> Iterator[Float[np.ndarray, "s m"]]:
-    """Yield the block's transpose, or one with the same Gram matrix, up to `height` rows a time."""
+    """Yield the block's transpose (or a smaller matrix with the same Gram matrix) in pieces.
+
+    Each piece has at most `height` rows.
+    """
     if not isinstance(block, KhatriRao):
         for start in range(0, block.shape[1], height):
             yield block[:, start : start + height].T
@@ -174,26 +180,26 @@ def _tall_pieces(block: Block, height: int) -> Iterator[Float[np.ndarray, "s m"]
 
 
 def _coordinates(rows: Float[np.ndarray, "m s"]) -> Float[np.ndarray, "m _"]:
-    """Return the rows in an orthonormal basis of their span; unchanged if that is the space."""
+    """Return the rows in an orthonormal basis of their span; unchanged if they span the space."""
     if rows.shape[1] <= rows.shape[0]:
         return rows
     return np.asarray(np.linalg.qr(rows.T, mode="r")).T
 
 
 def factor_bytes(m: int) -> int:
-    """Return the bytes of one QR step: R with a piece below it, and LAPACK's copies."""
+    """Return the bytes needed for one QR step: R stacked on a piece, and LAPACK's copies."""
     return 3 * (_TALLNESS + 1) * 8 * m * m
 
 
 def factor_spectrum(
     R: Float[np.ndarray, "_ m"], signs: Float[np.ndarray, " m"] | None = None
 ) -> BoundedSpectrum:
-    """Return the absolute eigenvalues of A^T A, or with signs S of A^T S A, where A^T = Q R.
+    """Return the absolute eigenvalues of A^T A, or of A^T S A for signs S, given R of A^T = Q R.
 
-    Without signs they are squares of R's singular values, which are off by delta = m eps sigma_1
-    as customary, and their squares by 2 sigma delta + delta^2. With signs they are those of
-    R S R^T, off by 2 sigma_1 delta for R, and by at most m eps ||R||_F^2 for each of the product
-    and the eigenvalues.
+    Without signs the eigenvalues are the squares of R's singular values. With the usual error
+    delta = m eps sigma_1 of a singular value, its square is off by 2 sigma delta + delta^2. With
+    signs they are the eigenvalues of R S R^T. These are off by 2 sigma_1 delta from the error of R,
+    and by at most m eps ||R||_F^2 from each of the product and the eigenvalue computation.
 
     Args:
       R: the factor that `triangular_factor` returns.

@@ -1,17 +1,17 @@
-"""Counts, trace and density of a spectrum from Lanczos tridiagonal matrices of random vectors.
+"""Estimate eigenvalue counts, trace and density from Lanczos runs on random vectors.
 
 For a symmetric A [p, p] with eigenpairs (lambda_i, q_i) and a start vector v with |v|^2 = p, m
 Lanczos steps determine the moments up to 2 m of the measure
 
   mu_v = sum_i <v, q_i>^2 / p at lambda_i,    whose mean over v is (1/p) sum_i at lambda_i.
 
-Multiplicities are in the weights: one vector sees each eigenvalue once, and only the mean of its
-weight over many vectors is its multiplicity.
+A node of the Gauss rule represents an eigenvalue of any multiplicity once. The multiplicity (over
+p) is only the mean of the node's weight over many vectors.
 
-Take the Gauss rule with m + 1 nodes one of which is x. Given the moments, mu_v((-inf, x)) is at
-least the sum of the weights before x, and mu_v((-inf, x]) at most the sum of those up to x
-(Chebyshev, Markov, Stieltjes). In a gap of the spectrum the weight at x, which is the difference,
-falls exponentially with m.
+Consider the Gauss rule with m + 1 nodes, one of them prescribed at x. Given the moments,
+mu_v((-inf, x)) is at least the sum of the weights of the nodes below x, and mu_v((-inf, x]) is at
+most that sum plus the weight at x (Chebyshev, Markov, Stieltjes). If x lies in a gap of the
+spectrum, the weight at x, which is the difference of the two bounds, decreases exponentially in m.
 
 The engine that runs the Lanczos steps on a Hessian is `rankmon.engines.lanczos`.
 
@@ -27,7 +27,7 @@ import scipy.linalg
 import scipy.special
 from jaxtyping import Float
 
-# Off-diagonal entries below this, over the norm, end the recurrence: the rest is rounding.
+# The recurrence ends at an off-diagonal entry below this times the norm: later ones are rounding.
 _BREAKDOWN = 1e-12
 
 
@@ -39,7 +39,7 @@ class Estimate:
       value: the estimate.
       low: the interval's lower end.
       high: its upper end.
-      confidence: how often such intervals contain the true value.
+      confidence: the probability that such an interval contains the true value.
     """
 
     value: float
@@ -53,8 +53,9 @@ class Tridiagonal:
     """The Lanczos matrix of one start vector, up to its breakdown.
 
     Attributes:
-      diagonal: alpha_1, ..., alpha_m.
-      beside: beta_1, ..., beta_m; the last one belongs to the step that was not taken.
+      diagonal: the entries alpha_1, ..., alpha_m.
+      beside: the off-diagonal entries beta_1, ..., beta_m; beta_m belongs to step m + 1, which was
+        not taken.
     """
 
     diagonal: Float[np.ndarray, " m"]
@@ -62,7 +63,7 @@ class Tridiagonal:
 
     @classmethod
     def of(cls, diagonal: np.ndarray, beside: np.ndarray) -> "Tridiagonal":
-        """Cut the entries at an invariant subspace; those that follow would be rounding."""
+        """Truncate the entries at an invariant subspace: those after it are rounding errors."""
         scale = float(np.nanmax(np.abs(np.concatenate([diagonal, beside])), initial=0.0))
         ends = ~(beside > _BREAKDOWN * scale)
         m = int(np.argmax(ends)) + 1 if np.any(ends) else len(diagonal)
@@ -70,17 +71,20 @@ class Tridiagonal:
         return cls(diagonal[:m], beside)
 
     def rule(self) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
-        """Return Gauss nodes and weights, which sum to 1."""
+        """Return the nodes and weights of the Gauss rule; the weights sum to 1."""
         return _rule(self.diagonal, self.beside[:-1])
 
     def before(self, x: float) -> tuple[float, float]:
-        """Return a lower bound of mu((-inf, x)) and an upper bound of mu((-inf, x])."""
+        """Return a lower bound on mu((-inf, x)) and an upper bound on mu((-inf, x])."""
         nodes, weights = self._rule_with(x)
         near = np.abs(nodes - x) <= 1e-10 * max(abs(x), float(np.max(np.abs(nodes))))
         return float(weights[(nodes < x) & ~near].sum()), float(weights[(nodes < x) | near].sum())
 
     def _rule_with(self, x: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rule with one more node, x: the last diagonal entry makes it an eigenvalue."""
+        """Return the rule with an additional node at x.
+
+        The last diagonal entry is chosen so that x is an eigenvalue of the extended matrix.
+        """
         last = x
         if self.beside[-1] > 0:
             m = len(self.diagonal)
@@ -94,7 +98,7 @@ class Tridiagonal:
 
 
 def _solved(band: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return the solution; if x is a node, which makes the matrix singular, solve close to it."""
+    """Solve the tridiagonal system; shift its diagonal slightly if x is a node (singular)."""
     try:
         return scipy.linalg.solve_banded((1, 1), band, right)
     except np.linalg.LinAlgError:
@@ -109,10 +113,10 @@ def _rule(diagonal: np.ndarray, beside: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 @dataclass(frozen=True)
 class StochasticSpectrum:
-    """The spectrum of a symmetric matrix as seen by a few random vectors.
+    """Estimates of a symmetric matrix's spectrum from Lanczos runs on a few random vectors.
 
     Attributes:
-      p: rows of the matrix.
+      p: the number of rows of the matrix.
       tridiagonals: one for each vector; empty if the matrix is not finite.
     """
 
@@ -123,23 +127,24 @@ class StochasticSpectrum:
     def of(
         cls, p: int, found: Sequence[tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]]
     ) -> "StochasticSpectrum":
-        """Take the Lanczos matrices' diagonal and off-diagonal entries, a pair for each vector."""
+        """Build the estimate from the diagonal and off-diagonal Lanczos entries of each vector."""
         finite = all(np.isfinite(diagonal[0]) for diagonal, _ in found)
         return cls(p, tuple(Tridiagonal.of(a, b) for a, b in found) if finite else ())
 
     @property
     def norm(self) -> float:
-        """The largest |node|: a lower bound of ||A||_2, accurate if that eigenvalue is isolated."""
+        """The largest |node|: a lower bound on ||A||_2, accurate for an isolated eigenvalue."""
         rules = [t.rule()[0] for t in self.tridiagonals]
         return max((float(np.max(np.abs(nodes))) for nodes in rules), default=math.nan)
 
     def count(self, above: float, *, confidence: float = 0.95) -> Estimate:
-        """Estimate the number of eigenvalues with |lambda| > above, the epsilon-rank at a cut.
+        """Estimate the number of eigenvalues with |lambda| > above: the epsilon-rank at this cut.
 
-        The value is the middle of what the moments of each vector allow; the interval covers both
-        what they leave open and Student's interval for so few vectors. If only a handful of
-        eigenvalues exceed the cut, the vectors' counts are skewed, and the interval contains the
-        truth less often than its confidence.
+        The moments of each vector bound the count from below and above; the value is the mean of
+        the midpoints. The interval combines the width of these bounds with Student's confidence
+        interval over the vectors. If only a handful of eigenvalues exceed the cut, the
+        distribution of the vectors' counts is skewed, and the interval contains the true value
+        less often than its confidence says.
 
         Args:
           above: the absolute cut, non-negative.
@@ -152,15 +157,15 @@ class StochasticSpectrum:
 
     @staticmethod
     def _share_beyond(tridiagonal: Tridiagonal, cut: float) -> tuple[float, float]:
-        """Return the least and the largest possible mu(|lambda| > cut)."""
+        """Return bounds from below and above on mu(|lambda| > cut)."""
         below_least, below_most = tridiagonal.before(-cut)
         upto_least, upto_most = tridiagonal.before(cut)
         least = max(below_least + 1.0 - upto_most, 0.0)
         most = min(below_most + 1.0 - upto_least, 1.0)
-        return min(least, most), most  # but for rounding, least is the less
+        return min(least, most), most  # rounding errors can make least the larger
 
     def trace(self, *, confidence: float = 0.95) -> Estimate:
-        """Estimate the sum of the eigenvalues; the interval covers the sampling alone."""
+        """Estimate the sum of the eigenvalues; the interval covers the sampling error only."""
         values = np.array([t.diagonal[0] for t in self.tridiagonals])
         return self._estimate(np.stack([values, values], axis=1), confidence)
 
@@ -187,9 +192,9 @@ class StochasticSpectrum:
         )
 
     def density(self, points: Float[np.ndarray, " x"], *, width: float) -> Float[np.ndarray, " x"]:
-        """Estimate the eigenvalues' density, smoothed by Gaussians of this standard deviation.
+        """Estimate the density of eigenvalues, smoothed by a Gaussian of this standard deviation.
 
-        It integrates to 1; times p it is the number of eigenvalues per unit.
+        It integrates to 1; multiplied by p it is the number of eigenvalues per unit.
         """
         if not width > 0:
             raise ValueError(f"expected width to be positive, got {width}; give a deviation")
@@ -202,10 +207,10 @@ class StochasticSpectrum:
 
 
 def starts(p: int, probes: int, *, seed: int) -> Iterator[Float[np.ndarray, " p"]]:
-    """Yield start vectors with entries of +-1.
+    """Yield start vectors with random entries of +-1.
 
-    They have the least variance of all vectors with independent entries: the diagonal of A, which
-    others sample, is exact (Hutchinson).
+    Among vectors with independent entries these give the smallest variance of the trace: A's
+    diagonal contributes exactly (Hutchinson).
     """
     rng = np.random.default_rng(seed)
     for _ in range(probes):

@@ -11,14 +11,14 @@ _EPS = float(np.finfo(np.float64).eps)
 def nested_basis(
     generators: Sequence[Float[np.ndarray, "m _"]],
 ) -> tuple[Float[np.ndarray, "m a"], list[int]]:
-    """Return an orthonormal basis adapted to nested column spaces, and the columns that span each.
+    """Return an orthonormal basis adapted to nested column spaces, and the dimension of each space.
 
-    Directions below rounding, max(shape) eps ||G||_F of a generator G, do not count as part of its
-    space; keeping one too many would cost a coordinate and change no result.
+    Directions of a generator G below its rounding error, max(shape) eps ||G||_F, are dropped. A
+    direction kept in excess would add a coordinate without changing any result.
 
     Args:
-      generators: matrices whose column spaces grow: the sum of the first i of them is spanned by
-        the first counts[i] columns of the basis.
+      generators: matrices G_1, G_2, ...; the first counts[i] columns of the basis span the sum of
+        the column spaces up to generator i.
 
     Raises:
       OverflowError: if an entry is NaN or infinite (LAPACK must never see one).

@@ -1,4 +1,4 @@
-"""Numerical ranks: the singular values above a cut, with a margin; and ranks without a cut."""
+"""Numerical ranks: counts of singular values above a cut, with a margin; and soft ranks."""
 
 from dataclasses import asdict, dataclass
 from numbers import Real
@@ -11,13 +11,13 @@ from jaxtyping import Float
 class Tolerance:
     """The cut below which a singular value counts as zero.
 
-    cut = relative * max(||X||_2, ||reference||_2), or `absolute` if that is given. For the parts
-    of the Hessian the reference is H_L, one common cut: relative to its own norm the rank of a
+    cut = relative * max(||X||_2, ||reference||_2), or `absolute` if that is given. All parts of
+    the Hessian share the reference H_L: with a cut relative to its own norm, the rank of a
     vanishing H_f would never fall. `relative` defaults to p * eps for the Hessian, with the eps of
     the arithmetic, and for weights to the default of `rankmon.weights.ranks.weight_rank`.
 
     Args:
-      relative: multiple of the norm; None for the default.
+      relative: the cut as a multiple of the norm; None for the default.
       absolute: the cut itself, in the units of the singular values; None to use `relative`.
     """
 
@@ -43,14 +43,14 @@ class Tolerance:
                 )
 
     def cut(self, norm: float, *, default: float, reference_norm: float = 0.0) -> float:
-        """Return the cut for a matrix of this norm; `default` is the multiple if none is set."""
+        """Return the cut for a matrix of this norm; `default` replaces a `relative` of None."""
         if self.absolute is not None:
             return self.absolute
         relative = default if self.relative is None else self.relative
         return relative * max(norm, reference_norm)
 
     def rule(self, default: str) -> str:
-        """Return the cut in words, `default` if none is set."""
+        """Return a description of the cut; `default` if neither is set."""
         if self.absolute is not None:
             return f"{self.absolute:g}"
         return default if self.relative is None else f"{self.relative:g} times the norm"
@@ -60,10 +60,10 @@ DEFAULT_TOLERANCE = Tolerance()
 
 
 def as_tolerance(tolerance: Tolerance | None) -> Tolerance:
-    """Return the tolerance, or the default one for None.
+    """Return the tolerance, or the default `Tolerance()` for None.
 
     Raises:
-      TypeError: for a bare number, which NumPy and JAX read differently.
+      TypeError: for a bare number: NumPy and JAX disagree on whether it is relative or absolute.
     """
     if tolerance is not None and not isinstance(tolerance, Tolerance):
         raise TypeError(
@@ -82,9 +82,9 @@ class NumericalRank:
       tolerance: the cut, absolute.
       size: the largest possible rank (p for a Hessian, min(m, n) for a matrix).
       low: the count above 10 x tolerance.
-      high: the count above tolerance / 10. low = rank = high: no singular value is near the cut.
-      gap: ratio of the singular values on either side of the cut; infinite with nothing (or exact
-        zeros) below it, NaN at rank 0.
+      high: the count above tolerance / 10. If low = rank = high, no singular value is near the cut.
+      gap: ratio of the singular values on either side of the cut; infinite if there are only exact
+        zeros or no values below it, NaN at rank 0.
     """
 
     rank: int | None
@@ -111,13 +111,13 @@ def numerical_rank(
     """Count the singular values (or absolute eigenvalues) above a cut.
 
     Args:
-      values: non-negative, finite, in any order; values left out are exact zeros.
+      values: non-negative, finite, in any order; exact zeros may be left out.
       cut: the absolute tolerance.
       size: the largest possible rank; by default the number of values.
-      errors: how far off each value may be: `low` then counts those certainly above 10 x cut, and
-        `high` those that may be above cut / 10.
-      finest: the least cut that tells values from rounding. Below it `rank` and `low` count at
-        `finest` instead, and `high` counts all values but exact zeros.
+      errors: a bound on the error of each value. With it `low` counts the values that are certainly
+        above 10 x cut, and `high` those that may be above cut / 10.
+      finest: the smallest cut above the rounding error of the values. For a cut below it, `rank`
+        and `low` are counted at `finest` instead, and `high` counts all values but exact zeros.
     """
     values = np.asarray(values, np.float64)
     off = np.zeros_like(values) if errors is None else errors
@@ -141,17 +141,17 @@ def numerical_rank(
 
 
 def undefined_rank(size: int) -> NumericalRank:
-    """Return the rank of a matrix with NaN or infinite entries, which is None."""
+    """Return the result for a matrix with NaN or infinite entries, with `rank` None."""
     return NumericalRank(None, float("nan"), size, None, None, float("nan"))
 
 
 @dataclass(frozen=True)
 class SoftRanks:
-    """Ranks of a matrix W without a cut; all are NaN for a zero or non-finite matrix.
+    """Ranks of a matrix W that need no cut; all are NaN for a zero or non-finite matrix.
 
     Attributes:
       stable_rank: ||W||_F^2 / ||W||_2^2.
-      effective_rank: exp of the entropy of the singular values over their sum.
+      effective_rank: exp of the entropy of the singular values, normalized to sum to 1.
       condition_number: the ratio of the largest to the smallest singular value.
     """
 

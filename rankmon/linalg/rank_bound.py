@@ -1,22 +1,22 @@
-"""An upper bound on rank H_f, from the directions of each weight matrix that its image reaches.
+"""An upper bound on rank H_f, from the directions of each weight matrix that its image spans.
 
 For a dense layer's kernel W [a, b] with inputs a_i [a] and backpropagated gradients e_i [b], the
-block of H_f x at W is M(x) = sum_i a_i (x) de_i + da_i (x) e_i, with any derivatives de_i, da_i. So
+block of H_f x at W is M(x) = sum_i a_i (x) de_i + da_i (x) e_i for some derivatives de_i, da_i. So
 
-  (I - P_U) M(x) (I - P_V) = 0,   U = span(a_i), V = span(e_i), of at most n dimensions each,
+  (I - P_U) M(x) (I - P_V) = 0,   U = span(a_i), V = span(e_i), of at most n dimensions each.
 
-which leaves dim U b + a dim V - dim U dim V directions of a b; dim U b alone if da_i = 0, as in
-the first layer, and a dim V if de_i = 0, as in the last. If activations are piecewise linear, f is
-linear in W, and H_f has a zero block there: with d directions of the other leaves, rank H_f <= 2 d.
-U and V are the columns and rows of sum_i o_i a_i (x) e_i, the gradients of the outputs with
-residuals times random o_i.
+Of the a b directions of W this leaves dim U b + a dim V - dim U dim V. It leaves only dim U b if
+da_i = 0, as in the first layer, and only a dim V if de_i = 0, as in the last. If activations are
+piecewise linear, f is linear in W and the block of H_f at (W, W) is zero; if the other leaves have
+d directions, then rank H_f <= 2 d. U and V are the column and row spaces of the matrices
+sum_i o_i a_i (x) e_i with random o_i: gradients of the outputs, weighted by residuals times o_i.
 
-The result assumes nothing of the network: with P the projection on these directions,
+The bound holds for any network. With P the projection on d such directions,
 sigma_{d + 1}(A) <= ||(I - P) A||_2 for any symmetric A, and for Gaussian x_1, ..., x_m
 
-  ||E||_2 <= max_j ||E x_j|| / tau   but for a chance of (tau sqrt(2 / pi))^m,
+  ||E||_2 <= max_j ||E x_j|| / tau   except with probability (tau sqrt(2 / pi))^m,
 
-since ||E x|| >= sigma_1(E) |<v_1, x>|. This is applied to E = (I - P) A, leaf by leaf, and to the
+because ||E x|| >= sigma_1(E) |<v_1, x>|. This is applied to E = (I - P) A, leaf by leaf, and to the
 zero block.
 
 Source: Halko, Martinsson and Tropp, arXiv 0909.4061, section 4.3, for the bound of the norm.
@@ -31,10 +31,10 @@ from jaxtyping import Float
 
 from rankmon.linalg.sketch import CHANCE
 
-# The number m of random x_j.
+# The number m of random vectors x_j.
 _TRIED = 8
 
-# Columns to try: the first number, the largest, and those to spare that make the count certain.
+# Columns of the random basis: at first, at most, and in excess of the rank before it is trusted.
 _FEW, _MOST, _SPARE = 64, 1024, 8
 
 
@@ -47,20 +47,22 @@ def most_rank(
     eps: float,
     seed: int,
 ) -> int:
-    """Bound the number of singular values of H_f above the cut, but for one chance in a thousand.
+    """Return a bound on the number of singular values of H_f above the cut.
+
+    It fails with a probability of at most one in a thousand.
 
     Args:
-      product: v -> H_f v.
-      gradients: those of sum_i o_i <delta_i, F(x_i)>, for m draws of o.
+      product: the map v -> H_f v.
+      gradients: the gradients of sum_i o_i <delta_i, F(x_i)>, for m draws of o.
       shapes: the leaves' shapes as matrices, in the parameter order; their sizes sum to p.
       cut: the absolute value below which a singular value counts as zero.
-      eps: that of the arithmetic of products and gradients.
-      seed: that of the random vectors.
+      eps: the eps of the arithmetic of products and gradients.
+      seed: the seed of the random vectors.
     """
     rng = np.random.default_rng([seed, 2])
     *starts, p = np.cumsum([0, *(a * b for a, b in shapes)]).tolist()
     leaves = [slice(start, start + a * b) for start, (a, b) in zip(starts, shapes, strict=True)]
-    # Four ways to leave out directions of each leaf, and the zero block.
+    # A union bound: four tests for each leaf (`_missed`), and one for the zero block.
     tau = math.sqrt(math.pi / 2) * (CHANCE / (4 * len(leaves) + 1)) ** (1 / _TRIED)
     negligible = cut * tau / (4 * math.sqrt(len(leaves)))
     images = np.stack([product(rng.standard_normal(p)) for _ in range(_TRIED)])
@@ -88,7 +90,7 @@ def _is_zero(
     negligible: float,
     rng: np.random.Generator,
 ) -> bool:
-    """Return whether all images of the diagonal block have negligible norms."""
+    """Return whether the images of all vectors under the diagonal block are negligible."""
     for _ in range(_TRIED):
         x = np.zeros(p)
         x[block] = rng.standard_normal(block.stop - block.start)
@@ -99,7 +101,7 @@ def _is_zero(
 
 @dataclass(frozen=True)
 class _Spaces:
-    """U [a, u] and V [b, v] of one leaf W [a, b], orthonormal bases."""
+    """Orthonormal bases U [a, u] and V [b, v] of the spaces of one leaf W [a, b]."""
 
     U: Float[np.ndarray, "a u"]
     V: Float[np.ndarray, "b v"]
@@ -111,7 +113,7 @@ class _Spaces:
         eps: float,
         rng: np.random.Generator,
     ) -> "_Spaces":
-        """Return the spans of the gradients' columns and rows."""
+        """Return bases of the gradients' column space and row space."""
         _, a, b = gradients.shape
         return cls(
             _basis(gradients.transpose(1, 0, 2).reshape(a, -1), eps, rng),
@@ -119,7 +121,7 @@ class _Spaces:
         )
 
     def reached(self, images: Float[np.ndarray, "m a b"], negligible: float) -> int:
-        """Return the fewest of these directions that leave out a negligible part of the images."""
+        """Return the smallest number of directions that misses a negligible part of the images."""
         (a, u), (b, v) = self.U.shape, self.V.shape
         missed = np.max([self._missed(image) for image in images], axis=0)
         directions = np.array([0, u * b, a * v, u * b + a * v - u * v])
@@ -139,7 +141,7 @@ def _basis(
 ) -> Float[np.ndarray, "a r"]:
     """Return an orthonormal basis of the columns' span, from random combinations of the columns.
 
-    Their number is doubled until some are to spare, or at most `_MOST` are used.
+    The number of combinations is doubled until it exceeds the rank by `_SPARE`, up to `_MOST`.
     """
     a, c = columns.shape
     count = _FEW // 2

@@ -1,18 +1,18 @@
-"""Ranks of symmetric matrices that are known by products alone, from a two-sided random sketch.
+"""Ranks of symmetric matrices from matrix-vector products, by a two-sided random sketch.
 
-With independent Gaussian X and Y, [p, s] each, only the sketch S = Y^T A X, s x s, is held. Its
-singular values sigma_i(S) bound those of A, a_1 >= a_2 >= ..., for all i at once but for a chance
-of delta. With t = sqrt(2 log(4 s / delta)):
+With independent Gaussian X and Y, [p, s] each, only the sketch S = Y^T A X, s x s, is stored. Its
+singular values sigma_i(S) bound those of A, a_1 >= a_2 >= ..., for all i at once, except with
+probability delta. With t = sqrt(2 log(4 s / delta)):
 
   from above   a_i <= sigma_i(S) / (sqrt(s) - sqrt(i) - t)^2     if sqrt(s) - sqrt(i) - t > 0
-  from below   a_i > c  wherever  sigma_i(S) > c'' with
+  from below   a_i > c  for all i with  sigma_i(S) > c'', where
                c'  = c  (sqrt(s) + t) + sqrt(sum_{j >= i} min(c,  a_j)^2)
                c'' = c' (sqrt(s) + t) + sqrt(sum_{j >= i} min(c', b_j)^2),   b_j = sigma_j(A X)
 
-with the bounds from above in place of a_j and b_j. The bound from above holds since the i leading
-rows of V^T X, a Gaussian [i, s], have no singular value below sqrt(s) - sqrt(i) - t (Davidson and
-Szarek 2001); that from below by Weyl's inequality and E ||D G|| <= ||D|| sqrt(s) + ||D||_F
-(Chevet).
+The unknown a_j and b_j are replaced by their bounds from above. The bound from above holds because
+the i leading rows of V^T X, a Gaussian [i, s], have no singular value below sqrt(s) - sqrt(i) - t
+(Davidson and Szarek 2001). The bound from below follows from Weyl's inequality and from
+E ||D G|| <= ||D|| sqrt(s) + ||D||_F (Chevet).
 
 The engine that sketches a Hessian is `rankmon.engines.sketch`.
 
@@ -32,11 +32,11 @@ from jaxtyping import Float
 from rankmon.linalg.numerical_rank import NumericalRank
 from rankmon.linalg.spectrum import symmetric_spectrum
 
-# The probability delta that a bound from random vectors fails.
+# delta, the probability that a bound from random vectors fails.
 CHANCE = 1e-3
 
-# The gain over sqrt(s) to aim at: bounds from above are then 400 times the value, which the gaps of
-# these spectra allow; the cost of a larger gain grows with its square.
+# The gain (sqrt(s) - sqrt(i) - t) / sqrt(s) to aim for. At 0.05 the bounds from above are 400 times
+# the value, which the gaps of these spectra allow. A larger gain would need a larger sketch.
 _USEFUL_GAIN = 0.05
 Products = Callable[[Float[np.ndarray, "m p"]], Mapping[str, Float[np.ndarray, "m p"]]]
 
@@ -46,14 +46,14 @@ class SketchedRank(NumericalRank):
     """A `NumericalRank` from a sketch.
 
     `low` and `high` bound the numbers of singular values above 10 x tolerance and tolerance / 10;
-    they hold but for one chance in a thousand. `gap` is the ratio of the estimates on either side
-    of the cut.
+    both bounds hold with a probability of 99.9 %. `gap` is the ratio of the estimates on either
+    side of the cut.
 
     Attributes:
-      side: s, rows and columns of the sketch; p if the matrix itself was cheaper.
-      complete: whether the sketch was large enough to see where the spectrum falls below tolerance
-        / 10; if not, `rank` is a lower bound, and `high` is the bound of `linalg.rank_bound` if
-        that was computed, else p.
+      side: s, the number of rows and columns of the sketch; p if the matrix itself was cheaper.
+      complete: whether the sketch was large enough to show that fewer than s singular values exceed
+        tolerance / 10. If not, `rank` is a lower bound, and `high` is the bound of
+        `linalg.rank_bound` if that was computed, else p.
     """
 
     side: int
@@ -74,7 +74,7 @@ class Sketch:
 
     @property
     def side(self) -> int:
-        """Rows and columns, s."""
+        """The number s of rows and columns."""
         return len(self.values)
 
     @property
@@ -84,23 +84,23 @@ class Sketch:
 
     @property
     def _least_gain(self) -> Float[np.ndarray, " s"]:
-        """sqrt(s) - sqrt(i) - t, the least factor by which a Gaussian stretches i dimensions."""
+        """sqrt(s) - sqrt(i) - t: a Gaussian matrix stretches i dimensions at least this much."""
         i = np.arange(1, self.side + 1)
         return np.maximum(math.sqrt(self.side) - np.sqrt(i) - _deviation(self.side), 0.0)
 
     def at_most(self) -> Float[np.ndarray, " s"]:
-        """Return upper bounds of a_1, ..., a_s, descending; infinite if the sketch has none."""
+        """Return upper bounds on a_1, ..., a_s, descending; infinite if the sketch gives none."""
         return np.minimum.accumulate(_quotient(self.values, self._least_gain**2))
 
     def estimates(self) -> Float[np.ndarray, " s"]:
-        """Return sigma_i(S) / s, on average about a_i."""
+        """Return sigma_i(S) / s, which estimates a_i."""
         return self.values / max(self.side, 1)
 
     def exceeding(self, cut: float) -> int:
         """Return the number of singular values of A that certainly exceed the cut."""
         s, grow = self.side, math.sqrt(self.side) + _deviation(self.side)
         above = self.at_most()
-        beyond = max(self.p - s, 0)  # values that are no larger than the last one of these
+        beyond = max(self.p - s, 0)  # values without a bound of their own: at most the last bound
         images = np.minimum.accumulate(_quotient(self.values, self._least_gain))
         capped = np.minimum(cut, above)
         image_cut = cut * grow + np.sqrt(_tail(capped**2) + beyond * capped[-1] ** 2)
@@ -121,8 +121,8 @@ class Sketch:
 
         Args:
           cut: the absolute cut.
-          finest: the least cut that tells values from the rounding of the products; below it `rank`
-            and `low` count at `finest` instead, and `high` is p.
+          finest: the smallest cut above the rounding error of the products. For a cut below it,
+            `rank` and `low` are counted at `finest` instead, and `high` is p.
         """
         told = max(cut, finest)
         complete = self.is_complete(told / 10)
@@ -146,7 +146,7 @@ class Sketch:
 
 @dataclass(frozen=True)
 class WholeMatrix(Sketch):
-    """The absolute eigenvalues of A itself, cheaper than a sketch of side p or more."""
+    """The absolute eigenvalues of A itself, used if the sketch would have p rows or more."""
 
     def at_most(self) -> Float[np.ndarray, " p"]:
         """Return the eigenvalues."""
@@ -170,7 +170,7 @@ class WholeMatrix(Sketch):
 
 
 def side_for(rank: int) -> int:
-    """Return a side at which a sketch determines such a rank well."""
+    """Return the number of rows at which a sketch determines this rank with a useful gain."""
     side = rank + 64
     while math.sqrt(side) * (1 - _USEFUL_GAIN) < math.sqrt(rank + 1) + _deviation(side):
         side += max(16, side // 16)
@@ -182,16 +182,17 @@ def sketched(
 ) -> dict[str, Sketch]:
     """Sketch several matrices at once, from products with `side` vectors.
 
-    Memory: s^2 numbers per matrix, and p times (a batch of vectors, its products, some rows of Y).
-    With a side of p or more, return the matrices themselves, from products with p vectors.
+    Memory: s^2 numbers per matrix, and p times the number of vectors, products and rows of Y^T held
+    at once. With a side of p or more, assemble the matrices themselves from products with p unit
+    vectors.
 
     Args:
-      products: rows v -> rows A v for each of the matrices, by name, for at most `batch` rows.
+      products: maps at most `batch` rows v to the rows A v for each of the matrices, by name.
       p: the length of a row.
-      side: s.
+      side: s, the number of rows and columns of the sketch.
       batch: the number of vectors at once; Y is drawn again for each batch.
       rows: the number of rows of Y^T at once.
-      seed: that of X and Y.
+      seed: the seed of X and Y.
     """
     if side >= p:
         return _whole(products, p, batch)
@@ -204,7 +205,7 @@ def sketched(
             y = left.rows(first, min(rows, side - first))
             for name, image in images.items():
                 S = sketches.setdefault(name, np.empty((side, side)))
-                with np.errstate(over="ignore", invalid="ignore"):  # it is found in the result
+                with np.errstate(over="ignore", invalid="ignore"):  # `is_finite` reports it
                     S[first : first + len(y), start : start + len(x)] = y @ image.T
     return {name: Sketch(_singular_values(S), p) for name, S in sketches.items()}
 
@@ -225,10 +226,10 @@ def _absolute_eigenvalues(A: np.ndarray) -> np.ndarray:
 
 
 class _Gaussian:
-    """Rows of X^T (which = 0) or Y^T (1), drawn when they are asked for, and always the same.
+    """Rows of X^T (which = 0) or Y^T (1), drawn on request and reproducible.
 
-    Single precision is random enough. The memory is reused: allocating it would take longer than
-    the draws.
+    The numbers are drawn in single precision, which suffices for a random sketch. The memory is
+    reused, because allocating it would take longer than the draws.
     """
 
     def __init__(self, seed: int, which: int, most: int, p: int) -> None:
@@ -236,7 +237,7 @@ class _Gaussian:
         self._row, self._rows = np.empty(p, np.float32), np.empty((most, p))
 
     def rows(self, first: int, count: int) -> Float[np.ndarray, "m p"]:
-        """Return `count` rows from `first` on; the next call overwrites them."""
+        """Return `count` rows, starting at row `first`; the next call overwrites them."""
         generator = np.random.Generator(np.random.SFC64([*self._seed, first]))
         for i in range(count):
             self._rows[i] = generator.standard_normal(out=self._row, dtype=np.float32)
@@ -265,7 +266,7 @@ def spectral_norm(product: Callable[[np.ndarray], np.ndarray], p: int, *, seed: 
 
 
 def _deviation(side: int) -> float:
-    """Return t, for all the bounds of a sketch together."""
+    """Return t, such that all bounds of a sketch hold together with probability 1 - delta."""
     return math.sqrt(2 * math.log(4 * side / CHANCE))
 
 
@@ -276,15 +277,15 @@ def _quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _tail(squares: np.ndarray) -> np.ndarray:
-    """Return the sums of each entry and all that follow."""
+    """Return the sums of each entry and all entries after it."""
     return np.cumsum(squares[::-1])[::-1]
 
 
 def _capped_tail(caps: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return sum_{j >= i} min(caps_i, values_j)^2; both arrays descend, but for rounding."""
+    """Return sum_{j >= i} min(caps_i, values_j)^2; both arrays descend up to rounding."""
     values = np.minimum.accumulate(values)
     tail = np.append(_tail(np.where(np.isfinite(values), values, 0.0) ** 2), 0.0)
     i = np.arange(len(values))
-    # The first j whose value does not exceed the cap: from there on the values count.
+    # The first j whose value does not exceed the cap: caps are summed before it, values from it on.
     j = np.maximum(len(values) - np.searchsorted(values[::-1], caps, side="right"), i)
     return (j - i) * caps**2 + tail[j]

@@ -1,7 +1,7 @@
 """Eigenvalues and singular values on the host in float64; `numerical_rank` counts them.
 
-LAPACK is NumPy's, like the products around it: SciPy brings a BLAS of its own, and the waiting
-threads of one keep the cores from the other (0.19 s became 0.27 s on two cores).
+The LAPACK is NumPy's, because the products before it use NumPy's BLAS. SciPy has a BLAS of its own,
+and the idle threads of each slow the other down (0.27 s instead of 0.19 s on two cores).
 """
 
 import numpy as np
@@ -9,14 +9,14 @@ from jaxtyping import Float
 
 
 def symmetric_spectrum(matrix: Float[np.ndarray, "p p"]) -> Float[np.ndarray, " p"]:
-    """Return the eigenvalues of a symmetric matrix with their signs, by falling magnitude.
+    """Return the signed eigenvalues of a symmetric matrix, in order of decreasing magnitude.
 
-    Rows of zeros, for instance those of a dead unit, give exact zeros and cost nothing. NumPy
-    computes the eigenvalues alone; `jnp.linalg.eigvalsh` computes the vectors too on a CPU and
-    takes more than twice as long. Only the lower triangle is read.
+    Zero rows, for instance those of a dead unit, are removed first and give exact zeros. NumPy
+    computes only the eigenvalues; on a CPU, `jnp.linalg.eigvalsh` also computes the eigenvectors
+    and takes more than twice as long. Only the lower triangle is read.
 
     Args:
-      matrix: symmetric, finite; it is left as it was.
+      matrix: symmetric and finite; it is not modified.
 
     Raises:
       ValueError: if an entry is NaN or infinite (LAPACK must never see one).
@@ -31,25 +31,25 @@ def symmetric_spectrum(matrix: Float[np.ndarray, "p p"]) -> Float[np.ndarray, " 
 
 
 def padded(values: Float[np.ndarray, " m"], size: int) -> Float[np.ndarray, " p"]:
-    """Return the values followed by exact zeros, `size` in all."""
+    """Return the values, padded with exact zeros to `size` entries."""
     return np.concatenate([values, np.zeros(size - len(values))])
 
 
 def reconstruction_error(eigenvalues: Float[np.ndarray, " p"]) -> Float[np.ndarray, " p+1"]:
     """Return ||H - H_k||_F / ||H||_F for k = 0, ..., p, where H_k keeps the k largest eigenvalues.
 
-    sqrt(sum_{i > k} lambda_i^2 / sum_i lambda_i^2): the best approximation of rank k of a symmetric
-    H drops its smallest eigenvalues, so that no eigenvector is needed. The sum starts from the
-    smallest, so that the tail keeps its digits.
+    This is sqrt(sum_{i > k} lambda_i^2 / sum_i lambda_i^2) for magnitudes in descending order: the
+    best approximation of rank k of a symmetric H drops the smallest ones, so no eigenvectors are
+    needed. The sum starts with the smallest terms, so that small tails stay accurate.
 
     Args:
-      eigenvalues: those of a symmetric matrix, or its singular values; in any order.
+      eigenvalues: the eigenvalues of a symmetric matrix, or its singular values; in any order.
 
     Returns:
       Shares of the Frobenius norm, from 1 for k = 0 to 0 for k = p; NaN for a zero matrix.
 
     Raises:
-      ValueError: for eigenvalues that are not one finite vector.
+      ValueError: if the eigenvalues are not one finite vector.
 
     Source: arXiv 2106.16225, figure 4 and section S9.3, which do not name the norm.
 
