@@ -1,4 +1,4 @@
-"""The life of a run: when to measure, on which thread, and where the records go."""
+"""Monitors: schedule measurements during training, run them, and pass the records to writers."""
 
 from rankmon.monitor.monitor import RankMonitor, RankmonWarning
 from rankmon.monitor.seeds import SeedsMonitor

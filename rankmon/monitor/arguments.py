@@ -1,4 +1,4 @@
-"""Checks of a `RankMonitor`'s arguments; each probe checks its own."""
+"""Checks of `RankMonitor`'s arguments; each probe checks its own arguments."""
 
 import numbers
 import operator
@@ -37,10 +37,10 @@ def as_step(step: Any) -> int:
 
 
 def as_step_and_params(step: Any, params: Any) -> tuple[int, Any]:
-    """Return the step as a Python integer, and the parameters; a TrainState alone has both.
+    """Return the step as a Python integer and the parameters, or take both from a TrainState.
 
     Raises:
-      TypeError: if they are neither.
+      TypeError: for anything else.
     """
     if params is not None:
         if _is_integer(params) and not _is_integer(step):
@@ -70,10 +70,10 @@ def _is_integer(value: Any) -> bool:
 
 
 def as_schedule(every: int | None, schedule: Schedule | None) -> Schedule:
-    """Return the schedule, which is given by one of the two.
+    """Return the schedule given by exactly one of the arguments `every` and `schedule`.
 
     Raises:
-      ValueError: if none or both are given.
+      ValueError: if neither or both are given.
       TypeError: for a schedule without due(step, last).
     """
     if every is not None and schedule is None:
@@ -92,7 +92,7 @@ def as_schedule(every: int | None, schedule: Schedule | None) -> Schedule:
 
 
 def schedule_text(schedule: Schedule, share: float | None) -> str:
-    """Return in words when a monitor measures: the schedule's own text, or its type."""
+    """Describe when a monitor measures: the schedule's own text, or its type."""
     own = (
         type(schedule).__repr__ is not object.__repr__
         or type(schedule).__str__ is not object.__str__
@@ -103,10 +103,10 @@ def schedule_text(schedule: Schedule, share: float | None) -> str:
 
 
 def as_writers(writers: Sequence[Writer]) -> list[Writer]:
-    """Return the writers; wrap those that take scalars only, as CLU's do.
+    """Return the writers; wrap those that accept only scalars, such as CLU's.
 
     Raises:
-      TypeError: if it is not a sequence of writers.
+      TypeError: if the argument is not a sequence of writers.
     """
     given = [_with_every_method(writer) for writer in _listed("writer", writers)]
     for writer in given:
@@ -123,7 +123,7 @@ def as_alerts(alerts: Sequence[Alert]) -> list[Alert]:
     """Return the alerts as a list.
 
     Raises:
-      TypeError: if it is not a sequence of alerts.
+      TypeError: if the argument is not a sequence of alerts.
     """
     given = _listed("alert", alerts)
     for alert in given:
@@ -136,7 +136,7 @@ def as_alerts(alerts: Sequence[Alert]) -> list[Alert]:
 
 
 def as_overhead(overhead: float | None) -> float | None:
-    """Return the share of the wall time, None for no limit.
+    """Return the largest share of the wall time that probes may take; None for no limit.
 
     Raises:
       TypeError: if it is not a real number.
@@ -160,7 +160,7 @@ def as_overhead(overhead: float | None) -> float | None:
 def check_processes(
     *, overhead: float | None, when_full: str, alerts: Sequence[Alert] = ()
 ) -> None:
-    """Refuse options by which processes that train together could do different things."""
+    """Refuse options that could make processes that train together act differently."""
     if count() > 1 and any(alert.action == "stop" for alert in alerts):
         raise ValueError(
             f"expected alerts that warn or call where {count()} processes train together, got "
@@ -190,7 +190,7 @@ def _with_every_method(writer: Any) -> Any:
 
 
 def _has(thing: Any, *methods: str) -> bool:
-    """Return whether it has these methods, and is not a class, which has them uncalled."""
+    """Return whether the object is an instance, not a class, that has these methods."""
     named = all(callable(getattr(thing, method, None)) for method in methods)
     return named and not isinstance(thing, type)
 

@@ -1,4 +1,4 @@
-"""How a call reaches the pipeline: measured on its own thread, or as a copy on the worker's."""
+"""`Dispatcher`: measure a call at once on the caller's thread, or queue a copy for the worker."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -23,20 +23,20 @@ from rankmon.writers.base import Outcome, Record
 
 
 class Dispatcher:
-    """Hands calls and reports to the pipeline, and keeps the last call that was not measured.
+    """Passes calls and reports to the pipeline, and keeps the last call that was not measured.
 
     Args:
-      problem: what is measured.
-      pipeline: measures and writes.
-      due: knows which steps were handed over.
-      worker: the thread that measures; None to measure on the thread of the call.
-      writing: the thread that writes.
-      errors: decides what an error does.
-      overhead: adds up what calls cost.
+      problem: the network, loss and probe batch to measure.
+      pipeline: measures a snapshot and writes its record.
+      due: counts the steps that were submitted.
+      worker: the thread that measures; None to measure on the caller's thread.
+      writing: the thread that writes records.
+      errors: the error policy.
+      overhead: adds up the seconds that calls take.
 
     Attributes:
-      worker: as given.
-      closed: whether nothing is measured or written any more.
+      worker: the thread that measures, or None.
+      closed: whether the monitor was closed: nothing is measured or written after that.
     """
 
     def __init__(
@@ -61,20 +61,20 @@ class Dispatcher:
         self.closed = False
 
     def see(self, call: Call) -> None:
-        """Keep the parameters of a call that is not due: they may be the last ones."""
+        """Keep a call that is not due: `close` measures it if no other follows."""
         if not self.closed:
             self._seen = call
 
     def forget_seen(self) -> None:
-        """Drop the parameters that `see` kept."""
+        """Drop the call that `see` kept."""
         self._seen = None
 
     def measure(self, call: Call) -> Record | None:
-        """Measure a call, here or on the worker; return the record if it was here."""
+        """Measure a call and return its record, or queue it for the worker and return None."""
         if self.closed:
             self._errors.warn("the monitor was called after close; nothing is measured any more")
             return None
-        # Already here: if the call is interrupted, its parameters are still to be measured.
+        # Kept from here on, so that an interrupted call can still be measured by `close`.
         self._seen = call
         try:
             return with_settings_kept(partial(self._measure, call))
@@ -83,7 +83,7 @@ class Dispatcher:
             raise
 
     def measure_here(self, call: Call) -> Record:
-        """Measure a call on this thread, whether there is a worker or not."""
+        """Measure a call on this thread, even if there is a worker."""
         record: Record = with_settings_kept(partial(self._measure_here, call))
         return record
 
@@ -103,7 +103,7 @@ class Dispatcher:
         return None
 
     def _ready(self, call: Call) -> FlatProblem:
-        """Return the problem at the parameters' structure, which the first call prepares."""
+        """Return the problem for the parameters' structure; the first call prepares the probes."""
         self._overhead.start()
         if self._pipeline.flat is not None:
             return self._pipeline.flat
@@ -126,12 +126,12 @@ class Dispatcher:
         return record
 
     def _tree(self, call: Call) -> Any:
-        """Return the pytree that is measured, with all of it in this process."""
+        """Return the pytree to measure, with all arrays gathered in this process."""
         check_concrete("parameters to be measured", (call.params, call.extra))
         return gathered(self._problem.unpack(call.params, call.extra))
 
     def _submit(self, worker: Worker, flat: FlatProblem, call: Call) -> None:
-        """Hand copies to the worker, or keep the parameters of a step that it skips."""
+        """Queue copies of the parameters for the worker; keep the call if the step is skipped."""
 
         def copied() -> DeviceCopy:
             return DeviceCopy.take(flat, call.step, self._tree(call))
@@ -149,7 +149,7 @@ class Dispatcher:
             self._due.skip(call.step, before)
 
     def report(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Queue numbers that were measured elsewhere; from any thread, and without waiting."""
+        """Queue numbers that were measured elsewhere, without waiting; any thread may call this."""
 
         def submit() -> None:
             if self.closed:
@@ -157,30 +157,30 @@ class Dispatcher:
             else:
                 self._writing.submit(lambda: partial(self._pipeline.report, step, numbers))
 
-        self._errors.attempt(submit)  # on a thread of XLA's nothing may be raised
+        self._errors.attempt(submit)  # never raise: the caller may be a thread of XLA
 
     def wait(self) -> Record | None:
-        """Wait until reports are written and the worker is done; return its last record."""
+        """Wait until all reports are written and the worker is idle; return its last record."""
         if self._writing.is_here:
-            return None  # a writer that asks for the state cannot wait for its own record
-        # Programs under way may still report.
+            return None  # a writer that reads `monitor.state` cannot wait for its own record
+        # Compiled programs that are still running may report too.
         self._errors.guard("the wait for reports", jax.effects_barrier)
         record = None if self.worker is None else self.worker.wait()
         self._writing.wait()
         return record
 
     def refuse_here(self) -> None:
-        """Refuse to be closed by what would then wait for itself.
+        """Refuse to close from a thread or writer that `close` would have to wait for.
 
         Raises:
-          RuntimeError: on one of the threads, or in a writer.
+          RuntimeError: on one of the monitor's threads, or in a writer.
         """
         for each in (self._writing, self.worker, self._pipeline):
             if each is not None:
                 each.refuse_here()
 
     def close(self, outcome: Outcome) -> None:
-        """Close the pipeline after all that was handed over, and end the worker.
+        """Finish all submitted work, close the pipeline, and end the worker.
 
         Args:
           outcome: how training ended.
@@ -202,8 +202,8 @@ def _record(
     scalars: Mapping[str, Any],
     counts: Mapping[str, float],
 ) -> Record:
-    """Measure a copy: the worker's job, which does not hold the monitor, so that it may go."""
+    """Measure a copy on the worker, without a reference that would keep the monitor alive."""
     if copy is None:
         return pipeline.record(step, None, scalars, counts)
-    copy.wait()  # for the training steps before it, which is no cost of the monitor's
+    copy.wait()  # so that the training steps before it do not count as the monitor's time
     return pipeline.record(step, copy.snapshot, scalars, counts)

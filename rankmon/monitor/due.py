@@ -1,4 +1,4 @@
-"""Which step is due, by the schedule, the steps measured so far, and the overhead limit."""
+"""`DueSteps`: decide from schedule, measured steps and overhead limit whether a step is due."""
 
 from rankmon.monitor.overhead import Overhead
 from rankmon.monitor.pipeline import Pipeline
@@ -7,14 +7,14 @@ from rankmon.monitor.worker import Worker
 
 
 class DueSteps:
-    """The steps of one run that are due, given those that were handed over.
+    """Decides which steps of one run are due, given the steps submitted so far.
 
     Args:
       schedule: the points at which to measure.
-      overhead: what probes cost, and may cost.
-      pipeline: has the last record.
-      worker: the thread that measures, if it is not the thread of the call.
-      writing: the thread that writes.
+      overhead: the time that probes took, and the limit on it.
+      pipeline: knows the step of the last record.
+      worker: the thread that measures; None to measure on the caller's thread.
+      writing: the thread that writes records.
     """
 
     def __init__(
@@ -31,12 +31,12 @@ class DueSteps:
         self._pipeline = pipeline
         self._worker = worker
         self._writing = writing
-        # A step that was skipped, and the last one before it that was not.
+        # A step that was skipped, and the last step submitted before it.
         self._skipped: tuple[int, int | None] | None = None
 
     @property
     def submitted(self) -> int | None:
-        """The last step that was handed over: it waits, is being measured, or has a record."""
+        """The last step that was submitted: it waits, is being measured, or has a record."""
         for worker in (self._worker, self._writing):
             if worker is not None and worker.unfinished:
                 step = worker.newest_step()
@@ -46,36 +46,36 @@ class DueSteps:
 
     @property
     def last(self) -> int | None:
-        """The step that the schedule counts from: the last one that was measured or skipped."""
+        """The last step that was submitted or skipped: the schedule counts from it."""
         submitted = self.submitted
         if self._skipped is not None and self._skipped[1] == submitted:
             return self._skipped[0]
         return submitted
 
     def is_scheduled(self, step: int) -> bool:
-        """Return whether the step is due by the schedule alone."""
+        """Return whether the step is due according to the schedule, whatever the overhead."""
         return self._schedule.due(step, self.last)
 
     def is_due(self, step: int) -> bool:
-        """Return whether the step is due, and another probe affordable."""
+        """Return whether the step is due and the overhead limit allows another probe."""
         if not self._schedule.due(step, self.last):
             return False
         under_way = 0 if self._worker is None else self._worker.unfinished
         return self.is_back(step) or self._overhead.affords(under_way)
 
     def is_back(self, step: int) -> bool:
-        """Return whether training went back: records of later steps have to be superseded now."""
+        """Return whether training went back, so that records of later steps are superseded."""
         return self.last is not None and step < self.last
 
     def skip(self, step: int, before: int | None) -> None:
-        """Take a step as done that the worker skipped.
+        """Count a step that the worker skipped as done.
 
         Args:
-          step: that one.
-          before: the last step that was handed over before.
+          step: the skipped step.
+          before: the last step that was submitted before it.
         """
         self._skipped = step, before
 
     def forget_skipped(self) -> None:
-        """Count from the last step that was measured."""
+        """Count from the last submitted step again, ignoring skipped ones."""
         self._skipped = None

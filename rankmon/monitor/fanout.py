@@ -1,8 +1,8 @@
-"""`Fanout`: every record to every writer of a run, with a backlog each and the folder's lock.
+"""`Fanout`: send every record to every writer of a run, with a backlog for each writer.
 
-A record or the beginning of an attempt that a writer refused stays in that writer's backlog, before
-all that is newer, and is tried again with the next record, at `flush` and at `close`. The backlog
-holds `MOST_WAITING` records; of more, the oldest are dropped.
+An entry (a record, or the beginning of an attempt) that a writer failed to write stays first in its
+backlog. It is tried again with the next record, at `flush` and at `close`. A backlog holds at most
+`MOST_WAITING` records; beyond that the oldest are dropped. `Fanout` also locks the run folder.
 """
 
 import threading
@@ -35,13 +35,13 @@ class _Start:
 
 
 class _Backlog:
-    """A writer, and the entries that it has not taken yet, in order.
+    """A writer and the entries that it has not written yet, in order.
 
     Args:
-      writer: takes records and starts.
+      writer: writes records and starts.
 
     Attributes:
-      dropped: how many records no longer wait for it.
+      dropped: the number of records that were dropped from a full backlog.
     """
 
     def __init__(self, writer: Writer) -> None:
@@ -52,17 +52,17 @@ class _Backlog:
 
     @property
     def records(self) -> int:
-        """The number of records that wait."""
+        """The number of records in the backlog."""
         return sum(isinstance(entry, Record) for entry in tuple(self._waiting))
 
     def append(self, entry: Record | _Start) -> None:
-        """Take an entry, which waits behind all others."""
+        """Append an entry to the backlog."""
         self._waiting.append(entry)
 
     def keep_the_newest(self, count_of_records: int) -> bool:
-        """Drop the oldest records beyond these, and return whether there were any.
+        """Drop the oldest records beyond the limit; return whether any were dropped.
 
-        The starts before them stay, since they supersede others.
+        Starts are kept, because they supersede records that were written earlier.
         """
         before = self.dropped
         with self._mine() as is_mine:
@@ -73,9 +73,9 @@ class _Backlog:
         return self.dropped > before
 
     def deliver(self) -> None:
-        """Hand all to the writer; an entry stays until the writer has taken it.
+        """Write all entries; each stays in the backlog until it is written.
 
-        While another thread does it, nothing: that one comes to the newest entry.
+        Return at once if another thread is doing this: it will write the newest entry too.
         """
         with self._mine() as is_mine:
             while is_mine and self._waiting:
@@ -89,14 +89,14 @@ class _Backlog:
 
     @property
     def is_here(self) -> bool:
-        """Whether the caller is this writer, while it takes an entry (a re-entrant call)."""
+        """Whether the caller is this writer while it writes an entry (a re-entrant call)."""
         return self._holder.get("thread") == threading.get_ident()
 
     @contextmanager
     def _mine(self) -> Iterator[bool]:
-        """Give whether this thread alone takes entries out in the block.
+        """Yield whether this thread has the sole right to write entries in this block.
 
-        No lock: should an interrupt leave the holder behind, the same thread takes it again.
+        This is not a lock: if an interrupt leaves the mark set, the same thread can claim it again.
         """
         here = threading.get_ident()
         try:
@@ -109,21 +109,22 @@ class _Backlog:
 class Fanout:
     """The writers of one run.
 
-    If it is dropped without `close`, the files of logdir are closed and its lock is released.
+    If it is dropped without `close`, the files in logdir are closed and its lock is released.
 
     Args:
-      logdir: run folder for TensorBoard events and rankmon.jsonl, locked while open; None for none.
-      writers: more writers.
-      errors: decides what an error of a writer does.
-      layout: charts for the run folder; those of `custom_scalars_layout` if not given.
+      logdir: run folder for TensorBoard events and rankmon.jsonl, locked while open; None to write
+        no files.
+      writers: additional writers.
+      errors: the error policy, applied to errors of the writers.
+      layout: charts for the run folder; by default those of `custom_scalars_layout`.
 
     Attributes:
-      attempt: how many attempts have begun.
-      has_lost_lines: whether the folder's earlier records are in its event files only.
+      attempt: the number of attempts so far.
+      has_lost_lines: whether the folder's earlier records are only in its event files.
 
     Raises:
       OSError: if logdir cannot be written or has another live writer.
-      ValueError: if logdir is a URL, or its rankmon.jsonl holds something else than records.
+      ValueError: if logdir is a URL, or if its rankmon.jsonl contains anything but records.
     """
 
     def __init__(
@@ -151,7 +152,7 @@ class Fanout:
         self._closed = False
 
     def _look_for_earlier_files(self, folder: Path) -> bool:
-        """Warn if earlier attempts' files of one kind are missing; return whether the lines are."""
+        """Warn if earlier attempts left one kind of file only; return whether lines are lost."""
         path = folder / JSONL_NAME
         has_events, has_lines = any(map(is_own, event_file_names(folder))), path.exists()
         if has_events and not has_lines:
@@ -167,9 +168,9 @@ class Fanout:
         return not has_lines
 
     def earlier(self) -> list[tuple[int, Mapping[str, float]]] | None:
-        """Return step and scalars of the records in force in the run folder, by their steps.
+        """Return step and scalars of the run folder's records that are not superseded, by step.
 
-        None without a folder.
+        Return None without a folder.
         """
         if self._folder is None:
             return None
@@ -182,18 +183,18 @@ class Fanout:
         return sorted(found, key=lambda record: record[0])
 
     def start(self, step: int) -> None:
-        """Begin a new attempt: with its first record, those of `step` and later are superseded."""
+        """Begin a new attempt: its first record supersedes those of `step` and later steps."""
         self.attempt += 1
         for backlog in self._backlogs:
             backlog.append(_Start(step))
 
     def write(self, record: Record) -> None:
-        """Hand the record, and the backlog before it, to every writer."""
+        """Write the record, and the backlog before it, with every writer."""
         self.append(record)
         self.deliver()
 
     def append(self, record: Record) -> None:
-        """Take a record for the next `deliver`."""
+        """Append a record to every backlog, for the next `deliver`."""
         for backlog in self._backlogs:
             backlog.append(record)
         for backlog in self._backlogs:
@@ -205,25 +206,25 @@ class Fanout:
                 )
 
     def deliver(self) -> None:
-        """Hand its backlog to every writer."""
+        """Write the backlog of every writer."""
         for backlog in self._backlogs:
             self._errors.guard(backlog.name, backlog.deliver)
 
     @property
     def is_here(self) -> bool:
-        """Whether the caller is a writer that takes a record."""
+        """Whether the caller is a writer that is writing (a re-entrant call)."""
         return any(backlog.is_here for backlog in self._backlogs)
 
     def flush(self) -> None:
-        """Try the backlogs once more, and flush the writers."""
+        """Try to write the backlogs once more, and flush the writers."""
         self.deliver()
         for backlog in self._backlogs:
             self._errors.guard(f"flush of {backlog.name}", backlog.writer.flush)
 
     def close(self, outcome: Outcome = "success") -> None:
-        """Try the backlogs once more, close the writers and release the run folder.
+        """Try to write the backlogs once more, close the writers and unlock the run folder.
 
-        A second time does nothing.
+        A second call has no effect.
 
         Args:
           outcome: how training ended.
@@ -253,7 +254,7 @@ def _folder_writers(
 ) -> list[Writer]:
     if folder is None:
         return []
-    # First what may refuse the folder: the other leaves a new file behind.
+    # First the writer that may refuse the folder: the other one creates a file as it opens.
     jsonl = JsonlWriter(folder / JSONL_NAME, warn=warn)
     try:
         return [TensorBoardWriter(folder, layout=layout, warn=warn), jsonl]
@@ -263,7 +264,7 @@ def _folder_writers(
 
 
 def _give_back(writers: Sequence[Writer], lock: RunLock | None) -> None:
-    """Close files and lock without warnings: the last chance, often in a garbage collection."""
+    """Close the files and release the lock without warnings, often during garbage collection."""
     for writer in writers:
         with suppress(Exception):
             writer.close()

@@ -1,7 +1,7 @@
 """Ranks of weights from inside compiled code: an Optax transformation, and a call in a `lax.scan`.
 
-A compiled step has the parameters but not the probe batch: for the Hessian use `RankMonitor`, or
-its `scan`.
+A compiled training step has no access to the probe batch. For the Hessian use `RankMonitor`, or its
+`scan`.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,19 +23,19 @@ from rankmon.weights.traced import Scalars, weight_scalars
 
 
 class Reporter(Protocol):
-    """Takes numbers that were measured elsewhere, as a `RankMonitor` does."""
+    """An object that accepts numbers measured elsewhere, such as a `RankMonitor`."""
 
     def report(self, step: int, scalars: dict[str, float]) -> None:
-        """Take the numbers of one step, from any thread, and return at once."""
+        """Accept the numbers of one step on any thread, and return at once."""
 
 
 class WatchState(NamedTuple):
     """The state of `watch_weights`.
 
     Attributes:
-      updates: how many were made.
+      updates: the number of updates so far.
       step: the step of the last measurement, -1 before the first.
-      bits: the bits of `scalars` as integers, in which `jax_debug_nans` finds no NaN.
+      bits: the bits of `scalars` as integers, so that `jax_debug_nans` does not object to NaN.
     """
 
     updates: Int[Array, ""]
@@ -44,7 +44,7 @@ class WatchState(NamedTuple):
 
     @property
     def scalars(self) -> Scalars:
-        """The last measurement by tag, as the "weights" probe names it; zeros before the first."""
+        """The last measurement, with the tags of the "weights" probe; zeros before the first."""
         return {tag: _numbers(bits) for tag, bits in self.bits.items()}
 
 
@@ -56,18 +56,19 @@ def watch_weights(
     exclude: Sequence[str] = (),
     views: Views | Problem | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Pass updates on as they are, and measure the weights' ranks every so many steps.
+    """Create an Optax transformation that measures the weights' ranks and changes no update.
 
-    Goes anywhere into `optax.chain`. It sees the parameters before the update, in the compiled
-    step and at their own precision; it cannot see the batch: no Hessian, no loss, no features, and
-    without `views` not which leaves hold the matrices of several layers. What is undefined is NaN.
-    Under `jax.vmap` it works without a reporter.
+    It can be placed anywhere in `optax.chain`. It measures the parameters before the update, inside
+    the compiled step and in their own precision. It has no access to the batch, so it measures
+    neither the Hessian nor the loss nor features, and without `views` it cannot find the leaves
+    that hold the matrices of several layers. Undefined values are NaN. Under `jax.vmap` it works
+    without a reporter.
 
     Args:
-      every: measures if step is a multiple of it. The step is the number of updates so far, or
-        what `update(..., step=)` is given.
-      reporter: what gets the numbers while training runs, for instance a `RankMonitor`; None leaves
-        them in the state alone.
+      every: measure if the step is a multiple of this. The step is the number of updates so far,
+        or the argument of `update(..., step=)`.
+      reporter: receives the numbers while training runs, for instance a `RankMonitor`; None to
+        keep them only in the state.
       include: globs over parameter names.
       exclude: globs over parameter names to leave out.
       views: which axes of kernels are rows and columns, as for `weight_ranks`.
@@ -124,15 +125,15 @@ def report_weights(
     exclude: Sequence[str] = (),
     views: Views | Problem | None = None,
 ) -> None:
-    """Measure the weights' ranks inside traced code, a user's own `lax.scan`, if step is due.
+    """Measure the weights' ranks inside traced code, such as your own `lax.scan`, if step is due.
 
-    Outside of what is differentiated or vmapped: a callback is neither.
+    Call it outside of differentiated and vmapped functions, which do not support callbacks.
 
     Args:
-      reporter: what gets the numbers while the program runs, for instance a `RankMonitor`.
+      reporter: receives the numbers while the program runs, for instance a `RankMonitor`.
       step: the step, traced or not.
       params: pytree of arrays.
-      every: measures if step is a multiple of it.
+      every: measure if the step is a multiple of this.
       include: globs over parameter names.
       exclude: globs over parameter names to leave out.
       views: which axes of kernels are rows and columns, as for `weight_ranks`.
@@ -150,7 +151,7 @@ def report_weights(
 def _measured_bits(
     params: Any, *, include: Sequence[str], exclude: Sequence[str], views: Views | Problem | None
 ) -> dict[str, UInt[Array, ""]]:
-    with jax.debug_nans(False), jax.debug_infs(False):  # they check single operations without jit
+    with jax.debug_nans(False), jax.debug_infs(False):  # the checks run without jit
         scalars = weight_scalars(params, include=include, exclude=exclude, views=views)
         return {
             tag: jax.lax.bitcast_convert_type(value, f"uint{8 * value.dtype.itemsize}")
@@ -159,7 +160,7 @@ def _measured_bits(
 
 
 def _numbers(bits: Any) -> Any:
-    """Return the floats of these bits, which are traced, on the host, or shapes alone."""
+    """Return the floats with these bits, for traced arrays, arrays on the host, or shapes."""
     dtype = f"float{8 * bits.dtype.itemsize}"
     if isinstance(bits, jax.core.Tracer):
         return jax.lax.bitcast_convert_type(bits, dtype)
@@ -169,7 +170,7 @@ def _numbers(bits: Any) -> Any:
 
 
 def _blank(measure: Callable[[Any], Any], params: Any) -> dict[str, UInt[Array, ""]]:
-    """Return zeros in place of all scalars."""
+    """Return zeros for all scalars."""
     shapes = jax.eval_shape(measure, params)
     return {tag: jnp.zeros(shape.shape, shape.dtype) for tag, shape in shapes.items()}
 
@@ -178,7 +179,7 @@ def _report(reporter: Reporter, due: Array, step: Array, bits: dict[str, UInt[Ar
     tags = list(bits)
 
     def on_host(step: np.ndarray, *values: np.ndarray) -> None:
-        # NumPy alone: a computation of JAX in here could wait for the one that called.
+        # Only NumPy: a JAX computation here could wait for the program that made this call.
         numbers = [float(_numbers(np.asarray(value))) for value in values]
         reporter.report(int(np.asarray(step)), dict(zip(tags, numbers, strict=True)))
 
@@ -193,9 +194,9 @@ def _report(reporter: Reporter, due: Array, step: Array, bits: dict[str, UInt[Ar
             "a SeedsMonitor in the Python loop, or take watch_weights without a reporter"
         )
 
-    # Effects have an order on one device only.
+    # JAX supports ordered effects only on a single device.
     ordered = jax.device_count() == 1
-    # The call stays outside of custom_vmap, in which JAX 0.8 drops effects.
+    # Outside of custom_vmap, because JAX 0.8 drops effects inside it.
     values = of_one_seed(list(bits.values()))
     call = partial(io_callback, on_host, None, step, *values, ordered=ordered)
     jax.lax.cond(due, call, lambda: None)

@@ -1,4 +1,4 @@
-"""The probes of a run, prepared for its parameters and measured under the error policy."""
+"""Prepare the probes of a run for its parameters, and measure them under the error policy."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -16,10 +16,10 @@ def prepare_probes(
     """Compile the probes for these parameters.
 
     Args:
-      probes: what measures.
-      flat: the problem at the parameters' structure.
-      skips_oversize: whether a probe that does not fit in memory is left out, with a warning.
-      errors: warns.
+      probes: the probes to prepare.
+      flat: the problem for the parameters' structure.
+      skips_oversize: whether to leave out a probe that does not fit in memory, with a warning.
+      errors: the error policy, which gives the warning.
 
     Raises:
       TypeError, ValueError: if the parameters cannot be measured.
@@ -43,7 +43,7 @@ def prepare_probes(
 def describe_probes(
     prepared: Mapping[str, PreparedProbe], errors: ErrorPolicy
 ) -> dict[str, Description]:
-    """Return the probes' descriptions for the card, without those that fail."""
+    """Return the probes' descriptions for the card; leave out those that raise an error."""
     described = {
         name: errors.guard(f"the card of probe {name!r}", _description, probe)
         for name, probe in prepared.items()
@@ -58,16 +58,16 @@ def measure_probes(
     take: Callable[[], Snapshot],
     errors: ErrorPolicy,
 ) -> tuple[Measurement, dict[str, State]]:
-    """Return what all probes measure at a snapshot, and their states afterwards.
+    """Return the measurements of all probes at a snapshot, and the probes' new states.
 
-    A probe that fails keeps its state, and the others go on.
+    If a probe fails, its state is kept and the other probes still measure.
 
     Args:
-      prepared: the probes.
-      states: theirs, after the last measurement.
-      step: the step of training.
-      take: gives the snapshot.
-      errors: decides what an error does, and warns.
+      prepared: the prepared probes.
+      states: the probes' states after the previous measurement.
+      step: the training step.
+      take: returns the snapshot.
+      errors: the error policy.
     """
     snapshot = take()
     if snapshot.nonfinite:
@@ -92,7 +92,7 @@ def measure_probes(
 
 
 def _measured(probe: PreparedProbe, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:
-    """Return what a probe measures; fail here, under the guard, if it is something else."""
+    """Return a probe's measurement; raise, within the guard, if its type is wrong."""
     measurement, state = probe.measure(snapshot, state)
     scalars, arrays = dict(measurement.scalars), dict(measurement.arrays)
     return Measurement(scalars, arrays, tuple(measurement.warnings)), state

@@ -1,7 +1,7 @@
-"""`RankMonitor`, which a training loop calls at each step: its arguments and its public methods.
+"""`RankMonitor`: the object that a training loop calls at each step.
 
-A monitor never changes what it watches: parameters are copied and measured in a scope of their own,
-and monitor errors never stop training unless the user asks for it.
+A monitor never changes training: it measures copies of the parameters in a scope of its own, and
+monitor errors never stop training unless the user asks for it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -53,15 +53,15 @@ class RankMonitor(ClosesOnExit):
     """Watches ranks during training: `monitor(step, params)` measures when the step is due.
 
     The first call is always due; `close` measures the last parameters seen. A call that is not due
-    touches no parameter and waits for no device value: parameters that are changed in place later
-    on (a dict that is updated, donated buffers) need `close(step, params)` with the final ones.
+    neither reads the parameters nor waits for a device. If parameters are changed in place later
+    (an updated dict, donated buffers), call `close(step, params)` with the final ones.
 
-    With background=True a due step only dispatches copies of the parameters, which outlive donation
-    of the originals; a worker thread measures and writes them, in order. Call one monitor from one
-    thread at a time. Without `close` no snapshot is lost: the interpreter's exit waits for them.
+    With background=True a due step only copies the parameters, so that the originals may be
+    donated; a worker thread measures and writes the copies in order. Call a monitor from one thread
+    at a time. No snapshot is lost without `close`: the interpreter's exit waits for all of them.
 
-    Parameters may be sharded. If several processes train together (`jax.distributed`), each has
-    a monitor and makes the same calls; all measure, and the first process writes.
+    Parameters may be sharded. If several processes train together (`jax.distributed`), create a
+    monitor in each and make the same calls; all processes measure, and the first one writes.
 
     Example:
       >>> import jax.numpy as jnp, rankmon
@@ -98,43 +98,46 @@ class RankMonitor(ClosesOnExit):
         alerts: Sequence[Alert] = (),
         hparams: Mapping[str, bool | float | str] | None = None,
     ) -> None:
-        """Open the writers; nothing is measured yet.
+        """Open the writers; the first measurement comes with the first call.
 
         Args:
           problem: network, loss and probe batch.
           logdir: run folder for TensorBoard events and rankmon.jsonl; None to write neither.
-          every: measure every so many steps; or
-          schedule: any schedule of `rankmon.schedule`.
+          every: the number of steps between measurements; give either this or `schedule`.
+          schedule: a schedule of `rankmon.schedule`, or any object with its `due` method.
           probes: "hessian", "weights", "features", or probe objects.
-          writers: more writers, beside those of logdir; `close` closes them too. For one that fails
-            up to 1000 records are kept and tried again. Your own ones are called on the thread that
-            calls the monitor, with background=True on its worker, and for reports on another.
-          tolerance: how the Hessian's cut is chosen.
-          memory_limit: bytes for the Hessian's matrices, or for sketches where these do not fit.
-          oversize: if not even a sketch of the Hessian fits in memory_limit, "raise" before
-            training starts or go on with the other "weights" probes alone.
-          on_error: what a failing probe or writer does once training runs: "warn" (once, counted
+          writers: writers in addition to those of logdir; `close` closes them too. If one fails, up
+            to 1000 records are kept for it and tried again. Writers of your own are called on the
+            thread that calls the monitor (with background=True on the worker); reports are written
+            on a separate thread.
+          tolerance: the rule for the Hessian's cut.
+          memory_limit: bytes for the Hessian's matrices, or for sketches if the matrices do not
+            fit.
+          oversize: the reaction if not even a sketch of the Hessian fits in memory_limit: "raise"
+            before training starts, or continue with the other probes ("weights").
+          on_error: the reaction to a failing probe or writer during training: "warn" (once, counted
             in monitor/errors) or "raise".
-          params: parameters (or arrays like them), to check everything now instead of at the first
-            call and to give `state` its final shapes at once.
-          state: a saved `monitor.state` to go on from.
+          params: parameters, or arrays with their shapes, to check everything now instead of at the
+            first call, and to give `state` its final shapes at once.
+          state: a saved `monitor.state` to continue from.
           background: measure on a worker thread. Its warnings are given, and with
             on_error="raise" its errors raised, at the next call, `flush` or `close`.
-          queue: how many snapshots may wait for the worker.
-          when_full: at a due step with a full queue, "block" until there is a place, or "skip" this
+          queue: the number of snapshots that may wait for the worker.
+          when_full: at a due step with a full queue, "block" until there is space, or "skip" this
             point of the schedule; counted in monitor/blocked and monitor/skipped. The first step,
-            one after going back and the last one are never skipped.
-          overhead: the share of the wall time since the first call that probes may take, in (0, 1];
-            a due step that would exceed it waits for the first step that does not. The first call
-            counts with all its compilations; it, a step back and the last one are always measured.
-          alerts: conditions of `rankmon.alerts`, looked at in every record. Each is written as a
-            text with the step where it begins to hold, and warns, calls back, or stops the loop
-            (`alerts.StopTraining`, with background=True at the next call).
-          hparams: numbers, strings and bools by which runs are compared, for TensorBoard's HPARAMS
-            page; the monitor's own (widths, engine, ...) come beside them. None for no such page.
+            the first step after training went back, and the last step are never skipped.
+          overhead: the largest share of the wall time since the first call that probes may take, in
+            (0, 1]. A due step that would exceed it is postponed to the first step that does not.
+            The time of the first call includes all compilations. The first call, a step back and
+            the last step are always measured.
+          alerts: conditions of `rankmon.alerts`, checked in every record. An alert is recorded as a
+            text at the step at which its condition begins to hold, and warns, calls a function, or
+            stops the loop (`alerts.StopTraining`, with background=True at the next call).
+          hparams: numbers, strings and bools by which to compare runs on TensorBoard's HPARAMS
+            page, which also shows the monitor's own (widths, engine, ...). None for no such page.
 
         Raises:
-          TypeError, ValueError: for input that does not fit.
+          TypeError, ValueError: for invalid arguments.
           MemoryError: if `params` are given and the Hessian does not fit.
           OSError: if logdir cannot be written or has another live writer.
         """
@@ -154,7 +157,8 @@ class RankMonitor(ClosesOnExit):
         self._errors = errors = ErrorPolicy(on_error)
         limit = Overhead(share)
         worker = Worker(waiting, when_full, errors=errors) if background else None
-        # A report from inside a compiled program must not wait for what waits for the program.
+        # A separate thread: a report from inside a compiled program must not wait for a measurement
+        # that itself waits for the program.
         writing = Worker(_NEVER_FULL, "block", errors=errors)
         self._pipeline = pipeline = Pipeline(
             problem,
@@ -183,10 +187,10 @@ class RankMonitor(ClosesOnExit):
             errors=errors,
             overhead=limit,
         )
-        self._program: CompiledSteps | None = None  # of the last scan
+        self._program: CompiledSteps | None = None  # the last scan's
         self._outcome: Outcome = "success"
 
-    # The loop's side
+    # Called by the training loop
 
     def __call__(
         self,
@@ -199,19 +203,20 @@ class RankMonitor(ClosesOnExit):
         """Measure if the step is due.
 
         Args:
-          step: the training step, a Python or NumPy integer; or a flax TrainState alone, which has
-            both. Its step is a device value: reading it waits for the update that made it.
-          params: the parameters at that step, before its update: a pytree of arrays, a TrainState,
-            or, of a problem from Linen or NNX, what `Problem.from_linen` and `from_nnx` say.
+          step: the training step, a Python or NumPy integer; or a flax TrainState, which contains
+            both step and params. Reading its step waits for the update that computes it.
+          params: the parameters at that step, before its update: a pytree of arrays or a
+            TrainState; for a problem from Linen or NNX see `Problem.from_linen` and `from_nnx`.
           extra: other collections that the network needs, for apply(params, inputs, extra).
-          scalars: numbers of your own (a training loss) to write with the record when due. One with
-            a tag of the monitor's goes under "user/<tag>"; what is not a number is NaN.
+          scalars: numbers of your own (a training loss) to write with the record of a due step. A
+            number whose tag the monitor uses is written as "user/<tag>"; a value that is not a
+            number becomes NaN.
 
         Returns:
           The `Record`, or None if the step is not due; always None with background=True.
 
         Raises:
-          TypeError, ValueError, MemoryError: at the first call, for input that cannot be measured.
+          TypeError, ValueError, MemoryError: at the first call, if the input cannot be measured.
         """
         if self._home.is_elsewhere():
             return None
@@ -226,7 +231,7 @@ class RankMonitor(ClosesOnExit):
         return None
 
     def is_due(self, step: int) -> bool:
-        """Return whether a call at this step would measure: for scalars computed only then."""
+        """Return whether a call at this step would measure, to compute scalars only if needed."""
         if self._home.is_elsewhere():
             return False
         return bool(self._errors.guard("the schedule", self._due.is_due, step))
@@ -243,24 +248,25 @@ class RankMonitor(ClosesOnExit):
     ) -> tuple[Any, Any]:
         """Run `jax.lax.scan(step_fn, carry, xs, length=steps)`, measured at the due steps.
 
-        One compiled program runs from each due step to the next. The carry is copied once and then
-        donated to it; what the caller passed stays as it is. `close` measures the last parameters.
+        One compiled program runs from each due step to the next. The carry is copied once, and the
+        copy is donated to the program; your arrays stay valid. `close` measures the last
+        parameters.
 
         Args:
           step_fn: step_fn(carry, x) -> (carry, y), traceable. The same function object in the
             next scan (the next epoch) is not compiled again.
           carry: pytree of arrays.
-          steps: how many.
-          params_of: params_of(carry) gives what `monitor(step, params)` takes.
+          steps: the number of steps to run.
+          params_of: params_of(carry) returns the `params` of a call `monitor(step, params)`.
           xs: None, or a pytree of arrays with leading axis `steps`; step_fn gets one entry.
-          start: the step of the first one, in the schedule's count.
+          start: the number of the first step in the schedule.
 
         Returns:
           The last carry, and the outputs y with leading axis `steps`.
 
         Raises:
-          TypeError, ValueError, MemoryError: for input that does not fit, as for a call.
-          StopTraining: if an alert asks for it; it has the `carry` and the `ys` so far.
+          TypeError, ValueError, MemoryError: for invalid arguments, as for a call.
+          StopTraining: if an alert stops training; it has the `carry` and the `ys` so far.
         """
         start, steps = as_step(start), as_count("steps", steps)
         if self._program is None or self._program.step_fn is not step_fn:
@@ -275,12 +281,12 @@ class RankMonitor(ClosesOnExit):
         return loop.carry, loop.ys
 
     def report(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Write numbers that were measured elsewhere; from any thread, and without waiting.
+        """Write numbers that were measured elsewhere, without waiting; any thread may call this.
 
-        `hooks.watch_weights` and `hooks.report_weights` report here from inside compiled programs.
+        `hooks.watch_weights` and `hooks.report_weights` call it from inside compiled programs.
 
         Args:
-          step: the step that they belong to; reports may come in any order.
+          step: the training step of the numbers; reports may come in any order.
           scalars: tag -> number.
         """
         if self._home.is_elsewhere():
@@ -289,10 +295,10 @@ class RankMonitor(ClosesOnExit):
         self._dispatcher.report(step, numbers)
 
     def hook(self, params: Callable[[], Any]) -> Callable[..., None]:
-        """Return a function for loops that call hooks with the step alone: `hook(step)`.
+        """Return a function `hook(step)` for training loops that pass their hooks only the step.
 
         Args:
-          params: gives the parameters at the step of the call; asked only then, and never later.
+          params: returns the current parameters; it is called only during a call of the hook.
         """
 
         def on_step(step: Any, t: float | None = None) -> None:
@@ -301,7 +307,7 @@ class RankMonitor(ClosesOnExit):
         return on_step
 
     def flush(self) -> None:
-        """Hand everything that was measured to the operating system."""
+        """Pass everything measured so far to the operating system."""
         if self._home.is_elsewhere():
             return
         self._wait()
@@ -316,26 +322,26 @@ class RankMonitor(ClosesOnExit):
         extra: Any = None,
         scalars: Mapping[str, Any] | None = None,
     ) -> Record | None:
-        """Measure the last parameters, unless they were measured, and close all writers.
+        """Measure the last parameters, unless that was done, and close all writers.
 
         With background=True it waits for the worker first, and measures on this thread.
 
         Args:
-          step: the step of `params`, for loops whose last parameters the monitor has not seen or
-            which change them in place: donated buffers, NumPy arrays, an NNX model, a dict that is
-            updated. Or a flax TrainState alone.
-          params: the last parameters; without them, those of the last call. Of a dict that was
-            updated since, those are the new values under the old step; NumPy arrays, NNX models and
-            donated ones are left out with a warning.
+          step: the step of `params`. Give both if the monitor has not seen the last parameters, or
+            if the loop changes them in place (donated buffers, NumPy arrays, an NNX model, an
+            updated dict). It may also be a flax TrainState, without `params`.
+          params: the last parameters; by default those of the last call. If that call passed a dict
+            that was updated since, its new values are recorded under the old step. NumPy arrays,
+            NNX models and donated arrays are not measured then, with a warning.
           extra: as for a call.
           scalars: as for a call.
 
         Returns:
-          The last `Record`, or None if nothing was left to measure (with background=True: if
-          nothing was recorded). A second time does nothing.
+          The last `Record`, or None if everything was measured before (with background=True: if
+          nothing was recorded). A second call has no effect.
 
         Raises:
-          TypeError, ValueError, MemoryError: if nothing was measured before, as for a call.
+          TypeError, ValueError, MemoryError: as for a call, if nothing was measured before.
         """
         if self._dispatcher.closed or self._home.is_elsewhere():
             return None
@@ -361,24 +367,25 @@ class RankMonitor(ClosesOnExit):
 
     @property
     def state(self) -> dict[str, dict[str, np.ndarray]]:
-        """What a restart needs: the last step, the reference residuals, the integrals.
+        """The data needed for a restart: last step, reference residuals, integrals.
 
-        A nested dict of uint32 arrays that any checkpointer can save: the bits of float64 numbers,
-        two words each, since JAX with x64 off would round the numbers themselves. One structure
-        from construction on. For a checkpointer that insists on shapes (Orbax, with a target to
-        restore into) pass `params=` at construction: without, they are final only once measured.
-        It has a digest of the probe batch, without which H_f_fixed's residuals mean nothing.
+        A nested dict of uint32 arrays that any checkpointer can save. They hold the bits of float64
+        numbers, two words each, because JAX with x64 off would round the numbers themselves. The
+        structure is the same from construction on. The shapes are final only after the first
+        measurement; if a checkpointer needs them earlier (Orbax, with a target to restore into),
+        pass `params=` at construction. The state also has a digest of the probe batch, because the
+        residuals of H_f_fixed are meaningless for any other batch.
         """
         if not self._home.is_elsewhere():
             self._wait()
         return self._pipeline.state()
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved `state`; records after its last step are superseded, not lost.
+        """Continue from a saved `state`; records after its last step are superseded, not lost.
 
         Raises:
           TypeError: if the state is not a mapping.
-          ValueError: if it is not that of a monitor with these probes and this probe batch.
+          ValueError: if the state was saved by a monitor with other probes or another probe batch.
         """
         if self._home.is_elsewhere():
             return

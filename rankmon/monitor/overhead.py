@@ -1,4 +1,4 @@
-"""The share of the wall time that probes take, and whether a limit allows another one."""
+"""The share of the wall time that probes take, and the limit on it."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,13 +12,13 @@ class Overhead:
 
         spent + expected <= share * (wall + expected),
 
-    where `expected` is the cost of the last probe, once for each that is still under way and once
-    for the one in question. One probe is measured at a time, on whichever thread. What was spent
-    before the second probe includes preparing the first one, with all its compilations.
+    where `expected` is the time of the last probe, multiplied by the number of unfinished probes
+    plus one. One probe is measured at a time, on any thread. The time spent on the first probe
+    includes its preparation, with all compilations.
 
     Args:
-      share: of the wall time, in (0, 1]; None for no limit.
-      clock: seconds, from any origin.
+      share: the largest share of the wall time, in (0, 1]; None for no limit.
+      clock: returns the time in seconds, from any origin.
     """
 
     def __init__(self, share: float | None, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -30,10 +30,10 @@ class Overhead:
         self._last: float | None = None
 
     def affords(self, under_way: int = 0) -> bool:
-        """Return whether another probe keeps to the share; the first one always does.
+        """Return whether the limit allows another probe; the first one is always allowed.
 
         Args:
-          under_way: how many probes are waiting or running.
+          under_way: the number of probes that are waiting or running.
         """
         if self._share is None or self._began is None:
             return True
@@ -44,12 +44,12 @@ class Overhead:
         return self._spent + expected <= self._share * (wall + expected)
 
     def start(self) -> None:
-        """Count the wall time from now on, if this is the first call."""
+        """Start the wall clock if it is not running yet."""
         if self._began is None:
             self._began = self._clock()
 
     def probe_ends(self, seconds: float) -> None:
-        """Add the time of a probe that is done, or has failed."""
+        """Add the time of a probe that has finished or failed."""
         self._in_probes += seconds
         self._last = seconds
 
@@ -67,10 +67,10 @@ class Overhead:
         return self._in_calls + self._in_probes
 
     def share_taken(self, running: float = 0.0) -> float:
-        """Return the share so far.
+        """Return the share of the wall time so far.
 
         Args:
-          running: the seconds that a probe under way took until now.
+          running: the seconds that an unfinished probe has taken until now.
         """
         if self._began is None:
             return 0.0

@@ -1,8 +1,8 @@
-"""The way from a snapshot, or a report, to a record with the writers: `Pipeline`.
+"""`Pipeline`: turn a snapshot or a report into a record, and pass it to the writers.
 
-It knows no schedule, and measures one snapshot at a time, from whichever thread. Records are put
-together and written on a thread of their own, so that an interrupt finds the step measured and its
-record with the writers, or neither.
+The pipeline measures one snapshot at a time, on any thread; the schedule is `DueSteps`'s. Records
+are built and written on a separate thread: if an interrupt comes, either the step counts as
+measured and its record is with the writers, or neither.
 """
 
 import time
@@ -33,7 +33,7 @@ from rankmon.writers.jsonl import JsonlWriter
 from rankmon.writers.memory import MemoryWriter
 from rankmon.writers.tensorboard import TensorBoardWriter
 
-# What may be called from any thread.
+# Writers that may be called on any thread.
 _OWN = (JsonlWriter, MemoryWriter, TensorBoardWriter)
 
 
@@ -41,22 +41,23 @@ class Pipeline:
     """The probes and writers of one monitor, for parameters of one structure.
 
     Args:
-      problem: what is measured.
-      probes: what measures it.
-      skips_oversize: whether a probe that does not fit in memory is left out.
-      errors: decides what an error does.
-      writing: the thread that puts records together and writes them, and reports too.
-      overhead: adds up what the probes cost.
+      problem: the network, loss and probe batch to measure.
+      probes: the measurements.
+      skips_oversize: whether to leave out a probe that does not fit in memory.
+      errors: the error policy.
+      writing: the thread that builds and writes records and reports.
+      overhead: adds up the seconds that the probes take.
       logdir: as for `Fanout`.
       writers: as for `Fanout`.
       alerts: conditions on the records.
-      facts: for the card, of what only the monitor knows.
-      hparams: the user's, for the first record of each attempt; None for none, the card's neither.
-      params: to `prepare` at once.
-      state: to `restore` at once.
+      facts: lines for the card that only the monitor can give.
+      hparams: the user's hyperparameters, for the first record of each attempt; None to write no
+        hyperparameters, not even the card's facts.
+      params: parameters to pass to `prepare` at once.
+      state: a state to pass to `restore` at once.
 
     Attributes:
-      flat: the problem at the parameters' structure, None before `prepare`.
+      flat: the problem for the parameters' structure, None before `prepare`.
     """
 
     def __init__(
@@ -88,16 +89,17 @@ class Pipeline:
         self._builder = RecordBuilder(
             errors=errors, overhead=overhead, alerts=alerts, facts=facts, hparams=hparams
         )
-        self._note = ""  # for the next record that is measured
-        self._found: deque[tuple[Action, Alarm]] = deque()  # in records, and not acted on yet
+        self._note = ""  # for the next measured record
+        self._found: deque[tuple[Action, Alarm]] = deque()  # not acted on yet
         if params is not None:
             self.prepare(params)
         if state is not None:
             self.restore(state)
         own = [writer for writer in writers if isinstance(writer, _OWN)]
         self._own = Fanout(logdir, own, errors=errors)
-        # A connection to a database, for one, belongs to the thread that opened it: these are
-        # called on the caller's thread, where an interrupt can make them take a record twice.
+        # The user's own writers are called on the caller's thread, because a database connection,
+        # for example, belongs to the thread that opened it. An interrupt there can make such a
+        # writer write a record twice.
         others = [writer for writer in writers if not isinstance(writer, _OWN)]
         self._others = Fanout(None, others, errors=errors)
 
@@ -107,10 +109,10 @@ class Pipeline:
         return self._progress.last
 
     def prepare(self, params: Any) -> FlatProblem:
-        """Check the parameters' structure and compile the probes, unless that was done.
+        """Check the parameters' structure and compile the probes, unless that was done before.
 
         Raises:
-          TypeError, ValueError: for what cannot be measured.
+          TypeError, ValueError: if the parameters cannot be measured.
           MemoryError: if a probe does not fit.
         """
         if self.flat is not None:
@@ -122,19 +124,19 @@ class Pipeline:
         self._progress.fit(prepared)
         self._builder.card.describe(flat, describe_probes(prepared, self._errors))
         self._prepared = prepared
-        self.flat = flat  # last: an interrupted preparation is made again
+        self.flat = flat  # last, so that an interrupted preparation is repeated
         return flat
 
     def state(self) -> dict[str, dict[str, np.ndarray]]:
-        """Return the last steps and the probes' states, as any checkpointer can save them."""
+        """Return the last steps and the probes' states in a form that checkpointers can save."""
         return self._progress.saved()
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved `state`.
+        """Continue from a saved `state`.
 
         Raises:
-          TypeError: if it is no mapping.
-          ValueError: if it is not that of a monitor with these probes and this probe batch.
+          TypeError: if the state is not a mapping.
+          ValueError: if the state was saved by a monitor with other probes or another probe batch.
         """
         restored = self._progress.restored(state, self._prepared)
 
@@ -144,7 +146,7 @@ class Pipeline:
         self._writing.do(resume)
 
     def held(self, scalars: Mapping[str, Any] | None, step: int) -> dict[str, Any]:
-        """Return the user's scalars as they are now, for `record` later on."""
+        """Return a copy of the user's scalars at this moment, for a later `record`."""
         return self._builder.user_scalars.held(scalars, step)
 
     def record(
@@ -157,12 +159,12 @@ class Pipeline:
         """Measure a snapshot and write its record.
 
         Args:
-          step: the step of training.
-          take: gives the snapshot; None if it could not be taken, which was reported.
-          scalars: the user's.
-          counts: more scalars of the monitor.
+          step: the training step.
+          take: returns the snapshot; None if it failed and the error was reported.
+          scalars: the user's scalars.
+          counts: additional scalars of the monitor.
         """
-        # For the record of a call that was interrupted: its states are those that this one needs.
+        # Finish the record of an interrupted call first: this measurement starts from its states.
         self._writing.wait()
         began = time.monotonic()
         try:
@@ -199,7 +201,7 @@ class Pipeline:
         scalars = self._builder.scalars(measurement, counts, numbers, seconds)
         arrays = dict(measurement.arrays)
         record, found = self._builder.build(step, self._own.attempt, scalars, arrays, self._note)
-        # Not before: a step whose record could not be put together was not measured.
+        # Only now: if its record cannot be built, the step does not count as measured.
         self._progress.measured, self._note = (step, states), ""
         self._found.extend(found)
         self._others.append(record)
@@ -207,7 +209,7 @@ class Pipeline:
         return record
 
     def report(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Write numbers that were measured elsewhere, in whatever order they come."""
+        """Write numbers that were measured elsewhere; steps may come in any order."""
         progress = self._progress
         if not progress.begun:
             self._begin(step)
@@ -240,10 +242,10 @@ class Pipeline:
         progress.begun, progress.resumes_at = True, None
 
     def refuse_here(self) -> None:
-        """Refuse to be closed by a writer that takes a record.
+        """Refuse to be closed by a writer that is writing a record.
 
         Raises:
-          RuntimeError: within that.
+          RuntimeError: if a writer makes this call.
         """
         if self._others.is_here:
             raise RuntimeError(
@@ -252,12 +254,12 @@ class Pipeline:
             )
 
     def flush(self) -> None:
-        """Hand what was recorded to the operating system."""
+        """Pass everything recorded so far to the operating system."""
         self._writing.do(self._own.flush)
         self._others.flush()
 
     def close(self, outcome: Outcome = "success") -> None:
-        """Close the writers, and end their session and their thread.
+        """Close the writers, end their session, and end the writing thread.
 
         Args:
           outcome: how training ended.

@@ -1,4 +1,4 @@
-"""How a record is put together: its scalars, what the alerts find, the card, hyperparameters."""
+"""`RecordBuilder`: build a record from scalars, alarms, the run's card and hyperparameters."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -23,19 +23,20 @@ _TIMES = ("monitor/seconds", "monitor/overhead", "monitor/errors")
 
 
 class RecordBuilder:
-    """Puts together the records of one monitor.
+    """Builds the records of one monitor.
 
     Args:
-      errors: decides what an error does, and counts them.
-      overhead: knows the share of the wall time.
+      errors: the error policy, which also counts errors.
+      overhead: the share of the wall time that probes take.
       alerts: conditions on the records.
-      facts: for the card, of what only the monitor knows.
-      hparams: the user's, for the first record of each attempt; None for none, the card's neither.
+      facts: lines for the card that only the monitor can give.
+      hparams: the user's hyperparameters, for the first record of each attempt; None to write no
+        hyperparameters, not even the card's facts.
 
     Attributes:
-      user_scalars: converts those of the user.
+      user_scalars: converts the user's scalars.
       watch: the alerts of the run.
-      card: of the run.
+      card: the card of the run.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class RecordBuilder:
         self._opens = False  # whether the next record is the first one of an attempt
 
     def begin(self) -> None:
-        """Begin a new attempt: its first record has the card and the hyperparameters again."""
+        """Begin a new attempt: its first record gets the card and the hyperparameters again."""
         self.card.begin()
         self._opens = True
 
@@ -65,13 +66,13 @@ class RecordBuilder:
         numbers: Mapping[str, float],
         seconds: float,
     ) -> dict[str, float]:
-        """Return the scalars of a measurement, the monitor's own and the user's.
+        """Return the scalars of a measurement, of the monitor itself and of the user.
 
         Args:
-          measurement: what the probes show.
-          counts: more scalars of the monitor.
-          numbers: the user's, which give way to tags of the others.
-          seconds: that the measurement has taken.
+          measurement: the measurements of the probes.
+          counts: additional scalars of the monitor.
+          numbers: the user's scalars; a tag that is taken is renamed.
+          seconds: the time that the measurement took.
         """
         values = (seconds, self._overhead.share_taken(seconds), self._errors.errors)
         own = {**measurement.scalars, **counts, **dict(zip(_TIMES, values, strict=True))}
@@ -85,7 +86,7 @@ class RecordBuilder:
         arrays: Mapping[str, np.ndarray] = MappingProxyType({}),
         note: str = "",
     ) -> tuple[Record, Found]:
-        """Return a record with the note, and what the alerts find in it."""
+        """Return the record, with the note as a text, and the alarms in it."""
         what = f"the alerts at step {step}"
         found: Found = self._errors.guard(what, self.watch.look, step, scalars) or []
         texts: dict[str, str] = {}
@@ -99,7 +100,7 @@ class RecordBuilder:
         return Record(step, attempt, time.time(), scalars, arrays, texts, hparams), found
 
     def _hparams_now(self) -> dict[str, Hparam]:
-        """Return those of the first record of an attempt: the user's, then the card's facts."""
+        """Return the hyperparameters of an attempt: the user's, then the card's facts."""
         opens, self._opens = self._opens, False
         if self._hparams is None or not opens:
             return {}

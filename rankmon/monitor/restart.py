@@ -1,4 +1,4 @@
-"""Restart: the monitor's state, and the older records of a run folder that is written to again."""
+"""Restart: the state that a monitor saves, and the earlier records of a continued run folder."""
 
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -16,18 +16,18 @@ from rankmon.problem.problem import Problem
 
 
 class Progress:
-    """How far a run has come: what `monitor.state` saves, and whether an attempt has begun.
+    """The progress of a run: the contents of `monitor.state`, and whether an attempt has begun.
 
     Args:
-      problem: what is measured.
-      probes: what measures it.
+      problem: the network, loss and probe batch to measure.
+      probes: the measurements.
 
     Attributes:
-      measured: the last step that was measured, None before the first, and the probes' states after
-        it: one value, so that an interrupt finds both or neither.
+      measured: the last measured step (None before the first) and the probes' states after it. They
+        are one value, so that an interrupt cannot separate them.
       reported: the step of the last report, None before the first.
       begun: whether the current attempt has begun.
-      resumes_at: the step after those of a restored state, until the next attempt begins.
+      resumes_at: the step after the last one of a restored state, until the next attempt begins.
     """
 
     def __init__(self, problem: Problem, probes: Sequence[Probe]) -> None:
@@ -46,16 +46,16 @@ class Progress:
         return self.measured[0]
 
     def fit(self, prepared: Mapping[str, PreparedProbe]) -> None:
-        """Give the states the shapes that these probes need.
+        """Give blank states the shapes that these probes need.
 
         Raises:
-          ValueError: if a restored state has other shapes.
+          ValueError: if a restored state has different shapes.
         """
         last, states = self.measured
         self.measured = last, _fitted(states, prepared, last)
 
     def saved(self) -> dict[str, dict[str, np.ndarray]]:
-        """Return the last steps and the probes' states, as any checkpointer can save them."""
+        """Return the last steps and the probes' states in a form that checkpointers can save."""
         last, states = self.measured
         steps = {"last_step": last, "last_report": self.reported}
         own = {key: np.asarray(-1.0 if s is None else float(s)) for key, s in steps.items()}
@@ -63,15 +63,15 @@ class Progress:
         return encode({"monitor": own, **states})
 
     def restored(self, state: Mapping[str, Any], prepared: Mapping[str, PreparedProbe]) -> Self:
-        """Return the progress that was saved; this one stays as it is.
+        """Return a new `Progress` with the saved values.
 
         Args:
-          state: from `saved`.
-          prepared: the probes, as far as they are prepared.
+          state: the result of `saved`.
+          prepared: the prepared probes, empty before the first measurement.
 
         Raises:
-          TypeError: if it is no mapping.
-          ValueError: if it is not that of a monitor with these probes and this probe batch.
+          TypeError: if the state is not a mapping.
+          ValueError: if the state was saved by a monitor with other probes or another probe batch.
         """
         values = decode(checked(state, self.saved()))
         own = {key: int(step) for key, step in values.pop("monitor").items()}
@@ -96,17 +96,17 @@ class Progress:
 def look_back(
     progress: Progress, start: int, *, fanout: Fanout, watch: Watch, errors: ErrorPolicy
 ) -> str:
-    """Take up the records of the run folder, and warn if their state was not given.
+    """Let the alerts see the run folder's earlier records; warn if no state was restored.
 
     Args:
-      progress: of the run, before its attempt begins.
+      progress: the run's progress, before its attempt begins.
       start: the first step of the attempt.
-      fanout: has the records.
-      watch: the alerts, which have said then what they find in them.
-      errors: decides what an error does, and warns.
+      fanout: reads the records.
+      watch: the alerts; their alarms on these records were given in the earlier attempts.
+      errors: the error policy, which gives the warning.
 
     Returns:
-      The note for the first record that is measured; empty if there is nothing to note.
+      The note for the first measured record; empty if there is nothing to note.
     """
     has_state = progress.resumes_at is not None
     if has_state and not watch:
@@ -129,7 +129,7 @@ def look_back(
 def _fitted(
     states: Mapping[str, State], prepared: Mapping[str, PreparedProbe], last: int | None
 ) -> dict[str, State]:
-    """Return the states with their final shapes; blank ones before the first measurement."""
+    """Return the states with their final shapes, or blank states before the first measurement."""
     fitted = dict(states)
     for name, probe in prepared.items():
         blank = probe.initial_state()
@@ -154,7 +154,7 @@ def _digest_of(problem: Problem) -> float:
 
 
 def _without_state(step: int, last: int | None, remembering: Sequence[str]) -> str:
-    """Return the warning for a run that goes on in its folder without its state."""
+    """Return the warning for a run that continues in its folder without its state."""
     goes_on = last is not None and step > last
     what = f"goes on at step {step}" if goes_on else f"supersedes those from step {step} on"
     until = "" if last is None else f" up to step {last}"
@@ -170,7 +170,7 @@ def _without_state(step: int, last: int | None, remembering: Sequence[str]) -> s
 
 
 def _new_reference(remembering: Sequence[str]) -> str:
-    """Return the note beside the first record of a run that goes on without its state."""
+    """Return the note for the first record of a run that continues without its state."""
     return (
         f"resumed without state=: what the probes remember ({', '.join(remembering)}) begins anew "
         "here, with the residuals of this step as reference of H_f_fixed"

@@ -1,7 +1,7 @@
-"""`RankMonitor.scan`: a training loop as one compiled program, left at the steps that are due.
+"""`RankMonitor.scan`: a training loop as one compiled program that stops at the due steps.
 
-`jax.lax.scan` has its length compiled in: a schedule with gaps of many lengths would compile many
-programs. Here first and last step are arguments: one program for any schedule.
+The length of a `jax.lax.scan` is compiled into the program, so a schedule with gaps of many lengths
+would need many programs. Here the first and the last step are arguments of a single program.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ StepFunction = Callable[[Any, Any], tuple[Any, Any]]
 
 
 class CompiledSteps:
-    """The steps first, ..., stop - 1 of a function as one program, which lives as long as this.
+    """The steps first, ..., stop - 1 of a function, compiled into one program.
 
     Args:
       step_fn: step_fn(carry, x) -> (carry, y).
@@ -31,7 +31,7 @@ class CompiledSteps:
         self.advance = jax.jit(self._advance, donate_argnums=(0, 1))
 
     def _advance(self, carry: Any, ys: Any, xs: Any, first: Any, stop: Any) -> Any:
-        """Return the carry and the outputs after these steps."""
+        """Return the carry and the outputs after the steps first, ..., stop - 1."""
 
         def body(i: Any, state: Any) -> Any:
             carry, ys = state
@@ -48,18 +48,18 @@ class CompiledLoop:
 
     Args:
       steps: the program.
-      carry: pytree of arrays; it is copied, and the copy donated from step to step.
+      carry: pytree of arrays; it is copied once, and the copy is donated from piece to piece.
       length: the number of steps.
       xs: None, or a pytree of arrays with leading axis `length`.
 
     Attributes:
-      carry: after the steps that were made.
-      ys: the steps' outputs, leading axis `length`; zeros for steps that were not made yet.
+      carry: the carry after the steps run so far.
+      ys: the steps' outputs, leading axis `length`; zeros for steps that have not run yet.
 
     Raises:
-      TypeError: inside of jit or vmap; if step_fn does not give a pair, or a carry unlike the
-        one it takes.
-      ValueError: if the leading axes of xs are not `length`.
+      TypeError: inside jit or vmap; or if step_fn does not return a pair, or returns a carry of
+        another structure, shape or dtype than its argument.
+      ValueError: if a leading axis of xs is not `length`.
     """
 
     def __init__(self, steps: CompiledSteps, carry: Any, length: int, xs: Any = None) -> None:
@@ -108,15 +108,15 @@ class CompiledLoop:
         start: int,
         is_scheduled: Callable[[int], bool],
     ) -> None:
-        """Make all steps, and leave the program at those that are due.
+        """Run all steps, and stop the program at the due ones to measure.
 
         Args:
-          measure: measure(step, carry), which may find that the step is not due after all.
-          start: the step of the first one, in the schedule's count.
-          is_scheduled: whether a step is due by the schedule alone, now.
+          measure: called as measure(step, carry); it may decide that the step is not due after all.
+          start: the number of the first step in the schedule.
+          is_scheduled: returns whether a step is due according to the schedule alone.
 
         Raises:
-          StopTraining: as `measure`, with the `carry` and the `ys` so far.
+          StopTraining: raised by `measure`, with the `carry` and the `ys` so far.
         """
         end, step, ahead = start + self._length, start, 1
         while step < end:
@@ -125,7 +125,8 @@ class CompiledLoop:
             except StopTraining as stop:
                 stop.carry, stop.ys = self.carry, self.ys
                 raise
-            # Still due if `overhead` puts it off: then the program is not left at every step.
+            # A step that `overhead` postponed is still due: look further and further ahead, so that
+            # the program does not stop at every step until then.
             ahead = 2 * ahead if is_scheduled(step) else 1
             step = next(filter(is_scheduled, range(step + ahead, end)), end)
             self.advance(step - start)
@@ -139,7 +140,7 @@ class CompiledLoop:
 
 
 def _alike(taken: Any, given: Any) -> bool:
-    """Return whether structure, shapes and dtypes are the same; Python numbers may be promoted."""
+    """Return whether structures, shapes and dtypes agree; Python numbers may be promoted."""
     structures: list[Any] = [jax.tree.structure(tree) for tree in (taken, given)]
     return bool(structures[0] == structures[1]) and all(
         a.shape == b.shape and (a.dtype == b.dtype or a.weak_type)

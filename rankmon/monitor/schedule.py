@@ -1,9 +1,9 @@
-"""Schedules, which say at which steps to measure: every n steps, log-spaced, or explicit steps.
+"""Schedules: the steps at which to measure, every n steps, log-spaced, or listed explicitly.
 
 A schedule is a set of points among the steps 0, 1, 2, ... A step is due if a point lies in
 (last, step], where `last` is the last step measured: a loop that counts in chunks (95, then 205)
-measures once for what it jumped over. The first call is always due, the same step twice never, and
-a step before `last` always: training went back to a checkpoint.
+measures once for all points that it skips. The first call is always due, and so is a step before
+`last`, because training went back to a checkpoint. The same step is never due twice.
 """
 
 from bisect import bisect_right
@@ -18,7 +18,7 @@ _MOST_SHOWN = 12
 
 
 class Schedule(Protocol):
-    """When to measure."""
+    """The protocol of schedules: whether to measure at a step."""
 
     def due(self, step: int, last: int | None) -> bool:
         """Return whether to measure at `step`.
@@ -32,7 +32,7 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class EveryN:
-    """The points 0, n, 2n, ..."""
+    """A schedule with the points 0, n, 2n, ..."""
 
     n: int
 
@@ -51,7 +51,7 @@ class EveryN:
 
 @dataclass(frozen=True)
 class LogSpaced:
-    """The points 0 and round(10^(i / per_decade)), i = 0, 1, 2, ..., without repetitions."""
+    """A schedule with the points 0 and round(10^(i / per_decade)), i = 0, 1, 2, ..., each once."""
 
     per_decade: int
 
@@ -71,13 +71,13 @@ class LogSpaced:
         """Return the largest i whose point is at most `step`; -1 for the point 0."""
         if step < 1:
             return -1
-        # round(10^(i/k)) <= step is 10^(i/k) < step + 1/2, hence i < k log10(step + 1/2).
+        # round(10^(i/k)) <= step means 10^(i/k) < step + 1/2, hence i < k log10(step + 1/2).
         return floor(self.per_decade * log10(step + 0.5))
 
 
 @dataclass(frozen=True)
 class AtSteps:
-    """The points given, in any order."""
+    """A schedule with the given points, in any order."""
 
     steps: tuple[int, ...]
 
@@ -141,7 +141,7 @@ def at_steps(steps: Iterable[int]) -> AtSteps:
 
     Raises:
       TypeError: if a step is not an integer.
-      ValueError: if there is none, or one is negative.
+      ValueError: if `steps` is empty or one is negative.
     """
     return AtSteps(tuple(steps))
 

@@ -1,8 +1,8 @@
-"""`SeedsMonitor`: several seeds that train under one `jax.vmap`, a run each, and their median.
+"""`SeedsMonitor`: a run for each of several seeds that train under one `jax.vmap`, and a median.
 
-Each seed has a `RankMonitor`. They share the probes' compiled programs and measure one after the
-other, from one copy of the parameters on the host. A batch of all seeds would save nothing: most of
-the time goes into eigenvalues, and LAPACK uses all cores for those of one seed already.
+Each seed has its own `RankMonitor`. These share the probes' compiled programs and measure one after
+the other, from one copy of the parameters on the host. Measuring all seeds as a batch would save
+nothing: most of the time goes into eigenvalues, for which LAPACK uses all cores anyway.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,8 +43,9 @@ _OPTIONS = ("every", "schedule", "oversize", "on_error", "alerts", "hparams")
 class SeedsMonitor(ClosesOnExit):
     """Watches ranks of several seeds: `monitor(step, params)`, every leaf with a leading seed axis.
 
-    The run folders are logdir/seed_0, ..., each like that of a `RankMonitor`, and logdir/median
-    with median, lowest and highest value over the seeds: <tag>/median, <tag>/low, <tag>/high.
+    Each seed has a run folder like that of a `RankMonitor`: logdir/seed_0, ... The folder
+    logdir/median has the median, lowest and highest value over the seeds: <tag>/median, <tag>/low,
+    <tag>/high.
 
     Example:
       >>> import jax.numpy as jnp, rankmon
@@ -69,16 +70,16 @@ class SeedsMonitor(ClosesOnExit):
         state: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        """Open the run folders; nothing is measured yet.
+        """Open the run folders; the first measurement comes with the first call.
 
         Args:
           problem: network, loss and probe batch, the same for all seeds.
-          seeds: how many, at least 1.
-          logdir: the folder of the run folders; None for none.
+          seeds: the number of seeds, at least 1.
+          logdir: the folder that contains the run folders; None to write no files.
           probes: as for `RankMonitor`.
           tolerance: as for `RankMonitor`.
           memory_limit: as for `RankMonitor`; one seed is measured at a time.
-          state: a saved `monitor.state` to go on from.
+          state: a saved `monitor.state` to continue from.
           options: every, schedule, oversize, on_error, alerts and hparams, as for `RankMonitor`.
 
         Raises:
@@ -117,9 +118,9 @@ class SeedsMonitor(ClosesOnExit):
         ]
         self._home = Home()
         self._errors = ErrorPolicy(options.get("on_error", "warn"))
-        # Of the median: an interrupt finds it written, or still to be written.
+        # Writes the median on its own thread: an interrupt leaves it written, or still to write.
         self._writing = Worker(0, "block", errors=self._errors)
-        # The seeds that a due call still has to measure, and the records that they had before it.
+        # The seeds that a due call still has to measure, and their last records before it.
         self._under_way: tuple[list[Call], list[Record | None]] | None = None
         self._median: Fanout | None = None
         self._card = MedianCard(self._seeds)
@@ -139,8 +140,8 @@ class SeedsMonitor(ClosesOnExit):
         Args:
           step: the training step, or a vmapped TrainState alone.
           params: as for `RankMonitor`, every leaf with a leading axis of the seeds.
-          extra: other collections, likewise.
-          scalars: tag -> one number a seed, or one for all.
+          extra: other collections, with the same leading axis.
+          scalars: tag -> one number for each seed, or one number for all.
 
         Returns:
           A record for each seed, or None if the step is not due.
@@ -162,14 +163,14 @@ class SeedsMonitor(ClosesOnExit):
         return self._finish()
 
     def _finish_interrupted(self) -> list[Record] | None:
-        """Finish a call that was interrupted among the seeds; return None if there is none."""
+        """Finish a call that was interrupted between seeds; return None if there was none."""
         for monitor in self._monitors:
-            monitor._wait()  # for a record on its way
+            monitor._wait()  # a record may still be on its way
         self._writing.wait()
         return self._finish()
 
     def _finish(self) -> list[Record] | None:
-        """Measure the seeds that are left of the call under way, and write the median."""
+        """Measure the remaining seeds of the current call, and write the median."""
         if self._under_way is None:
             return None
         calls, before = self._under_way
@@ -181,7 +182,7 @@ class SeedsMonitor(ClosesOnExit):
                     record = monitor(own.step, own.params, extra=own.extra, scalars=own.scalars)
                     latest.record = record or latest.record
         except Exception:
-            self._under_way = None  # it would fail again
+            self._under_way = None  # a second attempt would fail too
             raise
         pairs = zip(self._latest, before, strict=True)
         now = [latest.record for latest, old in pairs if latest.record is not old]
@@ -190,7 +191,7 @@ class SeedsMonitor(ClosesOnExit):
         return records
 
     def _calls(self, call: Call) -> list[Call]:
-        """Return the call of each seed, with its share of the arguments, copied to the host."""
+        """Return one call for each seed, with that seed's slice of the arguments, on the host."""
         scalars = self._errors.guard("scalars", self._broadcast, call.scalars or {}) or {}
         check_concrete("seeds to be measured", (call.params, call.extra))
         with jax.transfer_guard("allow"):
@@ -210,7 +211,7 @@ class SeedsMonitor(ClosesOnExit):
         return calls
 
     def _broadcast(self, scalars: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Return one number a seed."""
+        """Return one number for each seed."""
         with jax.transfer_guard("allow"):
             return {tag: np.broadcast_to(value, self._seeds) for tag, value in scalars.items()}
 
@@ -245,7 +246,7 @@ class SeedsMonitor(ClosesOnExit):
             monitor._gives_up()
 
     def flush(self) -> None:
-        """Hand everything that was measured to the operating system."""
+        """Pass everything measured so far to the operating system."""
         if self._home.is_elsewhere():
             return
         for monitor in self._monitors:
@@ -255,7 +256,7 @@ class SeedsMonitor(ClosesOnExit):
             self._errors.tell_warnings()
 
     def close(self, step: Any = None, params: Any = None, *, extra: Any = None) -> list[Record]:
-        """Measure the last parameters, unless they were measured, and close all writers.
+        """Measure the last parameters, unless that was done, and close all writers.
 
         Args:
           step: as for `RankMonitor.close`.
@@ -263,7 +264,7 @@ class SeedsMonitor(ClosesOnExit):
           extra: as for a call.
 
         Returns:
-          A record for each seed, if something was left to measure.
+          A record for each seed, or None if everything was measured before.
         """
         if self._home.is_elsewhere():
             return []
@@ -281,7 +282,7 @@ class SeedsMonitor(ClosesOnExit):
         return records
 
     def _left(self) -> list[Call]:
-        """Return the calls that are still to be measured, one a seed; an empty list without any."""
+        """Return the calls that are still to be measured, one for each seed, or an empty list."""
         seen, self._seen = self._seen, None
         if seen is None or not is_unchanged(seen, self._errors):
             return []
@@ -305,7 +306,7 @@ class SeedsMonitor(ClosesOnExit):
 
 
 class _Latest(MemoryWriter):
-    """Keeps the last record of a seed alone."""
+    """A writer that keeps only the last record of a seed."""
 
     record: Record | None = None
 
@@ -317,7 +318,7 @@ class _Latest(MemoryWriter):
 
 
 class _Shared:
-    """A probe that prepares once for all seeds."""
+    """A probe that is prepared once for all seeds."""
 
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
@@ -337,7 +338,7 @@ class _Shared:
 
 
 def _over_seeds(records: Sequence[Record]) -> dict[str, float]:
-    """Return median, lowest and highest value of each scalar that all seeds have."""
+    """Return the median, lowest and highest value of each scalar that all seeds have."""
     tags = [tag for tag in records[0].scalars if not tag.startswith("monitor/")]
     scalars = {}
     for tag in tags:
@@ -348,7 +349,7 @@ def _over_seeds(records: Sequence[Record]) -> dict[str, float]:
 
 
 def _step_and_params(step: Any, params: Any) -> tuple[int, Any]:
-    """Return the step and the parameters; of a vmapped TrainState the step of its first seed."""
+    """Return the step and the parameters; a vmapped TrainState gives the step of its first seed."""
     if params is None and hasattr(step, "step") and np.ndim(step.step) == 1:
         return int(step.step[0]), step
     return as_step_and_params(step, params)

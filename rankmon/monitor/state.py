@@ -1,7 +1,7 @@
-"""The format of `monitor.state`: float64 arrays as the uint32 words that any checkpointer keeps.
+"""The format of `monitor.state`: float64 arrays as uint32 words, which any checkpointer can save.
 
-JAX with x64 off would round float64 arrays to float32 on the way, and with them the residuals that
-H_f^fixed holds. What the arrays are is in `restart`.
+With x64 off, JAX would round float64 arrays to float32 when they are saved, and with them the
+residuals of H_f^fixed. The module `restart` defines the arrays.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ Arrays = Mapping[str, Mapping[str, Float[np.ndarray, "..."]]]
 
 
 def encode(states: Arrays) -> dict[str, dict[str, UInt32[np.ndarray, "... 2"]]]:
-    """Return each array as the bits of its numbers, two words a number."""
+    """Return each array as the bits of its numbers, two uint32 words for each float64."""
     return {
         name: {key: _to_bits(value) for key, value in state.items()}
         for name, state in states.items()
@@ -25,7 +25,7 @@ def encode(states: Arrays) -> dict[str, dict[str, UInt32[np.ndarray, "... 2"]]]:
 
 
 def decode(states: Mapping[str, Any]) -> dict[str, dict[str, Float[np.ndarray, "..."]]]:
-    """Return the arrays that `encode` was given.
+    """Return the original arrays: the inverse of `encode`.
 
     Raises:
       ValueError: if an array is not made of pairs of uint32 words.
@@ -37,13 +37,14 @@ def decode(states: Mapping[str, Any]) -> dict[str, dict[str, Float[np.ndarray, "
 
 
 def checked(state: Any, expected: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return a state with the entries of the expected one; empty ones may be missing in it.
+    """Return the state with exactly the entries of the expected one, or raise.
 
-    Checkpointers that save leaves only drop them. States of former versions lack `ADDED`.
+    Empty entries may be missing, because checkpointers that save only leaves drop them. States of
+    former versions lack `ADDED`.
 
     Raises:
-      TypeError: if it is not a mapping of mappings.
-      ValueError: if other entries are missing, or too many.
+      TypeError: if the state is not a mapping of mappings.
+      ValueError: if other entries are missing, or if there are unexpected ones.
     """
     if not isinstance(state, Mapping) or not all(
         values is None or isinstance(values, Mapping) for values in state.values()
@@ -66,10 +67,9 @@ def checked(state: Any, expected: Mapping[str, Mapping[str, Any]]) -> dict[str, 
 
 
 def digest(arrays: Iterable[Any]) -> float:
-    """Return a whole number that stands for the values of the arrays, in the precision of float32.
+    """Return an integer hash of the arrays' values, rounded to float32.
 
-    The same values in another dtype have the same one: a batch may come as float64 from NumPy and
-    as float32 from JAX.
+    It does not depend on the dtype: the same batch may be float64 in NumPy and float32 in JAX.
     """
     found = hashlib.sha256()
     for array in map(np.asarray, arrays):

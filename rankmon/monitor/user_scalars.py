@@ -1,4 +1,4 @@
-"""The user's scalars: converted to floats, under tags that differ from the monitor's."""
+"""Convert the user's scalars to floats, with tags that differ from the monitor's."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -11,11 +11,11 @@ from rankmon.problem.device_copy import copies
 
 
 class UserScalars:
-    """Converts the scalars of one monitor's user.
+    """Converts the user's scalars for one monitor.
 
     Args:
-      errors: decides what an error of a conversion does, and warns.
-      reserved: tags that are the monitor's from the beginning.
+      errors: the error policy, applied to failing conversions.
+      reserved: tags that the monitor uses from the beginning.
     """
 
     def __init__(self, errors: ErrorPolicy, *, reserved: Iterable[str]) -> None:
@@ -23,11 +23,11 @@ class UserScalars:
         self._reserved = set(reserved)
 
     def held(self, scalars: Mapping[str, Any] | None, step: int) -> dict[str, Any]:
-        """Return the scalars as they are now, for `numbers` later on; wait for no device."""
+        """Return a copy of the scalars for a later `numbers`, without waiting for a device."""
         return self._each(_held, scalars, step)
 
     def numbers(self, scalars: Mapping[str, Any] | None, step: int) -> dict[str, float]:
-        """Return the scalars as floats; NaN for what cannot be converted."""
+        """Return the scalars as floats; a value that cannot be converted is NaN."""
         return self._each(_number, scalars, step)
 
     def _each(
@@ -43,7 +43,7 @@ class UserScalars:
         return self._errors.guard(f"scalars at step {step}", converted) or {}
 
     def with_free_tags(self, own: Iterable[str], numbers: Mapping[str, float]) -> dict[str, float]:
-        """Return the numbers, under "user/<tag>" if `own` has the tag now or had it before."""
+        """Return the numbers; rename a tag to "user/<tag>" if `own` has it or had it before."""
         self._reserved |= set(own)
         taken = self._reserved & numbers.keys()
         for tag in sorted(taken):

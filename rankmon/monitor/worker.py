@@ -1,9 +1,10 @@
-"""`Worker`: a thread that does jobs in order, from a bounded queue, each whole under interrupts.
+"""`Worker`: a thread that runs jobs in order from a bounded queue, safe against interrupts.
 
-Python raises KeyboardInterrupt, and whatever else a signal's handler raises, on the main thread
-between any two instructions, and nowhere else. So a job that must be done whole is done on a thread
-of its own. The main thread hands it over by one operation of a deque, and takes no lock on the way
-that an interrupt could leave taken: it looks at what has been done, and is woken for speed alone.
+Python raises KeyboardInterrupt, and any other exception of a signal handler, only on the main
+thread, but there between any two instructions. A job that must not be cut short therefore runs on a
+thread of its own. The main thread submits it by a single operation on a deque and takes no lock,
+which an interrupt could leave locked. While it waits it polls the job's state; the wake-up call
+only makes that faster.
 """
 
 import atexit
@@ -25,17 +26,17 @@ from rankmon._util.errors import ErrorPolicy
 
 _here = attrgetter("jax_enable_x64", "jax_default_device")
 
-_PATIENCE = 1.0  # seconds, after which a waiting thread looks again, should its bell be lost
+_PATIENCE = 1.0  # seconds between two looks of a waiting thread, in case its wake-up call is lost
 
 
 @dataclass(frozen=True)
 class ThreadSettings:
-    """The settings that belong to a thread and that a measurement does not set itself.
+    """The thread-local settings that a measurement inherits from the thread of the call.
 
     Attributes:
-      x64: whether JAX has float64.
-      device: where JAX computes by default, None for its own choice.
-      context: a copy of its context variables.
+      x64: whether JAX has float64 enabled.
+      device: JAX's default device, None for its own choice.
+      context: a copy of the thread's context variables.
     """
 
     x64: bool
@@ -44,25 +45,25 @@ class ThreadSettings:
 
     @classmethod
     def here(cls) -> "ThreadSettings":
-        """Return those of this thread."""
+        """Return the settings of this thread."""
         return cls(*_here(jax.config), copy_context())
 
     def run(self, job: Callable[[], Any]) -> Any:
-        """Return what the job returns on a thread with these settings."""
+        """Run the job with these settings and return its result."""
         with jax.enable_x64(self.x64), jax.default_device(self.device):
             return self.context.run(job)
 
 
 class _Job:
-    """An action that a thread does once.
+    """An action that a thread runs once.
 
     Args:
-      action: raises nothing.
+      action: a function that raises no exceptions.
       step: the training step that it records, if any.
 
     Attributes:
-      done: whether it was done.
-      result: what the action returned.
+      done: whether the action has run.
+      result: the action's result.
     """
 
     def __init__(self, action: Callable[[], Any], step: int | None = None) -> None:
@@ -73,28 +74,28 @@ class _Job:
         self._bell.acquire()
 
     def run(self) -> None:
-        """Do the action, and drop it."""
+        """Run the action, and drop the reference to it."""
         if self._action is not None:
             self.result = self._action()
         self._action = None
 
     def finish(self) -> None:
-        """Wake the thread that waits."""
+        """Mark the job as done and wake the waiting thread."""
         self.done = True
         self._bell.release()
 
     def wait(self) -> None:
-        """Return once the job is done, and perhaps before."""
+        """Wait for the wake-up call or the timeout; the job may be unfinished after that."""
         self._bell.acquire(timeout=_PATIENCE)
 
 
 class _Queue:
-    """Jobs and their results: all that the thread holds, so that a worker may be dropped.
+    """Jobs and their results. The thread refers to nothing else, so its `Worker` can be dropped.
 
     Attributes:
-      jobs: the one that runs, and those that wait.
-      latest: what the last submitted job returned.
-      runner: the identity of the thread that runs a job just now.
+      jobs: the running job, then the waiting ones.
+      latest: the result of the last submitted job.
+      runner: the identity of the thread that is running a job now.
     """
 
     def __init__(self) -> None:
@@ -111,31 +112,31 @@ class _Queue:
         self.wake()
 
     def wake(self) -> None:
-        """Have the jobs done; on this thread, if their own has ended."""
+        """Wake the thread; if it has ended, run the jobs on this one."""
         self._calls.put(None)
         if self._ended:
             self._run_all()
 
     def wait_for(self, job: _Job) -> None:
-        """Return when the job is done."""
+        """Wait until the job is done."""
         while not job.done:
-            self.wake()  # an interrupt may have come before, in `put`
+            self.wake()  # an interrupt in `put` may have prevented it
             job.wait()
 
     def end(self) -> None:
-        """Let the thread end once all is done."""
+        """Make the thread end after all jobs."""
         self._ends = True
         self._calls.put(None)
 
     def serve(self) -> None:
-        """Do all jobs until `end`: the thread's whole life."""
+        """Run all jobs until `end`: the thread's main function."""
         while not self._ends:
             self._calls.get()
             self._run_all()
         self.end_here()
 
     def end_here(self) -> None:
-        """Leave all jobs from now on to the thread that puts them."""
+        """Make `put` run all later jobs on the calling thread."""
         self._ended = True
         self._run_all()
 
@@ -151,15 +152,15 @@ class _Queue:
 
 
 class Worker:
-    """One thread that does what is submitted, in order, under the settings of who submits it.
+    """A thread that runs the submitted jobs in order, with the settings of the submitting thread.
 
     All submitted jobs are finished when the interpreter exits, and when the worker is dropped.
-    Submit to a bounded queue from one thread at a time.
+    Only one thread at a time may submit to a bounded queue.
 
     Args:
-      waiting: how many jobs may wait, apart from the one that runs.
-      when_full: whether `submit` waits ("block") or leaves the job out ("skip").
-      errors: keeps the warnings and errors of the jobs.
+      waiting: the number of jobs that may wait, not counting the running one.
+      when_full: whether `submit` waits ("block") or skips the job ("skip") if the queue is full.
+      errors: the error policy, which keeps the warnings and errors of the jobs.
     """
 
     def __init__(
@@ -176,7 +177,7 @@ class Worker:
         _finish_at_exit()
         try:
             self._thread.start()
-        except RuntimeError:  # the interpreter is exiting, or there are no more threads
+        except RuntimeError:  # the interpreter is exiting, or no more threads can be started
             self._queue.end_here()
 
     def submit(
@@ -189,9 +190,9 @@ class Worker:
         """Queue a job. Return False if the queue was full and the job was skipped.
 
         Args:
-          prepare: makes the job, here and once there is a place for it.
-          must: wait for a place, whatever the policy.
-          step: as for `newest_step`.
+          prepare: returns the job; called on this thread once the queue has space.
+          must: wait for space even if the policy is to skip.
+          step: the training step that the job records, for `newest_step`.
         """
         if not self._admit(must):
             return False
@@ -207,18 +208,18 @@ class Worker:
             return False
         self._blocked += 1
         while self.unfinished > self._waiting:
-            with suppress(IndexError):  # all were done in the meantime
+            with suppress(IndexError):  # all jobs were finished in the meantime
                 self._queue.wait_for(self._queue.jobs[0])
         return True
 
     def do(self, action: Callable[[], Any], *, step: int | None = None) -> Any:
-        """Do an action after all other jobs, and return or raise what it does.
+        """Run an action after all other jobs; return its result or raise its exception.
 
-        It is done even if the wait is interrupted. From inside a job it is done at once.
+        The action runs even if the wait for it is interrupted. From inside a job it runs at once.
 
         Args:
-          action: what is done.
-          step: as for `newest_step`.
+          action: the function to run.
+          step: the training step that the action records, for `newest_step`.
         """
         if self.is_here:
             return action()
@@ -235,24 +236,24 @@ class Worker:
 
     @property
     def unfinished(self) -> int:
-        """The number of jobs that wait or run."""
+        """The number of waiting and running jobs."""
         return len(self._queue.jobs)
 
     def newest_step(self) -> int | None:
-        """Return the step of the last unfinished job that has one; None without any."""
+        """Return the step of the last unfinished job that has one, or None."""
         if not self._queue.jobs:
             return None
         steps = (job.step for job in reversed(tuple(self._queue.jobs)))
         return next((step for step in steps if step is not None), None)
 
     def counts(self) -> dict[str, float]:
-        """Return how many jobs were left out, and how many had to wait for a place."""
+        """Return the numbers of skipped jobs and of jobs that had to wait, as scalars."""
         return {"monitor/skipped": self._skipped, "monitor/blocked": self._blocked}
 
     def wait(self) -> Any:
-        """Return what the last submitted job returned, once all are done; None if it failed.
+        """Wait for all jobs and return the result of the last one; None if it failed.
 
-        A job of its own (a writer that asks for the monitor's state) does not wait for itself.
+        Called from inside a job (a writer that reads the monitor's state), it does not wait.
         """
         if self.is_here:
             return None
@@ -262,14 +263,14 @@ class Worker:
 
     @property
     def is_here(self) -> bool:
-        """Whether the caller is one of its jobs."""
+        """Whether the caller is one of the worker's own jobs."""
         return threading.get_ident() == self._queue.runner
 
     def refuse_here(self) -> None:
-        """Refuse to be closed by one of its own jobs.
+        """Refuse to be closed by one of the worker's own jobs.
 
         Raises:
-          RuntimeError: on its own thread.
+          RuntimeError: if one of its own jobs makes this call.
         """
         if self.is_here:
             raise RuntimeError(
@@ -279,10 +280,10 @@ class Worker:
             )
 
     def close(self, job: Callable[[], Any]) -> None:
-        """Do one more job after all others, even if this wait is interrupted, and end the thread.
+        """Run one last job, even if this wait is interrupted, and end the thread.
 
         Raises:
-          RuntimeError: if one of its own jobs asks for it.
+          RuntimeError: if one of its own jobs makes this call.
         """
         self.refuse_here()
         last = _Job(partial(self._errors.attempt, job))
@@ -301,7 +302,7 @@ _threads: "weakref.WeakKeyDictionary[threading.Thread, _Queue]" = weakref.WeakKe
 
 @cache
 def _finish_at_exit() -> None:
-    """Register `_finish_all`, after JAX's own functions and those of weakref: it comes first."""
+    """Register `_finish_all` after JAX's and weakref's exit functions, so that it runs first."""
     atexit.register(_finish_all)
 
 
