@@ -1,4 +1,4 @@
-"""Checks of a problem's inputs, targets, weights, outputs and parameters before any computation."""
+"""Check a problem's inputs, targets, weights, outputs and parameters before any computation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ def leading_axis(name: str, tree: Any) -> int:
     """Return n, the common leading axis of all leaves.
 
     Raises:
-      ValueError: if there is none, or n = 0.
+      ValueError: if the leaves have no common leading axis, or n = 0.
     """
     leaves = jax.tree.leaves(tree)
     sizes = {leaf.shape[:1] for leaf in leaves}
@@ -52,14 +52,14 @@ def check_some_numbers(inputs: Any) -> None:
 
 
 def _shown(tree: Any) -> str:
-    """Return the names and shapes of a tree's first arrays."""
+    """Return the names and shapes of a tree's first few arrays, as text."""
     named = list(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
     shown = [f"{name} {np.shape(leaf)}" for name, leaf in named[:6]]
     return "{" + ", ".join(shown + ["..."] * (len(named) > 6)) + "}"
 
 
 def check_finite(name: str, tree: Any) -> None:
-    """Refuse leaves that are not numbers, and those with NaN or infinity."""
+    """Refuse leaves that are not numeric, and leaves that contain NaN or infinity."""
     for leaf in jax.tree.leaves(tree):
         if not (jnp.issubdtype(leaf.dtype, jnp.number) or jnp.issubdtype(leaf.dtype, jnp.bool_)):
             remedy = (
@@ -78,7 +78,7 @@ def check_finite(name: str, tree: Any) -> None:
 
 
 def check_weights(weights: np.ndarray, n: int) -> None:
-    """Refuse example weights unless they are [n, ...], non-negative and somewhere positive."""
+    """Refuse example weights unless they are [n, ...], non-negative and not all zero."""
     check_finite("weights", weights)
     if weights.ndim < 1 or weights.shape[0] != n:
         raise ValueError(
@@ -94,7 +94,7 @@ def check_weights(weights: np.ndarray, n: int) -> None:
 
 
 def check_outputs(outputs: Any, n: int) -> None:
-    """Refuse outputs of apply that are not [n, ..., k] floats, and say what to write instead."""
+    """Refuse outputs of apply that are not [n, ..., k] floats; the error gives the correct code."""
     if not hasattr(outputs, "shape"):
         raise TypeError(
             f"expected apply(params, inputs) to give one array [n, k], got a "
@@ -131,7 +131,7 @@ def _how_to_give_one(outputs: Any, n: int) -> str:
 def check_targets(
     loss: Loss, targets: Any, weights: np.ndarray | None, outputs: tuple[int, ...]
 ) -> None:
-    """Refuse targets and weights that do not fit outputs [n, ..., k] and the loss."""
+    """Refuse targets and weights that do not match the outputs [n, ..., k] and the loss."""
     if weights is not None and weights.shape != outputs[:-1][: weights.ndim]:
         raise ValueError(
             f"expected weights of shape {outputs[:-1]} or {outputs[:1]}, got {weights.shape}; "
@@ -194,7 +194,7 @@ def _check_classes(targets: np.ndarray, outputs: tuple[int, ...]) -> None:
 
 
 def check_moving(specs: Sequence[LeafSpec]) -> None:
-    """Refuse parameters of which no leaf is differentiated."""
+    """Refuse parameters without any differentiated leaf."""
     if not any(spec.differentiated and spec.size for spec in specs):
         numbers = (
             "write jnp.asarray(...) around Python's numbers, " if _python_floats(specs) else ""
@@ -206,19 +206,19 @@ def check_moving(specs: Sequence[LeafSpec]) -> None:
 
 
 def leaves_fit(specs: Sequence[LeafSpec], known: Sequence[LeafSpec]) -> bool:
-    """Return whether all leaves are as before, but for Python's numbers that became arrays."""
+    """Return whether all leaves match their specs; a Python number may have become an array."""
     pairs = zip(specs, known, strict=True)
     return all(now == was or (was.is_number and now.shape == ()) for now, was in pairs)
 
 
 def leaves_text(specs: Sequence[LeafSpec]) -> str:
-    """Return the names, dtypes and shapes of the first leaves."""
+    """Return the names, dtypes and shapes of the first few leaves, as text."""
     shown = [f"{spec.name} {spec.dtype}{list(spec.shape)}" for spec in specs[:6]]
     return "{" + ", ".join(shown + (["..."] if len(specs) > 6 else [])) + "}"
 
 
 def warn_of_python_numbers(specs: Sequence[LeafSpec]) -> None:
-    """Warn of Python's numbers among the parameters, which are held fixed."""
+    """Warn about Python numbers among the parameters, because they are held fixed."""
     numbers = _python_floats(specs)
     if numbers:
         warn_user(

@@ -1,6 +1,7 @@
 """Copies of parameters on their devices, which stay valid when the originals are donated.
 
-A copy is dispatched and not awaited; it compiles nothing and keeps dtype and sharding.
+Copies are dispatched without waiting for them and without compiling anything. They keep dtype and
+sharding.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from rankmon.problem.point import Snapshot
 
 
 def copies(leaves: Sequence[Any]) -> list[Any]:
-    """Return copies: of jax.Arrays on their devices, of anything else on the host."""
+    """Return copies of jax.Arrays on their devices, and of anything else on the host."""
     arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
     with jax.transfer_guard("allow"):
         shardings = [array.sharding for array in arrays]
@@ -26,11 +27,11 @@ def copies(leaves: Sequence[Any]) -> list[Any]:
 
 @dataclass(frozen=True, eq=False)
 class DeviceCopy:
-    """The parameters at one step, which any thread can fetch to the host later.
+    """The parameters at one step, which any thread can later copy to the host.
 
     Attributes:
-      flat: the problem that they belong to.
-      step: the step of training.
+      flat: the problem of these parameters.
+      step: the training step.
       leaves: copies of all parameter leaves.
     """
 
@@ -40,10 +41,10 @@ class DeviceCopy:
 
     @classmethod
     def take(cls, flat: FlatProblem, step: int, params: Any) -> "DeviceCopy":
-        """Copy the parameters, so that later changes by the training loop are not seen.
+        """Copy the parameters, so that the training loop may change them.
 
         Raises:
-          ValueError: if the structure, a shape or a dtype is no longer what it was.
+          ValueError: if the structure, a shape or a dtype has changed.
         """
         leaves, structure = jax.tree.flatten(params)
         if structure != flat.structure or not _fit(leaves, flat):
@@ -51,7 +52,7 @@ class DeviceCopy:
         return cls(flat, step, copies(leaves))
 
     def wait(self) -> None:
-        """Wait until the devices have made the copies, or have failed to."""
+        """Wait until the devices have finished the copies or failed."""
         with suppress(Exception):  # `snapshot` raises it again
             jax.block_until_ready(self.leaves)
 

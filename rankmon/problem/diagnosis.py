@@ -1,6 +1,6 @@
-"""Explain why a network cannot be evaluated, by undoing common mistakes and tracing it again.
+"""Explain why a network cannot be evaluated: undo common mistakes and trace it again.
 
-A mistake is named only if the network without it fits its inputs and targets.
+A mistake is reported only if the network without it can be traced on its inputs and targets.
 """
 
 import copy
@@ -20,9 +20,9 @@ from rankmon.problem.flat import FlatProblem
 from rankmon.problem.flatten import flat_problem
 from rankmon.problem.pytree import Bundle, leaf_specs
 
-_Trial = tuple[Any, Any, str]  # a problem, parameters, and the sentence if these two fit
+_Trial = tuple[Any, Any, str]  # a problem, parameters, and the explanation if they work
 
-# By an error's class: what was expected, and what to do.
+# For an error's class: the expectation that was not met, and the remedy.
 _BY_NAME = {
     "ScopeCollectionNotFound": (
         "all collections that the module reads",
@@ -68,7 +68,7 @@ def explained(problem: Any, params: Any, error: Exception) -> Exception:
     Args:
       problem: the user's problem.
       params: its parameters, unpacked.
-      error: the error that was raised; it is returned, with a note, if nothing better is known.
+      error: the original error; it is returned, with a note, if no mistake is recognized.
     """
     is_ours = str(error).startswith("expected ")
     for trial in (_stacked,) if is_ours else (_stacked, *_TRIALS):
@@ -99,12 +99,12 @@ def explained(problem: Any, params: Any, error: Exception) -> Exception:
 def _confirmed(
     trial: Callable[[Any, Any], Iterator[_Trial]], problem: Any, params: Any
 ) -> str | None:
-    """Return the sentence of the trial's first attempt that fits, or None."""
+    """Return the explanation of the trial's first attempt that can be traced, or None."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return next((said for p, at, said in trial(problem, params) if _fits(p, at)), None)
-        except Exception:  # noqa: BLE001  a trial that cannot be made shows nothing
+        except Exception:  # noqa: BLE001  a trial that fails explains nothing
             return None
 
 
@@ -138,7 +138,7 @@ def _stacked(problem: Any, params: Any) -> Iterator[_Trial]:
 
 
 def _other_arguments(problem: Any, params: Any) -> Iterator[_Trial]:
-    """Try the function with its arguments in other places."""
+    """Try the function with its arguments in another order."""
     apply, inputs = problem.apply, problem.inputs
     yield (
         _with_apply(problem, lambda p, x, *extra: apply(x, p, *extra)),
@@ -176,7 +176,7 @@ def _other_arguments(problem: Any, params: Any) -> Iterator[_Trial]:
 
 
 def _more_than_parameters(problem: Any, params: Any) -> Iterator[_Trial]:
-    """Try the parameters inside a state of training, or beside other collections."""
+    """Try the parameters that a training state, or a dict with other collections, contains."""
     given = as_given(params)
     if hasattr(given, "params") and not isinstance(given, Bundle):
         yield problem, as_arrays(given.params), _inside(type(given).__name__, "state.params")
@@ -188,7 +188,7 @@ def _more_than_parameters(problem: Any, params: Any) -> Iterator[_Trial]:
 
 
 def _in_training_mode(problem: Any, params: Any) -> Iterator[_Trial]:
-    """Try an Equinox model in inference mode, if its dropout asks for a key."""
+    """Try an Equinox model in inference mode, for models whose dropout needs a key."""
     given = as_given(params)
     if isinstance(given, kinds("equinox", "Module")):
         inference = sys.modules["equinox"].nn.inference_mode(given)
@@ -222,7 +222,7 @@ def check_uses_parameters(flat: FlatProblem) -> None:
     """Refuse a network whose outputs are the same at all parameters.
 
     Raises:
-      ValueError: if no parameter reaches the outputs; all ranks would be 0.
+      ValueError: if the outputs depend on no parameter; all ranks would be 0.
     """
 
     def read() -> bool:
@@ -238,7 +238,7 @@ def check_uses_parameters(flat: FlatProblem) -> None:
 
 
 def _reached(program: Any, flags: list[bool]) -> list[bool]:
-    """Return which results the flagged arguments reach."""
+    """Return which results depend on the flagged arguments."""
 
     def operation(_: Any, eqn: Any, operands: list[bool]) -> list[bool]:
         if eqn.primitive.name in CALLS | CUSTOM_CALLS:

@@ -1,6 +1,7 @@
-"""Models of Equinox and variables of Keras as pytrees of arrays.
+"""Equinox models and Keras variables as pytrees of arrays.
 
-Neither library is imported here: one that the user has not imported cannot have made the model.
+Neither library is imported here: if the user's program has not imported it, the model cannot come
+from it.
 """
 
 import sys
@@ -15,7 +16,7 @@ import numpy as np
 @jax.tree_util.register_static
 @dataclass(frozen=True, eq=False)
 class Static:
-    """A model's leaf that is not an array, as a part of the tree's structure."""
+    """A leaf of a model that is not an array, made part of the tree structure."""
 
     value: Any
 
@@ -27,21 +28,21 @@ class Static:
         )
 
     def __hash__(self) -> int:
-        """Return the hash of the type: not every value in a model has one."""
+        """Return the hash of the type, because some values in models are not hashable."""
         return hash(type(self.value))
 
 
 @jax.tree_util.register_pytree_with_keys_class
 @dataclass(frozen=True)
 class Named:
-    """A sequence of Keras's variables as arrays, each under the path of its variable."""
+    """A sequence of Keras variables as arrays, each named by its variable's path."""
 
     arrays: tuple[Any, ...]
     paths: tuple[str, ...]
     kind: type
 
     def tree_flatten_with_keys(self) -> tuple[Any, Any]:
-        """Return the arrays with their names, and the rest."""
+        """Return the arrays with their names, and the static data."""
         keys = map(jax.tree_util.DictKey, self.paths)
         return tuple(zip(keys, self.arrays, strict=True)), (self.paths, self.kind)
 
@@ -52,7 +53,7 @@ class Named:
 
 
 def as_arrays(params: Any) -> Any:
-    """Return the tree with arrays as its leaves, from models of Equinox and variables of Keras.
+    """Convert Equinox models and Keras variables in the tree, so that all leaves are arrays.
 
     `as_given` is the inverse.
 
@@ -68,13 +69,13 @@ def as_arrays(params: Any) -> Any:
 
 
 def kinds(library: str, *names: str) -> tuple[type, ...]:
-    """Return those of these classes that the library has, if it has been imported."""
+    """Return the library's classes with these names, or none if it has not been imported."""
     found = (getattr(sys.modules.get(library), name, None) for name in names)
     return tuple(kind for kind in found if isinstance(kind, type))
 
 
 def as_given(tree: Any) -> Any:
-    """Return the tree as it was before `as_arrays`, as the user's function takes it."""
+    """Undo `as_arrays`: return the tree in the form that the user's function expects."""
     back = _mapped(lambda node: node.kind(node.arrays), tree, lambda node: isinstance(node, Named))
     return _mapped(lambda node: node.value, back, lambda node: isinstance(node, Static))
 
@@ -117,7 +118,7 @@ def _array_of(variable: Any) -> Any:
 
 
 def _without_model(paths: list[str]) -> tuple[str, ...]:
-    """Return the paths without the model's name, which Keras numbers in each process."""
+    """Return the paths without the model's name, because Keras numbers it anew in each process."""
     parts = [path.split("/") for path in paths]
     if len({part[0] for part in parts}) == 1 and all(len(part) > 2 for part in parts):
         return tuple("/".join(part[1:]) for part in parts)
@@ -125,7 +126,7 @@ def _without_model(paths: list[str]) -> tuple[str, ...]:
 
 
 def is_live(params: Any) -> bool:
-    """Return whether training changes these in place: variables of NNX and Keras, and models."""
+    """Return whether training changes the tree in place: NNX models, NNX or Keras variables."""
     live = (*kinds("flax.nnx", "Module", "Optimizer", "Variable"), *kinds("keras", "Variable"))
 
     def is_one(node: Any) -> bool:

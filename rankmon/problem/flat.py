@@ -1,8 +1,8 @@
 """A problem at parameters of a known structure, as functions of one vector theta in R^p.
 
-Symbols: n examples, N positions (an output [n, ..., k] has one at each index but the last), k
-outputs, p parameters; delta_i = dl/dz and B_i = d2l/dz2, the derivatives of the loss in the outputs
-z at a position.
+Symbols: n examples; N positions, one for each index of an output [n, ..., k] into all axes but the
+last; k outputs; p parameters; delta_i = dl/dz and B_i = d2l/dz2, the derivatives of the loss with
+respect to the outputs z at position i.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ from rankmon.problem.pytree import LeafSpec, leaf_specs, passing_names
 
 @runtime_checkable
 class Statement(Protocol):
-    """The attributes and methods of `Problem` that a `FlatProblem` uses."""
+    """The part of `Problem` that a `FlatProblem` uses."""
 
     n: int
     loss: Loss
@@ -40,10 +40,10 @@ class Statement(Protocol):
     lift_dtype: bool
 
     def unpack(self, params: Any, extra: Any = None) -> Any:
-        """Return the pytree that is measured."""
+        """Return the pytree to measure."""
 
     def outputs(self, tree: Any, inputs: Any) -> Any:
-        """Return the network's outputs at that pytree."""
+        """Return the network's outputs at an unpacked pytree."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,14 +51,14 @@ class FlatProblem:
     """A `Problem` as functions of theta in R^p, the differentiated leaves in the parameter order.
 
     Attributes:
-      problem: the problem as the user stated it.
-      network: (leaves, inputs) -> outputs [n, ..., k].
-      structure: the parameters' tree structure.
+      problem: the user's problem.
+      network: the function (leaves, inputs) -> outputs [n, ..., k].
+      structure: the tree structure of the parameters.
       specs: one `LeafSpec` for each leaf.
       precision: the arithmetic of the measurement.
-      position_axes: the outputs' axes without k; each position counts as one example.
-      k: the outputs of an example.
-      memo: results that other modules derived from this problem, by a key of theirs.
+      position_axes: the outputs' shape without k; each position counts as one example.
+      k: the number of outputs of an example.
+      memo: a cache of results that other modules derive from this problem; each chooses its key.
     """
 
     problem: Statement
@@ -72,7 +72,7 @@ class FlatProblem:
 
     @property
     def p(self) -> int:
-        """The number of parameters differentiated."""
+        """The number of differentiated parameters."""
         return sum(spec.size for spec in self.specs if spec.differentiated)
 
     @property
@@ -82,7 +82,7 @@ class FlatProblem:
 
     @property
     def root_rows(self) -> int:
-        """The number of rows of all C_i^T stacked, C_i the roots of the output Hessians."""
+        """The total number of rows of all C_i^T, where C_i is the root of output Hessian B_i."""
         return self.positions * (self.k - self.problem.loss.null_directions)
 
     @cached_property
@@ -94,10 +94,10 @@ class FlatProblem:
         return jax.dtypes.canonicalize_dtype(_common_dtype(moving))
 
     def narrowed(self, include: Sequence[str], exclude: Sequence[str]) -> "FlatProblem":
-        """Return the problem with only those leaves differentiated that pass these filters as well.
+        """Return a problem that differentiates only the leaves that also pass these filters.
 
         Raises:
-          ValueError: if a pattern matches none of them, or none is left.
+          ValueError: if a pattern matches no differentiated leaf, or if no leaf passes.
         """
         moving = [spec.name for spec in self.specs if spec.differentiated]
         passing = passing_names(moving, include, exclude)
@@ -112,7 +112,7 @@ class FlatProblem:
         """Copy all leaves to the host in this problem's precision.
 
         Raises:
-          ValueError: if the structure, a shape or a dtype is no longer what it was.
+          ValueError: if the structure, a shape or a dtype has changed.
         """
         params = self.problem.unpack(params)
         check_concrete("parameters to be measured", params)
@@ -124,11 +124,11 @@ class FlatProblem:
                 f"{leaves_text([s for s in specs if s not in known])} where they differ; "
                 "use one monitor for each parameter structure"
             )
-        with self.precision.scope():  # it allows the transfer to the host
+        with self.precision.scope():  # permits the transfer to the host
             return [self.precision.lift(leaf) for leaf in jax.tree.leaves(params)]
 
     def split(self, leaves: list[np.ndarray]) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        """Return theta [p], the differentiated leaves raveled, and the leaves held fixed."""
+        """Return theta [p], the raveled differentiated leaves, and the leaves held fixed."""
         moving = [
             np.ravel(x).astype(self.dtype)
             for x, s in zip(leaves, self.specs, strict=True)
@@ -138,7 +138,7 @@ class FlatProblem:
         return np.concatenate(moving), fixed
 
     def lifted(self, leaves: Sequence[Any]) -> list[Array]:
-        """Return all leaves in this problem's precision, wherever they are; traceable."""
+        """Return all leaves in this problem's precision, without moving them; traceable."""
         return [
             jnp.asarray(leaf, self.precision.lifted_dtype(spec.dtype))
             for leaf, spec in zip(leaves, self.specs, strict=True)
@@ -164,7 +164,7 @@ class FlatProblem:
 
     @cached_property
     def program(self) -> ClosedJaxpr:
-        """The jaxpr of `apply_leaves` at all leaves, one argument each, and the probe batch."""
+        """The jaxpr of `apply_leaves` on the probe batch, with one argument for each leaf."""
         leaves = [
             abstract_array(spec.shape, self.precision.traced_dtype(spec.dtype))
             for spec in self.specs
@@ -174,7 +174,7 @@ class FlatProblem:
             return jax.make_jaxpr(self.apply_leaves)(leaves, inputs)
 
     def _leaf_dtype(self, spec: LeafSpec) -> np.dtype:
-        # Host arrays may be float64 where JAX has x64 off.
+        # Host arrays may be float64 although x64 is off in JAX.
         return self.precision.dtype or jax.dtypes.canonicalize_dtype(spec.dtype)
 
     @cached_property
@@ -184,7 +184,7 @@ class FlatProblem:
 
     @cached_property
     def targets(self) -> Any:
-        """The targets, one row for each position, in this problem's precision."""
+        """The targets in this problem's precision, one row for each position."""
         axes = len(self.position_axes)
         return jax.tree.map(
             lambda t: self._traced(t).reshape(self.positions, *t.shape[axes:]),
@@ -197,22 +197,22 @@ class FlatProblem:
 
     @cached_property
     def weights(self) -> Float[np.ndarray, " n"]:
-        """The weight of each position in the mean; they sum to 1."""
+        """The weight of each position in the mean loss; the weights sum to 1."""
         w = self.problem.weights
         if w is None:
             return np.full(self.positions, 1.0 / self.positions)
         trailing = (1,) * (len(self.position_axes) - w.ndim)
-        w = w.astype(np.float64) / np.max(w)  # the sum of huge ones overflows
+        w = w.astype(np.float64) / np.max(w)  # the sum of huge weights overflows
         w = np.ravel(np.broadcast_to(w.reshape(w.shape + trailing), self.position_axes))
         return w / np.sum(w)
 
     @cached_property
     def typed_weights(self) -> np.ndarray:
-        """`weights` in the dtype of theta, as compiled programs take them."""
+        """`weights` in the dtype of theta, for use in compiled programs."""
         return self.weights.astype(self.dtype)
 
     def shapes_of(self, *trees: Any) -> tuple[Any, ...]:
-        """Return shapes and dtypes of theta, of the leaves held fixed, and of these pytrees."""
+        """Return shapes and dtypes of theta, of the leaves held fixed, and of the given pytrees."""
         theta = abstract_array((self.p,), self.dtype)
         fixed = tuple(
             abstract_array(spec.shape, self.precision.traced_dtype(spec.dtype))
@@ -224,7 +224,7 @@ class FlatProblem:
 
     @property
     def warning(self) -> str | None:
-        """The warning about the precision of the ranks; None if that is float64's."""
+        """The warning about the precision of the ranks, or None if it is float64."""
         text = self.precision.warning
         if text and self.p * self.precision.eps >= 0.1:
             text += (
@@ -234,20 +234,20 @@ class FlatProblem:
         return text
 
     def warn_once(self) -> None:
-        """Give that warning at the first call."""
+        """Give the precision warning, at the first call only."""
         if self.warning and "warned" not in self.memo:
             self.memo["warned"] = True
             warn_user(self.warning)
 
     @cached_property
     def pace(self) -> Pace:
-        """The expected times that were announced for this problem."""
+        """The long computations that were announced for this problem, and their time limit."""
         return Pace()
 
     def compile(self) -> None:
-        """Compile the programs that are evaluated later on, perhaps on another thread.
+        """Compile the programs of this problem; they may be evaluated on another thread later.
 
-        Settings of JAX that belong to the user's thread (a mesh, a default PRNG) apply here.
+        Compilation uses the JAX settings of the user's thread (a mesh, a default PRNG).
         """
         with self.precision.scope():
             self._evaluate  # noqa: B018  cached
@@ -269,7 +269,7 @@ class FlatProblem:
 
         def evaluate(theta: Any, fixed: Any, inputs: Any, targets: Any, weights: Any) -> Any:
             z = self.outputs(theta, fixed, inputs)
-            # jnp.where keeps the NaN of a masked position out of the mean.
+            # jnp.where, because 0 times the NaN of a masked position would be NaN.
             values = jnp.where(weights > 0, jax.vmap(loss.value)(z, targets), 0.0)
             delta = jax.vmap(loss.residual)(z, targets)
             return jnp.sum(weights * values), jnp.where(weights[:, None] > 0, delta, 0.0)
@@ -291,12 +291,12 @@ class FlatProblem:
         return self._compiled(output_hessians, self.inputs, self.targets)
 
     def hessian_data(self, z: Float[Array, "n k"], targets: Any) -> Any:
-        """Return the [n, k] arrays from which `hessians_from` makes output Hessians; traceable."""
+        """Return the [n, k] arrays that `hessians_from` converts to output Hessians; traceable."""
         root = self.problem.loss.root
         return z if root is None else jax.vmap(root)(z, targets)
 
     def hessians_from(self, data: Any) -> OutputHessians:
-        """Return the output Hessians from the values of `hessian_data`."""
+        """Build the output Hessians from the values of `hessian_data`."""
         if self.problem.loss.root is not None:
             scale, shift, skipped = jax.tree.map(np.asarray, data)
             shift = None if shift is None else shift.astype(np.float64)
@@ -320,7 +320,7 @@ class FlatProblem:
 
 
 def _common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype:
-    """Return a dtype that holds all of these; at least float32 if they differ."""
+    """Return a dtype that can represent all of these; at least float32 if they differ."""
     if len(set(dtypes)) == 1:
         return dtypes[0]
     return np.result_type(np.float32, *(dtype for dtype in dtypes if dtype.itemsize >= 4))

@@ -1,4 +1,4 @@
-"""Make a `FlatProblem` from a stated problem at parameters of a known structure."""
+"""Build the `FlatProblem` of a user's problem at parameters of a known structure."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,10 +19,10 @@ from rankmon.problem.pytree import LeafSpec
 
 
 def flat_problem(problem: Statement, params: Any, specs: tuple[LeafSpec, ...]) -> FlatProblem:
-    """Return the problem at parameters of this structure, checked by shapes alone.
+    """Return the problem at parameters of this structure, checked by shapes without computation.
 
     Raises:
-      TypeError, ValueError: with what was expected, what came and what to do.
+      TypeError, ValueError: for invalid parameters; the message says how to fix them.
     """
     check_moving(specs)
     warn_of_python_numbers(specs)

@@ -1,8 +1,8 @@
-"""Modules of Flax as functions apply(params, inputs, extra), evaluated in inference mode.
+"""Flax modules as functions apply(params, inputs, extra), evaluated in inference mode.
 
-`extra` holds the collections that a module needs beside its parameters (batch statistics): they
-change during training too, and are never differentiated. Flax is imported only when one of its
-modules is given.
+`extra` contains the collections that a module needs in addition to its parameters (batch
+statistics). They change during training too, but are never differentiated. Flax is imported only if
+one of its modules is passed.
 """
 
 import inspect
@@ -17,7 +17,7 @@ from rankmon.problem.pytree import Bundle
 Apply = Callable[..., Any]
 Unpack = Callable[[Any], Any]
 
-# Names of the switch between training and inference, each with its value in inference.
+# Names of arguments that switch between training and inference, with their values for inference.
 _INFERENCE = {
     "train": False,
     "training": False,
@@ -26,20 +26,20 @@ _INFERENCE = {
     "deterministic": True,
 }
 
-# Keywords of Linen's `apply` that are not the module's own.
+# Keywords of Linen's `apply` that are not passed to the module.
 _OF_LINEN_APPLY = ("rngs", "mutable", "capture_intermediates")
 
 
 def plain(params: Any) -> Any:
-    """Return the parameters of a function apply(params, inputs), also from a training state."""
+    """Return the parameters for a function apply(params, inputs), extracted from a TrainState."""
     return as_arrays(params.params if _is_train_state(params) else params)
 
 
 def linen_apply(module: Any, method: Any, arguments: Mapping[str, Any]) -> Apply:
-    """Return apply(params, inputs, extra) of a Linen module.
+    """Return the function apply(params, inputs, extra) of a Linen module.
 
     Raises:
-      TypeError: for anything but a Linen module, or one that does not take the inputs alone.
+      TypeError: if it is not a Linen module, or needs more arguments than the inputs.
     """
     from flax import linen
 
@@ -72,7 +72,7 @@ def linen_apply(module: Any, method: Any, arguments: Mapping[str, Any]) -> Apply
 
 
 def linen_unpack(params: Any) -> Any:
-    """Return the parameters and other collections of a TrainState or a dict of variables."""
+    """Return the parameters and the other collections of a TrainState or a dict of variables."""
     if _is_train_state(params):
         inner = linen_unpack(params.params)
         statistics = getattr(params, "batch_stats", None)
@@ -86,10 +86,10 @@ def linen_unpack(params: Any) -> Any:
 
 
 def nnx_network(model: Any, arguments: Mapping[str, Any]) -> tuple[Apply, Unpack]:
-    """Return apply(params, inputs, extra) of an NNX model, and the function that unpacks a model.
+    """Return apply(params, inputs, extra) of an NNX model, and a function that unpacks models.
 
     Raises:
-      TypeError: for anything but an NNX module, or one that does not take the inputs alone.
+      TypeError: if it is not an NNX module, or needs more arguments than the inputs.
     """
     from flax import nnx
 
@@ -104,7 +104,7 @@ def nnx_network(model: Any, arguments: Mapping[str, Any]) -> tuple[Apply, Unpack
     inference = nnx.clone(model)
     inference.eval()
     not_measured = (nnx.RngState, nnx.Intermediate)
-    nnx.pop(inference, nnx.Intermediate)  # sown values; a forward pass sows them anew
+    nnx.pop(inference, nnx.Intermediate)  # sown values; each forward pass sows them again
     graph, _, random, at_first = nnx.split(inference, nnx.Param, nnx.RngState, ...)
 
     def fresh(argument: Any) -> Any:
@@ -113,8 +113,8 @@ def nnx_network(model: Any, arguments: Mapping[str, Any]) -> tuple[Apply, Unpack
 
     def apply(params: Any, inputs: Any, extra: Any = None) -> Any:
         rest = at_first if extra is None else extra
-        # Copies: a forward pass counts its random draws, which JAX forbids to variables from
-        # outside of the trace.
+        # Copies, because a forward pass counts its random draws, and JAX forbids changes to
+        # variables that were created outside of the trace.
         network = nnx.merge(graph, params, random, rest, copy=True)
         return network(inputs, **{name: fresh(value) for name, value in given.items()})
 
@@ -132,7 +132,7 @@ def nnx_network(model: Any, arguments: Mapping[str, Any]) -> tuple[Apply, Unpack
 
 
 def _switches(function: Callable[..., Any]) -> dict[str, bool]:
-    """Return the switches between training and inference that a function takes, for inference."""
+    """Return the function's arguments that switch to inference mode, with their values."""
     accepted = inspect.signature(function).parameters
     return {name: value for name, value in _INFERENCE.items() if name in accepted}
 
@@ -140,7 +140,7 @@ def _switches(function: Callable[..., Any]) -> dict[str, bool]:
 def _check_takes_inputs(
     function: Callable[..., Any], first: tuple[Any, ...], given: Mapping[str, Any], call: str
 ) -> None:
-    """Refuse a module that cannot be called with the inputs and the given keywords alone."""
+    """Refuse a module that cannot be called with just the inputs and the given keywords."""
     signature = inspect.signature(function)
     try:
         signature.bind(*first, object(), **given)
@@ -163,7 +163,7 @@ def _model_of(optimizer: Any) -> Any:
 
 
 def _has_other_variables(state: Any) -> bool:
-    """Return whether an NNX state has other variables than parameters."""
+    """Return whether an NNX state has variables other than parameters."""
     from flax import nnx
 
     variables = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
@@ -172,7 +172,7 @@ def _has_other_variables(state: Any) -> bool:
 
 
 def how_to_state(apply: Any) -> str | None:
-    """Return what to write instead of `Problem(apply)` for a framework's model, or None."""
+    """Return the code to write instead of `Problem(apply)` for a framework's model, or None."""
     if _is_of("flax.linen", apply) or _is_of("flax.nnx", apply):
         return "use Problem.from_linen or Problem.from_nnx"
     if _is_of("equinox", apply):
@@ -195,6 +195,6 @@ def _is_of(library: str, value: Any) -> bool:
 
 
 def _is_train_state(params: Any) -> bool:
-    """Return whether this is a state of training with parameters in it, as Flax's and Haiku's."""
+    """Return whether this is a training state that contains parameters, as in Flax and Haiku."""
     trains = hasattr(params, "apply_fn") or hasattr(params, "opt_state")
     return hasattr(params, "params") and trains

@@ -1,4 +1,4 @@
-"""Checks that a callable loss takes one example: outputs [k] and a target, a scalar back."""
+"""Check that a callable loss maps the outputs [k] and the target of one example to a scalar."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,23 +16,24 @@ _APPLY = (
     "sees the whole batch: let it return each example's share [n, 1], with loss=lambda z, y: z[0]"
 )
 
-# Outputs up to which a loss that slices them is found; more would take memory and seconds.
+# The largest number of outputs at which a loss that slices its outputs is detected: the check takes
+# more memory and time with more outputs.
 _MOST_OUTPUTS = 256
 
 
 def check_loss(loss: Loss, outputs: Any, targets: Any) -> None:
     """Refuse a callable loss that does not return a scalar for one example.
 
-    Warn of one that takes a whole batch too and returns neither the mean nor the sum over its
-    examples: it may be a loss that couples them.
+    Warn if it also accepts a whole batch and returns neither the mean nor the sum over the
+    examples, because it may couple them.
 
     Args:
       loss: the loss; its name is "custom:..." if it is a callable.
       outputs: shape [n, ..., k] and dtype of the outputs of apply.
-      targets: with the leading axes of the outputs.
+      targets: pytree of arrays with the leading axes of the outputs.
 
     Raises:
-      ValueError: with what to write instead.
+      ValueError: if the result is not a scalar; the message gives the correct code.
     """
     if not loss.name.startswith("custom:"):
         return
@@ -45,7 +46,7 @@ def check_loss(loss: Loss, outputs: Any, targets: Any) -> None:
             couples = _couples(loss.value, outputs, rows) and not _broadcasts(
                 loss.value, outputs, rows
             )
-        except Exception:  # noqa: BLE001  a loss that takes no batch couples no examples
+        except Exception:  # noqa: BLE001  a loss that accepts no batch cannot couple examples
             return
     if couples:
         warn_user(
@@ -80,7 +81,7 @@ def _shapes(tree: Any) -> str:
 
 
 def _broadcasts(value: Callable[[Any, Any], Any], outputs: Any, rows: Any) -> bool:
-    """Return whether only the broadcast [n, 1] - [n] couples: one output and one target number."""
+    """Return whether only the broadcast [n, 1] - [n] of one output and one target couples."""
     if outputs.shape[-1] > 1 or all(t.ndim > 1 for t in jax.tree.leaves(rows)):
         return False
     columns = jax.tree.map(lambda t: t[:, None] if t.ndim == 1 else t, rows)
@@ -91,11 +92,12 @@ def _broadcasts(value: Callable[[Any, Any], Any], outputs: Any, rows: Any) -> bo
 
 
 def _couples(value: Callable[[Any, Any], Any], outputs: Any, rows: Any) -> bool:
-    """Return whether the loss of several examples at once depends on which outputs are whose.
+    """Return whether the loss of a batch depends on how the outputs are grouped into examples.
 
-    A norm is not the sum of the examples' norms either, but it equals its own value for the outputs
-    of all examples in one row. A loss that slices the outputs, z[:3], slices the examples of a
-    batch, and so depends on their order if there are more examples than outputs.
+    A norm of the batch is not the sum of the examples' norms, but it has the same value if the
+    outputs of all examples form a single row. A loss that slices the outputs, z[:3], slices the
+    examples of a batch instead, so it depends on their order if there are more examples than
+    outputs.
     """
     k = outputs.shape[-1]
     m = min(k, _MOST_OUTPUTS) + 1

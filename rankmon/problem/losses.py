@@ -1,10 +1,10 @@
-"""Losses of one example with their first and second derivatives in the outputs.
+"""Losses of one example, with their first and second derivatives with respect to the outputs.
 
 Symbols: z the outputs of one example, shape [k]; delta = dl/dz its residual; B = d2l/dz2 its
-output Hessian, k x k. The closed forms are written without cancellation, because a rank counts
-eigenvalues down to rounding: a residual formed as p - 1 has an absolute error of eps however small
-the residual is, and that error shows up as rank. Arrays of size k x k are formed on request only:
-with many classes a batch of them does not fit in memory.
+output Hessian, k x k. The closed forms avoid cancellation, because a rank counts eigenvalues down
+to rounding errors: a residual computed as p - 1 has an absolute error of eps, however small the
+residual is, and that error increases the rank. Arrays of size k x k are formed only on request:
+with many classes, a batch of them does not fit in memory.
 """
 
 from collections.abc import Callable
@@ -19,14 +19,15 @@ LossFunction = Callable[[Any, Any], Any]
 
 
 class Root(NamedTuple):
-    """C with B = C C^T, from vectors: C = (I - a 1^T) diag(u).
+    """A root C of B = C C^T, given by vectors: C = (I - a 1^T) diag(u).
 
-    The vectors are one example's, or have leading axes of examples; NumPy's or JAX's.
+    The vectors (NumPy or JAX arrays) belong to one example, or have leading axes for examples.
 
     Attributes:
       scale: u, [..., k].
-      shift: a, [..., k]; None if it is zero and B diagonal.
-      skipped: [...], the column of C that is zero, and left out; None if there is none.
+      shift: a, [..., k]; None if a is zero, so that B is diagonal.
+      skipped: [...], the index of the zero column of C, which is left out; None if C has no zero
+        column.
     """
 
     scale: Any
@@ -43,14 +44,15 @@ class Root(NamedTuple):
 
 @dataclass(frozen=True)
 class Loss:
-    """One example's loss l(z, target) and its derivatives in z.
+    """The loss l(z, target) of one example, and its derivatives with respect to z.
 
     Attributes:
       name: "mse", "cross_entropy", "cosh", or the callable's own name.
-      value: (z [k], target) -> scalar.
-      residual: (z [k], target) -> delta [k].
-      root: (z [k], target) -> the `Root` of B; None if B is known by differentiation alone.
-      null_directions: the number of output directions in which the loss does not change, which is
+      value: the function (z [k], target) -> scalar.
+      residual: the function (z [k], target) -> delta [k].
+      root: the function (z [k], target) -> the `Root` of B; None if B has no closed form and is
+        computed by automatic differentiation.
+      null_directions: the number of output directions along which the loss is constant, which is
         the number of columns that a root skips.
     """
 
@@ -63,7 +65,7 @@ class Loss:
     def hessian_product(
         self, z: Float[Array, " k"], target: Any, v: Float[Array, " k"]
     ) -> Float[Array, " k"]:
-        """Return B v; no k x k array is formed."""
+        """Return B v without forming a k x k array."""
         if self.root is not None:
             return self.root(z, target).hessian_product(v)
         return jax.vjp(lambda z: self.residual(z, target), z)[1](v)[0]
@@ -123,7 +125,7 @@ def _mse_root(z: Float[Array, " k"], y: Float[Array, " k"]) -> Root:
 
 def _log_cosh(z: Float[Array, " k"], y: Float[Array, " k"]) -> Float[Array, ""]:
     u = jnp.abs(z - y)
-    # log cosh u = log(1 + sinh(u)^2) / 2 keeps the digits of small u; the other form, large u.
+    # log cosh u = log(1 + sinh(u)^2) / 2 is accurate for small u, the other form for large u.
     small = 0.5 * jnp.log1p(jnp.sinh(jnp.minimum(u, 1.0)) ** 2)
     large = u + jnp.log1p(jnp.exp(-2.0 * u)) - jnp.log(2.0).astype(u.dtype)
     return jnp.sum(jnp.where(u < 1.0, small, large))
@@ -138,46 +140,52 @@ def _cosh_root(z: Float[Array, " k"], y: Float[Array, " k"]) -> Root:
 
 
 def _probabilities(target: Any, z: Float[Array, " k"]) -> Float[Array, " k"]:
-    # A scalar is a label; integers [k] are one-hot already.
+    # A scalar target is a label; integers [k] are already one-hot.
     if jnp.ndim(target) == 0:
         return jax.nn.one_hot(target, z.shape[0], dtype=z.dtype)
     return jnp.asarray(target, z.dtype)
 
 
 def _is_largest(v: Float[Array, " k"]) -> Bool[Array, " k"]:
-    """Return whether each entry is the first largest one."""
+    """Return for each entry whether it is the largest (the first of several)."""
     return jnp.arange(v.shape[0]) == jnp.argmax(v)
 
 
 def _sum_of_others(v: Float[Array, " k"]) -> Float[Array, " k"]:
-    """Return sum_{j != c} v_j of non-negative v; only the largest would cancel in sum v - v_c."""
+    """Return sum_{j != c} v_j for all c, with v non-negative.
+
+    The difference sum v - v_c would cancel only for the largest v_c, which is summed directly.
+    """
     largest = _is_largest(v)
     return jnp.where(largest, jnp.sum(jnp.where(largest, 0.0, v)), jnp.sum(v) - v)
 
 
 def _cross_entropy(z: Float[Array, " k"], target: Any) -> Float[Array, ""]:
     t = _probabilities(target, z)
-    z = z - jnp.max(z)  # large logits would cost the digits of their differences
+    z = z - jnp.max(z)  # differences of large logits would lose digits
     largest, odds = _is_largest(z), jnp.exp(z)
     smaller = jax.nn.logsumexp(jnp.where(largest, -jnp.inf, z))
-    rest = jnp.where(largest, 1.0, jnp.sum(odds) - odds)  # 1 or more, of which log is safe
+    rest = jnp.where(largest, 1.0, jnp.sum(odds) - odds)  # at least 1, so log is safe
     others = jnp.where(largest, smaller, jnp.log(rest))
-    # -log p_c = log(1 + sum of the others' odds), exact where p_c is 1 to rounding.
+    # -log p_c = log(1 + the sum of p_j / p_c, j != c) is accurate even if p_c rounds to 1.
     return jnp.sum(jnp.where(t > 0, t * jax.nn.softplus(others - z), 0.0))
 
 
 def _cross_entropy_residual(z: Float[Array, " k"], target: Any) -> Float[Array, " k"]:
-    """Return delta_c = p_c sum_{j != c} t_j - t_c sum_{j != c} p_j: p - t without cancellation."""
+    """Return delta = p - t without cancellation.
+
+    delta_c = p_c sum_{j != c} t_j - t_c sum_{j != c} p_j.
+    """
     t = _probabilities(target, z)
     p = jax.nn.softmax(z)
     return p * _sum_of_others(t) - t * _sum_of_others(p)
 
 
 def _cross_entropy_root(z: Float[Array, " k"], target: Any) -> Root:
-    """Return C = diag(p)^(1/2) Q of B = diag(p) - p p^T, times the root of the targets' mass.
+    """Return C = diag(p)^(1/2) Q for B = diag(p) - p p^T, times the square root of sum_j t_j.
 
-    With u = p^(1/2), I - u u^T = Q Q^T for the columns of a Householder reflection that takes the
-    unit vector of the largest p_m to -u, without its own: no entry of C cancels.
+    With u = p^(1/2), I - u u^T = Q Q^T. Q has the columns of a Householder reflection that maps the
+    unit vector e_m of the largest p_m to -u, except column m. No entry of C suffers cancellation.
     """
     p = jax.nn.softmax(z)
     largest = _is_largest(p)

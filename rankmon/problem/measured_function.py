@@ -1,4 +1,4 @@
-"""The network function that is measured: the user's own, or its program lifted to float64."""
+"""Choose the function to measure: the user's network as given, or lifted to float64."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -21,8 +21,8 @@ from rankmon.problem.precision import (
 Network = Callable[[Any, Any], Any]
 Measured = Callable[[Network], Callable[..., Any]]
 
-# The outputs of the lifted network may differ from the given one's by so many roundings, and at
-# most by this share of the largest.
+# The outputs of the lifted network may differ from those of the given one by this many roundings,
+# and by at most this share of the largest output.
 _ROUNDINGS, _MOST = 1e3, 0.25
 
 
@@ -41,15 +41,15 @@ def chosen_network(
 ) -> tuple[Network, Precision]:
     """Return the network to measure, as given or lifted, and the arithmetic to measure it in.
 
-    It is lifted if the user asks for it, and also if it cannot be traced in float64 although it
-    computes in the dtype of its parameters throughout: lifting then adds digits and removes no
-    intended rounding. (Examples: a float32 carry of a recurrent network; a closed-over NumPy int64
-    array, which JAX keeps as int32 from its first use on.)
+    The network is lifted if the user asks for it. It is also lifted if it cannot be traced in
+    float64 although it computes in the dtype of its parameters throughout: lifting then adds
+    digits without removing an intended rounding. (Examples: a float32 carry of a recurrent
+    network; a closed-over NumPy int64 array, which JAX keeps as int32 after its first use.)
 
     Args:
-      problem: the problem as the user stated it.
-      network: (leaves, inputs) -> outputs.
-      measured: maps a network to the function of leaves, inputs and targets that is measured.
+      problem: the user's problem.
+      network: the function (leaves, inputs) -> outputs.
+      measured: maps a network to the function of leaves, inputs and targets to measure.
       shapes: the leaves' shapes and dtypes.
       leaves: the parameters at which the lifted network is compared with the given one.
     """
@@ -64,7 +64,7 @@ def chosen_network(
             found = choose_precision(measured(program), *arguments)
             if found == DOUBLE and _difference(network, program, leaves, problem.inputs) is None:
                 return program, found
-        except Exception:  # noqa: BLE001  it is measured as it is, and its warning says so
+        except Exception:  # noqa: BLE001  it is measured as given, with a warning
             return network, precision
     return network, precision
 
@@ -81,7 +81,7 @@ def _lifted(
     shapes: Sequence[Any],
     leaves: Sequence[Any],
 ) -> tuple[Network, Precision]:
-    """Return the lifted network that the user asks for, or the given one if lifting fails."""
+    """Return the lifted network as the user asked, or the given one if lifting fails."""
 
     def read() -> tuple[Network, str | None]:
         program = _lift(network, shapes, problem.inputs)
@@ -98,9 +98,10 @@ def _lifted(
 def _difference(
     network: Network, program: Network, leaves: Sequence[Any], inputs: Any
 ) -> str | None:
-    """Return the warning about lifted outputs that differ by more than rounding, or None.
+    """Return a warning if the lifted outputs differ by more than rounding, or None.
 
-    Shapes, traced arrays and arrays of other processes have no values with which to compare.
+    There is nothing to compare for shapes, traced arrays and arrays of other processes, which have
+    no values here.
     """
     if not all(map(_has_values, leaves)):
         return None

@@ -1,4 +1,4 @@
-"""The output Hessians B_i of a batch on the host, in as little memory as the loss allows.
+"""The output Hessians B_i of a batch, on the host, in as little memory as the loss allows.
 
 Symbols: w_i B_i = C_i S_i C_i^T with a root C_i, [k, r], and signs S_i; x_i an example's inputs.
 """
@@ -14,15 +14,15 @@ from rankmon.problem.losses import Root
 
 _ALL = slice(None)
 
-# Arrays of the size of B_i while one is evaluated and multiplied, and while roots are taken.
+# Number of arrays of the size of B_i during evaluation and products, and while computing roots.
 EVALUATED_ALIVE, ROOTED_ALIVE = 4, 5
 
-# Entries of dense output Hessians that are evaluated at once: 32 MiB, and temporary arrays.
+# Entries of dense output Hessians that are evaluated at once: 32 MiB, plus temporary arrays.
 _ENTRIES_AT_ONCE = 2**22
 
 
 class Roots(ABC):
-    """C_i and S_i of each example.
+    """The roots C_i and signs S_i of all examples.
 
     Attributes:
       signs: the diagonals of S_i; None if all are 1.
@@ -48,12 +48,12 @@ class Roots(ABC):
         """Return these columns of these examples' C_i."""
 
     def of_sign(self, sign: int) -> "Roots":
-        """Return the roots with the columns of the other sign set to zero; there are none here."""
+        """Return the roots with all columns of the other sign set to zero."""
         return self
 
 
 class OutputHessians(ABC):
-    """B_i of each example."""
+    """The output Hessians B_i of all examples."""
 
     @abstractmethod
     def products(
@@ -74,10 +74,10 @@ class OutputHessians(ABC):
 
 @dataclass(frozen=True)
 class FactoredHessians(OutputHessians):
-    """B_i of a loss whose root is known; no array is of size k x k.
+    """Output Hessians of a loss with a closed-form root, without arrays of size k x k.
 
     Attributes:
-      root: with arrays [n, k].
+      root: the roots of all examples, as arrays [n, k].
     """
 
     root: Root
@@ -90,7 +90,7 @@ class FactoredHessians(OutputHessians):
         return np.swapaxes(root.hessian_product(np.swapaxes(V, 1, 2)), 1, 2)
 
     def roots(self, weights: Float[np.ndarray, " n"]) -> Roots | None:
-        """Return the roots of w_i B_i; None where some B_i is not finite."""
+        """Return the roots of w_i B_i; None if some B_i is not finite."""
         scale, shift, skipped = self.root
         if not all(np.all(np.isfinite(a)) for a in (scale, shift) if a is not None):
             return None
@@ -99,7 +99,7 @@ class FactoredHessians(OutputHessians):
     def second_moment(
         self, weights: Float[np.ndarray, " n"], x: Float[np.ndarray, "n r"]
     ) -> Float[np.ndarray, "kr kr"]:
-        """Return sum_i w_i B_i (x) x_i x_i^T, of B = diag(d) - a d^T - d a^T + (sum d) a a^T."""
+        """Return sum_i w_i B_i (x) x_i x_i^T for B = diag(d) - a d^T - d a^T + (sum d) a a^T."""
         d, a, _ = self.root
         d = weights[:, None] * d**2
         (n, k), r = d.shape, x.shape[1]
@@ -110,7 +110,7 @@ class FactoredHessians(OutputHessians):
         if a is None:
             return moment
         half = d.sum(1, keepdims=True) * a / 2 - d
-        step = k * r  # examples at once: their rows are no larger than the moment
+        step = k * r  # examples at once, so that their rows are no larger than the result
         for start in range(0, n, step):
             part = slice(start, start + step)
             left, right = (_rows(v[part], x[part]) for v in (a, half))
@@ -126,10 +126,10 @@ def _rows(v: Float[np.ndarray, "n k"], x: Float[np.ndarray, "n r"]) -> Float[np.
 
 @dataclass(frozen=True)
 class FactoredRoots(Roots):
-    """C_i = (I - a_i 1^T) diag(u_i), without the skipped column.
+    """Roots C_i = (I - a_i 1^T) diag(u_i), without the skipped column.
 
     Attributes:
-      root: with arrays [n, k].
+      root: the roots of all examples, as arrays [n, k].
     """
 
     root: Root
@@ -170,7 +170,7 @@ class FactoredRoots(Roots):
     def _outputs(
         self, example: Int[np.ndarray, "..."], column: Int[np.ndarray, "..."]
     ) -> Int[np.ndarray, "..."]:
-        """Return the outputs that columns belong to; those after the skipped one move up."""
+        """Return the output indices of these columns, counted without the skipped one."""
         if self.root.skipped is None:
             return column
         return column + (column >= self.root.skipped[example])
@@ -178,11 +178,11 @@ class FactoredRoots(Roots):
 
 @dataclass(frozen=True)
 class DenseHessians(OutputHessians):
-    """B_i that are k x k arrays, evaluated a few at a time.
+    """Output Hessians as k x k arrays, evaluated a few at a time.
 
     Attributes:
       n: the number of examples.
-      at: maps a part of the examples to their B_i, [m, k, k].
+      at: maps a slice of the examples to their B_i, [m, k, k].
     """
 
     n: int
@@ -192,14 +192,14 @@ class DenseHessians(OutputHessians):
     def of(
         cls, n: int, k: int, evaluate: Callable[[slice], Float[np.ndarray, "m k k"]]
     ) -> "DenseHessians":
-        """Evaluate a few at a time, always the same number within one part."""
+        """Build the output Hessians from a function that evaluates a fixed number of examples."""
 
         def at(part: slice) -> Float[np.ndarray, "m k k"]:
             first, last, _ = part.indices(n)
             step = max(1, min(last - first, _ENTRIES_AT_ONCE // k**2))
             b = np.empty((last - first, k, k))
             for start in range(first, last, step):
-                start = min(start, last - step)  # the last one starts early to keep its size
+                start = min(start, last - step)  # the last chunk has the same size
                 b[start - first : start - first + step] = evaluate(slice(start, start + step))
             return b
 
@@ -212,7 +212,7 @@ class DenseHessians(OutputHessians):
         return self.at(part) @ V
 
     def roots(self, weights: Float[np.ndarray, " n"]) -> Roots | None:
-        """Return the roots of w_i B_i; None where some B_i is not finite."""
+        """Return the roots of w_i B_i; None if some B_i is not finite."""
         b = self.at(_ALL)
         return DenseRoots(*signed_roots(weights, b)) if np.all(np.isfinite(b)) else None
 
@@ -223,7 +223,7 @@ class DenseHessians(OutputHessians):
         r = x.shape[1]
         k = self.at(slice(0, 1)).shape[1]
         total, step = np.zeros((k * k, r * r)), max(1, r * r)
-        for start in range(0, self.n, step):  # as many at once as are no larger than the moment
+        for start in range(0, self.n, step):  # no more memory than the result
             part = slice(start, min(start + step, self.n))
             b = weights[part, None, None] * self.at(part)
             total += b.reshape(-1, k * k).T @ _rows(x[part], x[part])
@@ -232,10 +232,10 @@ class DenseHessians(OutputHessians):
 
 @dataclass(frozen=True)
 class DenseRoots(Roots):
-    """C_i^T as arrays.
+    """Roots stored as arrays.
 
     Attributes:
-      transposed: C_i^T.
+      transposed: the transposed roots C_i^T.
       signs: the diagonals of S_i; None if all are 1.
     """
 
@@ -260,7 +260,7 @@ class DenseRoots(Roots):
         return self.transposed[example, column]
 
     def of_sign(self, sign: int) -> "Roots":
-        """Return the roots with the columns of the other sign set to zero."""
+        """Return the roots with all columns of the other sign set to zero."""
         if self.signs is None:
             return self
         return DenseRoots(np.where((self.signs == sign)[:, :, None], self.transposed, 0.0))
@@ -269,9 +269,9 @@ class DenseRoots(Roots):
 def signed_roots(
     weights: Float[np.ndarray, " n"], b: Float[np.ndarray, "n k k"]
 ) -> tuple[Float[np.ndarray, "n k k"], Float[np.ndarray, "n k"] | None]:
-    """Return C_i^T, and the diagonals of S_i unless all are 1, for finite B_i.
+    """Return C_i^T for finite B_i, and the diagonals of S_i, or None if all signs are 1.
 
-    Eigenvalues of B_i that are negative by rounding count as zero.
+    Eigenvalues of B_i that are negative only by rounding count as zero.
     """
     values, vectors = np.linalg.eigh(b)
     rounding = b.shape[1] * np.finfo(np.float64).eps * np.abs(values).max(axis=1)

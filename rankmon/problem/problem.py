@@ -1,7 +1,7 @@
-"""The problem as the user states it: a network, a loss of one example and a fixed probe batch.
+"""`Problem`: a network, a loss of one example, and a fixed probe batch, as the user gives them.
 
-The network is a function, or a Linen or NNX module by way of `problem.flax`. At parameters of a
-known structure a `Problem` becomes a `FlatProblem` (`problem.flat`).
+The network is a function, or a Linen or NNX module that `problem.flax` converts to one. For
+parameters of a known structure a `Problem` is converted to a `FlatProblem` (`problem.flat`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ def check_problem(problem: Any, params: Any = None) -> None:
     """Refuse anything but a `Problem` as the first argument of a measurement.
 
     Raises:
-      TypeError: with what to write.
+      TypeError: for anything else; the message gives the correct code.
     """
     if isinstance(problem, Problem):
         return
@@ -47,7 +47,8 @@ class Problem:
     """A network, its loss and the probe batch on which ranks are measured.
 
     The loss is the mean over the probe batch, sum_i w_i l(apply(params, inputs)_i, target_i)
-    / sum_i w_i, without regularization terms. Each position of an output [n, ..., k] is an example.
+    / sum_i w_i, without regularization terms. Each position of an output [n, ..., k] counts as an
+    example.
 
     Example:
       >>> import jax.numpy as jnp, rankmon
@@ -69,28 +70,29 @@ class Problem:
         exclude: Sequence[str] = (),
         lift_dtype: bool = False,
     ) -> None:
-        """State the problem, and check what can be checked without parameters.
+        """Create the problem, and check everything that does not depend on parameters.
 
         Args:
-          apply: apply(params, inputs) -> outputs [n, k] or [n, ..., k]; with a third argument for
-            what a monitor is called with as `extra`.
+          apply: apply(params, inputs) -> outputs [n, k] or [n, ..., k]; it may have a third
+            argument for the `extra` of a monitor's call.
           loss: "mse" (1/2 ||z - y||^2), "cross_entropy", "cosh", or a callable
             loss(output [k], target) -> scalar that JAX can differentiate twice.
           inputs: pytree of arrays with leading axis n. Arrays that are spread over processes
-            (`jax.distributed`) are gathered: all of these must state the problem.
+            (`jax.distributed`) are gathered, so every process must create the problem.
           targets: integers [n, ...] or arrays [n, ..., k]; for a callable loss any pytree of
             arrays whose leading axes are those of the outputs without k.
-          weights: None, or non-negative example weights [n, ...]. An example of weight 0 is not
-            in the mean but still evaluated: keep its inputs such that the outputs are finite.
+          weights: None, or non-negative example weights [n, ...]. An example of weight 0 does not
+            count in the mean but is evaluated, so its outputs must be finite.
           include: globs over parameter names; only matching leaves are differentiated.
           exclude: globs over parameter names; matching leaves are held fixed.
-          lift_dtype: evaluate in float64 also the operations that apply or a callable loss casts to
+          lift_dtype: also evaluate in float64 the operations that apply or a callable loss casts to
             a coarser dtype (mixed precision), instead of counting ranks at that dtype's eps. The
-            network is then that of training but for its rounding. (One that JAX cannot trace in
-            float64, and that casts to nothing coarser than its parameters, is lifted anyway.)
+            measured network then differs from the trained one by rounding. (A network that JAX
+            cannot trace in float64, and that uses no dtype coarser than its parameters', is lifted
+            in any case.)
 
         Raises:
-          TypeError, ValueError: with what was expected, what came and what to do.
+          TypeError, ValueError: for invalid arguments; the message says how to fix them.
         """
         remedy = how_to_state(apply)
         if remedy is not None:
@@ -103,7 +105,7 @@ class Problem:
         self.lift_dtype = lift_dtype
         self.loss = as_loss(lifted(loss) if lift_dtype and callable(loss) else loss)
         check_concrete("a Problem to be stated", (inputs, targets, weights))
-        # Copies: a data loader may use its buffers again.
+        # Copies, because a data loader may reuse its buffers.
         with jax.transfer_guard("allow"):
             inputs, targets, weights = gathered((inputs, targets, weights))
             self.inputs = host_copies("inputs", inputs)
@@ -138,18 +140,18 @@ class Problem:
     ) -> "Problem":
         """Return the problem of a Linen module, evaluated in inference mode.
 
-        The parameters are then the module's `params`, a dict of variables with "params" and other
-        collections (batch statistics), or a `TrainState`. Other collections are held fixed.
+        The parameters to measure are the module's `params`, a dict of variables with "params" and
+        other collections (batch statistics), or a `TrainState`. Other collections are held fixed.
 
         Args:
           module: the flax.linen.Module.
-          method: the method to evaluate instead of its `__call__`, as `module.apply` takes it.
-          arguments: keywords for it. If it takes one of train, training, is_train, is_training or
-            deterministic, rankmon sets that to inference.
-          options: as for `Problem`: loss, inputs, targets and the rest.
+          method: the method to evaluate instead of `__call__`, as for `module.apply`.
+          arguments: keyword arguments for the method. If it has an argument train, training,
+            is_train, is_training or deterministic, rankmon sets it for inference.
+          options: the arguments of `Problem`: loss, inputs, targets and the rest.
 
         Raises:
-          TypeError, ValueError: with what was expected, what came and what to do.
+          TypeError, ValueError: for invalid arguments; the message says how to fix them.
         """
         problem = cls(linen_apply(module, method, arguments), **options)
         problem._unpack = linen_unpack
@@ -161,18 +163,18 @@ class Problem:
     ) -> "Problem":
         """Return the problem of an NNX model, evaluated in inference mode.
 
-        The parameters are then the model itself, or its `nnx.state(model, nnx.Param)`. Only
-        `nnx.Param` is measured; other variables (batch statistics) are taken from the model at each
-        measurement and held fixed. Random streams, and all other variables if only a state is
-        given, are those of this model as it is now.
+        The parameters to measure are the model itself, or its `nnx.state(model, nnx.Param)`. Only
+        `nnx.Param` variables are differentiated; other variables (batch statistics) are read from
+        the model at each measurement and held fixed. Random streams keep their values from this
+        call, and so do all other variables if a measurement gets only a state.
 
         Args:
-          model: the flax.nnx.Module; it is left as it is.
-          arguments: keywords for its `__call__`.
-          options: as for `Problem`: loss, inputs, targets and the rest.
+          model: the flax.nnx.Module; it is not modified.
+          arguments: keyword arguments for its `__call__`.
+          options: the arguments of `Problem`: loss, inputs, targets and the rest.
 
         Raises:
-          TypeError, ValueError: with what was expected, what came and what to do.
+          TypeError, ValueError: for invalid arguments; the message says how to fix them.
         """
         apply, unpack = nnx_network(model, arguments)
         problem = cls(apply, **options)
@@ -180,11 +182,11 @@ class Problem:
         return problem
 
     def unpack(self, params: Any, extra: Any = None) -> Any:
-        """Return the pytree that is measured: parameters, with other collections if there are any.
+        """Return the pytree to measure: the parameters, with other collections if there are any.
 
         Args:
-          params: parameters, or the object that holds them (a TrainState, an NNX model).
-          extra: other collections, for which apply(params, inputs, extra) takes a third argument.
+          params: parameters, or the object that contains them (a TrainState, an NNX model).
+          extra: other collections, the third argument of apply(params, inputs, extra).
         """
         if isinstance(params, Bundle):
             return params
@@ -203,10 +205,10 @@ class Problem:
     def flat(self, params: Any) -> FlatProblem:
         """Return this problem at parameters of this structure, as functions of one vector theta.
 
-        The parameters are checked here, by shapes alone.
+        The parameters are checked by their shapes, without computation.
 
         Raises:
-          TypeError, ValueError: with what was expected, what came and what to do.
+          TypeError, ValueError: for invalid parameters; the message says how to fix them.
         """
         params = self.unpack(params)
         specs = leaf_specs(params, include=self.include, exclude=self.exclude)

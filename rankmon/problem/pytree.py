@@ -1,7 +1,7 @@
-"""Parameter pytrees: names of leaves, and which leaves are differentiated or weight matrices.
+"""Parameter pytrees: leaf names, differentiated leaves, and leaves that are weight matrices.
 
-The one parameter order of the package: the leaves that are differentiated, in `jax.tree_util`
-order, each raveled in C order.
+The whole package uses one parameter order: the differentiated leaves in `jax.tree_util` order, each
+raveled in C order.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ from rankmon._util.tags import told_apart
 class LeafSpec:
     """Name, shape and dtype of one parameter leaf, and whether it is differentiated.
 
-    `chosen` leaves pass the filters; they may be integers. A leaf that `is_number` is a Python
-    number: a setting, which is held fixed, and which an optimizer may turn into an array.
+    A `chosen` leaf passes the filters, but may be an integer array. `is_number` marks a Python
+    number: a setting that is held fixed and that an optimizer may turn into an array.
     """
 
     name: str
@@ -41,7 +41,7 @@ class LeafSpec:
 @partial(jax.tree_util.register_dataclass, data_fields=("params", "extra"), meta_fields=())
 @dataclass(frozen=True)
 class Bundle:
-    """Parameters, and other variables that training changes, which are never differentiated."""
+    """Parameters, and other variables that training changes but that are never differentiated."""
 
     params: Any
     extra: Any
@@ -50,8 +50,7 @@ class Bundle:
 def leaf_names(params: Any) -> tuple[str, ...]:
     """Return the leaves' paths joined by "/", without an outermost "params" or NNX's last "value".
 
-    No two are the same: keys may contain "/", and a path that reads like an earlier one is
-    numbered.
+    The names are unique: keys may contain "/", so a path equal to an earlier one is numbered.
     """
     if isinstance(params, Bundle):
         own = leaf_names(params.params)
@@ -67,7 +66,7 @@ def leaf_names(params: Any) -> tuple[str, ...]:
 
 
 def _is_variable_value(key: Any) -> bool:
-    """Return whether this is the step from an NNX variable to its array."""
+    """Return whether this path entry leads from an NNX variable to its array."""
     return isinstance(key, jax.tree_util.GetAttrKey) and key.name == "value"
 
 
@@ -83,7 +82,7 @@ def leaf_specs(
 ) -> tuple[LeafSpec, ...]:
     """Describe each leaf; floating arrays whose name passes the filters are differentiated.
 
-    Python's numbers are settings, such as the rate of a dropout layer, and are held fixed.
+    Python numbers are settings, such as the rate of a dropout layer, and are held fixed.
 
     Args:
       params: any pytree of arrays.
@@ -91,7 +90,7 @@ def leaf_specs(
       exclude: glob patterns; a leaf that matches one is held fixed.
 
     Raises:
-      TypeError: for leaves that are not arrays of numbers, and for complex ones to differentiate.
+      TypeError: for leaves that are not arrays of numbers, and for complex differentiated leaves.
       ValueError: if a pattern matches no leaf.
     """
     names = leaf_names(params)
@@ -121,7 +120,7 @@ def passing_names(
     """Return the names that match a pattern of `include` and none of `exclude`.
 
     Raises:
-      ValueError: if a pattern matches none of the names.
+      ValueError: if a pattern matches no name.
     """
     kept, left = ({p: matching(names, p) for p in as_patterns(side)} for side in (include, exclude))
     for pattern, matched in (*kept.items(), *left.items()):
@@ -155,8 +154,8 @@ def _dtype_of(name: str, leaf: Any) -> np.dtype:
 def is_matrix(spec: LeafSpec) -> bool:
     """Return whether the leaf is a weight matrix or a kernel that can be viewed as one.
 
-    Attention's biases have two axes, (heads, head_dim), and do not count. Integers of one byte are
-    quantized weights.
+    Biases of attention layers have two axes, (heads, head_dim), but are not matrices. Arrays of
+    one-byte integers count as quantized weights.
     """
     is_bias = spec.name.split("/")[-1] == "bias"
     is_weight = spec.differentiated or (spec.chosen and _is_quantized(spec.dtype))
@@ -168,7 +167,7 @@ def _is_quantized(dtype: np.dtype) -> bool:
 
 
 def left_out(specs: Sequence[LeafSpec]) -> str | None:
-    """Return the warning about integer matrices that are not taken for weights, or None."""
+    """Return the warning about integer matrices that do not count as weights, or None."""
     wide = [
         f"{spec.name} {spec.dtype}{list(spec.shape)}"
         for spec in specs
