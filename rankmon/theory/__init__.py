@@ -1,4 +1,4 @@
-"""Closed forms of theory: predicted ranks (exported here), spectra, and Lemma 8's determinants."""
+"""Closed-form theory: predicted ranks (exported here), spectra, and Lemma 8's determinants."""
 
 from rankmon.theory.closed_forms import (
     number_of_parameters,

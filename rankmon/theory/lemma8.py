@@ -1,24 +1,26 @@
 """Lemma 8: its assumptions, and the path of log|det W^l| that it predicts.
 
-Lemma 8 and section S5 of arXiv 2106.16225. Gradient flow on a deep linear network, under the mean
-over the examples of 1/2 ||F(x) - y||^2, keeps the rank of every weight for all finite times if
+Gradient flow on a deep linear network, with the mean over the examples of 1/2 ||F(x) - y||^2 as the
+loss, preserves the rank of every weight for all finite times if
 
 - (a) the classes are centered: the inputs of each class have mean zero, so that E[y x^T] = 0 for
   one-hot y, and Omega = W^{L:1} Sigma with Sigma = E[x x^T];
-- (b) the start is balanced: W^{k+1}^T W^{k+1} = W^k W^k^T for k = 1, ..., L-1;
+- (b) the initial weights are balanced: W^{k+1}^T W^{k+1} = W^k W^k^T for k = 1, ..., L-1;
 - (c) the weights are square: M x M, and K = d = M.
 
-Then, in flow time t (learning rate x step for gradient descent on that mean),
+Then, in flow time t (learning rate x step for gradient descent on that loss),
 
     log|det W^l(t)| = log|det W^l(0)| - integral_0^t tr B^l(u) du,
     B^l = (W^l^T W^l)^{L-l} W^{l-1:1} Sigma W^{1:l-1},
 
-W^{l-1:1} = W^{l-1} ... W^1 and W^{1:l-1} its transpose. `weights` is the stack (W^1, ..., W^L), W^l
-of shape M_l x M_{l-1}; X is n x d, with examples in rows. The measured log|det W^l| is that of
-`rankmon.weights.ranks`.
+where W^{l-1:1} = W^{l-1} ... W^1 and W^{1:l-1} is its transpose.
 
-Functions of the weights are traceable and compute in the dtype they get: call them inside
-`jax.enable_x64(True)` for float64. Functions of the data compute in NumPy's float64.
+`weights` are (W^1, ..., W^L), with W^l of shape M_l x M_{l-1}; X is n x d, with examples in rows.
+`rankmon.weights.ranks` measures log|det W^l|. Functions of the weights are traceable and compute in
+the dtype of the weights: call them inside `jax.enable_x64(True)` for float64. Functions of the data
+use NumPy and float64.
+
+Source: Lemma 8 and section S5 of arXiv 2106.16225.
 """
 
 from __future__ import annotations
@@ -43,16 +45,16 @@ _matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 def class_means(
     inputs: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], classes: int
 ) -> Float[np.ndarray, "k d"]:
-    """Return the mean input of each class, which Lemma 8 (a) asks to vanish; 0 for an empty class.
+    """Return the mean input of each class, which is zero under Lemma 8 (a) and for empty classes.
 
     Args:
-        inputs: X, n x d, examples in rows.
-        labels: n integers from 0 to classes - 1.
-        classes: K, the number of classes.
+      inputs: X, n x d, examples in rows.
+      labels: n integers from 0 to classes - 1.
+      classes: K, the number of classes.
 
     Raises:
-        ValueError: For shapes that do not match, or a label outside 0, ..., classes - 1.
-        TypeError: For labels that are not integers.
+      ValueError: for shapes that do not match, or a label outside 0, ..., classes - 1.
+      TypeError: for labels that are not integers.
     """
     x, y = _examples(inputs, "inputs"), np.asarray(labels)
     if not np.issubdtype(y.dtype, np.integer):
@@ -69,10 +71,10 @@ def class_means(
 def class_mean_size(
     inputs: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], classes: int
 ) -> float:
-    """Return the largest norm of a class mean over the root mean square norm of the inputs.
+    """Return the largest norm of a class mean, relative to the root mean square of the inputs.
 
-    max_c ||mean of x over class c|| / sqrt(E||x||^2), and 0 for inputs that all vanish. Arguments
-    and errors are those of `class_means`.
+    max_c ||mean of x over class c|| / sqrt(E||x||^2), or 0 if all inputs are zero. Arguments and
+    errors are those of `class_means`.
     """
     largest = np.linalg.norm(class_means(inputs, labels, classes), axis=1).max(initial=0.0)
     return _ratio(largest, _rms(_examples(inputs, "inputs")))
@@ -83,16 +85,16 @@ def target_input_correlation(
 ) -> float:
     """Return the size of E[y x^T], from 0 to 1: ||E[y x^T]||_F / sqrt(E||y||^2 E||x||^2).
 
-    The proof of Lemma 8 uses (a) only for E[y x^T] = 0. For one-hot y its row c is the sum of the
-    inputs of class c over n; for other targets it takes the place of the class means. It is 0 if
-    inputs or targets all vanish.
+    The proof of Lemma 8 uses assumption (a) only to conclude E[y x^T] = 0. For one-hot y, row c of
+    this matrix is the sum of the inputs of class c, divided by n. For other targets, use it instead
+    of the class means. The result is 0 if all inputs or all targets are zero.
 
     Args:
-        inputs: X, n x d, examples in rows.
-        targets: n x K, one row per example; integer labels have to be made one-hot.
+      inputs: X, n x d, examples in rows.
+      targets: n x K, one row per example; convert integer labels to one-hot rows.
 
     Raises:
-        ValueError: For shapes that do not match.
+      ValueError: for shapes that do not match.
     """
     x, y = _examples(inputs, "inputs"), _examples(targets, "targets")
     if len(x) != len(y):
@@ -103,15 +105,16 @@ def target_input_correlation(
 def balancedness(weights: Sequence[Float[Array | np.ndarray, "_ _"]]) -> Float[Array, " l-1"]:
     """Return the distance of each pair of neighboring layers from balance, Lemma 8 (b).
 
-    Entry k is ||W^{k+1}^T W^{k+1} - W^k W^k^T||_F over the larger of ||W^{k+1}^T W^{k+1}||_F and
-    ||W^k W^k^T||_F: from 0 (balanced) to sqrt(2), 1 if one of the two weights vanishes, 0 if both
-    do. Gradient flow keeps the difference (Lemma 23, arXiv 2106.16225), discrete steps do not.
+    Entry k is ||W^{k+1}^T W^{k+1} - W^k W^k^T||_F, divided by the larger of
+    ||W^{k+1}^T W^{k+1}||_F and ||W^k W^k^T||_F. It lies between 0 (balanced) and sqrt(2); it is 1
+    if one of the two weights is zero, and 0 if both are. Gradient flow preserves the difference
+    (Lemma 23, arXiv 2106.16225); discrete steps do not.
 
     Args:
-        weights: W^1, ..., W^L; they need not be square.
+      weights: W^1, ..., W^L; they need not be square.
 
     Raises:
-        ValueError: For an empty stack, or shapes that do not chain.
+      ValueError: if there are no weights, or their shapes do not chain.
     """
     _check_chain(weights)
     pairs = [_imbalance(lower, upper) for lower, upper in zip(weights, weights[1:], strict=False)]
@@ -121,7 +124,8 @@ def balancedness(weights: Sequence[Float[Array | np.ndarray, "_ _"]]) -> Float[A
 def _imbalance(
     lower: Float[Array | np.ndarray, "m _"], upper: Float[Array | np.ndarray, "_ m"]
 ) -> Float[Array, ""]:
-    # Fourth powers underflow for small weights; the ratio does not depend on a common scale.
+    # Scaled, because fourth powers of small weights underflow. The ratio does not depend on a
+    # common scale.
     scale = jnp.maximum(jnp.max(jnp.abs(lower)), jnp.max(jnp.abs(upper)))
     safe = jnp.where(scale == 0, 1, scale)
     above, below = _matmul(upper.T / safe, upper / safe), _matmul(lower / safe, lower.T / safe)
@@ -132,19 +136,19 @@ def _imbalance(
 def trace_B(
     weights: Sequence[Float[Array | np.ndarray, "m m"]], Sigma: Float[Array | np.ndarray, "m m"]
 ) -> Float[Array, " l"]:
-    """Return tr B^l, B^l = (W^l^T W^l)^{L-l} W^{l-1:1} Sigma W^{1:l-1}, in the layers' order.
+    """Return tr B^l for every layer, where B^l = (W^l^T W^l)^{L-l} W^{l-1:1} Sigma W^{1:l-1}.
 
-    Under Lemma 8's (a) to (c), -tr B^l is the time derivative of log|det W^l|. No trace is
-    negative, and those of balanced weights are all equal.
+    Under assumptions (a) to (c) of Lemma 8, -tr B^l is the time derivative of log|det W^l|. The
+    traces are non-negative; for balanced weights they are all equal.
 
     Args:
-        weights: W^1, ..., W^L, all M x M.
-        Sigma: E[x x^T], M x M.
+      weights: W^1, ..., W^L, all M x M.
+      Sigma: E[x x^T], M x M.
 
     Raises:
-        ValueError: For weights that are not all M x M, or a Sigma that is not.
+      ValueError: if a weight or Sigma is not M x M.
 
-    Source: proof of Lemma 8, S5, arXiv 2106.16225.
+    Source: proof of Lemma 8, section S5, arXiv 2106.16225.
     """
     _check_chain(weights)
     if not _is_square(weights):
@@ -167,19 +171,30 @@ def trace_B(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class DeterminantPath:
-    """Lemma 8's log|det W^l| by layer, accumulated over probes at increasing flow times.
+    """The log|det W^l| that Lemma 8 predicts, accumulated over probes at increasing flow times.
 
-    `predicted` is log|det W^l| at the first probe minus the trapezoid integral of tr B^l since, at
-    probes of any spacing. `error` estimates the error of the trapezoids: the sum of h^3/12 |f''|
-    over the intervals, f'' from the divided differences of three successive probes. It is NaN
-    (unknown) until there are three, and does not see changes between two probes.
+    `predicted` is log|det W^l| at the first probe minus the integral of tr B^l since then, computed
+    by the trapezoidal rule for any spacing of the probes. `error` estimates the error of that rule:
+    the sum of h^3/12 |f''| over the intervals of length h, with f'' from the divided differences of
+    three successive probes. It is NaN (unknown) before the third probe, and it cannot detect
+    changes between two probes.
 
-    It is a pytree of NumPy arrays whose shapes depend on L alone, fit for a checkpoint; `empty` has
-    the same structure before there is a probe. Source: Lemma 8, arXiv 2106.16225.
+    The path is a pytree of NumPy arrays whose shapes depend only on L, so it can be saved in a
+    checkpoint; `empty` has the same structure.
+
+    Attributes:
+      probes: the number of probes so far.
+      times: the flow times of the last two probes, the older one first.
+      traces: tr B^l at the last two probes.
+      initial: log|det W^l| at the first probe.
+      integral: the integral of tr B^l from the first to the last probe.
+      error: the estimated error of the integral.
+
+    Source: Lemma 8, arXiv 2106.16225.
     """
 
     probes: Int[np.ndarray, ""]
-    times: Float[np.ndarray, " 2"]  # of the last probe but one, and of the last
+    times: Float[np.ndarray, " 2"]
     traces: Float[np.ndarray, "2 l"]
     initial: Float[np.ndarray, " l"]
     integral: Float[np.ndarray, " l"]
@@ -187,7 +202,7 @@ class DeterminantPath:
 
     @classmethod
     def empty(cls, layers: int) -> Self:
-        """Return the state before the first probe: a count of zero, and NaN."""
+        """Return the path before the first probe: zero probes, and NaN for all values."""
         nan = np.full(layers, np.nan)
         return cls(np.asarray(0), np.full(2, np.nan), np.stack([nan, nan]), nan, nan, nan)
 
@@ -195,10 +210,10 @@ class DeterminantPath:
     def start(
         cls, time: float, log_abs_det: Float[np.ndarray, " l"], trace: Float[np.ndarray, " l"]
     ) -> Self:
-        """Start a path at a flow time with the log|det W^l| and tr B^l of all layers there.
+        """Start a path with log|det W^l| and tr B^l of all layers at a flow time.
 
         Raises:
-            ValueError: For a time that is not finite, or arrays that are not both of shape (L,).
+          ValueError: for a time that is not finite, or arrays that are not both of shape (L,).
         """
         initial, latest = np.array(log_abs_det, np.float64), np.array(trace, np.float64)
         if initial.ndim != 1 or initial.shape != latest.shape:
@@ -213,14 +228,14 @@ class DeterminantPath:
         return cls(np.asarray(1), times, traces, initial, np.zeros_like(initial), unknown)
 
     def advance(self, time: float, trace: Float[np.ndarray, " l"]) -> DeterminantPath:
-        """Return the path with one more probe, from its flow time and the tr B^l of all layers.
+        """Return the path extended by a probe, given its flow time and tr B^l of all layers.
 
-        A probe at the time of the last one changes nothing. Traces that are not finite are data:
-        the prediction is not finite from there on.
+        A probe at the time of the last one has no effect. Traces may be NaN or infinite; the
+        prediction is not finite after that.
 
         Raises:
-            ValueError: Before `start`, for a time that is not finite or lies before the last, or
-                for traces that are not of shape (L,).
+          ValueError: for a path without a first probe, a time that is not finite or earlier than
+            the last one, or traces that are not of shape (L,).
         """
         latest = np.asarray(trace, np.float64)
         if self.probes == 0:
@@ -236,7 +251,7 @@ class DeterminantPath:
         with np.errstate(invalid="ignore", over="ignore"):
             bend = (latest - f1) / step - (f1 - f0) / (last - before)
             curvature = np.abs(2 * bend / (time - before))
-            # Three probes give the errors of two intervals, each later one that of the last alone.
+            # The third probe gives the errors of both intervals, each later one that of the last.
             earlier = (last - before) ** 3 / 12 * curvature if self.probes == 2 else self.error
             return DeterminantPath(
                 probes=np.asarray(self.probes + 1),
@@ -249,7 +264,7 @@ class DeterminantPath:
 
     @property
     def predicted(self) -> Float[np.ndarray, " l"]:
-        """Lemma 8's log|det W^l| at the last probe."""
+        """The log|det W^l| that Lemma 8 predicts at the last probe."""
         with np.errstate(invalid="ignore"):
             return self.initial - self.integral
 
@@ -262,22 +277,24 @@ def balanced_stack(
     singular_values: Sequence[float] | Float[np.ndarray, " m"] | None = None,
     dtype: DTypeLike | None = None,
 ) -> tuple[Float[Array, "m m"], ...]:
-    """Draw square weights that are balanced up to rounding: Lemma 8 (b) and (c).
+    """Draw square weights that are balanced up to rounding, as in Lemma 8 (b) and (c).
 
-    W^l = U_{l+1} diag(singular_values) U_l^T, the U_l independent and Haar-distributed orthogonal,
-    so that W^{l+1}^T W^{l+1} = U_{l+1} diag(singular_values)^2 U_{l+1}^T = W^l W^l^T.
+    W^l = U_{l+1} diag(singular_values) U_l^T with independent, Haar-distributed orthogonal U_l, so
+    that W^{l+1}^T W^{l+1} = U_{l+1} diag(singular_values)^2 U_{l+1}^T = W^l W^l^T.
 
     Args:
-        key: A JAX random key.
-        layers: L.
-        width: M.
-        singular_values: The M singular values of every W^l. By default distinct, in geometric
-            progression between 2^(-1/2) and 2^(1/2), of product 1: all log|det W^l| are 0.
-        dtype: A floating dtype; by default JAX's own, float64 inside `jax.enable_x64(True)`.
+      key: a JAX random key.
+      layers: L, the number of weights.
+      width: M, the number of rows and columns.
+      singular_values: the M singular values of every W^l. By default they are distinct, in
+        geometric progression between 2^(-1/2) and 2^(1/2), and have product 1, so that every
+        log|det W^l| is 0.
+      dtype: a floating dtype; by default JAX's own, which is float64 inside
+        `jax.enable_x64(True)`.
 
     Raises:
-        TypeError: For layers or width that are not integers.
-        ValueError: For layers or width below 1, or singular values that are negative or not M.
+      TypeError: for layers or width that are not integers.
+      ValueError: for layers or width below 1, or for singular values that are negative or not M.
     """
     for name, number in (("layers", layers), ("width", width)):
         if as_integer(name, number) < 1:
@@ -292,13 +309,13 @@ def balanced_stack(
 
 @dataclasses.dataclass(frozen=True)
 class Assumptions:
-    """Which of Lemma 8's assumptions hold at a tolerance, and by how much.
+    """The assumptions of Lemma 8, as measured, and whether they hold at a tolerance.
 
     Attributes:
-        target_input: `target_input_correlation`, for (a).
-        imbalance: Largest entry of `balancedness`, for (b); 0 for a single layer.
-        square: Whether all weights are M x M, (c).
-        tolerance: The largest value at which either measure counts as zero; NaN never does.
+      target_input: `target_input_correlation`, for assumption (a).
+      imbalance: the largest entry of `balancedness`, for assumption (b); 0 for a single layer.
+      square: whether all weights are M x M, assumption (c).
+      tolerance: the largest value at which the two measures count as zero; NaN never does.
     """
 
     target_input: float
@@ -308,17 +325,17 @@ class Assumptions:
 
     @property
     def centered(self) -> bool:
-        """Whether (a) holds."""
+        """Whether assumption (a) holds."""
         return self.target_input <= self.tolerance
 
     @property
     def balanced(self) -> bool:
-        """Whether (b) holds."""
+        """Whether assumption (b) holds."""
         return self.imbalance <= self.tolerance
 
     @property
     def hold(self) -> bool:
-        """Whether (a), (b) and (c) all hold."""
+        """Whether all three assumptions hold."""
         return self.centered and self.balanced and self.square
 
 
@@ -329,10 +346,10 @@ def assumptions(
     *,
     tolerance: float = 1e-6,
 ) -> Assumptions:
-    """Measure Lemma 8's three assumptions for weights W^1, ..., W^L and data n x d and n x K.
+    """Measure the assumptions of Lemma 8 for W^1, ..., W^L, inputs n x d and targets n x K.
 
     Raises:
-        ValueError: For shapes that do not chain, or data that do not fit the stack.
+      ValueError: if the shapes do not chain, or the data do not match the weights.
     """
     _check_chain(weights)
     d, k = jnp.shape(weights[0])[1], jnp.shape(weights[-1])[0]
@@ -377,5 +394,5 @@ def _rms(rows: Float[np.ndarray, "n _"]) -> float:
 
 
 def _ratio(size: float | np.floating, scale: float) -> float:
-    # Compared with 0, not for being positive: NaN has to come through as NaN.
+    # `scale == 0` rather than `not scale > 0`, so that NaN stays NaN.
     return 0.0 if scale == 0 else float(size / scale)

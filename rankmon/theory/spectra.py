@@ -1,4 +1,4 @@
-"""Eigenvalues of H_o and H_f that theory gives in closed form, and their match with measured ones.
+"""Closed-form eigenvalues of H_o and H_f, and their comparison with measured eigenvalues.
 
 Symbols (arXiv 2106.16225, section S8): F(x) = W^L ... W^1 x with the widths d = M_0, ..., M_L = K,
 W^{k:l} = W^k ... W^l, Sigma = E[x x^T], h = F^{L-1:1}(x) the input of the last layer,
@@ -21,11 +21,11 @@ from rankmon.linalg.spectrum import singular_values
 
 @dataclass(frozen=True, eq=False)
 class Plateaus:
-    """Eigenvalues that repeat.
+    """Predicted eigenvalues that occur several times each.
 
     Attributes:
-      levels: the eigenvalues, descending.
-      width: the least number of times that each occurs.
+      levels: the distinct eigenvalues, descending.
+      width: the minimum multiplicity of each.
     """
 
     levels: Float[np.ndarray, " m"]
@@ -37,11 +37,11 @@ class PlateauMatch:
     """One predicted plateau compared with the measured spectrum.
 
     Attributes:
-      level: the eigenvalue predicted.
-      width: the number of times that it is predicted to occur.
-      found: how many measured eigenvalues lie within `tolerance` of it.
-      error: relative distance of the furthest of the `width` nearest ones.
-      tolerance: relative.
+      level: the predicted eigenvalue.
+      width: its predicted multiplicity.
+      found: the number of measured eigenvalues within `tolerance` of it.
+      error: the largest relative distance among the `width` nearest measured eigenvalues.
+      tolerance: the largest relative distance that counts as a match.
     """
 
     level: float
@@ -61,9 +61,11 @@ def outer_spectrum(
 ) -> Float[np.ndarray, " m"]:
     """Return the eigenvalues of H_o of a deep linear network under mse that can be non-zero.
 
-    They are those of [sum_l W^{L:l+1} W^{l+1:L} (x) W^{1:l-1} W^{l-1:1}] (I_K (x) Sigma), which is
-    of size K d. Sigma = V diag(sigma^2) V^T enters through the singular values of X / sqrt(n), on
-    both sides, so that the matrix is symmetric and of size K min(n, d); none is of size p.
+    They are the eigenvalues of
+    [sum_l W^{L:l+1} W^{l+1:L} (x) W^{1:l-1} W^{l-1:1}] (I_K (x) Sigma), a matrix of size K d.
+    Sigma = V diag(sigma^2) V^T, with the singular values sigma of X / sqrt(n), is split and applied
+    from both sides, so that the matrix is symmetric and of size K min(n, d). No matrix of size p is
+    formed.
 
     Args:
       weights: (W^1, ..., W^L), each M_l x M_{l-1}.
@@ -74,8 +76,8 @@ def outer_spectrum(
 
     Raises:
       TypeError: for anything but a sequence of arrays of numbers.
-      ValueError: for weights that do not chain, inputs that do not fit, or values that are not
-        finite.
+      ValueError: for weights that do not chain, inputs that do not match them, or values that are
+        not finite.
 
     Source: arXiv 2106.16225, section S8.1.
     """
@@ -103,18 +105,19 @@ def outer_plateaus(
 ) -> Plateaus:
     """Return the plateaus of H_o under mse if the last layer is wider than its input, K > M_{L-1}.
 
-    For each of the K - M_{L-1} output directions that W^L does not reach, only the last layer's
-    parameters act, and H_o is E[h h^T] there: its M_{L-1} eigenvalues occur K - M_{L-1} times each,
-    whatever the layers before are, activations included.
+    There are K - M_{L-1} output directions orthogonal to the image of W^L. They depend only on the
+    last layer's parameters, and H_o restricted to each is E[h h^T]. Its M_{L-1} eigenvalues
+    therefore occur K - M_{L-1} times each, for any earlier layers and activations.
 
     Args:
       features: h on the probe batch, the input of the last layer.
-      outputs: K.
-      bias: whether the last layer has a bias; E[(h, 1) (h, 1)^T] takes the place of E[h h^T].
+      outputs: K, the number of outputs.
+      bias: whether the last layer has a bias; then E[(h, 1) (h, 1)^T] replaces E[h h^T].
 
     Raises:
       TypeError: for outputs that are not an integer, or a bias that is not a bool.
-      ValueError: if K <= M_{L-1}: then there are no plateaus. And for features that are not finite.
+      ValueError: if K <= M_{L-1}, so that there are no plateaus, or for features that are not
+        finite.
 
     Source: arXiv 2106.16225, section S8.1 (figures S4 and S5); with biases by the same argument.
     """
@@ -134,11 +137,11 @@ def outer_plateaus(
 def functional_plateaus(omega: Float[np.ndarray, "k d"], hidden: int) -> Plateaus:
     """Return the non-zero eigenvalues of H_f of a linear network with one hidden layer.
 
-    H_f = [[0, Omega (x) I_M], [Omega^T (x) I_M, 0]] has the singular values of Omega with both
-    signs, each M times.
+    The eigenvalues of H_f = [[0, Omega (x) I_M], [Omega^T (x) I_M, 0]] are the singular values of
+    Omega with both signs, each M times.
 
     Args:
-      omega: Omega; if the hidden layer has a bias, E[delta (x, 1)^T].
+      omega: Omega, or E[delta (x, 1)^T] if the hidden layer has a bias.
       hidden: M, the width of the hidden layer.
 
     Returns:
@@ -160,12 +163,12 @@ def functional_plateaus(omega: Float[np.ndarray, "k d"], hidden: int) -> Plateau
 def match_plateaus(
     plateaus: Plateaus, eigenvalues: Float[np.ndarray, " p"], *, tolerance: float = 1e-9
 ) -> list[PlateauMatch]:
-    """Compare each plateau that is more than rounding with the measured eigenvalues.
+    """Compare each plateau above rounding with the measured eigenvalues.
 
     Args:
-      plateaus: the prediction.
-      eigenvalues: with their signs, in any order, as `hessian_spectra` returns them.
-      tolerance: the relative distance up to which an eigenvalue counts as on a level.
+      plateaus: the predicted plateaus.
+      eigenvalues: the signed eigenvalues, in any order, as returned by `hessian_spectra`.
+      tolerance: the largest relative distance at which an eigenvalue matches a level.
 
     Raises:
       ValueError: for a spectrum that is not finite or smaller than a plateau, or a tolerance
@@ -212,7 +215,7 @@ def _check_chain(chain: Sequence[np.ndarray], x: np.ndarray) -> None:
 
 
 def _finite(name: str, values: Any, *, axes: int) -> np.ndarray:
-    """Return the values in float64; raise for anything but a finite array of so many axes."""
+    """Return the values in float64; refuse anything but a finite array with this many axes."""
     try:
         if values is None:
             raise TypeError

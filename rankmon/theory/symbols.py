@@ -1,6 +1,6 @@
-"""The symbols in which `closed_forms` writes its formulas: widths, r, s and others, checked.
+"""The symbols in the formulas of `closed_forms`: widths, r, s and others, with their checks.
 
-They are those of arXiv 2106.16225; `closed_forms` declares them.
+They follow arXiv 2106.16225; `closed_forms` declares them.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ _LOSSES = ("mse", "cosh", "cross_entropy")
 
 @dataclass(frozen=True)
 class Symbols:
-    """The quantities that the formulas are written in, layers counted from 1 as in the paper.
+    """The quantities in the formulas; layers are counted from 1, as in the paper.
 
     Attributes:
-      M: (M_0, ..., M_L) = (d, ..., K), where K is already K - 1 under cross entropy.
-      r: rank of the inputs; with biases, of the centered inputs.
-      s: rank of Omega.
+      M: the widths (M_0, ..., M_L) = (d, ..., K), with K - 1 for K under cross entropy.
+      r: the rank of the inputs, or of the centered inputs if there are biases.
+      s: the rank of Omega.
       o: 1 with biases, 0 without.
     """
 
@@ -34,7 +34,7 @@ class Symbols:
 
     @property
     def K(self) -> int:
-        """The last width; the number of outputs, less one under cross entropy."""
+        """The last width: the number of outputs, minus one under cross entropy."""
         return self.M[-1]
 
     @property
@@ -48,7 +48,7 @@ class Symbols:
         return min(self.q, self.s)
 
     def narrowest(self, first: int, last: int) -> int:
-        """Return min(M_first, ..., M_last)."""
+        """Return the smallest width, min(M_first, ..., M_last)."""
         return min(self.M[first : last + 1])
 
     def rho(self, layer: int) -> int:
@@ -60,11 +60,11 @@ class Symbols:
         return self.narrowest(layer, self.L)
 
     def a(self, layer: int, j: int) -> int:
-        """Return the rank that Omega passes to `layer` from the earlier layer j; 0 at j = layer."""
+        """Return the rank that Omega transmits from an earlier layer j; 0 for j = layer."""
         return min(self.u(layer), self.s, self.rho(j) + self.o) if j < layer else 0
 
     def f(self, layer: int, k: int) -> int:
-        """Return the rank that Omega passes to `layer` from the later layer k; 0 at k = layer."""
+        """Return the rank that Omega transmits from a later layer k; 0 for k = layer."""
         return min(self.rho(layer) + self.o, self.s, self.u(k)) if k > layer else 0
 
     def left(self, layer: int) -> int:
@@ -82,12 +82,12 @@ class Symbols:
         )
 
     def overlap(self, layer: int) -> int:
-        """Return the dimension of the intersection of both; 0 for the first and the last layer."""
+        """Return the dimension of the intersection of `left` and `right`; 0 at both ends."""
         return self.a(layer, 1) * max(self.f(layer, self.L) - self.o, 0)
 
 
 def symbols_of(dims: Sequence[int], r: int | None, s: int | None, bias: bool, loss: str) -> Symbols:
-    """Return the symbols of a network from the arguments of `closed_forms`, with its defaults.
+    """Return a network's symbols, given the arguments of `closed_forms` or their defaults.
 
     Raises:
       TypeError: for widths or ranks that are not integers.
@@ -115,7 +115,7 @@ def symbols_of(dims: Sequence[int], r: int | None, s: int | None, bias: bool, lo
 
 
 def widths_of(dims: Sequence[int]) -> tuple[int, ...]:
-    """Return the widths as two or more integers of at least 1, or raise."""
+    """Return the widths as integers; refuse fewer than two, or a width below 1."""
     is_sequence = isinstance(dims, Sequence) or getattr(dims, "ndim", None) == 1
     if not is_sequence or isinstance(dims, (str, bytes)):
         raise TypeError(
@@ -136,7 +136,7 @@ def widths_of(dims: Sequence[int]) -> tuple[int, ...]:
 
 
 def within(name: str, value: int, most: int, limit: str) -> int:
-    """Return the value as an integer from 0 to `most`, which the error calls `limit`."""
+    """Return the value as an integer from 0 to `most`; `limit` names that bound in the error."""
     number = as_integer(name, value)
     if not 0 <= number <= most:
         raise ValueError(

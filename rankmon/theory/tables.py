@@ -1,7 +1,7 @@
-"""All closed forms and bounds at one network's widths, as `rankmon predict` shows them.
+"""All closed forms and bounds for one network's widths, as shown by `rankmon predict`.
 
-Symbols as in `closed_forms`: widths (d, M_1, ..., K), p parameters, r the rank of the inputs, s
-that of Omega, q the narrowest of r and the widths after d.
+Symbols as in `closed_forms`: widths (d, M_1, ..., K), p parameters, r the rank of the inputs, s the
+rank of Omega, q the smallest of r and the widths after d.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class Bound:
     Attributes:
       part: "H_L", "H_o" or "H_f".
       value: the bound.
-      source: the theorem that proves it, and the networks it holds for.
+      source: the theorem that proves it, and the networks that it applies to.
     """
 
     part: str
@@ -42,17 +42,17 @@ class ClosedForms:
     """The predicted ranks of a deep linear network.
 
     Attributes:
-      dims: the widths.
+      dims: the widths (d, M_1, ..., K).
       bias: whether every layer has a bias.
-      loss: the loss.
+      loss: "mse", "cosh" or "cross_entropy".
       p: the number of parameters.
       r: the rank of the inputs.
       s: the rank of Omega.
-      q: min(r, M_1, ..., K), K - 1 in place of K under cross entropy.
-      ranks: "H_L", "H_o", "H_f" -> rank.
+      q: min(r, M_1, ..., K), with K - 1 for K under cross entropy.
+      ranks: the rank of each of "H_L", "H_o", "H_f".
       per_parameter: the ranks divided by p.
       columns: the ranks of H_f's column blocks, one per layer.
-      bounds: those that apply.
+      bounds: the upper bounds that apply to this network.
     """
 
     dims: tuple[int, ...]
@@ -77,22 +77,22 @@ def closed_forms(
     loss: str = "mse",
     n: int | None = None,
 ) -> ClosedForms:
-    """Return the closed forms and bounds at these widths.
+    """Return the closed forms and bounds for these widths.
 
     Args:
-      dims: as for `theory.rank_loss`, like r, s, bias and loss.
-      r: rank of the inputs; default d, or the largest rank of n examples.
-      s: rank of Omega; default its maximum.
+      dims: the widths (d, M_1, ..., K), as for `theory.rank_loss`.
+      r: the rank of the inputs; by default d, or the largest rank of n examples.
+      s: the rank of Omega; by default its maximum.
       bias: whether every layer has a bias.
       loss: "mse", "cosh" or "cross_entropy".
-      n: the number of examples, for the bound that grows with it; None leaves it out.
+      n: the number of examples, for the bound that grows with n; None to leave that bound out.
 
     Raises:
       TypeError, ValueError: as the functions of `theory` do.
     """
     dims, bias = widths_of(dims), as_flag("bias", bias)
     if r is None and n is not None:
-        # With biases the inputs are centered.
+        # With biases r is the rank of the centered inputs.
         r = min(dims[0], max(as_integer("n", n) - int(bias), 0))
     t = symbols_of(dims, r, s, bias, loss)
     columns = rank_functional_columns(dims, r=r, s=s, bias=bias, loss=loss)
