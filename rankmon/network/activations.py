@@ -1,8 +1,8 @@
 """Activations of the layers of a recognized stack: values, derivatives and names.
 
-The network's jaxpr is walked: at a layer's product the layer's input is recorded, and a shift is
-added to the result. Derivatives in the shifts, by JAX and so by each function's own rules, are
-those in the pre-activations.
+The network's jaxpr is evaluated with two changes: the input of each layer is recorded, and a shift
+is added to the result of each layer's product. The derivatives with respect to the shifts are those
+with respect to the pre-activations. JAX computes them, with any custom derivative rules.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,17 +42,18 @@ from rankmon.problem.precision import abstract_array, abstract_arrays
 
 
 class UnsupportedActivationError(ValueError):
-    """An activation whose first and second derivatives need not belong to one function."""
+    """An activation whose derivative rules may be inconsistent with each other."""
 
 
 @dataclass(frozen=True)
 class LayerStates:
-    """The state of every layer z^l = W^l h^{l-1} (+ b^l), h^l = f_l(z^l), example by example.
+    """The state of every layer z^l = W^l h^{l-1} (+ b^l), h^l = f_l(z^l), for each example.
 
     Attributes:
-      received: the layers' inputs h^0, ..., h^{L-1}, each [n, M_{l-1}].
-      slopes: f_1'(z^1), ..., f_L'(z^L), each [n, M_l]; ones where there is no activation.
-      bends: f_1''(z^1), ..., f_L''(z^L), each [n, M_l].
+      received: the inputs h^0, ..., h^{L-1} of the layers, each [n, M_{l-1}].
+      slopes: the first derivatives f_1'(z^1), ..., f_L'(z^L), each [n, M_l]; ones for layers
+        without activation.
+      bends: the second derivatives f_1''(z^1), ..., f_L''(z^L), each [n, M_l].
     """
 
     received: tuple[Float[np.ndarray, "n _in"], ...]
@@ -65,10 +66,10 @@ def layer_states(flat: FlatProblem, stack: DenseStack) -> Callable[..., LayerSta
 
     Args:
       flat: the problem.
-      stack: the stack that `recognized_stack` finds in the problem.
+      stack: the result of `recognized_stack` for this problem.
 
     Raises:
-      UnsupportedActivationError: if an activation has a backward rule of its own.
+      UnsupportedActivationError: if an activation has a custom backward rule (`custom_vjp`).
     """
     precision, inputs = flat.precision, flat.inputs
     shapes = [(flat.positions, width) for width in stack.dims[1:]]
@@ -107,10 +108,10 @@ def layer_states(flat: FlatProblem, stack: DenseStack) -> Callable[..., LayerSta
 
 
 def activation_names(flat: FlatProblem) -> tuple[str, ...]:
-    """Return the names of the activations of a recognized stack, each once, as its jaxpr has them.
+    """Return the distinct names of a recognized stack's activations, as they occur in its jaxpr.
 
-    A name is that of the outermost function called ("relu", "gelu") or of an operation ("tanh");
-    an activation that is written out in several operations has several names.
+    A name is that of the outermost function called ("relu", "gelu") or of an operation ("tanh"). An
+    activation that consists of several operations has several names.
     """
     names: dict[str, None] = {}
 
@@ -139,7 +140,7 @@ def _is_mapped(kind: Value) -> TypeGuard[Activation]:
 
 
 def _name(eqn: JaxprEqn) -> str:
-    """Return the name of the outermost function that is called, else of the operation."""
+    """Return the name of the outermost function that is called, or else of the operation."""
     if eqn.primitive.name in CALLS:
         return called_name(eqn)
     if eqn.primitive.name in CUSTOM_CALLS:
@@ -149,7 +150,7 @@ def _name(eqn: JaxprEqn) -> str:
 
 
 def _live(program: ClosedJaxpr) -> ClosedJaxpr:
-    """Return the program without dead code, in which no layer of the stack can be."""
+    """Return the program without dead code, which contains no layer of the stack."""
     jaxpr, _ = dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars), instantiate=True)
     return ClosedJaxpr(jaxpr, program.consts)
 
@@ -157,8 +158,8 @@ def _live(program: ClosedJaxpr) -> ClosedJaxpr:
 class _Walk:
     """An evaluation of a jaxpr that adds shifts to the layers' products and records their inputs.
 
-    The gradient is stopped at each layer's input, so that the derivative in a shift is that of one
-    activation.
+    The gradient is stopped at each layer's input, so that the derivative with respect to a shift is
+    that of a single activation.
     """
 
     def __init__(self, shifts: Sequence[Float[Array, "n _out"]]) -> None:
@@ -168,7 +169,7 @@ class _Walk:
     def through(
         self, program: ClosedJaxpr, arguments: Sequence[tuple[Value, Any]]
     ) -> list[tuple[Value, Any]]:
-        """Return the kinds and values of the program's results."""
+        """Evaluate the program; return the kinds and values of its results."""
         return interpreted(
             program,
             arguments,
@@ -202,7 +203,7 @@ class _Walk:
 
 
 def _order(axes: Axes) -> list[int]:
-    """Return the axes, the examples first, then the features; axes of size one stay anywhere."""
+    """Return the order of axes with the examples first, then the features."""
 
     def place(i: int) -> int:
         label = axes[i]
@@ -219,7 +220,7 @@ def _rows(value: Any, axes: Axes) -> Float[Array, "n m"]:
 
 
 def _placed(rows: Float[Array, "n m"], axes: Axes, like: Any) -> Any:
-    """Return rows in the layout of another value: the inverse of `_rows`."""
+    """Return the rows in the layout of another value: the inverse of `_rows`."""
     order = _order(axes)
     ordered = rows.reshape([like.shape[i] for i in order])
     return jnp.transpose(ordered, np.argsort(order).tolist()).astype(like.dtype)

@@ -1,8 +1,8 @@
 """The kind of each value in a jaxpr: a parameter leaf, a pre-activation, or a function of one.
 
-Nothing is guessed from names or shapes: every axis of every intermediate value carries a label for
-what it stands for (an axis of a leaf, the examples, the features), the operations on an allow-list
-carry the labels along, and the result of any other operation is unknown.
+Nothing is guessed from names or shapes. Every axis of every intermediate value has a label for its
+meaning (an axis of a leaf, the examples, the features). The operations on an allow-list propagate
+the labels; the result of any other operation is unknown.
 """
 
 import math
@@ -40,8 +40,8 @@ from rankmon._util.jaxpr import (
 class DenseLayer:
     """One layer z -> W z (+ b), with or without an elementwise function after it.
 
-    `kernel` and `bias` are indices of parameter leaves; a `transposed` kernel is stored (in, out),
-    as in Flax, so that W^l = leaf.T; an elementwise function follows an `activated` layer.
+    `kernel` and `bias` are indices of parameter leaves. A `transposed` kernel is stored (in, out),
+    as in Flax, so that W^l = leaf.T. An `activated` layer is followed by an elementwise function.
     """
 
     kernel: int
@@ -51,11 +51,11 @@ class DenseLayer:
 
 
 class Label(Enum):
-    """The meaning of an axis, unless it is one of a leaf or of the unflattened input (an int)."""
+    """The meaning of an axis; axes of a leaf or of the unflattened input are ints instead."""
 
     EXAMPLE = "example"
     FEATURE = "feature"
-    UNIT = "unit"  # every axis of size one, whatever it came from
+    UNIT = "unit"  # any axis of size one, whatever its origin
     REPEATED = "repeated"  # an axis along which the value is constant
 
 
@@ -65,12 +65,12 @@ _Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Constant:
-    """One number, perhaps broadcast, that depends on neither parameters nor inputs."""
+    """A single number, possibly broadcast, that depends on neither parameters nor inputs."""
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """A parameter leaf, perhaps with permuted axes and added axes of size one or repeated ones."""
+    """A parameter leaf, possibly with permuted axes and added (size-one or repeated) axes."""
 
     index: int
     shape: _Shape
@@ -79,21 +79,21 @@ class Leaf:
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """One pre-activation, and the layers before it; compared by identity."""
+    """A pre-activation and the layers before it; compared by identity."""
 
     layers: tuple[DenseLayer, ...]
 
 
 @dataclass(frozen=True)
 class Activation:
-    """A stage, or (mapped) an elementwise function of it."""
+    """A stage, or, if `mapped`, an elementwise function of it."""
 
     stage: Stage
     mapped: bool
     axes: Axes
 
 
-# None stands for a value of any other kind.
+# None is a value of any other kind.
 Value = Constant | Leaf | Activation | None
 
 
@@ -149,24 +149,24 @@ def results_of(eqn: JaxprEqn, values: list[Value]) -> list[Value]:
 
 
 def transparent_call(eqn: JaxprEqn) -> ClosedJaxpr | None:
-    """Return the program that the operation only calls, as `jit` does; None for all others."""
+    """Return the program of an operation that merely calls it, such as `jit`; else None."""
     return nested(eqn) if eqn.primitive.name in CALLS else None
 
 
 def _with_own_derivative(result: Value, arguments: list[Value]) -> Value:
-    # A gradient reversal is the identity in value only. Applied to a parameter it is unknown.
+    # Gradient reversal is the identity only in value, so its result on a parameter is unknown.
     if isinstance(result, Activation):
         return None if any(isinstance(a, Leaf) for a in arguments) else _mapped(result)
     return result if isinstance(result, Constant) else None
 
 
 def _mapped(value: Activation) -> Activation | None:
-    # A function of the inputs would change r, the rank of the inputs in the theory.
+    # A function of the inputs would change r, the rank of the inputs in the closed forms.
     return replace(value, mapped=True) if value.stage.layers else None
 
 
 def _rearranged(eqn: JaxprEqn, values: list[Value]) -> Value:
-    """Apply transpose, broadcast_in_dim, reshape, squeeze, and slices that keep all entries."""
+    """Apply transpose, broadcast_in_dim, reshape, squeeze, or a slice that keeps all entries."""
     value = values[0]
     if value is None or isinstance(value, Constant):
         return value
@@ -220,7 +220,7 @@ def _converted(eqn: JaxprEqn, values: list[Value]) -> Value:
 
 
 def _elementwise(eqn: JaxprEqn, values: list[Value]) -> Value:
-    """Apply an elementwise function to one pre-activation, and perhaps to uniform constants."""
+    """Apply an elementwise function to one pre-activation and any uniform constants."""
     kinds = {
         (value.stage, value.axes, _shape(atom)) if isinstance(value, Activation) else None
         for value, atom in zip(values, eqn.invars, strict=True)
@@ -229,7 +229,7 @@ def _elementwise(eqn: JaxprEqn, values: list[Value]) -> Value:
     if not kinds:
         return Constant()
     first = next((value for value in values if isinstance(value, Activation)), None)
-    # Axes of size one broadcast implicitly in a jaxpr's arithmetic, so the shapes count too.
+    # Arithmetic in a jaxpr broadcasts axes of size one implicitly, so compare the shapes too.
     if first is None or kinds != {(first.stage, first.axes, _shape(eqn.outvars[0]))}:
         return None
     return _mapped(first)
@@ -244,7 +244,7 @@ def _sum(eqn: JaxprEqn, values: list[Value]) -> Value:
     layers = activation.stage.layers
     if activation.mapped or not layers or layers[-1].bias is not None:
         return None
-    # A leaf without some of the axes is a scalar.
+    # A leaf has fewer axes than the activation only if it is a scalar.
     missing = [False] * (len(activation.axes) - len(leaf.axes))
     varies = missing + [isinstance(label, int) for label in leaf.axes]
     along_features = varies == [label is Label.FEATURE for label in activation.axes]
@@ -254,7 +254,7 @@ def _sum(eqn: JaxprEqn, values: list[Value]) -> Value:
 
 
 def _activation_and_leaf(values: list[Value]) -> tuple[Activation, Leaf, int] | None:
-    """Return an activation and a leaf, whichever comes first, and the activation's place."""
+    """Return the activation and the leaf among two operands, and the activation's position."""
     match values:
         case [Activation() as activation, Leaf() as leaf]:
             return activation, leaf, 0
@@ -264,7 +264,7 @@ def _activation_and_leaf(values: list[Value]) -> tuple[Activation, Leaf, int] | 
 
 
 def _product(eqn: JaxprEqn, values: list[Value]) -> Value:
-    """Apply dot_general: one more layer if a kernel's axis is contracted with the features."""
+    """Apply dot_general; it adds a layer if a kernel's axis is contracted with the features."""
     contracted, batch = dot_axes(eqn)
     pair = _activation_and_leaf(values)
     if pair is None or any(batch):
@@ -287,7 +287,7 @@ def _product(eqn: JaxprEqn, values: list[Value]) -> Value:
 
 
 def _is_transposed(leaf: Leaf, contracted: Sequence[int]) -> bool | None:
-    """Return whether a kernel is stored (in, out), from the summed axis; None for no kernel."""
+    """Return whether a kernel with this summed axis is stored (in, out); None if not a kernel."""
     if len(leaf.shape) != 2 or Label.REPEATED in leaf.axes:
         return None
     summed = [leaf.axes[i] for i in contracted if leaf.axes[i] is not Label.UNIT]
@@ -298,7 +298,7 @@ def _is_transposed(leaf: Leaf, contracted: Sequence[int]) -> bool | None:
 
 
 def closed_layers(activation: Activation) -> tuple[DenseLayer, ...]:
-    """Return the layers up to here, the last one marked if an elementwise function follows it."""
+    """Return the layers so far, the last one marked if an elementwise function follows it."""
     layers = activation.stage.layers
     return (*layers[:-1], replace(layers[-1], activated=activation.mapped)) if layers else ()
 

@@ -1,8 +1,9 @@
 """Find kernels that are applied to exactly one vector per example: their gradient has rank one.
 
-If a kernel W occurs once, in a product z = W h with a single vector h per example, the rows of
-dF/dW are the products g (x) h with g = dF/dz. Both are obtained without differentiation in W: the
-network's jaxpr is walked, h is recorded, and a shift is added to z.
+If a kernel W is used only once, in a product z = W h with a single vector h per example, the rows
+of dF/dW are the products g (x) h with g = dF/dz. Both factors are computed without differentiating
+with respect to W: the network's jaxpr is evaluated, h is recorded, and a shift is added to z, whose
+derivative is g.
 """
 
 import math
@@ -39,9 +40,9 @@ class DenseKernel:
 
     Attributes:
       leaf: the kernel's index among the leaves.
-      axes: the leaf's axes: first those that are summed over, then the others.
+      axes: the leaf's axes, first those that are summed over, then the others.
       summed: the sizes of the axes that are summed over.
-      left: the sizes of the other axes.
+      left: the sizes of the remaining axes.
       product: the shape of z in the network's program.
       dtype: the dtype of z.
     """
@@ -55,7 +56,7 @@ class DenseKernel:
 
     @property
     def zero(self) -> Float[Array, "..."]:
-        """A shift that changes nothing; traceable."""
+        """The zero shift; traceable."""
         return jnp.zeros(self.product, self.dtype)
 
     def gradient(self, h: Float[Array, "n a"], g: Float[Array, "n b"]) -> Float[Array, "..."]:
@@ -67,7 +68,7 @@ class DenseKernel:
 class DenseKernels:
     """The kernels of one network that are applied to one vector per example.
 
-    They are found in the network's program for a single example.
+    They are found in the program that evaluates the network on a single example.
 
     Args:
       flat: the problem.
@@ -95,7 +96,7 @@ class DenseKernels:
         others = [None] * (len(self._program.in_avals) - len(views))
         uses.note_other(uses.through(self._program, [*views, *others]))
         kernels = uses.dense_alone()
-        with self._flat.precision.scope():  # errors of `traced` are raised here
+        with self._flat.precision.scope():  # to raise errors of `traced` now
             shifts = {kernel.leaf: kernel.zero for kernel in kernels}
             jax.eval_shape(lambda leaves, x: self.traced(leaves, x, shifts), shapes, example)
         return kernels
@@ -103,12 +104,12 @@ class DenseKernels:
     def traced(
         self, leaves: Sequence[Any], example: Any, shifts: Mapping[int, Float[Array, "..."]]
     ) -> tuple[Float[Array, "positions k"], dict[int, Float[Array, " _a"]]]:
-        """Return the outputs with shifts added to kernels' products, and these kernels' inputs.
+        """Return the outputs with shifts added to the kernels' products, and the kernels' inputs.
 
         Args:
           leaves: all parameter leaves, lifted.
           example: the inputs of one example, with a leading axis of one.
-          shifts: by the kernel's leaf; `DenseKernel.zero` changes nothing.
+          shifts: the shift for each kernel, by the index of its leaf; see `DenseKernel.zero`.
         """
         walk = _Walk(shifts)
         parameters = [(leaf, i) for i, leaf in enumerate(leaves)]
@@ -133,7 +134,7 @@ class _Uses:
         self._otherwise: set[int] = set()
 
     def dense_alone(self) -> tuple[DenseKernel, ...]:
-        """Return the leaves whose only use is one product with one vector."""
+        """Return the leaves whose only use is a single product with one vector."""
         leaves = [kernel.leaf for kernel in self._products]
         return tuple(
             kernel
@@ -144,11 +145,11 @@ class _Uses:
     def through(
         self, program: ClosedJaxpr, arguments: Sequence[_View | None]
     ) -> list[_View | None]:
-        """Note the uses in a program, and return which leaves its results are."""
+        """Record the uses in a program; return for each result the leaf that it is, if any."""
         return interpreted(program, arguments, constant=lambda *_: None, operation=self._operation)
 
     def note_other(self, views: Sequence[_View | None]) -> None:
-        """Note that these leaves are used in another way than in a product with one vector."""
+        """Record that these leaves are used otherwise than in a product with one vector."""
         self._otherwise |= {view.leaf for view in views if view is not None}
 
     def _operation(
@@ -172,7 +173,7 @@ class _Uses:
 
 
 def _dense_kernel(eqn: JaxprEqn, views: Sequence[_View | None]) -> DenseKernel | None:
-    """Return the kernel in this product if the other operand is one vector, else None."""
+    """Return the kernel of this product if the other operand is one vector, else None."""
     contracted, batch = dot_axes(eqn)
     at = 0 if views[0] is not None else 1
     view = views[at]
@@ -198,18 +199,18 @@ def _aval(atom: Any) -> Any:
     return atom.aval
 
 
-_Seen = tuple[Any, int | None]  # a value, and the leaf that it is
+_Seen = tuple[Any, int | None]  # a value, and the leaf that it is equal to
 
 
 class _Walk:
-    """An evaluation of the network with shifts, by leaf, that records these leaves' vectors."""
+    """An evaluation of the network that adds shifts to products and records the kernels' inputs."""
 
     def __init__(self, shifts: Mapping[int, Float[Array, "..."]]) -> None:
         self.vectors: dict[int, Float[Array, " _a"]] = {}
         self._shifts = shifts
 
     def through(self, program: ClosedJaxpr, arguments: Sequence[_Seen]) -> list[_Seen]:
-        """Return the program's results, each with the leaf that it is."""
+        """Evaluate the program; return its results, each with the leaf that it is, if any."""
         return interpreted(
             program, arguments, constant=lambda _, value: (value, None), operation=self._operation
         )

@@ -1,10 +1,10 @@
-"""The axes of each kernel that the network sums over, and those that count layers.
+"""Find the input and output axes of each kernel, and the axes along which it stacks layers.
 
-They are read from the network's program, never from names or shapes. Each axis of a value carries
-the axes of the leaf that it runs over. The operations that rearrange, cut or scale a leaf carry
-them along; a product or a convolution then determines which of them are its input (rows) and its
-output (columns). Loops over a leaf, indices into it and the batch axes of a product separate its
-layers.
+They are read from the network's program, never from names or shapes. Each axis of a value is
+labeled with the axes of the leaf that it runs over. Operations that rearrange, slice or scale a
+leaf propagate the labels. A product or a convolution then determines the input axes (rows) and the
+output axes (columns). A loop over a leaf, an index into it, or a batch axis of a product shows an
+axis that counts layers.
 """
 
 from collections.abc import Sequence
@@ -53,18 +53,18 @@ _CUTS = frozenset({SLICE, DYNAMIC_SLICE, SPLIT, PAD})
 _NO_AXIS = -1
 
 _Shape = tuple[int, ...]
-# The leaf's axes that one axis of a value runs over, slowest first, each with its size there.
+# The leaf's axes that one axis of a value runs over, slowest first, with their sizes.
 _Label = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A leaf, or some of its entries, in some arrangement; perhaps changed elementwise.
+    """A rearranged leaf or some of its entries, possibly changed elementwise.
 
     Attributes:
-      leaf: its index.
+      leaf: the index of the leaf.
       labels: the label of each axis.
-      layers: the leaf's axes along which one entry was taken.
+      layers: the leaf's axes along which a single entry was selected.
     """
 
     leaf: int
@@ -74,7 +74,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Use:
-    """One use of a leaf by an operation; without rows and columns if that is not a product."""
+    """One use of a leaf by an operation; rows and columns are known only for products."""
 
     layers: frozenset[int]
     rows: frozenset[int] = frozenset()
@@ -83,23 +83,23 @@ class _Use:
 
     @property
     def sides(self) -> frozenset[frozenset[int]]:
-        """Rows and columns in no order: a matrix and its transpose have the same rank."""
+        """Rows and columns as a set, because a matrix and its transpose have the same rank."""
         return frozenset({self.rows, self.columns})
 
 
-# The parts of leaves that a value is made of.
+# The parts of leaves that a value consists of.
 _Value = tuple[_Part, ...]
 
 
 def kernel_axes(flat: FlatProblem) -> dict[int, MatrixAxes]:
-    """Return `operation_axes`; if the program cannot be read, warn once and return none."""
+    """Return `operation_axes`; if the program cannot be read, warn once and return no axes."""
     return optionally(
         flat.problem, "the axes of kernels", lambda: operation_axes(flat), otherwise={}
     )
 
 
 def operation_axes(flat: FlatProblem) -> dict[int, MatrixAxes]:
-    """Return the matrix axes of each leaf of three axes or more whose uses in the network agree."""
+    """Return the matrix axes of each leaf with at least three axes, if all its uses agree."""
     walk = _Walk()
     arguments: list[_Value] = [()] * len(flat.program.in_avals)
     for leaf, spec in enumerate(flat.specs):
@@ -116,7 +116,7 @@ def operation_axes(flat: FlatProblem) -> dict[int, MatrixAxes]:
 
 
 def _agreed(name: str, shape: _Shape, uses: Sequence[_Use]) -> MatrixAxes | None:
-    """Return what all uses of a leaf agree on: layers and matrix, one of the two, or None."""
+    """Return the layer axes and matrix axes that all uses of a leaf agree on, or None."""
     found = {use.layers for use in uses}
     layers = found.pop() if len(found) == 1 else frozenset()
     if len(shape) - len(layers) < 2:
@@ -132,7 +132,7 @@ def _agreed(name: str, shape: _Shape, uses: Sequence[_Use]) -> MatrixAxes | None
 
 @dataclass
 class _Walk:
-    """A walk through a program that notes the uses of each leaf, in the order of evaluation."""
+    """A walk through a program that records the uses of each leaf, in the order of evaluation."""
 
     uses: dict[int, list[_Use]] = field(default_factory=dict)
 
@@ -188,7 +188,7 @@ def _axes_of(labels: Sequence[_Label]) -> frozenset[int]:
 
 
 def _entry(part: _Part, axis: int) -> _Part:
-    """Take one entry of the value along this axis, and drop the axis."""
+    """Select one entry of the value along this axis, and drop the axis."""
     rest = part.labels[:axis] + part.labels[axis + 1 :]
     return replace(part, labels=rest, layers=part.layers | _axes_of([part.labels[axis]]))
 
@@ -200,7 +200,7 @@ def _product(eqn: JaxprEqn, place: int, part: _Part) -> _Use:
         kept = [x for axis, x in enumerate(part.labels) if axis not in {*contracted, *batch}]
         layers = part.layers | _axes_of([part.labels[axis] for axis in batch])
         return _Use(layers, _axes_of(rows), _axes_of(kept), "product")
-    if place == 0:  # convolved with a kernel, and not a kernel itself
+    if place == 0:  # the operand of a convolution, not its kernel
         return _Use(part.layers)
     out = convolution_axes(eqn).rhs_spec[0]
     rows = [x for axis, x in enumerate(part.labels) if axis != out]
@@ -208,7 +208,7 @@ def _product(eqn: JaxprEqn, place: int, part: _Part) -> _Use:
 
 
 def _moved(eqn: JaxprEqn, place: int, part: _Part) -> list[_Value] | None:
-    """Return what the results hold of this part of an operand; None if that is not known."""
+    """Return the part of the leaf in each result, given that in an operand; None if unknown."""
     name, old = eqn.primitive.name, _shape(eqn.invars[place])
     moved: list[_Value] = []
     for result in eqn.outvars:
@@ -226,7 +226,7 @@ def _moved(eqn: JaxprEqn, place: int, part: _Part) -> list[_Value] | None:
 def _arranged(
     eqn: JaxprEqn, labels: tuple[_Label, ...], old: _Shape, new: _Shape
 ) -> tuple[_Label, ...] | None:
-    """Return the labels of a result's axes, of an operation on all entries of its operand."""
+    """Return the labels of the result's axes, for an operation that keeps all entries."""
     name = eqn.primitive.name
     if name in _ENTRY_BY_ENTRY and old == new:
         return labels
@@ -254,7 +254,7 @@ def _broadcast(
 
 
 def _reshaped(labels: tuple[_Label, ...], new: _Shape) -> tuple[_Label, ...] | None:
-    """Merge axes and split them again; None if an axis of the leaf itself would be split."""
+    """Merge axes and split merged ones; None if an axis of the leaf itself would be split."""
     rest = [entry for label in labels for entry in label]
     results: list[_Label] = []
     for size in new:
@@ -270,7 +270,7 @@ def _reshaped(labels: tuple[_Label, ...], new: _Shape) -> tuple[_Label, ...] | N
 
 
 def _cut(part: _Part, old: _Shape, new: _Shape) -> _Part | None:
-    """Take some entries along each axis, or add zeros or other values to them."""
+    """Select some entries along each axis, or pad with other values."""
     labels, layers = list(part.labels), part.layers
     for axis, (before, after) in enumerate(zip(old, new, strict=True)):
         if before == after:

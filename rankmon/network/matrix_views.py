@@ -1,7 +1,7 @@
-"""Parameter leaves viewed as matrices: which axes are rows and columns, and which count matrices.
+"""View parameter leaves as matrices: the axes of rows and columns, and axes that count matrices.
 
-The axes are given by the user, by the operation that uses the leaf (`kernel_axes`), or by names and
-shapes, in this order.
+The axes come from the user, else from the operation that uses the leaf (`kernel_axes`), else from
+its name and shape.
 """
 
 import re
@@ -15,7 +15,7 @@ from rankmon._util.globs import matching
 from rankmon._util.tags import RESERVED_NAMES, told_apart
 from rankmon.problem.pytree import LeafSpec, is_matrix
 
-# Projections of Flax's attention keep their kernels as (in, heads, head_dim).
+# The projections of Flax's attention layers have kernels of shape (in, heads, head_dim).
 _SPLIT_OUTPUT_LAYERS = frozenset({"query", "key", "value"})
 
 
@@ -24,11 +24,11 @@ class MatrixAxes:
     """The axes of a leaf that are rows and columns of a matrix; its other axes count matrices.
 
     Attributes:
-      rows: axes, slowest first.
-      columns: axes, slowest first.
-      source: where they come from: "product" or "convolution", the operation that uses the leaf;
-        "name", a projection of attention; "shape", the two axes, or the last one against the
-        others; or "views", the option.
+      rows: the axes of the rows, slowest first.
+      columns: the axes of the columns, slowest first.
+      source: the origin of the axes: "product" or "convolution" for the operation that uses the
+        leaf; "name" for a projection of an attention layer; "shape" for the only two axes, or the
+        last axis as columns and all others as rows; "views" for the user's option.
     """
 
     rows: tuple[int, ...]
@@ -36,7 +36,7 @@ class MatrixAxes:
     source: str
 
 
-# By globs over the leaves' names, the axes of rows and of columns.
+# A glob over the leaves' names -> the axes of rows and of columns.
 Views = Mapping[str, tuple[Sequence[int], Sequence[int]]]
 
 
@@ -45,11 +45,11 @@ class MatrixView:
     """One matrix in a leaf.
 
     Attributes:
-      name: its name, unique among all matrices.
-      order: the order of the leaf's axes that puts layers (and heads) first, then rows and columns.
-      place: the matrix's index along the axes that come first.
-      shape: rows and columns.
-      axes: the leaf's axes that they are.
+      name: the name of the matrix, unique among all matrices.
+      order: a permutation of the leaf's axes: first layers (and heads), then rows, then columns.
+      place: the index of the matrix along the axes of layers and heads.
+      shape: the numbers of rows and columns.
+      axes: the leaf's axes of rows and columns.
     """
 
     name: str
@@ -59,7 +59,7 @@ class MatrixView:
     axes: MatrixAxes
 
     def of(self, leaf: Any) -> Any:
-        """Return the matrix from the leaf, an array of NumPy or JAX."""
+        """Return the matrix in the leaf, a NumPy or JAX array."""
         return leaf.transpose(self.order)[self.place].reshape(self.shape)
 
 
@@ -70,16 +70,16 @@ def matrix_views(
     views: Views | None = None,
     by_head: bool = False,
 ) -> list[tuple[int, MatrixView]]:
-    """Return every matrix in these leaves with the index of its leaf; no two names are the same.
+    """Return every matrix in these leaves with the index of its leaf; all names are unique.
 
     Args:
-      specs: those of all leaves; leaves that are not matrices are skipped.
+      specs: the specs of all leaves; leaves that are not matrices are skipped.
       known: the axes from the network's operations, by the leaf's index.
       views: the user's axes, which take precedence.
-      by_head: whether the heads of attention's projections are matrices as well.
+      by_head: whether to add a matrix for each head of an attention layer's projections.
 
     Raises:
-      TypeError, ValueError: for views that fit no leaf, or not its axes.
+      TypeError, ValueError: if a view matches no leaf, or does not match the leaf's axes.
     """
     given = given_axes(specs, views or {})
     found = []
@@ -98,11 +98,11 @@ def matrix_views(
 
 
 def tag_names(names: Sequence[str], leaves: Collection[str]) -> tuple[str, ...]:
-    """Return the matrices' names in tags, changed if the Hessian or features have such tags too.
+    """Return the matrices' names in tags, changed if tags of the Hessian or features collide.
 
     Args:
-      names: those of the matrices, all different.
-      leaves: the names of all leaves: the features of "W" are at "features/W".
+      names: the unique names of the matrices.
+      leaves: the names of all leaves, because the features of "W" have tags with "features/W".
     """
 
     def is_taken(name: str) -> bool:
@@ -114,7 +114,7 @@ def tag_names(names: Sequence[str], leaves: Collection[str]) -> tuple[str, ...]:
 
 
 def _views_of(spec: LeafSpec, axes: MatrixAxes, by_head: bool) -> Iterator[MatrixView]:
-    """Yield the matrices of one leaf: of each layer, and of each head in it."""
+    """Yield the matrices of one leaf: one for each layer, and one for each head in it."""
     layers = [axis for axis in range(len(spec.shape)) if axis not in axes.rows + axes.columns]
     head = _head_axis(spec, axes) if by_head else None
     for place in np.ndindex(*(spec.shape[axis] for axis in layers)):
@@ -138,7 +138,7 @@ def _without(axes: tuple[int, ...], axis: int) -> tuple[int, ...]:
 
 
 def _head_axis(spec: LeafSpec, axes: MatrixAxes) -> int | None:
-    """Return the axis of heads in a projection of Flax's attention; None in other kernels."""
+    """Return the axis of heads in a projection of Flax's attention; None for other kernels."""
     if axes.source == "convolution":
         return None
     sides = len(axes.rows), len(axes.columns)
@@ -148,16 +148,17 @@ def _head_axis(spec: LeafSpec, axes: MatrixAxes) -> int | None:
 
 
 def _layer(name: str) -> str:
-    """Return the name of the layer that the leaf belongs to."""
+    """Return the name of the leaf's layer."""
     return name.split("/")[-2] if "/" in name else ""
 
 
 def named_axes(name: str, shape: Sequence[int], *, layers: Sequence[int] = ()) -> MatrixAxes:
-    """Return the axes by name and shape, for leaves whose use is not known.
+    """Return the axes by name and shape, for leaves whose use is unknown.
 
-    A dense kernel is itself; a convolution's (kh, kw, in, out) is (kh kw in) x out; the query, key
-    and value projections of attention, (in, heads, head_dim), are in x (heads head_dim), and the
-    output projection (heads, head_dim, out) is (heads head_dim) x out.
+    A dense kernel is a matrix as it is. A convolution's kernel (kh, kw, in, out) is viewed as
+    (kh kw in) x out. The query, key and value projections of attention, (in, heads, head_dim), are
+    viewed as in x (heads head_dim), and the output projection (heads, head_dim, out) as
+    (heads head_dim) x out.
     """
     axes = [axis for axis in range(len(shape)) if axis not in layers]
     is_split = len(axes) == 3 and _layer(name) in _SPLIT_OUTPUT_LAYERS
@@ -166,18 +167,18 @@ def named_axes(name: str, shape: Sequence[int], *, layers: Sequence[int] = ()) -
 
 
 def matrix_shape(spec: LeafSpec) -> tuple[int, int]:
-    """Return the rows and columns of a kernel's matrix by its name and shape."""
+    """Return the numbers of rows and columns of a kernel, from its name and shape."""
     rows = named_axes(spec.name, spec.shape).rows
     m = int(np.prod([spec.shape[axis] for axis in rows]))
     return m, spec.size // m
 
 
 def given_axes(specs: Sequence[LeafSpec], views: Views) -> dict[int, MatrixAxes]:
-    """Return the axes that the user gives, by the leaf's index; the first pattern that fits counts.
+    """Return the user's axes by the leaf's index; the first matching pattern counts.
 
     Raises:
       TypeError: for views that are not a mapping to pairs of axes.
-      ValueError: for a pattern without a matrix, or axes that the leaf does not have.
+      ValueError: for a pattern that matches no matrix, or axes that the leaf does not have.
     """
     if not isinstance(views, Mapping):
         raise TypeError(

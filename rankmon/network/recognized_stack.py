@@ -1,4 +1,4 @@
-"""Recognize from its jaxpr that a network is a stack of dense layers, for instance deep linear.
+"""Recognize from a network's jaxpr that it is a stack of dense layers, for instance deep linear.
 
 Symbols (arXiv 2106.16225): F(x) = W^L ... W^1 x with W^l of shape M_l x M_{l-1}, M_0 = d, M_L = K,
 possibly with biases and with elementwise functions after the layers.
@@ -41,13 +41,13 @@ class DenseStack:
 
     @property
     def bias(self) -> bool | None:
-        """True if every layer has a bias, False if none has, None if they differ."""
+        """True if every layer has a bias, False if no layer has one, None if layers differ."""
         having = {layer.bias is not None for layer in self.layers}
         return having.pop() if len(having) == 1 else None
 
     @property
     def linear(self) -> bool:
-        """Whether no elementwise function occurs, so that F(x) = W^L ... W^1 x (+ biases)."""
+        """Whether there are no elementwise functions, so that F(x) = W^L ... W^1 x (+ biases)."""
         return not any(layer.activated for layer in self.layers)
 
     def weights(self, leaves: Sequence[Shaped[_A, "..."]]) -> tuple[Shaped[_A, "_out _in"], ...]:
@@ -56,7 +56,7 @@ class DenseStack:
         return tuple(kernel.T if transposed else kernel for kernel, transposed in stored)
 
     def biases(self, leaves: Sequence[Shaped[_A, "..."]]) -> tuple[Shaped[_A, " _out"] | None, ...]:
-        """Return (b^1, ..., b^L), each of length M_l, None for a layer without bias."""
+        """Return (b^1, ..., b^L), each of length M_l; None for a layer without bias."""
         indices = (layer.bias for layer in self.layers)
         return tuple(None if i is None else leaves[i].reshape(-1) for i in indices)
 
@@ -70,18 +70,18 @@ def dense_stack(
 
     A stack is F(x) = f_L(W^L f_{L-1}(... f_1(W^1 x + b^1) ...) + b^L), where every f_l is the
     identity or an elementwise function (the same for all examples and features), and x is the
-    input, flattened in C order. Each floating leaf is one W^l or one b^l, and is used once. Skips,
-    tied, sliced or multiplied weights, weights held as constants, functions of the inputs before
-    the first layer, `stop_gradient`, normalization, convolution and scans give None. A function
-    with a derivative rule of its own is never taken for the identity. Without any elementwise
-    function, apply must also equal the chain to 1e-12 of the largest output at Gaussian parameters
-    and inputs, so that a linear network that computes below float64 gives None.
+    input, flattened in C order. Each floating leaf is one W^l or one b^l and is used once. The
+    result is None for skip connections, tied, sliced or multiplied weights, constant weights,
+    functions of the inputs before the first layer, `stop_gradient`, normalization, convolution and
+    scans. A function with a custom derivative rule never counts as the identity. Without
+    elementwise functions, apply must also equal the chain up to 1e-12 of the largest output at
+    Gaussian parameters and inputs; a linear network that computes below float64 gives None.
 
     Args:
       apply: (leaves, inputs) -> outputs [n, k]; traceable by JAX.
-      leaves: the parameter leaves, a flat list; float64, inside `jax.enable_x64(True)`. Only
-        shapes and dtypes matter. The result's indices refer to this list.
-      inputs: the probe batch [n, ...]; only its shape and dtype matter.
+      leaves: the parameter leaves, a flat list; float64, inside `jax.enable_x64(True)`. Only their
+        shapes and dtypes are used. The result's indices refer to this list.
+      inputs: the probe batch [n, ...]; only its shape and dtype are used.
     """
     batch = jax.tree_util.tree_leaves(inputs)
     if len(batch) != 1 or batch[0].ndim == 0 or not is_float(batch[0]):
@@ -97,7 +97,7 @@ def dense_stack(
 
 
 def recognized_stack(flat: FlatProblem) -> DenseStack | None:
-    """Return the network as a stack of dense layers; None if it is not one, or not in float64."""
+    """Return the network as a stack of dense layers; None if it is not one in float64."""
     if "stack" not in flat.memo:
         flat.memo["stack"] = optionally(
             flat.problem, "the stack of dense layers", lambda: _recognized(flat), otherwise=None

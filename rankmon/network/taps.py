@@ -1,9 +1,10 @@
-"""Taps on any network: the input of each layer, and where each ReLU is positive.
+"""Taps on any network: the input of each layer, and the positive units of each ReLU.
 
-The network's jaxpr is walked. The operand of a product or a convolution with a kernel is the input
-of that layer, its features. A kernel may be computed from parameters (weight and spectral
-normalization), and is then named after the largest of them. The result of max(z, 0) shows which
-units of a ReLU are positive. Layers inside `lax.scan`, `while` and `cond` are not seen.
+They are recorded while the network's jaxpr is evaluated. The input (the features) of a layer is the
+operand that is multiplied or convolved with a kernel. A kernel may be computed from parameters
+(weight and spectral normalization); it is then named after the largest of them. The result of
+max(z, 0) shows the positive units of a ReLU. Layers inside `lax.scan`, `while` and `cond` are not
+recorded.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,14 +35,14 @@ from rankmon.problem.precision import abstract_array
 
 
 class Taps(NamedTuple):
-    """The taps on one network, compiled.
+    """The compiled taps on one network.
 
     Attributes:
-      evaluate: (leaves, inputs) -> (features, positive). The features of a dense layer have a row
-        for every example and position, those of a convolution one for every example. The entries
-        of `positive`, one array for each ReLU, are bools with a column for each unit.
-      layers: for each layer the name of its kernel, numbered if it is used more than once.
-      relus: for each ReLU the name of the last layer before it, numbered likewise.
+      evaluate: the function (leaves, inputs) -> (features, positive). The features of a dense layer
+        have a row for every example and position, those of a convolution a row for every example.
+        `positive` has an array of bools for each ReLU, with a column for each unit.
+      layers: the name of each layer's kernel, numbered if the kernel is used more than once.
+      relus: for each ReLU the name of the last layer before it, with the same numbering.
     """
 
     evaluate: Callable[..., tuple[list[Array], list[Array]]]
@@ -58,7 +59,7 @@ def compiled_taps(flat: FlatProblem) -> Taps:
     relus: list[str] = []
 
     def walk(arguments: Sequence[Any]) -> Any:
-        own = _Walk(flat)  # it holds traced arrays, which must not outlive the trace
+        own = _Walk(flat)  # it refers to traced arrays, which must not outlive the trace
         own.through(program, list(zip(arguments, sources, strict=True)))
         layers[:], relus[:] = own.layers, own.relus
         return own.features, own.positive
@@ -74,7 +75,7 @@ class _Source:
     """The origin of a value.
 
     Attributes:
-      leaf: the parameter that it is, or the largest of those that it is computed from.
+      leaf: the parameter, or the largest of the parameters that the value is computed from.
       of_data: whether it depends on the probe batch.
     """
 
@@ -83,7 +84,7 @@ class _Source:
 
     @property
     def is_kernel(self) -> bool:
-        """Whether it is a parameter, or computed from parameters alone."""
+        """Whether the value is a parameter, or computed only from parameters."""
         return self.leaf is not None and not self.of_data
 
 
@@ -97,7 +98,7 @@ class _Walk:
       layers: the names of the kernels, in the order of evaluation.
       features: the inputs of these layers.
       relus: for each ReLU the name of the last layer before it.
-      positive: where each ReLU is positive.
+      positive: for each ReLU an array of bools, true for positive units.
     """
 
     def __init__(self, flat: FlatProblem) -> None:
@@ -107,10 +108,10 @@ class _Walk:
         self.positive: list[Bool[Array, "_rows _m"]] = []
         self._specs, self._n = flat.specs, flat.problem.n
         self._names = [spec.name for spec in flat.specs]
-        self._width: int | None = None  # the units of the last layer, if they come last
+        self._width: int | None = None  # of the last layer, if its last axis are units
 
     def through(self, program: ClosedJaxpr, arguments: Sequence[_Seen]) -> list[_Seen]:
-        """Return the program's results with their origins."""
+        """Evaluate the program; return its results with their origins."""
         return interpreted(
             program,
             arguments,
@@ -139,9 +140,9 @@ class _Walk:
     def _note_layer(
         self, eqn: JaxprEqn, operands: Sequence[Any], sources: Sequence[_Source], result: Any
     ) -> None:
-        """Record a product of features with a kernel, which may be computed from parameters."""
+        """Record a layer: a product of features with a kernel, which may be a computed one."""
         kernels = [source.is_kernel for source in sources]
-        at = kernels.index(False) if False in kernels else 0  # the place of the features
+        at = kernels.index(False) if False in kernels else 0  # the operand that holds the features
         leaf = sources[1 - at].leaf
         if not (kernels[1 - at] and sources[at].of_data) or leaf is None:
             return
@@ -155,14 +156,14 @@ class _Walk:
             self._width = result.shape[-1] if is_last else None
 
     def _unique(self, name: str, seen: Sequence[str]) -> str:
-        """Return the name, numbered if the kernel is applied to features more than once."""
+        """Return the name, numbered if the kernel is used more than once."""
         taken = {*seen, *self._names} if name in seen else seen
         return told_apart([name], taken=taken)[0]
 
     def _is_of_layer(self, result: Any) -> bool:
-        """Return whether the examples come first and the last layer's units last.
+        """Return whether the first axis is the examples and the last axis the layer's units.
 
-        A variance or an index computed by max(z, 0) has other axes.
+        This excludes max(z, 0) in the computation of a variance or an index.
         """
         floating = jnp.issubdtype(result.dtype, jnp.floating)
         if not floating or result.ndim < 2:
@@ -171,7 +172,7 @@ class _Walk:
 
 
 def _dense_rows(eqn: JaxprEqn, features: Any, at: int) -> Float[Array, "rows m"]:
-    """Return the features, which are the axes that are summed over; the others count rows."""
+    """Return the features as rows: the summed axes are the columns, all other axes count rows."""
     summed = dot_axes(eqn)[0][at]
     kept = [axis for axis in range(features.ndim) if axis not in summed]
     width = int(np.prod([features.shape[axis] for axis in summed], dtype=np.int64))
@@ -179,7 +180,7 @@ def _dense_rows(eqn: JaxprEqn, features: Any, at: int) -> Float[Array, "rows m"]
 
 
 def _dense_units(eqn: JaxprEqn, kernel: Any, at: int) -> int | None:
-    """Return the size of the kernel's last axis that is not summed over."""
+    """Return the size of the last of the kernel's axes that are not summed over."""
     summed, batch = (axes[at] for axes in dot_axes(eqn))
     free = [axis for axis in range(kernel.ndim) if axis not in (*summed, *batch)]
     return kernel.shape[free[-1]] if free else None
@@ -192,7 +193,7 @@ def _convolution_rows(eqn: JaxprEqn, features: Any, at: int) -> Float[Array, "ro
 
 
 def _is_relu(jaxpr: Jaxpr, eqn: JaxprEqn) -> bool:
-    """Return whether this is max(z, 0) of a z used once; CELU and leaky ReLU use it twice."""
+    """Return whether this is max(z, 0) with z used only there; CELU and leaky ReLU reuse z."""
     operands = [atom for atom in eqn.invars if not _is_zero(atom)]
     if eqn.primitive.name != MAX or len(operands) != 1:
         return False

@@ -1,4 +1,4 @@
-"""The weight matrices among a model's parameters, each with the leaf that holds it."""
+"""The weight matrices among a model's parameters, each with the leaf that contains it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,18 +20,18 @@ def matrices(
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
 ) -> list[tuple[LeafSpec, MatrixView, Any]]:
-    """Return the matrices among the parameters, each with its leaf; no two have the same name.
+    """Return the matrices among the parameters, each with its leaf; all names are unique.
 
     Args:
-      params: any pytree of arrays; with a problem as `views`, the parameters that it takes.
+      params: any pytree of arrays; with a problem as `views`, parameters of that problem.
       views: the axes of rows and of columns by globs over the leaves' names, or the problem whose
         network determines them.
       include: globs over parameter names.
       exclude: globs over parameter names to leave out.
 
     Raises:
-      TypeError: for complex leaves and leaves that are not arrays, and for views of another kind.
-      ValueError: if no leaf is a matrix, or a view fits none.
+      TypeError: for complex leaves, leaves that are not arrays, and views of another type.
+      ValueError: if no leaf is a matrix, or if a view matches no matrix.
     """
     known = None
     if isinstance(views, Problem):

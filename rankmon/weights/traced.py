@@ -1,8 +1,8 @@
 """Ranks of weight matrices as traceable functions, for compiled train steps.
 
-They compute in the dtype of the parameters (float32 for narrower ones), so that no float64 enters a
-program that has none. The cut allows for that arithmetic as well as for the dtype that the weights
-are stored in.
+They compute in the dtype of the parameters (float32 for narrower ones), so that they add no float64
+to the program. The cut allows for rounding errors of that arithmetic and of the dtype in which the
+weights are stored.
 """
 
 from collections.abc import Sequence
@@ -59,14 +59,14 @@ def _scalars_of(name: str, matrix: Real[Array, "m n"]) -> Scalars:
     stored = eps_of(matrix.dtype)
     matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
     finite = jnp.all(jnp.isfinite(matrix))
-    # LAPACK's answer to NaN differs from release to release.
+    # LAPACK's result for NaN differs between releases.
     values = jnp.linalg.svd(jnp.where(finite, matrix, 0), compute_uv=False)
     norm = values[0]
     scaled = values / jnp.where(norm > 0, norm, 1)
     share = scaled / jnp.sum(jnp.where(norm > 0, scaled, 1))
     stable = jnp.where(norm > 0, jnp.sum(scaled**2), jnp.nan)
     entropy = -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1)), 0))
-    # max(m, n) eps ||W||_2 for the arithmetic, and eps / 2 ||W||_F for the rounding by storing.
+    # max(m, n) eps ||W||_2 for the arithmetic, and eps / 2 ||W||_F for storing rounded weights.
     arithmetic = float(jnp.finfo(matrix.dtype).eps)
     cut = max(m, n) * arithmetic + stored / 2 * jnp.sqrt(jnp.sum(scaled**2))
 
@@ -89,7 +89,7 @@ def _scalars_of(name: str, matrix: Real[Array, "m n"]) -> Scalars:
     }
     if m == n:
         sign, log_abs = jnp.linalg.slogdet(matrix)
-        regular = scaled[-1] > n * arithmetic  # below that both are rounding
+        regular = scaled[-1] > n * arithmetic  # below the cut, both are rounding errors
         scalars |= {
             f"det_sign/{name}": jnp.where(regular, sign, 0),
             f"log_abs_det/{name}": jnp.where(regular, log_abs, -jnp.inf),
