@@ -1,1 +1,1 @@
-"""General helpers: checks of options, files, text, warnings, and JAX's names for primitives."""
+"""General helpers: checks of options, files, text, warnings, and JAX's names of primitives."""

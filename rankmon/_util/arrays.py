@@ -1,4 +1,4 @@
-"""The user's arrays: copies on the host in the machine's byte order, and refusal of traced ones."""
+"""The user's arrays: copy them to the host in native byte order, and refuse traced arrays."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ import numpy as np
 
 
 def in_machine_order(leaf: Any) -> Any:
-    """Return the leaf; a NumPy array in the byte order that JAX takes."""
+    """Return the leaf, with NumPy arrays converted to native byte order, as JAX requires."""
     if not isinstance(leaf, np.ndarray) or leaf.dtype.isnative:
         return leaf
     return leaf.astype(leaf.dtype.newbyteorder("="))
 
 
 def host_copies(name: str, tree: Any) -> Any:
-    """Return copies of the arrays on the host, in the machine's byte order."""
+    """Return copies of the arrays on the host, in native byte order."""
 
     def copy(leaf: Any) -> np.ndarray:
         if jnp.issubdtype(getattr(leaf, "dtype", np.float64), jax.dtypes.prng_key):
@@ -29,7 +29,7 @@ def host_copies(name: str, tree: Any) -> Any:
 
 
 def check_concrete(what: str, tree: Any) -> None:
-    """Refuse arrays without values: those of a function that JAX is tracing."""
+    """Refuse arrays without values, which come from a function that JAX is tracing."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
         raise TypeError(
             f"expected {what} outside of jax.jit, jax.vmap and jax.grad, got traced arrays; call "

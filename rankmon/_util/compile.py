@@ -1,4 +1,4 @@
-"""Compile programs that fit in a given memory, as the compiler measures it."""
+"""Compile programs that fit in a given amount of memory, as measured by the compiler."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ import jax
 from rankmon._util.expected_time import compiled
 from rankmon._util.text import bytes_text
 
-# Off, since the compiler does not count the memory of library calls that XLA fuses (YNNPACK).
+# Fusion into library calls (YNNPACK) is off, because the compiler does not count their memory.
 _COUNTED = {"xla_cpu_experimental_ynn_fusion_type": ""}
 Make = Callable[[int], Callable[..., Any]]
 
@@ -25,18 +25,18 @@ def largest_program(
     """Compile the program for the largest chunk whose temporary memory fits in `room` bytes.
 
     Args:
-      part: the matrix that the program assembles, for the error's text.
-      make: maps a chunk's size to the function to compile.
-      shapes: the shapes of its arguments, or a function from the chunk's size to them.
+      part: the name of the matrix that the program assembles, for the error message.
+      make: maps a chunk size to the function to compile.
+      shapes: the shapes of the function's arguments, or a function from the chunk size to them.
       most: the largest chunk to try.
       room: the bytes of temporary memory that the program may take.
-      donate: indices of the arguments whose memory the program may use.
+      donate: indices of the arguments whose memory the program may reuse.
 
     Returns:
-      The program, its chunk, and the bytes of temporary memory that it takes.
+      The program, its chunk size, and the bytes of temporary memory that it needs.
 
     Raises:
-      MemoryError: if a chunk of one does not fit.
+      MemoryError: if not even a chunk of size one fits.
     """
     chunk = most
     while True:
@@ -61,7 +61,7 @@ def _temporary_bytes(program: Any) -> int:
 
 
 def operations(program: Any) -> float:
-    """Return the number of operations of one call as the compiler counts them, or 0.
+    """Return the compiler's count of operations in one call, or 0 if it has none.
 
     Args:
       program: a lowered or compiled program.

@@ -1,4 +1,7 @@
-"""Several processes that train one network (`jax.distributed`): all measure, the first writes."""
+"""Support for several processes that train one network (`jax.distributed`).
+
+All processes measure, and the first one writes.
+"""
 
 from typing import Any
 
@@ -7,7 +10,7 @@ from jax.experimental import multihost_utils
 
 
 def count() -> int:
-    """Return the number of processes that train together."""
+    """Return the number of processes that train the network."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
@@ -17,7 +20,7 @@ def is_first() -> bool:
 
 
 def gathered(tree: Any) -> Any:
-    """Return the tree with arrays gathered that are spread over processes; all must call this."""
+    """Return the tree with distributed arrays gathered; all processes must call this together."""
 
     def whole(leaf: Any) -> Any:
         spread = isinstance(leaf, jax.Array) and not (

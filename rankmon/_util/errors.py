@@ -1,8 +1,8 @@
 """The error policy of a monitor: count errors, warn once of each kind, raise if the user asks.
 
-Errors and warnings of a worker thread are kept until the user's thread asks for them. There are no
-locks: each change is one operation of a list, dict or deque, so that an interrupt between two of
-them cannot leave a lock held.
+Errors and warnings of a worker thread are kept until the user's thread asks for them. No locks are
+used, because an interrupt could leave one locked. Each change is a single operation on a list, dict
+or deque instead.
 """
 
 import threading
@@ -19,11 +19,11 @@ class ErrorPolicy:
     """The error policy of one monitor; any thread may use it.
 
     Args:
-      on_error: what an error does: "warn" (once of its kind) or "raise".
+      on_error: the reaction to an error: "warn" (once of its kind) or "raise".
 
     Attributes:
-      kept: warnings and exceptions of the worker that the user has not seen yet; they are logged
-        if the monitor goes away before.
+      kept: warnings and exceptions of the worker that the user has not seen yet. They are logged if
+        the policy is garbage-collected before that.
     """
 
     def __init__(self, on_error: Literal["warn", "raise"]) -> None:
@@ -40,7 +40,7 @@ class ErrorPolicy:
         return len(self._counted)
 
     def guard(self, what: str, action: Any, *arguments: Any) -> Any:
-        """Return the action's result; if it fails, warn once and return None, or raise."""
+        """Return the result of the action; if it fails, warn once and return None, or raise."""
         try:
             return action(*arguments)
         except Exception as error:
@@ -52,7 +52,7 @@ class ErrorPolicy:
             return None
 
     def warn(self, message: str, *, key: str | None = None) -> None:
-        """Warn at the user's line, unless there was a warning with this key before."""
+        """Warn at the user's line of code, unless there was a warning with this key before."""
         mine = object()
         if self._warned.setdefault(key or message.split(":")[0], mine) is not mine:
             return
@@ -62,34 +62,34 @@ class ErrorPolicy:
             warn_user(message)
 
     def attempt(self, action: Callable[[], Any]) -> Any:
-        """Return the action's result, on a worker: its warnings and its error wait for `tell`."""
+        """Run the action on a worker and return its result; keep warnings and error for `tell`."""
         result, error = self.outcome(action)
         if error is not None:
-            # As text: its frames would keep the monitor alive, and the snapshot.
+            # Keep the traceback as text: its frames would keep the monitor and the snapshot alive.
             error.add_note("on rankmon's worker: " + "".join(traceback.format_exception(error)))
             error.__traceback__ = error.__cause__ = error.__context__ = None
             self.kept.append(error)
         return result
 
     def outcome(self, action: Callable[[], Any]) -> tuple[Any, BaseException | None]:
-        """Return the action's result or its error, on a worker; its warnings wait for `tell`."""
+        """Run the action on a worker; return its result and error; keep warnings for `tell`."""
         outer, self._thread.keeps = getattr(self._thread, "keeps", False), True
         try:
             return action(), None
-        except BaseException as error:  # noqa: BLE001  another thread raises it
+        except BaseException as error:  # noqa: BLE001  the user's thread raises it
             return None, error
         finally:
             self._thread.keeps = outer
 
     def tell_warnings(self) -> None:
-        """Give the kept warnings at the user's line."""
+        """Issue the kept warnings at the user's line of code."""
         for kept in list(self.kept):
             if isinstance(kept, str):
                 self.kept.remove(kept)
                 warn_user(kept)
 
     def tell(self) -> None:
-        """Give the kept warnings at the user's line, then raise the first exception."""
+        """Issue the kept warnings at the user's line of code, then raise the first exception."""
         self.tell_warnings()
         errors = [kept for kept in list(self.kept) if isinstance(kept, BaseException)]
         for error in errors:
@@ -102,4 +102,4 @@ class ErrorPolicy:
         try:
             raise first
         finally:
-            del errors, error, first, others  # its traceback holds this frame
+            del errors, error, first, others  # its traceback refers to this frame

@@ -1,11 +1,11 @@
-"""Lines of text about a run or an installation: facts on a run's card, findings of the doctor."""
+"""Lines of text about a run or an installation: facts for a run's card, findings of the doctor."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 
 class Fact(NamedTuple):
-    """A line of the run's card, in plain text."""
+    """A line of a run's card, in plain text."""
 
     name: str
     text: str
@@ -19,7 +19,7 @@ class Finding:
       name: the thing that was checked.
       status: "ok"; "missing" if rankmon can do without it; "broken" if it cannot.
       detail: the observation.
-      remedy: what to do about it; empty if the status is "ok".
+      remedy: the advice; empty if the status is "ok".
     """
 
     name: str

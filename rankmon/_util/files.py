@@ -1,6 +1,6 @@
-"""Folders and files on disk: created, locked, and written whole or not at all.
+"""Create and lock folders, and write files completely or not at all.
 
-Errors of the operating system keep their class and number, and say what to do.
+Errors of the operating system keep their class and errno; a remedy is added to the message.
 """
 
 import errno
@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Self
 
 LOCK_NAME = ".rankmon.lock"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, a quota, a file's size
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota or the largest file size
 
 PathLike = str | os.PathLike[str]
 
@@ -29,10 +29,10 @@ def absolute_folder(folder: PathLike) -> Path:
     """Return the folder as an absolute path, which a later `os.chdir` does not change.
 
     Raises:
-      ValueError: for a URL: the files are appended to, which object stores cannot do.
-      OSError: if it is relative and the working directory was removed.
+      ValueError: for a URL, because object stores do not support appending to files.
+      OSError: if the path is relative and the working directory was removed.
     """
-    # One slash is what pathlib leaves of two; a drive has one letter.
+    # pathlib reduces two slashes to one; a single letter would be a drive.
     if re.match(r"\w{2,}:/", os.fspath(folder)):
         raise ValueError(
             f"expected a folder of a mounted file system, got {os.fspath(folder)!r}; write to a "
@@ -57,7 +57,7 @@ def made_folder(folder: PathLike) -> Path:
 
 
 def check_no_pipe(path: Path) -> None:
-    """Refuse a path that blocks when it is opened or written to.
+    """Refuse a file that can block when it is opened or written.
 
     Raises:
       OSError: for a named pipe, a socket or a block device.
@@ -65,7 +65,7 @@ def check_no_pipe(path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except OSError:
-        return  # opening it says what is wrong
+        return  # opening it will raise a better error
     if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISBLK(mode):
         raise OSError(
             errno.EINVAL,
@@ -76,10 +76,11 @@ def check_no_pipe(path: Path) -> None:
 
 
 class WholeFile:
-    """A file that is appended to, unbuffered: a write that fails leaves nothing behind.
+    """An unbuffered file that is only appended to; a write that fails leaves the file unchanged.
 
-    A torn record in the middle of an event file would hide all that follows from TensorBoard, and
-    a full disk tears records. A forked process has it closed: two would write into each other.
+    With a full disk, a write may be incomplete. TensorBoard would not read anything after an
+    incomplete record in the middle of an event file. In a forked process the file is closed, so
+    that two processes never write to it.
     """
 
     def __init__(self, path: Path, *, mode: str) -> None:
@@ -102,11 +103,11 @@ class WholeFile:
         _held.add(self._file)
 
     def write(self, data: bytes) -> None:
-        """Append all of the data, handed to the operating system on return.
+        """Append the data; when this returns, the operating system has all of it.
 
         Raises:
-          OSError: if that fails; the file is then as long as it was.
-          ValueError: for a file that is closed.
+          OSError: if that fails; the file then keeps its former length.
+          ValueError: if the file is closed.
         """
         self._check_open()
         start = self._file.seek(0, os.SEEK_END)
@@ -122,7 +123,7 @@ class WholeFile:
         self._size = start + len(data)
 
     def keep_lock(self) -> None:
-        """Keep the lock under which the file was opened, if there is one.
+        """Keep the lock under which the file was opened, if any.
 
         Raises:
           OSError: as `RunLock.keep` does.
@@ -131,19 +132,19 @@ class WholeFile:
             self._lock.keep()
 
     def is_lost(self) -> bool:
-        """Return whether the file was removed, moved, replaced or cut since the last write.
+        """Return whether the file was removed, moved, replaced or truncated since the last write.
 
         Raises:
-          ValueError: for a file that is closed.
+          ValueError: if the file is closed.
         """
         self._check_open()
         return not (_is_at(self._file, self.path) and self.is_whole())
 
     def append_all_of(self, lost: "WholeFile") -> None:
-        """Append the contents of a lost file: a removed file can be read as long as it is open.
+        """Append the contents of a lost file, which can be read while it is open.
 
         Raises:
-          OSError: if this file cannot be written; it is then as long as it was.
+          OSError: if this file cannot be written; it then keeps its former length.
         """
         start = self._size
         try:
@@ -157,10 +158,10 @@ class WholeFile:
             raise
 
     def put_back(self) -> None:
-        """Write the file's contents back to its path, from which it was removed.
+        """Write the contents of a removed file to its path again.
 
         Raises:
-          OSError: if that fails; there is no file at the path then.
+          OSError: if that fails; then no file is left at the path.
         """
         file = WholeFile(self.path, mode="xb")
         try:
@@ -171,10 +172,10 @@ class WholeFile:
         file.close()
 
     def is_whole(self) -> bool:
-        """Return whether the file still holds all that was written to it, wherever it is."""
+        """Return whether the file, even if moved or removed, still has all written data."""
         try:
             status = os.fstat(self._file.fileno())
-        except OSError:  # a network's file system has forgotten it
+        except OSError:  # a network file system no longer has it
             return False
         return status.st_size >= self._size or not stat.S_ISREG(status.st_mode)
 
@@ -190,38 +191,38 @@ class WholeFile:
         self._file.close()
 
     def discard(self) -> None:
-        """Close the file and remove it, as far as that is possible."""
+        """Close the file and try to remove it."""
         self.close()
         with suppress(OSError):
             self.path.unlink()
 
     def flush(self) -> None:
-        """Return at once: every write has reached the operating system."""
+        """Return at once, because every write goes directly to the operating system."""
 
     @property
     def size(self) -> int:
-        """The length after the last write."""
+        """The length of the file after the last write."""
         return self._size
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed."""
+        """Whether the file was closed."""
         return self._file.closed
 
 
 def replace_file(path: PathLike, data: bytes) -> None:
-    """Replace the contents of the file; if that fails, its old contents stay.
+    """Replace the contents of the file; if that fails, keep the old contents.
 
     Raises:
       OSError: if it cannot be written.
     """
     target = Path(os.path.realpath(Path(path).expanduser()))
     with _explained("a file that can be written", target, choose="another file"):
-        if target.exists() and not target.is_file():  # a device or a pipe: nothing to keep whole
+        if target.exists() and not target.is_file():  # no old contents to keep
             target.write_bytes(data)
             return
-        # Not named after the target: a kill may leave it, and TensorBoard reads every file with
-        # "tfevents" in its name.
+        # Not named after the target: if the process is killed, the temporary file stays behind, and
+        # TensorBoard reads every file with "tfevents" in its name.
         beside = target.with_name(f".rankmon-{os.getpid()}-{threading.get_ident()}.tmp")
         try:
             beside.write_bytes(data)
@@ -231,17 +232,17 @@ def replace_file(path: PathLike, data: bytes) -> None:
 
 
 class RunLock:
-    """The right to write to a run folder: held by one at a time, in this process or any other.
+    """A lock on a run folder: only one writer, in this or any other process, can hold it.
 
-    The operating system takes it back when the process ends, however it ends. The file
-    `.rankmon.lock` stays behind and means nothing by itself.
+    The operating system releases the lock when the process ends, even if it is killed. The file
+    `.rankmon.lock` stays behind, but does not lock the folder by itself.
     """
 
     def __init__(self, logdir: PathLike) -> None:
         """Take the lock, and create the folder if it is missing.
 
         Raises:
-          BlockingIOError: if another writer has the lock.
+          BlockingIOError: if another writer holds the lock.
           OSError: if the folder cannot be created or written.
         """
         self._path = made_folder(logdir) / LOCK_NAME
@@ -250,10 +251,10 @@ class RunLock:
         _locks[self._path.parent] = self
 
     def keep(self) -> None:
-        """Take the lock again if its file was removed, since others could take it now.
+        """Take the lock again if its file was removed, because others could take it then.
 
         Raises:
-          BlockingIOError: if another writer has taken it; the folder stays that writer's.
+          BlockingIOError: if another writer has taken the lock, and keeps it.
           OSError: if the folder cannot be created or written.
         """
         if self._successor is not None:
@@ -270,9 +271,9 @@ class RunLock:
         self._file = file
 
     def release(self) -> None:
-        """Give the lock back; giving it back again is allowed."""
+        """Release the lock; releasing it again is allowed."""
         if not self._file.closed:
-            with suppress(OSError):  # the owner's name is only for others' error messages
+            with suppress(OSError):  # the owner's name is only used in error messages
                 self._file.truncate(0)
             self._file.close()
 
@@ -286,16 +287,16 @@ class RunLock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         self.release()
 
 
-# The latest lock of each folder: files that are opened there belong to it.
+# The latest lock of each folder; files that are opened in the folder belong to it.
 _locks: "weakref.WeakValueDictionary[Path, RunLock]" = weakref.WeakValueDictionary()
 
 
 def _locked(path: Path) -> FileIO:
-    """Return the lock's file, open and locked."""
+    """Open the lock's file, lock it, and return it."""
     check_no_pipe(path)
     with _explained("a log folder that can be written", path):
         file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
@@ -304,7 +305,7 @@ def _locked(path: Path) -> FileIO:
     except BaseException:
         file.close()
         raise
-    with suppress(OSError):  # a full disk; the owner's name is only for others' error messages
+    with suppress(OSError):  # a full disk; the owner's name is only used in error messages
         file.truncate(0)
         file.write(f"{_me()}\n".encode())
     _held.add(file)
@@ -336,15 +337,15 @@ def _me() -> str:
 
 
 def _is_at(file: FileIO, path: Path) -> bool:
-    """Return whether the path still names the open file; so too if nobody can tell."""
+    """Return whether the path still refers to the open file; True if that is unknown."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except OSError as error:
         return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 
-# A forked child (a data loader's worker) shares the parent's lock and would keep it alive after the
-# parent's death; closing the child's copies gives up nothing of the parent's.
+# A forked child (a data loader's worker) shares the parent's lock and would hold it after the
+# parent's death. Closing the child's copies does not release the parent's lock.
 _held: "weakref.WeakSet[FileIO]" = weakref.WeakSet()
 
 
@@ -361,7 +362,7 @@ if sys.platform == "win32":
     import msvcrt
 
     def _lock(descriptor: int) -> None:
-        # Windows forbids others to read what is locked: lock one byte far beyond the owner's name.
+        # On Windows others cannot read locked bytes: lock one byte far beyond the owner's name.
         os.lseek(descriptor, 1 << 30, os.SEEK_SET)
         try:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
@@ -381,7 +382,7 @@ else:
 def _explained(
     expected: str, path: Path, *, choose: str = "a logdir where you may write"
 ) -> Iterator[None]:
-    """Add to an OSError what was expected and what to do; its class and errno stay."""
+    """Add the expectation and the remedy to an OSError; keep its class and errno."""
     try:
         yield
     except OSError as error:

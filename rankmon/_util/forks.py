@@ -4,7 +4,8 @@ import os
 
 from rankmon._util.warnings import warn_user
 
-_process = [os.getpid()]  # a system call: as slow as all else in a call that is not due
+# Cached: the system call would double the time of a call that is not due.
+_process = [os.getpid()]
 
 
 def _note_fork() -> None:
@@ -23,9 +24,9 @@ class Home:
         self._warned = False
 
     def is_elsewhere(self) -> bool:
-        """Return whether this is a forked process; warn at the first call there.
+        """Return whether this is a forked process; warn at the first call in it.
 
-        No lock is taken: a thread that the fork left behind may hold it.
+        No lock is used, because a thread that does not exist after the fork may hold it.
         """
         if _process[0] == self._process:
             return False

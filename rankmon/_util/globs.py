@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 
 
 def as_patterns(patterns: Sequence[str]) -> tuple[str, ...]:
-    """Return the glob patterns as a tuple; a single one may come as a string."""
+    """Return the glob patterns as a tuple; a single pattern may be a string."""
     return (patterns,) if isinstance(patterns, str) else tuple(patterns)
 
 
@@ -15,7 +15,7 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def matching(names: Iterable[str], pattern: str) -> frozenset[str]:
-    """Return the names that the pattern matches, brackets taken literally first, then as a glob."""
+    """Return the names that the pattern matches; brackets are tried literally, then as a glob."""
     literal = pattern.replace("[", "[[]")
     found = frozenset(name for name in names if fnmatchcase(name, literal))
     return found or frozenset(name for name in names if fnmatchcase(name, pattern))

@@ -1,4 +1,4 @@
-"""Hyperparameters of a run, checked: the values that TensorBoard and JSON can hold."""
+"""Check the hyperparameters of a run: values that TensorBoard and JSON can represent."""
 
 import math
 import numbers
@@ -11,7 +11,7 @@ Hparam = bool | int | float | str
 
 
 def as_hparams(hparams: Mapping[str, Any]) -> dict[str, Hparam]:
-    """Return the hyperparameters as Python's own values.
+    """Return the hyperparameters as built-in Python values.
 
     Raises:
       TypeError: for anything but a mapping from names to numbers, strings and bools.

@@ -1,7 +1,7 @@
-r"""Markdown tables, code and text, escaped so that any text shows as it is.
+r"""Markdown tables, code and text, escaped so that any text is displayed unchanged.
 
-TensorBoard's text page and GitHub render it alike: "|" and a line break would end a table's cell,
-"<" would begin a tag.
+TensorBoard's text page and GitHub render the result the same way. Without escapes, "|" or a line
+break would end a table's cell, and "<" would begin a tag.
 """
 
 import re
@@ -14,19 +14,19 @@ _NOT_IN_CODE = re.compile(r"[`|\\]")
 
 
 def escaped(text: str) -> str:
-    """Return the text on one line with special characters escaped, for a cell or running text."""
+    """Return the text on one line with special characters escaped, for cells and running text."""
     line = _one_line(text).replace("&", "&amp;").replace("<", "&lt;")
     return _SPECIAL.sub(lambda found: f"\\{found[0]}", line)
 
 
 def code(text: str) -> str:
-    """Return the text as code; `escaped` if a cell cannot hold it as code."""
+    """Return the text as code, or `escaped` if a table cell cannot contain it as code."""
     line = _one_line(text)
     return escaped(text) if not line or _NOT_IN_CODE.search(line) else f"`{line}`"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table of cells that are Markdown already."""
+    """Return a table of cells that contain Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 

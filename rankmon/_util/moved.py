@@ -1,4 +1,4 @@
-"""Names that have moved: old modules still give them for one version, with a DeprecationWarning."""
+"""Moved names: old modules provide them for one more version, with a DeprecationWarning."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -10,8 +10,8 @@ def moved_names(old: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     """Return the `__getattr__` of a module whose names have moved.
 
     Args:
-      old: the module's name.
-      homes: each name's new module.
+      old: the name of the old module.
+      homes: the new module of each name.
     """
 
     def get(name: str) -> Any:

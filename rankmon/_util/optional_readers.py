@@ -1,8 +1,8 @@
-"""Optional readers of the network's program: one that fails is left out, with one warning.
+"""Optional readers of the network's program: a reader that fails is left out, with one warning.
 
-A reader takes the network's jaxpr apart to make a measurement cheaper or richer; without it the
-network is measured the general way. A new version of JAX may write programs in another way, which
-must neither end training nor change a number.
+A reader analyzes the network's jaxpr to make a measurement cheaper or more detailed; without it the
+general method is used. If a new version of JAX writes programs differently, that must neither stop
+training nor change a number.
 """
 
 from collections.abc import Callable
@@ -17,22 +17,22 @@ _warned: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 
 
 def optionally(problem: Any, reader: str, read: Callable[[], T], *, otherwise: D) -> T | D:
-    """Return what the reader finds; if it raises, warn once per problem and return `otherwise`.
+    """Return the reader's result; if it raises, warn once per problem and return `otherwise`.
 
     Args:
       problem: the user's problem.
-      reader: the name of what is read, for the warning's text.
+      reader: the name of the structure that is read, for the warning.
       read: the reader.
-      otherwise: the value that makes the caller take the general way.
+      otherwise: the value with which the caller uses the general method.
 
     Raises:
-      MemoryError: if the reader does, since a memory limit is not a failure to read.
+      MemoryError: if the reader raises it, because a memory limit is not a failure to read.
     """
     try:
         return read()
     except MemoryError:
         raise
-    except Exception as error:  # noqa: BLE001  any error: a newer JAX may raise any
+    except Exception as error:  # noqa: BLE001  a newer JAX may raise any error
         warned = _warned.setdefault(problem, set())
         if reader not in warned:
             warned.add(reader)
@@ -41,7 +41,7 @@ def optionally(problem: Any, reader: str, read: Callable[[], T], *, otherwise: D
 
 
 def unreadable(reader: str, error: Exception) -> str:
-    """Return the warning about a reader that raised."""
+    """Return the warning about a reader that raised an error."""
     text = (str(error).strip().splitlines() or [""])[0][:200]
     return (
         f"expected to read {reader} from the network's program, got {type(error).__name__}: "

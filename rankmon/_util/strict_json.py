@@ -1,4 +1,4 @@
-"""Numbers as strict JSON, which has no NaN and no infinities."""
+"""Convert numbers to strict JSON, which has no NaN and no infinities."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def json_numbers(values: Any) -> Any:
-    """Return a number or array as nested lists of floats, the non-finite ones as strings."""
+    """Return a number or array as nested lists of floats, with non-finite values as strings."""
     array = np.asarray(values, np.float64)
     if np.all(np.isfinite(array)):
         return array.tolist()

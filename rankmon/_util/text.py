@@ -1,4 +1,4 @@
-"""Bytes, lists of names and user text, written for people to read."""
+"""Human-readable text for byte counts, lists of names, and the user's strings."""
 
 import math
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ def bytes_text(size: int) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return the first `MOST_LISTED` names on one line, and the number of the others."""
+    """Return the first `MOST_LISTED` names on one line, and the number of the remaining ones."""
     more = len(names) - MOST_LISTED
     shown = ", ".join(names[:MOST_LISTED]) or "none"
     return f"{shown} and {more} more" if more > 0 else shown
 
 
 def printable(text: str) -> str:
-    """Return the text on one line, with unprintable characters as escapes."""
+    """Return the text on one line, with unprintable characters escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
