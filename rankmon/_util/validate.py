@@ -2,22 +2,27 @@
 
 import operator
 from collections.abc import Sequence
+from contextlib import suppress
 
 
-def as_integer(name: str, value: int) -> int:
+def as_integer(
+    name: str, value: int, *, least: int | None = None, remedy: str = "pass an int"
+) -> int:
     """Return the value as an integer.
 
     Raises:
       TypeError: for anything else, True and False too.
+      ValueError: if it is below `least`.
     """
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise TypeError(
-        f"expected {name} to be an integer, got {value!r} ({type(value).__name__}); pass an int"
-    )
+    number = None
+    with suppress(TypeError):
+        number = None if isinstance(value, bool) else operator.index(value)
+    if number is None:
+        kind = type(value).__name__
+        raise TypeError(f"expected {name} to be an integer, got {value!r} ({kind}); {remedy}")
+    if least is not None and number < least:
+        raise ValueError(f"expected {name} to be at least {least}, got {number}; {remedy}")
+    return number
 
 
 def as_count(name: str, count: int) -> int:

@@ -18,14 +18,24 @@ class RankmonWarning(UserWarning):
 
 def warn_user(message: str) -> None:
     """Warn at the nearest line outside the package; log if the user turns warnings into errors."""
-    level = 1
+    try:
+        warnings.warn(f"rankmon: {message}", RankmonWarning, stacklevel=_level_outside())
+    except RankmonWarning:  # the user turns warnings into errors; training must go on
+        _log.warning("rankmon: %s", message)
+
+
+def warn_deprecated(message: str) -> None:
+    """Warn at the nearest line outside the package that a name there will be removed."""
+    warnings.warn(message, DeprecationWarning, stacklevel=_level_outside())
+
+
+def _level_outside() -> int:
+    """Return the stack level, seen from the caller, of the nearest line outside the package."""
+    level = 0
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back
-    try:
-        warnings.warn(f"rankmon: {message}", RankmonWarning, stacklevel=level)
-    except RankmonWarning:  # the user turns warnings into errors; training must go on
-        _log.warning("rankmon: %s", message)
+    return level
 
 
 def log_unseen(kept: Iterable[str | BaseException]) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 
 from rankmon._util.facts import Fact
 from rankmon._util.text import listed
+from rankmon._util.validate import as_integer
 from rankmon._util.warnings import warn_user
 from rankmon.linalg.numerical_rank import DEFAULT_TOLERANCE, Tolerance, as_tolerance
 from rankmon.network.kernel_axes import kernel_axes
@@ -33,7 +34,7 @@ class WeightsProbe:
       by_head: whether to measure also each head of attention's projections: "<layer>/head_0" and so
         on.
       largest: matrices with more rows and more columns than this get only a rank, measured as by
-        `weight_counts`: their singular values would take minutes.
+        `weight_ranks(largest=)`: their singular values would take minutes.
       views: the axes of rows and of columns, by globs over the leaves' names, as for
         `weight_ranks`. They replace those found from the network's operations.
     """
@@ -46,9 +47,7 @@ class WeightsProbe:
 
     def __post_init__(self) -> None:
         as_tolerance(self.tolerance)
-        if isinstance(self.largest, bool) or not isinstance(self.largest, int):
-            kind = type(self.largest).__name__
-            raise TypeError(f"expected largest to be an integer, got {kind}; give a side")
+        as_integer("largest", self.largest, least=0)
 
     def placeholder_state(self, problem: Problem) -> State:
         """Return an empty state: there is nothing to remember."""

@@ -1,4 +1,4 @@
-"""Ranks of weight matrices, with their soft ranks and determinants or the counts alone."""
+"""Ranks of weight matrices, with their soft ranks and determinants."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from rankmon._util.arrays import check_concrete
+from rankmon._util.validate import as_integer
+from rankmon._util.warnings import warn_deprecated
 from rankmon.linalg.certified_rank import certified_count, spectral_norm
 from rankmon.linalg.gram import Gram
 from rankmon.linalg.numerical_rank import (
@@ -33,6 +35,8 @@ _LARGE = 1024
 class WeightRank(NumericalRank):
     """The `NumericalRank` of a weight matrix W, its soft ranks and its determinant.
 
+    A matrix beyond `largest` of `weight_ranks` has neither: they are NaN and None.
+
     Attributes:
       stable_rank: ||W||_F^2 / ||W||_2^2; NaN for a zero or non-finite matrix.
       effective_rank: exp of the entropy of the singular values over their sum (Roy and Vetterli
@@ -55,7 +59,11 @@ class WeightRank(NumericalRank):
 
 
 def weight_ranks(
-    params: Any, *, tolerance: Tolerance | None = None, views: Views | Problem | None = None
+    params: Any,
+    *,
+    tolerance: Tolerance | None = None,
+    views: Views | Problem | None = None,
+    largest: int | None = None,
 ) -> dict[str, WeightRank]:
     """Return the rank of every matrix among the parameters.
 
@@ -70,13 +78,18 @@ def weight_ranks(
       tolerance: another cut than the default of `weight_rank`.
       views: the axes of rows and of columns, by globs over the leaves' names; axes left out count
         layers, each a matrix. Or the `Problem` whose network determines them all.
+      largest: matrices of more rows and more columns than this get their rank alone, without soft
+        ranks and determinant: from about a thousand on the count is certified, several times faster
+        than singular values, unless one of these is within a factor 10 of the cut. The gap of a
+        certified rank is a lower bound: infinite at full rank, else 100. None for no limit.
 
     Returns:
       A dict from the leaf's path to its `WeightRank`; layers are numbered, "<path>/0" and so on.
 
     Raises:
-      TypeError: for complex leaves and leaves that are not arrays.
-      ValueError: if no leaf is a matrix, or a view fits none.
+      TypeError: for complex leaves, leaves that are not arrays, and a `largest` that is not an
+        integer.
+      ValueError: if no leaf is a matrix, a view fits none, or `largest` is negative.
 
     Example:
       >>> import numpy as np, rankmon
@@ -86,14 +99,23 @@ def weight_ranks(
       >>> rankmon.weight_ranks(oihw, views={"conv": ((1, 2, 3), (0,))})["conv"].rank
       8
     """
+    side = None if largest is None else as_integer("largest", largest, least=0)
+    tolerance = as_tolerance(tolerance)
     check_concrete("weights to be measured", params)
+
+    def rank(matrix: Float[np.ndarray, "m n"], eps: float) -> WeightRank:
+        if side is None or min(matrix.shape) <= side:
+            return weight_rank(matrix, eps=eps, tolerance=tolerance)
+        return _without_soft_ranks(weight_count(matrix, eps=eps, tolerance=tolerance))
+
     return {
-        view.name: replace(
-            weight_rank(view.of(np.asarray(leaf)), eps=eps_of(spec.dtype), tolerance=tolerance),
-            view=view.axes,
-        )
+        view.name: replace(rank(view.of(np.asarray(leaf)), eps_of(spec.dtype)), view=view.axes)
         for spec, view, leaf in matrices(params, views=views)
     }
+
+
+def _without_soft_ranks(count: NumericalRank) -> WeightRank:
+    return WeightRank(**asdict(count), **asdict(SoftRanks()), det_sign=None, log_abs_det=None)
 
 
 def weight_rank(
@@ -162,35 +184,17 @@ def weight_counts(
 ) -> dict[str, NumericalRank]:
     """Return the rank of every matrix among the parameters, without its soft ranks.
 
-    The counts are those of `weight_ranks` at the same cut. For matrices of more than a thousand
-    rows and columns that have no singular value within a factor 10 of the cut, they are certified
-    by `rankmon.linalg.certified_rank`, which is several times faster.
-
-    Args:
-      params: any pytree of arrays.
-      tolerance: another cut than the default of `weight_rank`.
-      views: as for `weight_ranks`.
-
-    Returns:
-      A dict from the leaf's path to its `NumericalRank`; if the count was certified, `gap` is a
-      lower bound: infinite at full rank, else 100.
-
-    Raises:
-      TypeError: for complex leaves and leaves that are not arrays.
-      ValueError: if no leaf is a matrix.
-
-    Example:
-      >>> import numpy as np, rankmon
-      >>> rankmon.weight_counts({"W": np.ones((3, 4))})["W"].rank
-      1
+    Deprecated: `weight_ranks(..., largest=1024)` gives the same counts, certified for larger
+    matrices. The arguments, errors and counts are those of `weight_ranks(..., largest=0)`.
     """
-    tolerance = as_tolerance(tolerance)
-    check_concrete("weights to be measured", params)
+    warn_deprecated(
+        "expected weight_ranks(..., largest=1024), got weight_counts, which will be removed; the "
+        "counts are the same"
+    )
+    ranks = weight_ranks(params, tolerance=tolerance, views=views, largest=0)
     return {
-        view.name: weight_count(
-            view.of(np.asarray(leaf)), eps=eps_of(spec.dtype), tolerance=tolerance
-        )
-        for spec, view, leaf in matrices(params, views=views)
+        name: NumericalRank(one.rank, one.tolerance, one.size, one.low, one.high, one.gap)
+        for name, one in ranks.items()
     }
 
 

@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 
 from oracles import gaussian_variables
-from rankmon import Problem, RankMonitor, WeightsProbe, weight_counts, weight_ranks
+from rankmon import Problem, RankMonitor, WeightsProbe, weight_ranks
 from rankmon.network.kernel_axes import kernel_axes
 from rankmon.weights.traced import weight_scalars
 from refusals import refused, warned
@@ -166,7 +166,7 @@ def test_layers_along_any_axis_have_matrices_of_their_own(kernel, network):
     problem = Problem(apply, loss="mse", inputs=IMAGES, targets=targets)
     want = {"k/0": 4, "k/1": 2, "k/2": 1}
     assert monitored(problem, {"k": kernel}) == want
-    counts = weight_counts({"k": kernel}, views=problem)
+    counts = weight_ranks({"k": kernel}, views=problem, largest=0)
     assert {name: count.rank for name, count in counts.items()} == want
 
 
@@ -249,7 +249,8 @@ def test_a_view_of_the_users(axes):
     found = weight_ranks(OIHW, views=views)
     assert {name: one.rank for name, one in found.items()} == {"conv/weight": 3, "W": 2}
     assert found["conv/weight"].view.source == "views"
-    assert weight_counts(OIHW, views=views)["conv/weight"].rank == 3
+    counted = weight_ranks(OIHW, views=views, largest=0)["conv/weight"]
+    assert (counted.rank, counted.view) == (3, found["conv/weight"].view)
     scalars = weight_scalars(jax.tree.map(jnp.float32, OIHW), views=views)
     assert scalars["rank_weights/conv/weight"] == 3
     problem = Problem(
@@ -285,9 +286,8 @@ def test_axes_left_out_count_layers_and_the_first_pattern_counts():
     ids=str,
 )
 def test_views_that_fit_nothing_are_refused(views, kind, keys):
-    for function in (weight_ranks, weight_counts):
-        with refused(kind, *keys):
-            function(OIHW, views=views)
+    with refused(kind, *keys):
+        weight_ranks(OIHW, views=views)
 
 
 def test_a_problem_tells_views_inside_a_compiled_step_too():
@@ -306,14 +306,14 @@ def test_quantized_matrices_are_measured_and_index_tables_are_told_of():
     assert np.abs(quantized).max() < 128
     params = {"q": quantized.astype(np.int8), "s": scale, "W": np.eye(6, dtype=np.float32)}
     assert {name: one.rank for name, one in weight_ranks(params).items()} == {"W": 6, "q": 2}
-    assert weight_counts(params)["q"].rank == weight_scalars(params)["rank_weights/q"] == 2
+    assert weight_ranks(params, largest=0)["q"].rank == 2
+    assert weight_scalars(params)["rank_weights/q"] == 2
     apply = lambda p, x: x @ p["W"] @ (p["q"] * p["s"])  # noqa: E731
     problem = Problem(apply, loss="mse", inputs=np.ones((3, 6)), targets=np.zeros((3, 5)))
     assert monitored(problem, params) == {"W": 6, "q": 2}
     table = {"W": np.eye(3), "edges": np.ones((2, 7), int)}
-    for function in (weight_ranks, weight_counts):
-        with warned("edges int64[2, 7]", "left out"):
-            assert set(function(table)) == {"W"}
+    with warned("edges int64[2, 7]", "left out"):
+        assert set(weight_ranks(table)) == {"W"}
 
 
 def test_no_two_matrices_share_a_tag():

@@ -20,7 +20,6 @@ from rankmon import (
     outer_rank,
     predicted_ranks,
     stochastic_spectra,
-    weight_counts,
     weight_ranks,
 )
 from rankmon.monitor.hooks import report_weights, watch_weights
@@ -136,10 +135,9 @@ def test_the_last_parameters_may_be_traced_ones():
         lambda p: problem(inputs=p["W"].T, targets=np.ones((3, 3))),
         lambda p: hessian_ranks(PROBLEM, p),
         weight_ranks,
-        weight_counts,
         lambda p: SeedsMonitor(PROBLEM, seeds=4, every=1)(0, p),
     ],
-    ids=["problem", "hessian", "weights", "counts", "seeds"],
+    ids=["problem", "hessian", "weights", "seeds"],
 )
 def test_measurements_inside_of_jit(measure):
     with refused(TypeError, "jax.jit", "Python loop"):

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-import rankmon
-from rankmon import weight_counts
+from rankmon import weight_counts, weight_ranks
 from rankmon.linalg.numerical_rank import Tolerance
 from rankmon.weights.ranks import weight_count, weight_rank
 from refusals import refused
@@ -175,11 +174,43 @@ def test_what_is_not_finite_has_no_rank():
 
 def test_of_a_pytree():
     params = {"a": gaussian(60, 70).astype(np.float32), "b": np.ones(3), "c": np.ones((3, 4))}
-    got = weight_counts(params)
-    want = rankmon.weight_ranks(params)
+    got = weight_ranks(params, largest=3)
+    want = weight_ranks(params)
     assert got.keys() == want.keys() == {"a", "c"}
-    for name, rank in want.items():
-        assert (got[name].low, got[name].rank, got[name].high) == (rank.low, rank.rank, rank.high)
-        assert got[name].size == rank.size
-    with refused(TypeError, "tolerance", "float", "Tolerance("):
-        weight_counts(params, tolerance=1e-3)
+    assert got["c"] == want["c"]
+    counted, measured = got["a"], want["a"]
+    for name in ("low", "rank", "high", "size", "view"):
+        assert getattr(counted, name) == getattr(measured, name)
+    assert np.isnan([counted.stable_rank, counted.effective_rank, counted.condition_number]).all()
+
+
+@pytest.mark.parametrize("side", [60, 61])
+def test_the_smaller_side_decides(side):
+    square = weight_ranks({"W": gaussian(60, 60)}, largest=side)["W"]
+    assert square.log_abs_det is not None
+    assert weight_ranks({"W": gaussian(60, 70)}, largest=side)["W"].stable_rank > 1
+    assert weight_ranks({"W": gaussian(62, 62)}, largest=side)["W"].det_sign is None
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "keys"),
+    [
+        ({"largest": 1e3}, TypeError, ("largest", "integer", "float")),
+        ({"largest": True}, TypeError, ("largest", "integer", "True")),
+        ({"largest": -1}, ValueError, ("largest", "at least 0", "-1")),
+        ({"tolerance": 1e-3}, TypeError, ("tolerance", "float", "Tolerance(")),
+    ],
+    ids=str,
+)
+def test_wrong_options_are_refused_before_anything_is_read(options, kind, keys):
+    with refused(kind, *keys):
+        weight_ranks(None, **options)
+
+
+def test_the_old_name_gives_the_same_counts():
+    params = {"a": gaussian(60, 70).astype(np.float32), "c": np.ones((3, 4))}
+    with pytest.warns(DeprecationWarning, match=r"weight_ranks\(\.\.\., largest=") as said:
+        got = weight_counts(params)
+    assert [warning.filename for warning in said] == [__file__]
+    eps = np.finfo(np.float32).eps
+    assert got == {"a": weight_count(params["a"], eps=eps), "c": weight_count(params["c"])}
