@@ -1,11 +1,17 @@
-"""Names in tags: the Hessian's parts, names reserved for them, and numbers for repeated names."""
+"""Tags: the Hessian's parts, names reserved for them, rankmon's own tags, and order of names."""
 
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Iterable, Sequence
 
 HESSIAN_PARTS = ("H_L", "H_o", "H_f", "H_f_fixed")
 
 # Tags such as rank_low/<name> and gap/<name> of a weight with such a name would overwrite theirs.
 RESERVED_NAMES = frozenset({*HESSIAN_PARTS, "Omega"})
+
+CARD, ALERTS = "rankmon/card", "rankmon/alerts"  # Markdown
+_RANKMONS = re.compile(
+    r"(rank|rank_weights|rank_features|stable_rank|det_sign|lemma8|spectrum|rankmon)/."
+)
 
 
 def told_apart(names: Sequence[str], *, taken: Collection[str] = ()) -> tuple[str, ...]:
@@ -20,3 +26,14 @@ def told_apart(names: Sequence[str], *, taken: Collection[str] = ()) -> tuple[st
         used.add(unique)
         results.append(unique)
     return tuple(results)
+
+
+def is_rankmons(tags: Iterable[str]) -> bool:
+    """Return whether a run with these tags, of whatever kind, is one of rankmon's."""
+    return any(_RANKMONS.match(tag) for tag in tags)
+
+
+def natural_order(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts seed_2 before seed_10."""
+    parts = re.split(r"(\d+)", name)  # digits at the odd places
+    return [(int(part), "") if i % 2 else (-1, part) for i, part in enumerate(parts)]

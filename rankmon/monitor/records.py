@@ -9,11 +9,11 @@ import numpy as np
 from rankmon._util.errors import ErrorPolicy
 from rankmon._util.facts import Fact
 from rankmon._util.hparams import Hparam
+from rankmon._util.tags import ALERTS, CARD
 from rankmon.monitor.alerts import Action, Alarm, Alert, Watch
 from rankmon.monitor.overhead import Overhead
 from rankmon.monitor.user_scalars import UserScalars
 from rankmon.probes.base import Measurement
-from rankmon.writers import card
 from rankmon.writers.base import Record
 from rankmon.writers.card import Card
 
@@ -48,7 +48,7 @@ class RecordBuilder:
         facts: Sequence[Fact] = (),
         hparams: Mapping[str, Hparam] | None = None,
     ) -> None:
-        self.user_scalars = UserScalars(errors, reserved=(card.TAG, *_TIMES))
+        self.user_scalars = UserScalars(errors, reserved=(CARD, *_TIMES))
         self.watch = Watch(alerts)
         self.card = Card(facts)
         self._errors, self._overhead, self._hparams = errors, overhead, hparams
@@ -92,10 +92,10 @@ class RecordBuilder:
         texts: dict[str, str] = {}
         said = [*([note] if note else []), *(alarm.message for _, alarm in found)]
         if said:
-            texts["rankmon/alerts"] = "\n".join(f"* {message}" for message in said)
+            texts[ALERTS] = "\n".join(f"* {message}" for message in said)
         page = self._errors.guard("the card", self.card.page, step, scalars, [*arrays, *texts])
         if page is not None:
-            texts[card.TAG] = page
+            texts[CARD] = page
         hparams = self._hparams_now()
         return Record(step, attempt, time.time(), scalars, arrays, texts, hparams), found
 

@@ -18,6 +18,7 @@ from rankmon._util.arrays import check_concrete
 from rankmon._util.errors import ErrorPolicy
 from rankmon._util.files import absolute_folder
 from rankmon._util.forks import Home
+from rankmon._util.tags import CARD
 from rankmon._util.validate import as_count
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
 from rankmon.linalg.numerical_rank import DEFAULT_TOLERANCE, Tolerance
@@ -31,7 +32,6 @@ from rankmon.probes.registry import as_probes
 from rankmon.problem.equinox_keras import as_arrays
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.problem import Problem
-from rankmon.writers import card
 from rankmon.writers.base import Record
 from rankmon.writers.card import MedianCard
 from rankmon.writers.layout import seeds_layout
@@ -235,7 +235,7 @@ class SeedsMonitor(ClosesOnExit):
             self._median.start(step)  # training went back
             self._card.begin()
         self._last = step
-        texts = {card.TAG: page} if (page := self._card.page(scalars)) else {}
+        texts = {CARD: page} if (page := self._card.page(scalars)) else {}
         self._median.write(
             Record(step, self._median.attempt, records[0].wall_time, scalars, {}, texts)
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rankmon._util.globs import matches
-from rankmon._util.tags import HESSIAN_PARTS
+from rankmon._util.tags import ALERTS, HESSIAN_PARTS
 from rankmon.runs.series import RunSeries, ScalarSeries
 
 NAN = float("nan")
@@ -167,7 +167,7 @@ def summary_of(run: RunSeries) -> RunSummary:
             )
             for layer in _layers(values, "det_sign")
         ),
-        alerts=tuple(AlertText(*item) for item in run.texts.get("rankmon/alerts", {}).items()),
+        alerts=tuple(AlertText(*item) for item in run.texts.get(ALERTS, {}).items()),
         errors=int(np.nan_to_num(_curve(run, "monitor/errors").last)),
     )
 

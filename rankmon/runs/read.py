@@ -17,14 +17,9 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from tensorboard.util.tensor_util import make_ndarray
 
 from rankmon._util.files import PathLike, check_no_pipe
+from rankmon._util.tags import is_rankmons, natural_order
 from rankmon._util.warnings import warn_user
-from rankmon.runs.series import (
-    ArraySeries,
-    RunSeries,
-    ScalarSeries,
-    is_rankmons,
-    natural_order,
-)
+from rankmon.runs.series import ArraySeries, RunSeries, ScalarSeries
 from rankmon.writers.base import Record
 from rankmon.writers.jsonl import JSONL_NAME, read_jsonl
 

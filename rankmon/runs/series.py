@@ -1,7 +1,6 @@
-"""The data of a run as series over steps; helpers to recognize and to sort rankmon's runs."""
+"""The data of a run as series over steps."""
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,19 +50,3 @@ class RunSeries:
     scalars: Mapping[str, ScalarSeries] = field(default_factory=dict)
     arrays: Mapping[str, ArraySeries] = field(default_factory=dict)
     texts: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
-
-
-_RANKMONS = re.compile(
-    r"(rank|rank_weights|rank_features|stable_rank|det_sign|lemma8|spectrum|rankmon)/."
-)
-
-
-def is_rankmons(tags: Iterable[str]) -> bool:
-    """Return whether a run is one of rankmon's, judged by its tags of scalars, arrays or texts."""
-    return any(_RANKMONS.match(tag) for tag in tags)
-
-
-def natural_order(name: str) -> list[tuple[int, str]]:
-    """Return a sort key that compares numbers in names by value: seed_2 before seed_10."""
-    parts = re.split(r"(\d+)", name)  # odd indices: the numbers
-    return [(int(part), "") if i % 2 else (-1, part) for i, part in enumerate(parts)]

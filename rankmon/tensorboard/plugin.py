@@ -12,7 +12,8 @@ from tensorboard.backend import http_util
 from tensorboard.plugins import base_plugin
 from werkzeug.wrappers import Request, Response
 
-from rankmon.runs.series import ArraySeries, is_rankmons, natural_order
+from rankmon._util.tags import is_rankmons, natural_order
+from rankmon.runs.series import ArraySeries
 from rankmon.tensorboard import payload
 from rankmon.tensorboard.assets import static_files, static_text
 from rankmon.tensorboard.provider import ARRAYS, TEXTS, Stored, Tags

@@ -1,6 +1,5 @@
 """Read the series of runs from TensorBoard's data provider."""
 
-import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -10,6 +9,7 @@ from tensorboard.data.provider import DataProvider, RunTagFilter
 from tensorboard.plugins.scalar.metadata import PLUGIN_NAME as SCALARS
 from tensorboard.plugins.text.metadata import PLUGIN_NAME as TEXTS
 
+from rankmon._util.tags import ALERTS, CARD
 from rankmon.runs.series import ArraySeries, ScalarSeries
 
 # The plugin name of the tensors that `TensorBoardWriter` writes.
@@ -18,7 +18,6 @@ ARRAYS = "rankmon"
 # Do not thin the data again: TensorBoard has already done it when it read the files.
 _ALL_KEPT = 2**31 - 1
 _VALUES = "/values"
-_TEXT_TAGS = re.compile(r"rankmon/(card|alerts)$")
 _Datum = TypeVar("_Datum")
 
 
@@ -54,7 +53,7 @@ class Stored:
             run: Tags(
                 list(scalars.get(run, ())),
                 [t.removesuffix(_VALUES) for t in arrays.get(run, ()) if t.endswith(_VALUES)],
-                [t for t in texts.get(run, ()) if _TEXT_TAGS.match(t)],
+                [t for t in texts.get(run, ()) if t in (CARD, ALERTS)],
             )
             for run in {**scalars, **arrays, **texts}
         }

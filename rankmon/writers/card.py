@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from rankmon._util import markdown
 from rankmon._util.facts import Fact
 from rankmon._util.hparams import Hparam
+from rankmon._util.tags import CARD
 from rankmon._util.text import listed
 from rankmon.probes.base import Description, Prediction
 from rankmon.problem.flat import FlatProblem
 from rankmon.writers.legend import HEADER, LEGEND, OVER_SEEDS
 
-TAG = "rankmon/card"
 _SEEDS_SUFFIXES = ("/median", "/low", "/high")
 
 
@@ -81,7 +81,7 @@ class Card:
           scalars: the scalars of the record.
           others: the tags of its arrays and texts.
         """
-        grown = self._explained.grows([*scalars, *others, TAG])
+        grown = self._explained.grows([*scalars, *others, CARD])
         if self._is_shown and not grown:
             return None
         self._is_shown = True
@@ -164,7 +164,7 @@ class MedianCard:
         Args:
           tags: the tags of the record: <tag>/median, <tag>/low and <tag>/high.
         """
-        if not self._explained.grows([*map(_without_suffix, tags), TAG]):
+        if not self._explained.grows([*map(_without_suffix, tags), CARD]):
             return None
         return "\n\n".join(
             [

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
+from rankmon._util.tags import ALERTS, CARD
+
 HEADER = ("tag", "unit", "meaning")
 
 
@@ -189,12 +191,12 @@ LEGEND = (
         "a number of yours whose tag is one of the monitor's own",
     ),
     Entry(
-        ("rankmon/alerts",),
+        (ALERTS,),
         "text",
         "what the alerts found, at the step where it begins to hold; where a run went on without "
         "its state",
     ),
-    Entry(("rankmon/card",), "text", "what is monitored, and the rows of this table that apply"),
+    Entry((CARD,), "text", "what is monitored, and the rows of this table that apply"),
 )
 OVER_SEEDS = Entry(
     ("…/median", "…/low", "…/high"),

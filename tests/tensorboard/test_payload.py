@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from rankmon._util.strict_json import json_numbers
+from rankmon._util.tags import is_rankmons
 from rankmon.report.html import standalone_page
 from rankmon.runs.read import read_runs
-from rankmon.runs.series import ArraySeries, RunSeries, ScalarSeries, is_rankmons
+from rankmon.runs.series import ArraySeries, RunSeries, ScalarSeries
 from rankmon.tensorboard import payload
 from rankmon.writers.base import Record
 from rankmon.writers.tensorboard import TensorBoardWriter
