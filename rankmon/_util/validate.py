@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Sequence
 from contextlib import suppress
+from numbers import Real
 
 
 def as_integer(
@@ -25,43 +26,6 @@ def as_integer(
     return number
 
 
-def as_count(name: str, count: int) -> int:
-    """Return a number of things that may be 0.
-
-    Raises:
-      TypeError: if it is not an integer.
-      ValueError: if it is negative.
-    """
-    try:
-        number = operator.index(count)
-    except TypeError:
-        raise TypeError(
-            f"expected {name} to be an integer, got {type(count).__name__}; give a number of them"
-        ) from None
-    if number < 0:
-        raise ValueError(f"expected {name} to be at least 0, got {number}; 0 is none")
-    return number
-
-
-def as_memory_limit(limit: int) -> int:
-    """Return the limit in bytes.
-
-    Raises:
-      TypeError: if it is not an integer.
-      ValueError: if it is not positive.
-    """
-    try:
-        number = operator.index(limit)
-    except TypeError:
-        raise TypeError(
-            f"expected memory_limit to be an integer, got {type(limit).__name__}; give bytes, for "
-            "instance 4 * 2**30"
-        ) from None
-    if number < 1:
-        raise ValueError(f"expected memory_limit to be positive, got {number}; give bytes")
-    return number
-
-
 def as_flag(name: str, value: bool) -> bool:
     """Return the value, Python's or NumPy's True or False, as a bool.
 
@@ -78,10 +42,18 @@ def as_flag(name: str, value: bool) -> bool:
     return bool(value)
 
 
-def check_flag(name: str, value: bool) -> None:
-    """Refuse anything but Python's True and False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"expected {name} to be True or False, got {value!r}; choose one")
+def as_share(name: str, value: float, *, remedy: str) -> float:
+    """Return a number in (0, 1].
+
+    Raises:
+      TypeError: if it is not a real number.
+      ValueError: if it is out of range.
+    """
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"expected {name} to be a number, got {type(value).__name__}; {remedy}")
+    if not 0 < value <= 1:
+        raise ValueError(f"expected {name} to be in (0, 1], got {value}; {remedy}")
+    return float(value)
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

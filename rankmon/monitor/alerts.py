@@ -4,11 +4,11 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, Literal, Protocol
 
 from rankmon._util.errors import ErrorPolicy
 from rankmon._util.globs import as_patterns, matches
+from rankmon._util.validate import as_share
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,32 @@ class Alert(Protocol):
         """
 
 
+class _WithAction:
+    """An alert that checks its action."""
+
+    action: Action
+
+    def __post_init__(self) -> None:
+        if self.action not in ("warn", "stop") and not callable(self.action):
+            raise ValueError(
+                'expected action to be "warn", "stop" or a function of the Alarm, got '
+                f"{self.action!r}; choose one"
+            )
+
+
 @dataclass(frozen=True)
-class RankBelow:
+class _WithShare(_WithAction):
+    """An alert on a share of something, in (0, 1]."""
+
+    share: float
+
+    def __post_init__(self) -> None:
+        as_share("share", self.share, remedy="for instance 0.5")
+        super().__post_init__()
+
+
+@dataclass(frozen=True)
+class RankBelow(_WithShare):
     """A rank below a share of its first value.
 
     Args:
@@ -73,13 +97,8 @@ class RankBelow:
       action: "warn", "stop" (raises `StopTraining` in the loop) or a function of the `Alarm`.
     """
 
-    share: float
     tags: str | Sequence[str] = ("rank_weights/*", "rank_features/*")
     action: Action = "warn"
-
-    def __post_init__(self) -> None:
-        _check_share(self.share)
-        _check_action(self.action)
 
     def found(self, scalars: Mapping[str, float], first: Mapping[str, float]) -> dict[str, str]:
         """See `Alert`."""
@@ -91,7 +110,7 @@ class RankBelow:
 
 
 @dataclass(frozen=True)
-class NonFinite:
+class NonFinite(_WithAction):
     """Parameters that are NaN or infinite, or a loss on the probe batch that is.
 
     Args:
@@ -99,9 +118,6 @@ class NonFinite:
     """
 
     action: Action = "warn"
-
-    def __post_init__(self) -> None:
-        _check_action(self.action)
 
     def found(self, scalars: Mapping[str, float], first: Mapping[str, float]) -> dict[str, str]:
         """See `Alert`."""
@@ -114,7 +130,7 @@ class NonFinite:
 
 
 @dataclass(frozen=True)
-class DeadUnits:
+class DeadUnits(_WithShare):
     """More than a share of a ReLU's units dead on the probe batch; needs the "features" probe.
 
     Args:
@@ -122,12 +138,7 @@ class DeadUnits:
       action: as for `RankBelow`.
     """
 
-    share: float
     action: Action = "warn"
-
-    def __post_init__(self) -> None:
-        _check_share(self.share)
-        _check_action(self.action)
 
     def found(self, scalars: Mapping[str, float], first: Mapping[str, float]) -> dict[str, str]:
         """See `Alert`."""
@@ -205,20 +216,3 @@ def act(found: deque[tuple[Action, Alarm]], errors: ErrorPolicy) -> None:
             errors.warn(f"step {alarm.step}: {alarm.message}", key=f"alert {alarm}")
     if stop is not None:
         raise stop
-
-
-def _check_share(share: float) -> None:
-    if not isinstance(share, Real) or isinstance(share, bool):
-        raise TypeError(
-            f"expected share to be a number, got {type(share).__name__}; for instance 0.5"
-        )
-    if not 0 < share <= 1:
-        raise ValueError(f"expected share to be in (0, 1], got {share}; for instance 0.5")
-
-
-def _check_action(action: Any) -> None:
-    if action not in ("warn", "stop") and not callable(action):
-        raise ValueError(
-            f'expected action to be "warn", "stop" or a function of the Alarm, got {action!r}; '
-            "choose one"
-        )

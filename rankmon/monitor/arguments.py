@@ -1,6 +1,5 @@
 """Checks of `RankMonitor`'s arguments; each probe checks its own arguments."""
 
-import numbers
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 
 from rankmon._util.arrays import check_concrete
 from rankmon._util.distributed import count
+from rankmon._util.validate import as_share
 from rankmon.monitor.alerts import Alert
 from rankmon.monitor.schedule import EveryN, Schedule
 from rankmon.writers.base import Writer
@@ -142,19 +142,8 @@ def as_overhead(overhead: float | None) -> float | None:
       TypeError: if it is not a real number.
       ValueError: if it is outside (0, 1].
     """
-    if overhead is None:
-        return None
-    if not isinstance(overhead, numbers.Real) or isinstance(overhead, bool):
-        raise TypeError(
-            f"expected overhead to be a number or None, got {type(overhead).__name__}; give a "
-            "share of the wall time, for instance 0.05"
-        )
-    if not 0 < overhead <= 1:
-        raise ValueError(
-            f"expected overhead to be in (0, 1], got {overhead}; give a share of the wall time, "
-            "for instance 0.05"
-        )
-    return float(overhead)
+    remedy = "give a share of the wall time, for instance 0.05, or None"
+    return None if overhead is None else as_share("overhead", overhead, remedy=remedy)
 
 
 def check_processes(

@@ -1,9 +1,7 @@
-"""How a loop ends: a monitor as a context manager, and the last call that is left to measure."""
+"""How a loop ends: the last call that is left to measure."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,38 +17,6 @@ class Call(NamedTuple):
     params: Any
     extra: Any
     scalars: Mapping[str, Any] | None
-
-
-class ClosesOnExit(ABC):
-    """A monitor as a context manager: it closes on the way out of the loop."""
-
-    @abstractmethod
-    def close(self) -> Any:
-        """Measure the last parameters seen, and close."""
-
-    @abstractmethod
-    def _gives_up(self) -> None:
-        """Measure nothing more, and note that the session failed: an exception left the loop."""
-
-    def __enter__(self) -> Self:
-        """Return the monitor itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close; after an exception in the loop without measuring once more."""
-        if error is None:
-            self.close()
-            return
-        self._gives_up()
-        try:
-            self.close()
-        except Exception as trouble:  # noqa: BLE001  the loop's own exception is what counts
-            error.add_note(f"rankmon: and then {type(trouble).__name__}: {trouble}")
 
 
 def is_unchanged(call: Call, errors: ErrorPolicy) -> bool:

@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rankmon._util.closing import ClosesOnExit
 from rankmon._util.distributed import is_first
 from rankmon._util.errors import ErrorPolicy
 from rankmon._util.facts import Fact
 from rankmon._util.forks import Home
 from rankmon._util.hparams import as_hparams
-from rankmon._util.validate import as_count, as_memory_limit, check_choice, check_flag
+from rankmon._util.validate import as_flag, as_integer, check_choice
 from rankmon._util.warnings import RankmonWarning
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
 from rankmon.linalg.numerical_rank import DEFAULT_TOLERANCE, Tolerance
@@ -33,7 +34,7 @@ from rankmon.monitor.arguments import (
 )
 from rankmon.monitor.dispatch import Dispatcher
 from rankmon.monitor.due import DueSteps
-from rankmon.monitor.lifecycle import Call, ClosesOnExit
+from rankmon.monitor.lifecycle import Call
 from rankmon.monitor.overhead import Overhead
 from rankmon.monitor.pipeline import Pipeline
 from rankmon.monitor.scan import CompiledLoop, CompiledSteps, StepFunction
@@ -145,9 +146,11 @@ class RankMonitor(ClosesOnExit):
         check_choice("oversize", oversize, ("raise", "weights"))
         check_choice("on_error", on_error, ("warn", "raise"))
         check_choice("when_full", when_full, ("block", "skip"))
-        check_flag("background", background)
-        writers, memory_limit = as_writers(writers), as_memory_limit(memory_limit)
-        waiting, share = as_count("queue", queue), as_overhead(overhead)
+        background, waiting = as_flag("background", background), as_integer("queue", queue, least=0)
+        memory_limit = as_integer(
+            "memory_limit", memory_limit, least=1, remedy="give bytes, for instance 4 * 2**30"
+        )
+        writers, share = as_writers(writers), as_overhead(overhead)
         alerts, schedule = as_alerts(alerts), as_schedule(every, schedule)
         hparams = None if hparams is None else as_hparams(hparams)
         check_processes(overhead=overhead, when_full=when_full, alerts=alerts)
@@ -268,7 +271,7 @@ class RankMonitor(ClosesOnExit):
           TypeError, ValueError, MemoryError: for invalid arguments, as for a call.
           StopTraining: if an alert stops training; it has the `carry` and the `ys` so far.
         """
-        start, steps = as_step(start), as_count("steps", steps)
+        start, steps = as_step(start), as_integer("steps", steps, least=0)
         if self._program is None or self._program.step_fn is not step_fn:
             self._program = CompiledSteps(step_fn)
         loop = CompiledLoop(self._program, carry, steps, xs)
@@ -359,7 +362,7 @@ class RankMonitor(ClosesOnExit):
             self._errors.tell()
         return record
 
-    def _gives_up(self) -> None:
+    def _note_failure(self) -> None:
         self._dispatcher.forget_seen()
         self._outcome = "failure"
 

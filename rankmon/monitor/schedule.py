@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import floor, log10
-from typing import Any, Protocol
+from typing import Protocol
 
 from rankmon._util.validate import as_integer
 
@@ -37,7 +37,7 @@ class EveryN:
     n: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "n", _positive(self.n, "n, a number of steps,"))
+        object.__setattr__(self, "n", as_integer("n, a number of steps,", self.n, least=1))
 
     def __str__(self) -> str:
         return "every step" if self.n == 1 else f"every {self.n} steps"
@@ -56,7 +56,8 @@ class LogSpaced:
     per_decade: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "per_decade", _positive(self.per_decade, "per_decade"))
+        number = as_integer("per_decade", self.per_decade, least=1)
+        object.__setattr__(self, "per_decade", number)
 
     def __str__(self) -> str:
         return f"{self.per_decade} times from a step to ten times that step"
@@ -82,15 +83,11 @@ class AtSteps:
     steps: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        steps = tuple(sorted({as_integer("every step", step) for step in self.steps}))
+        remedy = "steps count from 0 at the start of training"
+        steps = {as_integer("every step", step, least=0, remedy=remedy) for step in self.steps}
         if not steps:
             raise ValueError("expected at least one step, got none; give the steps to measure at")
-        if steps[0] < 0:
-            raise ValueError(
-                f"expected steps of at least 0, got {steps[0]}; steps count from 0 at the start "
-                "of training"
-            )
-        object.__setattr__(self, "steps", steps)
+        object.__setattr__(self, "steps", tuple(sorted(steps)))
 
     def __str__(self) -> str:
         first, more = self.steps[:_MOST_SHOWN], len(self.steps) - _MOST_SHOWN
@@ -144,10 +141,3 @@ def at_steps(steps: Iterable[int]) -> AtSteps:
       ValueError: if `steps` is empty or one is negative.
     """
     return AtSteps(tuple(steps))
-
-
-def _positive(value: Any, name: str) -> int:
-    number = as_integer(name, value)
-    if number < 1:
-        raise ValueError(f"expected {name} to be at least 1, got {number}; pass 1 or more")
-    return number

@@ -15,16 +15,17 @@ import jax
 import numpy as np
 
 from rankmon._util.arrays import check_concrete
+from rankmon._util.closing import ClosesOnExit
 from rankmon._util.errors import ErrorPolicy
 from rankmon._util.files import absolute_folder
 from rankmon._util.forks import Home
 from rankmon._util.tags import CARD
-from rankmon._util.validate import as_count
+from rankmon._util.validate import as_integer
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
 from rankmon.linalg.numerical_rank import DEFAULT_TOLERANCE, Tolerance
 from rankmon.monitor.arguments import as_step_and_params
 from rankmon.monitor.fanout import Fanout
-from rankmon.monitor.lifecycle import Call, ClosesOnExit, is_unchanged
+from rankmon.monitor.lifecycle import Call, is_unchanged
 from rankmon.monitor.monitor import RankMonitor
 from rankmon.monitor.worker import Worker
 from rankmon.probes.base import PreparedProbe, Probe, State
@@ -85,9 +86,9 @@ class SeedsMonitor(ClosesOnExit):
         Raises:
           TypeError, ValueError, OSError: as for `RankMonitor`.
         """
-        self._seeds = as_count("seeds", seeds)
-        if self._seeds < 1:
-            raise ValueError("expected at least 1 seed, got 0; give the length of the leading axis")
+        self._seeds = as_integer(
+            "seeds", seeds, least=1, remedy="give the length of the leading axis"
+        )
         unknown = options.keys() - set(_OPTIONS)
         if unknown:
             raise TypeError(
@@ -240,10 +241,10 @@ class SeedsMonitor(ClosesOnExit):
             Record(step, self._median.attempt, records[0].wall_time, scalars, {}, texts)
         )
 
-    def _gives_up(self) -> None:
+    def _note_failure(self) -> None:
         self._seen = self._under_way = None
         for monitor in self._monitors:
-            monitor._gives_up()
+            monitor._note_failure()
 
     def flush(self) -> None:
         """Pass everything measured so far to the operating system."""

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from rankmon._util.arrays import check_concrete, host_copies
 from rankmon._util.distributed import gathered
 from rankmon._util.globs import as_patterns
-from rankmon._util.validate import check_flag
+from rankmon._util.validate import as_flag
 from rankmon.problem.checks import check_finite, check_some_numbers, check_weights, leading_axis
 from rankmon.problem.diagnosis import explained
 from rankmon.problem.equinox_keras import as_arrays, as_given
@@ -101,8 +101,7 @@ class Problem:
                 f"{type(apply).__name__}; {remedy}"
             )
         self.apply = apply
-        check_flag("lift_dtype", lift_dtype)
-        self.lift_dtype = lift_dtype
+        self.lift_dtype = lift_dtype = as_flag("lift_dtype", lift_dtype)
         self.loss = as_loss(lifted(loss) if lift_dtype and callable(loss) else loss)
         check_concrete("a Problem to be stated", (inputs, targets, weights))
         # Copies, because a data loader may reuse its buffers.

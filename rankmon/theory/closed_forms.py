@@ -257,8 +257,7 @@ def rank_loss_bound(dims: Sequence[int], *, n: int, loss: str = "mse") -> int:
     section S9.3.
     """
     t = symbols_of(dims, None, None, False, loss)
-    if as_integer("n", n) < 1:
-        raise ValueError(f"expected at least n = 1 example, got {n}; pass the size of the batch")
+    as_integer("n", n, least=1, remedy="pass the size of the batch")
     return n * (t.K + 2 * sum(t.M[1:-1]))
 
 

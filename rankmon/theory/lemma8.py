@@ -297,8 +297,7 @@ def balanced_stack(
       ValueError: for layers or width below 1, or for singular values that are negative or not M.
     """
     for name, number in (("layers", layers), ("width", width)):
-        if as_integer(name, number) < 1:
-            raise ValueError(f"expected {name} of at least 1, got {number}; pass L and M")
+        as_integer(name, number, least=1)
     default = 2.0 ** ((np.arange(width) + 0.5) / width - 0.5)
     values = default if singular_values is None else np.asarray(singular_values, np.float64)
     if values.shape != (width,) or not (values >= 0).all():

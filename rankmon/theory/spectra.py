@@ -154,8 +154,7 @@ def functional_plateaus(omega: Float[np.ndarray, "k d"], hidden: int) -> Plateau
     Source: arXiv 2106.16225, section S8.2 (figures S6 and S7).
     """
     omega = _finite("Omega", omega, axes=2)
-    if as_integer("hidden", hidden) < 1:
-        raise ValueError(f"expected a hidden width of at least 1, got {hidden}; pass M")
+    as_integer("hidden", hidden, least=1)
     values = singular_values(omega)
     return Plateaus(np.concatenate([values, -values[::-1]]), hidden)
 

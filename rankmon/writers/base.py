@@ -1,10 +1,8 @@
 """Records, and the protocol that writers of records implement."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Literal, Protocol, Self, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -65,27 +63,6 @@ class SessionWriter(Writer, Protocol):
     def end_session(self, outcome: Outcome) -> None:
         """Record the outcome of training; the next call is `close`."""
         ...
-
-
-class ClosingWriter(ABC):
-    """A `Writer` that is a context manager: leaving the block closes it."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Close the writer; see `Writer.close`."""
-
-    def __enter__(self) -> Self:
-        """Return the writer."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the writer."""
-        self.close()
 
 
 def lost_file(lost: WholeFile, file: WholeFile, *, whole: bool) -> str:

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from rankmon.writers.base import ClosingWriter, Record
+from rankmon._util.closing import ClosesOnExit
+from rankmon.writers.base import Record
 
 
-class ScalarsWriter(ClosingWriter):
+class ScalarsWriter(ClosesOnExit):
     """Passes scalars on to any object with `write_scalars(step, {tag: value})`, as in CLU.
 
     Hyperparameters are passed on if the object has `write_hparams({name: value})`.

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from rankmon._util.closing import ClosesOnExit
 from rankmon._util.files import PathLike, WholeFile, check_no_pipe, made_folder
 from rankmon._util.hparams import as_hparams
 from rankmon._util.strict_json import json_numbers
 from rankmon._util.warnings import warn_user
-from rankmon.writers.base import ClosingWriter, Record, lost_file
+from rankmon.writers.base import Record, lost_file
 
 JSONL_NAME = "rankmon.jsonl"  # the file's name in every run folder
 _KEYS = frozenset({"step", "attempt", "wall_time", "scalars", "arrays", "texts"})
@@ -25,7 +26,7 @@ _MOST_NAMED = 5
 _NOT_READABLE = (TypeError, ValueError, OverflowError, RecursionError)
 
 
-class JsonlWriter(ClosingWriter):
+class JsonlWriter(ClosesOnExit):
     """Appends records to a file, each as one line of JSON at full precision.
 
     A record is an object {"step", "attempt", "wall_time", "scalars", "arrays", "texts"}, perhaps

@@ -1,9 +1,10 @@
 """`MemoryWriter`: keep records in memory."""
 
-from rankmon.writers.base import ClosingWriter, Record
+from rankmon._util.closing import ClosesOnExit
+from rankmon.writers.base import Record
 
 
-class MemoryWriter(ClosingWriter):
+class MemoryWriter(ClosesOnExit):
     """Keeps records in memory.
 
     Attributes:

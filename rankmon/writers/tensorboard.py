@@ -10,10 +10,11 @@ from tensorboard.compat.proto import event_pb2
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from rankmon._util.closing import ClosesOnExit
 from rankmon._util.files import PathLike, WholeFile, made_folder
 from rankmon._util.warnings import warn_user
 from rankmon.writers import events
-from rankmon.writers.base import ClosingWriter, Outcome, Record, lost_file
+from rankmon.writers.base import Outcome, Record, lost_file
 from rankmon.writers.event_files import (
     Session,
     event_file_names,
@@ -23,7 +24,7 @@ from rankmon.writers.event_files import (
 )
 
 
-class TensorBoardWriter(ClosingWriter):
+class TensorBoardWriter(ClosesOnExit):
     """Writes records to a new TensorBoard event file in the run folder.
 
     Numbers are written as float32, as TensorBoard stores them; `JsonlWriter` keeps all digits. An

@@ -171,7 +171,7 @@ def test_the_last_parameters_are_measured_or_missed_aloud():
 @pytest.mark.parametrize(
     ("use", "error", "keys"),
     [
-        (lambda: SeedsMonitor(PROBLEM, seeds=0, every=1), ValueError, ["1 seed", "0"]),
+        (lambda: SeedsMonitor(PROBLEM, seeds=0, every=1), ValueError, ["seeds", "at least 1", "0"]),
         (
             lambda: SeedsMonitor(PROBLEM, seeds=4, every=1)(0, stacked()),
             ValueError,

@@ -76,5 +76,5 @@ def test_what_theory_refuses_is_refused():
         closed_forms((8, 6, 3), r=9)
     with refused(ValueError, "dims", "(8,)"):
         closed_forms((8,))
-    with refused(ValueError, "n = 1", "got 0"):
+    with refused(ValueError, "at least 1", "got 0"):
         closed_forms((8, 6, 3), n=0)
