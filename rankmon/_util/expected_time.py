@@ -10,9 +10,7 @@ from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from jax.extend.core import Jaxpr
-
-from rankmon._util.jaxpr import programs_in
+from rankmon._util.jaxpr import operations_of
 
 _log = logging.getLogger("rankmon")
 _T = TypeVar("_T")
@@ -100,7 +98,7 @@ def compiled(what: str, traced: Any, options: dict[str, Any] | None = None) -> A
       traced: the traced program.
       options: compiler options, left out if this compiler does not know them.
     """
-    equations = _equation_count(traced.jaxpr.jaxpr)
+    equations = sum(1 for _ in operations_of(traced.jaxpr))
     expected = equations * _rate.each
     if expected > WORTH_SAYING:
         _log.warning(
@@ -124,10 +122,3 @@ def compiled(what: str, traced: Any, options: dict[str, Any] | None = None) -> A
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:,.0f} min"
-
-
-def _equation_count(program: Jaxpr) -> int:
-    """Return the number of equations of a program and of all programs in it."""
-    return sum(
-        1 + sum(_equation_count(inner) for inner in programs_in(eqn)) for eqn in program.eqns
-    )

@@ -143,14 +143,25 @@ def called_name(eqn: JaxprEqn) -> str:
     return str(eqn.params.get("name", eqn.primitive.name))
 
 
-def programs_in(eqn: JaxprEqn) -> Iterator[Jaxpr]:
-    """Yield every program among an operation's parameters, whatever the operation is."""
+def programs_in(eqn: JaxprEqn) -> Iterator[ClosedJaxpr]:
+    """Yield every program among an operation's parameters, whatever the operation is.
+
+    The constants of one without values for them are None.
+    """
     for value in eqn.params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(item, ClosedJaxpr):
-                yield item.jaxpr
-            elif isinstance(item, Jaxpr):
                 yield item
+            elif isinstance(item, Jaxpr):
+                yield ClosedJaxpr(item, [None] * len(item.constvars))
+
+
+def operations_of(program: Jaxpr | ClosedJaxpr) -> Iterator[JaxprEqn]:
+    """Yield every operation of a program, each followed by those of the programs in it."""
+    for eqn in program.eqns:
+        yield eqn
+        for inner in programs_in(eqn):
+            yield from operations_of(inner)
 
 
 def with_programs(eqn: JaxprEqn, changed: Callable[[ClosedJaxpr], ClosedJaxpr]) -> dict[str, Any]:
@@ -197,28 +208,22 @@ def holds_functions(eqn: JaxprEqn) -> bool:
     )
 
 
-def reduces_to_another_dtype(program: Jaxpr) -> bool:
+def reduces_to_another_dtype(program: ClosedJaxpr) -> bool:
     """Return whether a reduction's result is of another dtype than its operand, which is an error.
 
     It comes from a function that closes over an int64 NumPy array and was traced before with x64
     off: JAX traces it again without complaint, and fails when it compiles.
     """
     return any(
-        (
-            eqn.primitive.name in _REDUCTIONS
-            and eqn.invars[0].aval.dtype != eqn.outvars[0].aval.dtype  # type: ignore[attr-defined]
-        )
-        or any(map(reduces_to_another_dtype, programs_in(eqn)))
-        for eqn in program.eqns
+        eqn.invars[0].aval.dtype != eqn.outvars[0].aval.dtype  # type: ignore[attr-defined]
+        for eqn in operations_of(program)
+        if eqn.primitive.name in _REDUCTIONS
     )
 
 
-def holds(program: Jaxpr, names: Collection[str]) -> bool:
+def holds(program: Jaxpr | ClosedJaxpr, names: Collection[str]) -> bool:
     """Return whether an operation of one of these names is in the program, however deep."""
-    return any(
-        eqn.primitive.name in names or any(holds(inner, names) for inner in programs_in(eqn))
-        for eqn in program.eqns
-    )
+    return any(eqn.primitive.name in names for eqn in operations_of(program))
 
 
 def at_highest_precision(params: dict[str, Any], precision: Any) -> dict[str, Any]:

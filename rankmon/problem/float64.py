@@ -33,7 +33,7 @@ from rankmon._util.jaxpr import (
     while_of,
     with_programs,
 )
-from rankmon.problem.precision import DOUBLE, abstract_array
+from rankmon.problem.precision import DOUBLE, abstract_array, is_inexact
 
 Function = Callable[..., Any]
 _Values = Sequence[Any]
@@ -179,8 +179,8 @@ def _cond(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
 
 def _custom_jvp(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
     """Apply a function with a derivative of its own, which is traced in its dtypes and lifted."""
-    floats = [_is_float(var) for var in eqn.invars]
-    moved = _shapes([var for var in eqn.invars if _is_float(var)])
+    floats = [is_inexact(var) for var in eqn.invars]
+    moved = _shapes([var for var in eqn.invars if is_inexact(var)])
 
     def pushed(primals: _Values, directions: _Values) -> tuple[_Values, _Values]:
         rest = iter(directions)
@@ -201,7 +201,7 @@ def _custom_jvp(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
         outputs, changes = lifted_at(pushed, _shapes(eqn.invars), moved)(primals, moving)
         rest = iter(changes)
         return outputs, [
-            next(rest) if _is_float(v) else np.zeros(np.shape(x), jax.dtypes.float0)
+            next(rest) if is_inexact(v) else np.zeros(np.shape(x), jax.dtypes.float0)
             for v, x in zip(eqn.outvars, outputs, strict=True)
         ]
 
@@ -209,7 +209,7 @@ def _custom_jvp(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
 
 
 def _custom_vjp(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
-    floats = [_is_float(var) for var in eqn.invars]
+    floats = [is_inexact(var) for var in eqn.invars]
     arguments, outputs = _shapes(eqn.invars), _shapes(eqn.outvars)
 
     def pulled(primals: _Values, cotangents: _Values) -> list[Any]:
@@ -236,10 +236,6 @@ def _custom_vjp(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
 
 def _shapes(variables: Sequence[Any]) -> list[Any]:
     return [abstract_array(v.aval.shape, v.aval.dtype) for v in variables]
-
-
-def _is_float(variable: Any) -> bool:
-    return bool(jnp.issubdtype(variable.aval.dtype, jnp.inexact))
 
 
 _RULES: dict[str, Callable[[Jaxpr, JaxprEqn, _Values], _Values]] = {

@@ -13,12 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from rankmon._util.jaxpr import (
     COND,
     SCAN,
     WHILE,
+    interpreted,
+    operations_of,
     programs_in,
     reduces_to_another_dtype,
     scan_of,
@@ -172,7 +174,7 @@ def choose_precision(function: Callable[..., Any], *args: Any, lifts: bool = Fal
     try:
         with DOUBLE.scope():
             jaxpr = jax.make_jaxpr(function)(*lifted)
-        if reduces_to_another_dtype(jaxpr.jaxpr):
+        if reduces_to_another_dtype(jaxpr):
             raise TypeError("an int64 constant of NumPy that JAX keeps as int32")  # noqa: TRY301
     except Exception as error:  # noqa: BLE001  any error: the function may simply not take float64
         return _native_precision(function, args, error, lifts=lifts)
@@ -230,18 +232,22 @@ def _coarsest(program: ClosedJaxpr) -> tuple[_Operation | None, str | None]:
     try:
         return coarsest_operation(program), None
     except Exception as error:  # noqa: BLE001  the program of a newer JAX
-        coarse = list(_coarse_operations(program.jaxpr))
-        found = max(coarse, key=lambda item: eps_of(item[1]), default=None)
-        return found, unreadable("the dtypes of the operations", error)
+        # Whether or not data reach them.
+        found = [one for eqn in operations_of(program) for one in _rounded(eqn)]
+        return _coarsest_of(found), unreadable("the dtypes of the operations", error)
 
 
-def _coarse_operations(program: Jaxpr) -> Iterator[_Operation]:
-    """Yield the operations that result in floats below float64, whether or not data reach them."""
-    for eqn in program.eqns:
-        dtypes = [np.dtype(v.aval.dtype) for v in eqn.outvars if _is_float(v)]  # type: ignore[attr-defined]
-        yield from ((eqn.primitive.name, d) for d in dtypes if eps_of(d) > DOUBLE.eps)
-        for inner in programs_in(eqn):
-            yield from _coarse_operations(inner)
+def _rounded(eqn: JaxprEqn) -> Iterator[_Operation]:
+    """Yield the operation with the dtype of each result that is a float."""
+    for variable in eqn.outvars:
+        if is_inexact(variable):
+            yield eqn.primitive.name, np.dtype(variable.aval.dtype)  # type: ignore[attr-defined]
+
+
+def _coarsest_of(found: _Found) -> _Operation | None:
+    """Return the first operation with the largest eps above float64's, if there is one."""
+    coarse = (item for item in found if eps_of(item[1]) > DOUBLE.eps)
+    return max(coarse, key=lambda item: eps_of(item[1]), default=None)
 
 
 def coarsest_operation(jaxpr: ClosedJaxpr) -> _Operation | None:
@@ -252,61 +258,59 @@ def coarsest_operation(jaxpr: ClosedJaxpr) -> _Operation | None:
     numbers at all parameters and add no rounding noise.
     """
     found: _Found = []
-    _collect(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.invars), found)
-    coarse = [item for item in found if eps_of(item[1]) > DOUBLE.eps]
-    return max(coarse, key=lambda item: eps_of(item[1])) if coarse else None
+    _collect(jaxpr, [True] * len(jaxpr.in_avals), found)
+    return _coarsest_of(found)
 
 
-def _collect(jaxpr: Any, depends: Sequence[bool], found: _Found) -> list[bool]:
+def _collect(program: ClosedJaxpr, depends: Sequence[bool], found: _Found) -> list[bool]:
     """Add the floating operations that data reach, and return which results data reach."""
-    reached = {v for v, flag in zip(jaxpr.invars, depends, strict=True) if flag and _is_float(v)}
-    for equation in jaxpr.eqns:
-        flags = [_is_var(atom) and atom in reached for atom in equation.invars]
+
+    def operation(_: Jaxpr, eqn: JaxprEqn, flags: list[bool]) -> list[bool]:
         if not any(flags):
-            continue
-        outputs = _collect_call(equation, flags, found)
+            return [False] * len(eqn.outvars)
+        outputs = _collect_call(eqn, flags, found)
         if outputs is None:
-            outputs = [True] * len(equation.outvars)
-            found.extend(
-                (equation.primitive.name, np.dtype(var.aval.dtype))
-                for var in equation.outvars
-                if _is_float(var)
-            )
-        reached.update(
-            v for v, flag in zip(equation.outvars, outputs, strict=True) if flag and _is_float(v)
-        )
-    return [_is_var(atom) and atom in reached for atom in jaxpr.outvars]
+            outputs = [True] * len(eqn.outvars)
+            found.extend(_rounded(eqn))
+        return _floating(outputs, eqn.outvars)
+
+    arguments = _floating(depends, program.jaxpr.invars)
+    return interpreted(program, arguments, constant=lambda *_: False, operation=operation)
 
 
-def _collect_call(equation: Any, flags: list[bool], found: _Found) -> list[bool] | None:
+def _floating(flags: Sequence[bool], variables: Sequence[Any]) -> list[bool]:
+    return [flag and is_inexact(v) for flag, v in zip(flags, variables, strict=True)]
+
+
+def _collect_call(equation: JaxprEqn, flags: list[bool], found: _Found) -> list[bool] | None:
     """Apply `_collect` to the programs of an operation; return None if it has none."""
     name = equation.primitive.name
     if name == SCAN:
         scan = scan_of(equation)
-        return _collect_loop(scan.body.jaxpr, flags, scan.consts, scan.carry, found)
+        return _collect_loop(scan.body, flags, scan.consts, scan.carry, found)
     if name == WHILE:
         loop = while_of(equation)
         # The condition gives a boolean, which carries no rounding.
         flags = flags[loop.condition_consts :]
         carry = len(flags) - loop.body_consts
-        return _collect_loop(loop.body.jaxpr, flags, loop.body_consts, carry, found)
+        return _collect_loop(loop.body, flags, loop.body_consts, carry, found)
     inner = list(programs_in(equation))
     if not inner:
         return None
     outputs = [False] * len(equation.outvars)
     for sub in inner:
         known = flags[1:] if name == COND else flags
-        if len(sub.invars) == len(known) and len(sub.outvars) == len(outputs):
+        if len(sub.in_avals) == len(known) and len(sub.out_avals) == len(outputs):
             reached = _collect(sub, known, found)
             outputs = [a or b for a, b in zip(outputs, reached, strict=True)]
         else:  # the order of its arguments is not known
-            _collect(sub, [True] * len(sub.invars), found)
+            _collect(sub, [True] * len(sub.in_avals), found)
             outputs = [True] * len(outputs)
     return outputs
 
 
 def _collect_loop(
-    body: Any, flags: list[bool], consts: int, carry: int, found: _Found
+    body: ClosedJaxpr, flags: list[bool], consts: int, carry: int, found: _Found
 ) -> list[bool]:
     """Repeat `_collect` until the part of the carry that data reach no longer grows."""
     while True:
@@ -318,10 +322,7 @@ def _collect_loop(
         flags = [*flags[:consts], *grown, *flags[consts + carry :]]
 
 
-def _is_var(atom: Any) -> bool:
-    return not hasattr(atom, "val")
-
-
-def _is_float(var: Any) -> bool:
-    dtype = getattr(var.aval, "dtype", None)
+def is_inexact(variable: Any) -> bool:
+    """Return whether a variable of a program is an array of floats or complex numbers."""
+    dtype = getattr(variable.aval, "dtype", None)
     return dtype is not None and bool(jnp.issubdtype(dtype, jnp.inexact))

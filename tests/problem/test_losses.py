@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import oracles
-from rankmon._util.jaxpr import programs_in
+from rankmon._util.jaxpr import operations_of
 from rankmon.problem.losses import as_loss
 from rankmon.problem.output_hessians import FactoredRoots
 from refusals import refused
@@ -290,10 +290,7 @@ def test_the_root_of_cross_entropy_loses_no_digits_where_one_class_has_all_the_m
 
 def sizes(program):
     """The sizes of all arrays in a program."""
-    for eqn in program.eqns:
-        yield from (v.aval.size for v in eqn.outvars)
-        for inner in programs_in(eqn):
-            yield from sizes(inner)
+    return [v.aval.size for eqn in operations_of(program) for v in eqn.outvars]
 
 
 def smoothed(z, label):
