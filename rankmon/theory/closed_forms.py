@@ -17,37 +17,53 @@ weights, and with residuals in special position (at a stationary point of the la
 E[delta] = 0), the ranks can only be lower.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from inspect import cleandoc, signature
+from typing import ParamSpec, TypeVar
 
 from rankmon._util.validate import as_flag, as_integer
 from rankmon.theory.symbols import Symbols, symbols_of, widths_of, within
 
+_Arguments = ParamSpec("_Arguments")
+_Rank = TypeVar("_Rank")
 
-def rank_outer(
-    dims: Sequence[int],
-    *,
-    r: int | None = None,
-    s: int | None = None,
-    bias: bool = False,
-    loss: str = "mse",
-) -> int:
+
+def _with_arguments_of(
+    symbols: Callable[_Arguments, Symbols],
+) -> Callable[[Callable[[Symbols], _Rank]], Callable[_Arguments, _Rank]]:
+    """Return a decorator that makes formulas in the symbols functions of a network's arguments.
+
+    They take the arguments of `symbols`, and its docstring describes these in theirs.
+    """
+    arguments = signature(symbols)
+    described = cleandoc(symbols.__doc__ or "").partition("Args:")
+
+    def decorate(formula: Callable[[Symbols], _Rank]) -> Callable[_Arguments, _Rank]:
+        def function(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Rank:
+            arguments.bind(*args, **kwargs)  # its errors do not name `symbols`
+            return formula(symbols(*args, **kwargs))
+
+        result = signature(formula).return_annotation
+        text = cleandoc(formula.__doc__ or "")
+        function.__doc__ = text.replace("Source:", "".join(described[1:]) + "\n\nSource:")
+        function.__name__, function.__qualname__ = formula.__name__, formula.__qualname__
+        function.__annotations__ = symbols.__annotations__ | {"return": result}
+        function.__signature__ = arguments.replace(return_annotation=result)  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
+_closed_form = _with_arguments_of(symbols_of)
+
+
+@_closed_form
+def rank_outer(t: Symbols) -> int:
     """Return the rank of the outer-product Hessian H_o: q (r + K - q) + o K.
 
     Exact on every generic network tried, for weights of full rank. Without biases it is proved;
-    with biases Theorem 12 proves it as an upper bound. It does not depend on s.
-
-    Args:
-      dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.
-      r: rank of the inputs, 0 to d; with biases of the centered inputs, rank [X 1] - 1. Default d.
-      s: rank of Omega, 0 to min(K, r + o); checked, not used. Default its maximum.
-      bias: whether every layer has a bias.
-      loss: "mse", "cosh" or "cross_entropy"; for a loss of your own with a non-singular output
-        Hessian, "mse".
-
-    Raises:
-      TypeError: for widths or ranks that are not integers, or a bias that is not a bool.
-      ValueError: for widths, ranks or a loss out of range.
+    with biases Theorem 12 proves it as an upper bound. It does not depend on s, which is checked.
 
     Source: arXiv 2106.16225, Corollary 4, Theorem 12, section S7.3.
 
@@ -55,19 +71,16 @@ def rank_outer(
       >>> rank_outer((30, 25, 20, 15, 10))
       300
     """
-    t = symbols_of(dims, r, s, bias, loss)
+    return _outer(t)
+
+
+def _outer(t: Symbols) -> int:
     return t.q * (t.r + t.K - t.q) + t.o * t.K
 
 
-def rank_functional_columns(
-    dims: Sequence[int],
-    *,
-    r: int | None = None,
-    s: int | None = None,
-    bias: bool = False,
-    loss: str = "mse",
-) -> tuple[int, ...]:
-    """Return the ranks of the L column blocks of the functional Hessian H_f, one per layer.
+@_closed_form
+def rank_functional_columns(t: Symbols) -> tuple[int, ...]:
+    """Return the ranks of the L column blocks of the functional Hessian H_f, first layer first.
 
     left_l + right_l - a_{l,1} max(f_{l,L} - o, 0), where
       left_l  = sum_{j=1}^{l-1} (a_{l,j} - a_{l,j+1}) min(M_j, ..., M_{l-1}),
@@ -76,27 +89,12 @@ def rank_functional_columns(
       f_{l,k} = min(rho_l + o, s, u_k) for k > l, f_{l,l} = 0,
       rho_l = min(r, M_1, ..., M_{l-1}), u_l = min(M_l, ..., M_{L-1}, K).
     Without biases and for L >= 2 that is qh M_{l-1} + qh M_l - qh^2, with s in place of M_0 and
-    M_L. A layer's bias belongs to its block. The formula follows from an argument and is exact on
-    every generic network tried, for weights of full rank.
-
-    Args:
-      dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.
-      r: rank of the inputs, 0 to d; with biases of the centered inputs, rank [X 1] - 1. Default d.
-      s: rank of Omega, 0 to min(K, r + o). Default its maximum.
-      bias: whether every layer has a bias.
-      loss: "mse", "cosh" or "cross_entropy"; for a loss of your own with a non-singular output
-        Hessian, "mse".
-
-    Returns:
-      L ranks, first layer first; (0,) for L = 1.
-
-    Raises:
-      TypeError: for widths or ranks that are not integers, or a bias that is not a bool.
-      ValueError: for widths, ranks or a loss out of range.
+    M_L; for L = 1 it is 0. A layer's bias belongs to its block. The formula follows from an
+    argument and is exact on every generic network tried, for weights of full rank.
 
     Source: without biases arXiv 2106.16225, Theorem 5; with biases not in the paper.
     """
-    return _functional_columns(symbols_of(dims, r, s, bias, loss))
+    return _functional_columns(t)
 
 
 @lru_cache(maxsize=1)  # H_f and H_L of one network are asked for one after the other
@@ -104,30 +102,12 @@ def _functional_columns(t: Symbols) -> tuple[int, ...]:
     return tuple(t.left(i) + t.right(i) - t.overlap(i) for i in range(1, t.L + 1))
 
 
-def rank_functional(
-    dims: Sequence[int],
-    *,
-    r: int | None = None,
-    s: int | None = None,
-    bias: bool = False,
-    loss: str = "mse",
-) -> int:
+@_closed_form
+def rank_functional(t: Symbols) -> int:
     """Return the rank of the functional Hessian H_f: the sum of `rank_functional_columns`.
 
     Exact on every generic network tried, for weights of full rank; without biases the paper proves
     it as an upper bound (`rank_functional_bound`). 0 for L = 1.
-
-    Args:
-      dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.
-      r: rank of the inputs, 0 to d; with biases of the centered inputs, rank [X 1] - 1. Default d.
-      s: rank of Omega, 0 to min(K, r + o). Default its maximum.
-      bias: whether every layer has a bias.
-      loss: "mse", "cosh" or "cross_entropy"; for a loss of your own with a non-singular output
-        Hessian, "mse".
-
-    Raises:
-      TypeError: for widths or ranks that are not integers, or a bias that is not a bool.
-      ValueError: for widths, ranks or a loss out of range.
 
     Source: arXiv 2106.16225, Corollary 6, sections S7.2 and S7.3; bottlenecks with biases are not
     in the paper.
@@ -136,33 +116,15 @@ def rank_functional(
       >>> rank_functional((30, 25, 20, 15, 10))
       1000
     """
-    return sum(rank_functional_columns(dims, r=r, s=s, bias=bias, loss=loss))
+    return sum(_functional_columns(t))
 
 
-def rank_loss(
-    dims: Sequence[int],
-    *,
-    r: int | None = None,
-    s: int | None = None,
-    bias: bool = False,
-    loss: str = "mse",
-) -> int:
+@_closed_form
+def rank_loss(t: Symbols) -> int:
     """Return the rank of the loss Hessian H_L: rank H_o + rank H_f - qh (2 s - qh - o).
 
     For L = 1 it is rank H_o. A conjecture found by exact computation, not proved: exact on every
     generic network tried, for weights of full rank.
-
-    Args:
-      dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.
-      r: rank of the inputs, 0 to d; with biases of the centered inputs, rank [X 1] - 1. Default d.
-      s: rank of Omega, 0 to min(K, r + o). Default its maximum.
-      bias: whether every layer has a bias.
-      loss: "mse", "cosh" or "cross_entropy"; for a loss of your own with a non-singular output
-        Hessian, "mse".
-
-    Raises:
-      TypeError: for widths or ranks that are not integers, or a bias that is not a bool.
-      ValueError: for widths, ranks or a loss out of range.
 
     Source: for s >= q without biases, and for two layers or no bottleneck with biases, the formulas
     of arXiv 2106.16225 (main text, sections S7.2 and S7.3); the rest is not in the paper.
@@ -171,12 +133,12 @@ def rank_loss(
       >>> rank_loss((30, 25, 20, 15, 10)), rank_loss((30, 25, 20, 15, 10), s=7)
       (1200, 993)
     """
-    t = symbols_of(dims, r, s, bias, loss)
-    outer = rank_outer(dims, r=r, s=s, bias=bias, loss=loss)
     if t.L == 1:
-        return outer
-    functional = rank_functional(dims, r=r, s=s, bias=bias, loss=loss)
-    return outer + functional - t.qh * (2 * t.s - t.qh - t.o)
+        return _outer(t)
+    return _outer(t) + sum(_functional_columns(t)) - t.qh * (2 * t.s - t.qh - t.o)
+
+
+RANKS = {"H_L": rank_loss, "H_o": rank_outer, "H_f": rank_functional}
 
 
 def rank_outer_bound(
@@ -200,7 +162,7 @@ def rank_outer_bound(
 
     Source: arXiv 2106.16225, Theorem 9.
     """
-    t = symbols_of(dims, r, None, False, loss)
+    t = symbols_of(dims, r=r, loss=loss)
     if t.L != 2:
         raise ValueError(
             f"expected the widths (d, M_1, K) of one hidden layer, got {tuple(dims)}; "
@@ -230,7 +192,7 @@ def rank_functional_bound(
 
     Source: arXiv 2106.16225, Corollary 6.
     """
-    t = symbols_of(dims, r, s, False, loss)
+    t = symbols_of(dims, r=r, s=s, loss=loss)
     M = sum(t.M[1:-1])
     return 2 * t.qh * M + 2 * t.qh * t.s - t.L * t.qh**2
 
@@ -256,7 +218,7 @@ def rank_loss_bound(dims: Sequence[int], *, n: int, loss: str = "mse") -> int:
     Source: the argument above; bounds that grow with n so are the coarse ones of arXiv 2106.16225,
     section S9.3.
     """
-    t = symbols_of(dims, None, None, False, loss)
+    t = symbols_of(dims, loss=loss)
     as_integer("n", n, least=1, remedy="pass the size of the batch")
     return n * (t.K + 2 * sum(t.M[1:-1]))
 
@@ -273,16 +235,7 @@ def rank_per_parameter(
 
     No matrix is formed, so that widths of thousands cost no more than small ones.
 
-    Args:
-      dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.
-      r: rank of the inputs, 0 to d; with biases of the centered inputs, rank [X 1] - 1. Default d.
-      s: rank of Omega, 0 to min(K, r + o). Default its maximum.
-      bias: whether every layer has a bias.
-      loss: as for `rank_outer`.
-
-    Raises:
-      TypeError: for widths or ranks that are not integers, or a bias that is not a bool.
-      ValueError: for widths, ranks or a loss out of range.
+    Args, errors: as for `rank_loss`.
 
     Source: arXiv 2106.16225, sections S7.4 and S9.2 (figures S3 and S20).
 
@@ -291,8 +244,7 @@ def rank_per_parameter(
       0.00485
     """
     p = number_of_parameters(dims, bias=bias)
-    ranks = {"H_L": rank_loss, "H_o": rank_outer, "H_f": rank_functional}
-    return {part: rank(dims, r=r, s=s, bias=bias, loss=loss) / p for part, rank in ranks.items()}
+    return {part: rank(dims, r=r, s=s, bias=bias, loss=loss) / p for part, rank in RANKS.items()}
 
 
 def number_of_parameters(dims: Sequence[int], *, bias: bool = False) -> int:
