@@ -75,7 +75,7 @@ class Claims:
         measured, stack = self.measured, self.measured.stack
         if stack is None or measured.loss is None:
             return None
-        return symbols_of(stack.dims, r=measured.r, bias=bool(stack.bias), loss=measured.loss).q
+        return symbols_of(stack.dims, measured.r, None, bool(stack.bias), measured.loss).q
 
     def _layers(self, stack: DenseStack) -> list[Fact]:
         having = {True: "in every layer", False: "none", None: "in some layers"}

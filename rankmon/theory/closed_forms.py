@@ -17,53 +17,37 @@ weights, and with residuals in special position (at a stationary point of the la
 E[delta] = 0), the ranks can only be lower.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from inspect import cleandoc, signature
-from typing import ParamSpec, TypeVar
 
 from rankmon._util.validate import as_flag, as_integer
 from rankmon.theory.symbols import Symbols, symbols_of, widths_of, within
 
-_Arguments = ParamSpec("_Arguments")
-_Rank = TypeVar("_Rank")
 
-
-def _with_arguments_of(
-    symbols: Callable[_Arguments, Symbols],
-) -> Callable[[Callable[[Symbols], _Rank]], Callable[_Arguments, _Rank]]:
-    """Return a decorator that makes formulas in the symbols functions of a network's arguments.
-
-    They take the arguments of `symbols`, and its docstring describes these in theirs.
-    """
-    arguments = signature(symbols)
-    described = cleandoc(symbols.__doc__ or "").partition("Args:")
-
-    def decorate(formula: Callable[[Symbols], _Rank]) -> Callable[_Arguments, _Rank]:
-        def function(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Rank:
-            arguments.bind(*args, **kwargs)  # its errors do not name `symbols`
-            return formula(symbols(*args, **kwargs))
-
-        result = signature(formula).return_annotation
-        text = cleandoc(formula.__doc__ or "")
-        function.__doc__ = text.replace("Source:", "".join(described[1:]) + "\n\nSource:")
-        function.__name__, function.__qualname__ = formula.__name__, formula.__qualname__
-        function.__annotations__ = symbols.__annotations__ | {"return": result}
-        function.__signature__ = arguments.replace(return_annotation=result)  # type: ignore[attr-defined]
-        return function
-
-    return decorate
-
-
-_closed_form = _with_arguments_of(symbols_of)
-
-
-@_closed_form
-def rank_outer(t: Symbols) -> int:
+def rank_outer(
+    dims: Sequence[int],
+    *,
+    r: int | None = None,
+    s: int | None = None,
+    bias: bool = False,
+    loss: str = "mse",
+) -> int:
     """Return the rank of the outer-product Hessian H_o: q (r + K - q) + o K.
 
     Exact on every generic network tried, for weights of full rank. Without biases it is proved;
-    with biases Theorem 12 proves it as an upper bound. It does not depend on s, which is checked.
+    with biases Theorem 12 proves it as an upper bound. It does not depend on s.
+
+    Args:
+      dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.
+      r: rank of the inputs, 0 to d; with biases of the centered inputs, rank [X 1] - 1. Default d.
+      s: rank of Omega, 0 to min(K, r + o); checked, not used. Default its maximum.
+      bias: whether every layer has a bias.
+      loss: "mse", "cosh" or "cross_entropy"; for a loss of your own with a non-singular output
+        Hessian, "mse".
+
+    Raises:
+      TypeError: for widths or ranks that are not integers, or a bias that is not a bool.
+      ValueError: for widths, ranks or a loss out of range.
 
     Source: arXiv 2106.16225, Corollary 4, Theorem 12, section S7.3.
 
@@ -71,16 +55,19 @@ def rank_outer(t: Symbols) -> int:
       >>> rank_outer((30, 25, 20, 15, 10))
       300
     """
-    return _outer(t)
-
-
-def _outer(t: Symbols) -> int:
+    t = symbols_of(dims, r, s, bias, loss)
     return t.q * (t.r + t.K - t.q) + t.o * t.K
 
 
-@_closed_form
-def rank_functional_columns(t: Symbols) -> tuple[int, ...]:
-    """Return the ranks of the L column blocks of the functional Hessian H_f, first layer first.
+def rank_functional_columns(
+    dims: Sequence[int],
+    *,
+    r: int | None = None,
+    s: int | None = None,
+    bias: bool = False,
+    loss: str = "mse",
+) -> tuple[int, ...]:
+    """Return the ranks of the L column blocks of the functional Hessian H_f, one per layer.
 
     left_l + right_l - a_{l,1} max(f_{l,L} - o, 0), where
       left_l  = sum_{j=1}^{l-1} (a_{l,j} - a_{l,j+1}) min(M_j, ..., M_{l-1}),
@@ -89,12 +76,27 @@ def rank_functional_columns(t: Symbols) -> tuple[int, ...]:
       f_{l,k} = min(rho_l + o, s, u_k) for k > l, f_{l,l} = 0,
       rho_l = min(r, M_1, ..., M_{l-1}), u_l = min(M_l, ..., M_{L-1}, K).
     Without biases and for L >= 2 that is qh M_{l-1} + qh M_l - qh^2, with s in place of M_0 and
-    M_L; for L = 1 it is 0. A layer's bias belongs to its block. The formula follows from an
-    argument and is exact on every generic network tried, for weights of full rank.
+    M_L. A layer's bias belongs to its block. The formula follows from an argument and is exact on
+    every generic network tried, for weights of full rank.
+
+    Args:
+      dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.
+      r: rank of the inputs, 0 to d; with biases of the centered inputs, rank [X 1] - 1. Default d.
+      s: rank of Omega, 0 to min(K, r + o). Default its maximum.
+      bias: whether every layer has a bias.
+      loss: "mse", "cosh" or "cross_entropy"; for a loss of your own with a non-singular output
+        Hessian, "mse".
+
+    Returns:
+      L ranks, first layer first; (0,) for L = 1.
+
+    Raises:
+      TypeError: for widths or ranks that are not integers, or a bias that is not a bool.
+      ValueError: for widths, ranks or a loss out of range.
 
     Source: without biases arXiv 2106.16225, Theorem 5; with biases not in the paper.
     """
-    return _functional_columns(t)
+    return _functional_columns(symbols_of(dims, r, s, bias, loss))
 
 
 @lru_cache(maxsize=1)  # H_f and H_L of one network are asked for one after the other
@@ -102,12 +104,30 @@ def _functional_columns(t: Symbols) -> tuple[int, ...]:
     return tuple(t.left(i) + t.right(i) - t.overlap(i) for i in range(1, t.L + 1))
 
 
-@_closed_form
-def rank_functional(t: Symbols) -> int:
+def rank_functional(
+    dims: Sequence[int],
+    *,
+    r: int | None = None,
+    s: int | None = None,
+    bias: bool = False,
+    loss: str = "mse",
+) -> int:
     """Return the rank of the functional Hessian H_f: the sum of `rank_functional_columns`.
 
     Exact on every generic network tried, for weights of full rank; without biases the paper proves
     it as an upper bound (`rank_functional_bound`). 0 for L = 1.
+
+    Args:
+      dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.
+      r: rank of the inputs, 0 to d; with biases of the centered inputs, rank [X 1] - 1. Default d.
+      s: rank of Omega, 0 to min(K, r + o). Default its maximum.
+      bias: whether every layer has a bias.
+      loss: "mse", "cosh" or "cross_entropy"; for a loss of your own with a non-singular output
+        Hessian, "mse".
+
+    Raises:
+      TypeError: for widths or ranks that are not integers, or a bias that is not a bool.
+      ValueError: for widths, ranks or a loss out of range.
 
     Source: arXiv 2106.16225, Corollary 6, sections S7.2 and S7.3; bottlenecks with biases are not
     in the paper.
@@ -116,15 +136,33 @@ def rank_functional(t: Symbols) -> int:
       >>> rank_functional((30, 25, 20, 15, 10))
       1000
     """
-    return sum(_functional_columns(t))
+    return sum(rank_functional_columns(dims, r=r, s=s, bias=bias, loss=loss))
 
 
-@_closed_form
-def rank_loss(t: Symbols) -> int:
+def rank_loss(
+    dims: Sequence[int],
+    *,
+    r: int | None = None,
+    s: int | None = None,
+    bias: bool = False,
+    loss: str = "mse",
+) -> int:
     """Return the rank of the loss Hessian H_L: rank H_o + rank H_f - qh (2 s - qh - o).
 
     For L = 1 it is rank H_o. A conjecture found by exact computation, not proved: exact on every
     generic network tried, for weights of full rank.
+
+    Args:
+      dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.
+      r: rank of the inputs, 0 to d; with biases of the centered inputs, rank [X 1] - 1. Default d.
+      s: rank of Omega, 0 to min(K, r + o). Default its maximum.
+      bias: whether every layer has a bias.
+      loss: "mse", "cosh" or "cross_entropy"; for a loss of your own with a non-singular output
+        Hessian, "mse".
+
+    Raises:
+      TypeError: for widths or ranks that are not integers, or a bias that is not a bool.
+      ValueError: for widths, ranks or a loss out of range.
 
     Source: for s >= q without biases, and for two layers or no bottleneck with biases, the formulas
     of arXiv 2106.16225 (main text, sections S7.2 and S7.3); the rest is not in the paper.
@@ -133,12 +171,12 @@ def rank_loss(t: Symbols) -> int:
       >>> rank_loss((30, 25, 20, 15, 10)), rank_loss((30, 25, 20, 15, 10), s=7)
       (1200, 993)
     """
+    t = symbols_of(dims, r, s, bias, loss)
+    outer = rank_outer(dims, r=r, s=s, bias=bias, loss=loss)
     if t.L == 1:
-        return _outer(t)
-    return _outer(t) + sum(_functional_columns(t)) - t.qh * (2 * t.s - t.qh - t.o)
-
-
-RANKS = {"H_L": rank_loss, "H_o": rank_outer, "H_f": rank_functional}
+        return outer
+    functional = rank_functional(dims, r=r, s=s, bias=bias, loss=loss)
+    return outer + functional - t.qh * (2 * t.s - t.qh - t.o)
 
 
 def rank_outer_bound(
@@ -162,7 +200,7 @@ def rank_outer_bound(
 
     Source: arXiv 2106.16225, Theorem 9.
     """
-    t = symbols_of(dims, r=r, loss=loss)
+    t = symbols_of(dims, r, None, False, loss)
     if t.L != 2:
         raise ValueError(
             f"expected the widths (d, M_1, K) of one hidden layer, got {tuple(dims)}; "
@@ -192,7 +230,7 @@ def rank_functional_bound(
 
     Source: arXiv 2106.16225, Corollary 6.
     """
-    t = symbols_of(dims, r=r, s=s, loss=loss)
+    t = symbols_of(dims, r, s, False, loss)
     M = sum(t.M[1:-1])
     return 2 * t.qh * M + 2 * t.qh * t.s - t.L * t.qh**2
 
@@ -218,7 +256,7 @@ def rank_loss_bound(dims: Sequence[int], *, n: int, loss: str = "mse") -> int:
     Source: the argument above; bounds that grow with n so are the coarse ones of arXiv 2106.16225,
     section S9.3.
     """
-    t = symbols_of(dims, loss=loss)
+    t = symbols_of(dims, None, None, False, loss)
     as_integer("n", n, least=1, remedy="pass the size of the batch")
     return n * (t.K + 2 * sum(t.M[1:-1]))
 
@@ -235,7 +273,16 @@ def rank_per_parameter(
 
     No matrix is formed, so that widths of thousands cost no more than small ones.
 
-    Args, errors: as for `rank_loss`.
+    Args:
+      dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.
+      r: rank of the inputs, 0 to d; with biases of the centered inputs, rank [X 1] - 1. Default d.
+      s: rank of Omega, 0 to min(K, r + o). Default its maximum.
+      bias: whether every layer has a bias.
+      loss: as for `rank_outer`.
+
+    Raises:
+      TypeError: for widths or ranks that are not integers, or a bias that is not a bool.
+      ValueError: for widths, ranks or a loss out of range.
 
     Source: arXiv 2106.16225, sections S7.4 and S9.2 (figures S3 and S20).
 
@@ -244,7 +291,8 @@ def rank_per_parameter(
       0.00485
     """
     p = number_of_parameters(dims, bias=bias)
-    return {part: rank(dims, r=r, s=s, bias=bias, loss=loss) / p for part, rank in RANKS.items()}
+    ranks = {"H_L": rank_loss, "H_o": rank_outer, "H_f": rank_functional}
+    return {part: rank(dims, r=r, s=s, bias=bias, loss=loss) / p for part, rank in ranks.items()}
 
 
 def number_of_parameters(dims: Sequence[int], *, bias: bool = False) -> int:

@@ -86,26 +86,11 @@ class Symbols:
         return self.a(layer, 1) * max(self.f(layer, self.L) - self.o, 0)
 
 
-def symbols_of(
-    dims: Sequence[int],
-    *,
-    r: int | None = None,
-    s: int | None = None,
-    bias: bool = False,
-    loss: str = "mse",
-) -> Symbols:
-    """Return the symbols of a network.
-
-    Args:
-      dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.
-      r: rank of the inputs, 0 to d; with biases of the centered inputs, rank [X 1] - 1. Default d.
-      s: rank of Omega, 0 to min(K, r + o). Default its maximum.
-      bias: whether every layer has a bias.
-      loss: "mse", "cosh" or "cross_entropy"; for a loss of your own with a non-singular output
-        Hessian, "mse".
+def symbols_of(dims: Sequence[int], r: int | None, s: int | None, bias: bool, loss: str) -> Symbols:
+    """Return a network's symbols, given the arguments of `closed_forms` or their defaults.
 
     Raises:
-      TypeError: for widths or ranks that are not integers, or a bias that is not a bool.
+      TypeError: for widths or ranks that are not integers.
       ValueError: for widths, ranks or a loss out of range.
     """
     widths = widths_of(dims)

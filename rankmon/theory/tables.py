@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 from rankmon._util.validate import as_flag, as_integer
 from rankmon.theory.closed_forms import (
-    RANKS,
     number_of_parameters,
+    rank_functional,
     rank_functional_bound,
     rank_functional_columns,
+    rank_loss,
     rank_loss_bound,
+    rank_outer,
     rank_outer_bound,
     rank_per_parameter,
 )
@@ -92,7 +94,7 @@ def closed_forms(
     if r is None and n is not None:
         # With biases r is the rank of the centered inputs.
         r = min(dims[0], max(as_integer("n", n) - int(bias), 0))
-    t = symbols_of(dims, r=r, s=s, bias=bias, loss=loss)
+    t = symbols_of(dims, r, s, bias, loss)
     columns = rank_functional_columns(dims, r=r, s=s, bias=bias, loss=loss)
     return ClosedForms(
         dims=dims,
@@ -102,7 +104,11 @@ def closed_forms(
         r=t.r,
         s=t.s,
         q=t.q,
-        ranks={part: f(dims, r=r, s=s, bias=bias, loss=loss) for part, f in RANKS.items()},
+        ranks={
+            "H_L": rank_loss(dims, r=r, s=s, bias=bias, loss=loss),
+            "H_o": rank_outer(dims, r=r, s=s, bias=bias, loss=loss),
+            "H_f": rank_functional(dims, r=r, s=s, bias=bias, loss=loss),
+        },
         per_parameter=rank_per_parameter(dims, r=r, s=s, bias=bias, loss=loss),
         columns=columns,
         bounds=tuple(_bounds(dims, r=r, s=s, bias=bias, loss=loss, n=n)),
