@@ -112,8 +112,7 @@ class RankMonitor(ClosesOnExit):
             thread that calls the monitor (with background=True on the worker); reports are written
             on a separate thread.
           tolerance: the rule for the Hessian's cut.
-          memory_limit: bytes for the Hessian's matrices, or for sketches if the matrices do not
-            fit.
+          memory_limit: bytes for the Hessian's matrices, or for sketches if these do not fit.
           oversize: the reaction if not even a sketch of the Hessian fits in memory_limit: "raise"
             before training starts, or continue with the other probes ("weights").
           on_error: the reaction to a failing probe or writer during training: "warn" (once, counted
