@@ -67,3 +67,14 @@ def test_lemma8_of_a_singular_weight_beside_one_that_is_nearly_so():
         assert s[f"{tag}/0"] == -np.inf
         assert s[f"{tag}/1"] == pytest.approx(np.log(1e-12), rel=1e-12)
     assert s["det_sign/0"] == 0
+
+
+@pytest.mark.parametrize(
+    ("targets", "known"),
+    [(np.eye(3), True), (1 - np.eye(3), False), (np.eye(3) / 2, False)],
+    ids=["one-hot", "two classes each", "halves"],
+)
+def test_class_means_need_one_class_for_each_example(targets, known):
+    problem = Problem(lambda w, x: x @ w[0].T, loss="mse", inputs=np.eye(3), targets=targets)
+    with RankMonitor(problem, every=1, probes=[Lemma8Probe(1e-3)]) as monitor:
+        assert ("lemma8/class_mean" in monitor(0, [np.eye(3)]).scalars) == known
