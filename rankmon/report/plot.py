@@ -1,4 +1,4 @@
-"""Runs as a PNG in the manner of figure S1 (arXiv 2106.16225); needs matplotlib."""
+"""Plot runs as a PNG in the style of figure S1 (arXiv 2106.16225); needs matplotlib."""
 
 import io
 import warnings
@@ -38,16 +38,17 @@ LABEL = 20  # characters of a weight's name
 
 
 def png_of(runs: Sequence[RunSeries]) -> bytes:
-    """Return a picture of the Hessian's ranks over the steps, a panel a run.
+    """Return a picture of the Hessian's ranks over the steps, with one panel per run.
 
-    One run alone has its weights' ranks beside them. A run without the Hessian shows its weights.
+    If there is only one run, a second panel shows the ranks of its weights. For a run without the
+    Hessian's ranks, its panel shows the weights.
 
     Args:
-      runs: at least one.
+      runs: one or more runs.
     """
     singles = [as_single_run(run) for run in runs]
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        # A name in a script that the font lacks is drawn as boxes.
+        # Characters of a name that the font lacks are drawn as boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = _one_run(singles[0]) if len(runs) == 1 else _panels(singles)
         png = io.BytesIO()
@@ -98,7 +99,7 @@ def _has(run: RunSeries, group: str) -> bool:
 
 
 def _draw_hessian(axes: Axes, run: RunSeries) -> None:
-    """Draw the ranks, the band from low to high, theory as open circles, the loss in gray."""
+    """Draw ranks with the bands from low to high, theory as open circles, and the loss in gray."""
     _draw_loss(axes, run)
     tags = [f"rank/{part}" for part in PARTS if f"rank/{part}" in run.scalars]
     for part, (label, color, style, width) in PARTS.items():
@@ -122,7 +123,7 @@ def _draw_hessian(axes: Axes, run: RunSeries) -> None:
 
 
 def _draw_loss(axes: Axes, run: RunSeries) -> None:
-    """Draw the loss on a second axis, logarithmic, behind the ranks."""
+    """Draw the loss behind the ranks, on a second, logarithmic axis."""
     loss = run.scalars.get("loss")
     if loss is None or not np.any(loss.values > 0):
         return
@@ -158,9 +159,9 @@ def _draw_weights(axes: Axes, run: RunSeries) -> None:
 
 
 def _labels(run: RunSeries, tags: Sequence[str]) -> list[tuple[float, str, str]]:
-    """Return the rank at which weights end, their name and color; one label for each such rank.
+    """Return labels (rank, name, color): one for each last rank of the weights.
 
-    Where two labels would lie on one another the lower one is left out.
+    If two labels would overlap, the lower one is left out.
     """
     ends: dict[float, list[int]] = {}
     for i, tag in enumerate(tags):
@@ -178,7 +179,7 @@ def _labels(run: RunSeries, tags: Sequence[str]) -> list[tuple[float, str, str]]
 
 
 def _finish(axes: Axes, steps: Sequence[int]) -> None:
-    """Start ranks at 0, and make the axis of steps logarithmic if most of them come early."""
+    """Start the axis of ranks at 0; make that of steps logarithmic if most steps come early."""
     axes.set(xlabel="step")
     axes.set_ylim(bottom=0)
     different = sorted(set(steps))
@@ -191,7 +192,7 @@ def _finish(axes: Axes, steps: Sequence[int]) -> None:
 
 
 def _add_legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    """Add one legend for all panels, each label once."""
+    """Add one legend for all panels, with each label once."""
     labeled: dict[Any, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):

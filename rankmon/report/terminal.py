@@ -19,7 +19,7 @@ from rankmon.report.summary import Curve, Determinant, RankCurve, RunSummary, We
 from rankmon.theory.tables import ClosedForms
 
 COLORS = {"ok": "green", "missing": "yellow", "broken": "bold red"}
-RUNS_A_TABLE = 4  # more would not fit beside the tag, median, range and the first differing step
+RUNS_A_TABLE = 4  # more columns would not fit next to tag, median, range and first difference
 STEPS_SHOWN = 6
 
 
@@ -45,7 +45,7 @@ def _headline(summary: RunSummary) -> Text:
     if summary.over_seeds:
         lines.append("medians over seeds; low..high is their range")
     if summary.errors:
-        lines.append(f"{_plural(summary.errors, 'error')} of the monitor's")
+        lines.append(f"{_plural(summary.errors, 'error')} in the monitor")
     return Text.assemble((printable(summary.name), "bold"), "\n" + "; ".join(lines))
 
 

@@ -57,7 +57,7 @@ RUN = RunSeries(
 def test_a_report():
     text = shown(terminal.report(summary_of(RUN)))
     assert text.splitlines()[0].rstrip() == RUN.name
-    assert "2 probes, steps 0 to 10; loss 8 to 0.5, lowest 0.5; 1 error of the monitor's" in text
+    assert "2 probes, steps 0 to 10; loss 8 to 0.5, lowest 0.5; 1 error in the monitor" in text
     found = rows(text)
     assert ["rank", "first", "last", "min", "theory", "agrees", "low..high", "changed"] in found
     assert ["H_L", "1200", "993", "993", "993", "2/2", "990..1000", "at 10"] in found
