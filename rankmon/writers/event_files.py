@@ -1,9 +1,9 @@
 """The event files of a run folder: their names, and the file of the session.
 
 TensorBoard reads the files in the order of their names. The file of a new attempt has to come
-last: its START event discards what was read before it. The file of the session (hyperparameters
-and outcome, for the HPARAMS page) has to come first: TensorBoard keeps the first that it reads, and
-would otherwise show those of an earlier attempt, perhaps of one that failed.
+last: its START event discards superseded records only if they were read before. The file of the
+session (hyperparameters and outcome, for the HPARAMS page) has to come first: TensorBoard keeps the
+first that it reads, and would otherwise show those of an earlier attempt, perhaps of a failed one.
 """
 
 import io
