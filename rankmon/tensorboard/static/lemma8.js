@@ -17,7 +17,7 @@ const ASSUMPTIONS = [
 
 export class Lemma8Section {
   id = "lemma8";
-  title = "Lemma 8: determinants as gradient flow would have them";
+  title = "Lemma 8: determinants along the gradient flow";
   prefixes = ["lemma8/", "log_abs_det/"];
 
   constructor(app) {
@@ -55,7 +55,7 @@ export class Lemma8Section {
         dash: [2, 4],
       }),
     ]);
-    const title = "How far off, and the share of it that is the quadrature's";
+    const title = "Prediction error, and the quadrature error in it";
     const off = { ...look, title, left: "|error of log|det||", leftLog: true };
     this.grid.show([...paths, ...evolution("lemma8-errors", off, errors, runs, state.median)]);
   }

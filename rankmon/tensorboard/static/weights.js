@@ -121,7 +121,7 @@ export class FeaturesSection {
 
   draw() {
     this.grid.show([
-      ...this.charts("features", "rank_features/", "Rank of what a layer receives", "rank"),
+      ...this.charts("features", "rank_features/", "Rank of a layer's input", "rank"),
       ...this.charts("dead", "dead_units/", "Dead units after a layer", "units"),
     ]);
   }
