@@ -33,8 +33,8 @@ class WeightsProbe:
       tolerance: the cut; by default that of `weight_rank`.
       by_head: whether to measure also each head of attention's projections: "<layer>/head_0" and so
         on.
-      largest: matrices with more rows and more columns than this get only a rank, measured as by
-        `weight_ranks(largest=)`: their singular values would take minutes.
+      largest: matrices with more rows and more columns than this get only a rank, measured without
+        singular values, which would take minutes; see `largest` in `weight_ranks`.
       views: the axes of rows and of columns, by globs over the leaves' names, as for
         `weight_ranks`. They replace those found from the network's operations.
     """

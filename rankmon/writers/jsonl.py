@@ -149,7 +149,7 @@ def read_jsonl(path: PathLike, *, superseded: bool = False) -> list[Record]:
 
     Raises:
       OSError: if the file cannot be read.
-      ValueError: if the file is not empty but holds no records.
+      ValueError: if the file holds other data but no record.
     """
     path = Path(path).expanduser()
     records: list[Record] = []

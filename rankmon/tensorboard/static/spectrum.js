@@ -61,7 +61,7 @@ export class SpectrumSection {
     );
   }
 
-  /** Fetches a part's heat map and spectrum, unless the selection changes; retries after an error. */
+  /** Fetches a part's heat map and spectrum; drops them if the selection has changed meanwhile. */
   async load(run, part) {
     const wanted = this.loaded;
     try {
