@@ -69,6 +69,7 @@ def _tried(check: Callable[[], Finding]) -> Finding:
 
 
 def _library(name: str) -> Finding:
+    """Return the installed version of a library."""
     try:
         return Finding(name, "ok", metadata.version(name))
     except metadata.PackageNotFoundError:
@@ -82,6 +83,7 @@ def _devices() -> Finding:
 
 
 def _double() -> Finding:
+    """Check that float64 works inside JAX's scope, and that the scope restores JAX's settings."""
     before = dict(jax.config.values)
     with DOUBLE.scope():
         one = jnp.ones(())
@@ -95,6 +97,7 @@ def _double() -> Finding:
 
 
 def _measurement() -> Finding:
+    """Compare a measured rank with theory's prediction, on a small deep linear network."""
     rng, dims = np.random.default_rng(0), (8, 6, 3)
     weights = [rng.normal(size=shape) for shape in zip(dims[:-1], dims[1:], strict=True)]
     problem = Problem(
@@ -111,6 +114,7 @@ def _measurement() -> Finding:
 
 
 def _extra(name: str, extra: str, use: str) -> Finding:
+    """Return the version of an optional dependency; if it is missing, the remedy is its extra."""
     try:
         return Finding(name, "ok", f"{metadata.version(name)}, for {use}")
     except metadata.PackageNotFoundError:
@@ -178,6 +182,7 @@ def _answered(server: subprocess.Popen[bytes], output: Path) -> Finding:
 
 
 def _tab_of(address: str) -> Finding:
+    """Request the Ranks tab's list of runs from a running TensorBoard."""
     route = f"{address.rstrip('/')}/data/plugin/ranks/runs"
     local = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
@@ -196,6 +201,7 @@ def _no_server(detail: str) -> Finding:
 
 
 def _data_sets() -> Iterator[Finding]:
+    """Check that the examples' data sets are prepared in files that do not need TensorFlow."""
     try:
         version = metadata.version("tensorflow-datasets")
     except metadata.PackageNotFoundError:

@@ -108,6 +108,7 @@ def _compared_run(run: RunSeries) -> ComparedRun:
 
 
 def _compared_tag(runs: Sequence[RunSeries], tag: str) -> ComparedTag:
+    """Compare the last values of a tag, and find the first step with a difference."""
     logged = [run.scalars[tag] for run in runs if tag in run.scalars]
     last = [float(run.scalars[tag].values[-1]) if tag in run.scalars else None for run in runs]
     finite = [value for value in last if value is not None and isfinite(value)]

@@ -236,6 +236,7 @@ def _layers(run: RunSeries, prefix: str) -> list[str]:
 
 
 def _curve(run: RunSeries, tag: str) -> Curve:
+    """Summarize a curve; NaN if it was not logged."""
     if tag not in run.scalars:
         return Curve(tag, NAN, NAN, NAN)
     values = run.scalars[tag].values
@@ -270,6 +271,7 @@ def _agreement(measured: ScalarSeries, theory: ScalarSeries) -> tuple[int, int]:
 
 
 def _first_change(series: ScalarSeries) -> int | None:
+    """Return the first step at which the value differs from the first finite value."""
     finite = np.isfinite(series.values)
     steps, values = series.steps[finite], series.values[finite]
     other = steps[values != values[:1]]
@@ -277,6 +279,7 @@ def _first_change(series: ScalarSeries) -> int | None:
 
 
 def _steps_of_change(series: ScalarSeries) -> tuple[int, ...]:
+    """Return the steps at which the value differs from the previous finite value."""
     finite = np.isfinite(series.values)
     steps, values = series.steps[finite], series.values[finite]
     return tuple(int(step) for step in steps[1:][values[1:] != values[:-1]])

@@ -121,6 +121,7 @@ def comparison(compared: Comparison) -> RenderableType:
 
 
 def _final_ranks(ranks: Sequence[ComparedTag], runs: range, *, with_spread: bool) -> Table:
+    """Return a table of the last ranks of some runs, optionally with the spread over all runs."""
     numbers = [str(run + 1) for run in runs]
     spread = ("median", "range", "differs") if with_spread else ()
     table = _table("rank at the end", *numbers, *spread)
@@ -156,6 +157,7 @@ def _first_difference(compared: Comparison) -> str:
 
 
 def _is_shared(rank: ComparedTag) -> bool:
+    """Return whether at least two runs logged the rank."""
     return sum(value is not None for value in rank.last) > 1
 
 

@@ -96,6 +96,7 @@ def _folders(top: Path) -> Iterator[tuple[Path, str, list[str]]]:
 
 
 def _run(folder: Path, name: str, logs: Sequence[str]) -> RunSeries:
+    """Read one run: from `rankmon.jsonl` if it has records, otherwise from the event files."""
     pipes = {log for log in logs if _is_pipe(folder / log)}
     if JSONL_NAME in set(logs) - pipes:
         records = read_jsonl(folder / JSONL_NAME)
@@ -117,6 +118,7 @@ def _is_pipe(path: Path) -> bool:
 
 
 def _from_records(name: str, records: Iterable[Record]) -> RunSeries:
+    """Collect records into series; at a repeated step, the last record with a tag counts."""
     scalars: dict[str, _Steps] = {}
     arrays: dict[str, _Steps] = {}
     texts: dict[str, _Steps] = {}
@@ -129,6 +131,7 @@ def _from_records(name: str, records: Iterable[Record]) -> RunSeries:
 
 
 def _from_events(name: str, folder: Path) -> RunSeries:
+    """Read all steps of a run's event files (a size guidance of 0 turns thinning off)."""
     events = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
     scalars: dict[str, _Steps] = {}
     arrays: dict[str, _Steps] = {}

@@ -89,6 +89,8 @@ def _serve_file(name: str, kind: str, request: Request) -> Response:
 
 
 def _get_only(serve: Callable[[Request], Response]) -> Callable[..., Any]:
+    """Return a web application that answers GET and HEAD, and refuses other methods."""
+
     @Request.application
     def application(request: Request) -> Response:
         if request.method not in ("GET", "HEAD"):

@@ -37,6 +37,7 @@ class Explained:
         return len(self._entries) + len(self._own) > before
 
     def _take(self, tag: str) -> None:
+        """Add the rows that explain a tag; a tag that is not in the legend gets a new row."""
         found = [place for place, entry in enumerate(LEGEND) if entry.explains(tag)]
         self._entries.update(found)
         if not found:
@@ -129,6 +130,7 @@ class Card:
         return [*known, *described, *self._facts]
 
     def _predicted(self, step: int, scalars: Mapping[str, float]) -> list[str]:
+        """Return the section on predicted ranks; empty if no probe predicts any."""
         described = self._descriptions.values()
         predictions = [one for description in described for one in description.predictions]
         reservations = [d.reservation for d in described if d.reservation]
