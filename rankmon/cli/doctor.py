@@ -114,7 +114,7 @@ def _measurement() -> Finding:
 
 
 def _extra(name: str, extra: str, use: str) -> Finding:
-    """Return the version of an optional dependency; if it is missing, the remedy is its extra."""
+    """Return the version of an optional dependency, or how to install it."""
     try:
         return Finding(name, "ok", f"{metadata.version(name)}, for {use}")
     except metadata.PackageNotFoundError:
