@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rankmon.linalg.numerical_rank import NumericalRank, Tolerance
-from rankmon.problem.point import Snapshot
+from rankmon.problem.point import Point
 
 # The eigenvalues of each part, by falling magnitude.
 Spectra = dict[str, Float[np.ndarray, " p"]]
@@ -42,14 +42,8 @@ class Engine(Protocol):
     def compile(self, *, cotangents: int) -> None:
         """Compile what a measurement with so many residuals needs."""
 
-    def ranks(
-        self,
-        snapshot: Snapshot,
-        delta: Float[np.ndarray, "n k"],
-        reference: Float[np.ndarray, "n k"] | None,
-        tolerance: Tolerance,
-    ) -> Ranks | None:
-        """Return the ranks of the parts at finite parameters; None if something overflows."""
+    def ranks(self, point: Point, tolerance: Tolerance) -> Ranks | None:
+        """Return the ranks of the parts at a finite point; None if something overflows."""
 
     def describe(self) -> str:
         """Return the engine's line of the run's card."""
@@ -70,21 +64,10 @@ class ExactEngine(Protocol):
     def compile(self, *, cotangents: int) -> None:
         """Compile what a measurement with so many residuals needs."""
 
-    def spectra(
-        self,
-        snapshot: Snapshot,
-        delta: Float[np.ndarray, "n k"],
-        reference: Float[np.ndarray, "n k"] | None,
-    ) -> Spectra | None:
-        """Return the eigenvalues of H_L, H_o, H_f and, with a reference, H_f_fixed.
+    def spectra(self, point: Point) -> Spectra | None:
+        """Return the eigenvalues of the point's parts; None if something overflows.
 
-        Args:
-          snapshot: finite parameters.
-          delta: finite residuals there.
-          reference: the residuals that H_f_fixed holds.
-
-        Returns:
-          The spectra, each [p], by falling magnitude; None if something overflows.
+        Each spectrum has p eigenvalues, by falling magnitude. The point must be finite.
         """
 
     def describe(self) -> str:

@@ -16,7 +16,7 @@ from rankmon.linalg.spectrum import padded, symmetric_spectrum
 from rankmon.network.recognized_stack import DenseStack
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.output_hessians import EVALUATED_ALIVE, OutputHessians
-from rankmon.problem.point import Snapshot
+from rankmon.problem.point import Point
 
 # H_L, H_f, the copy that LAPACK overwrites, and what their assembly holds for a moment.
 _REDUCED_MATRICES_ALIVE = 4
@@ -74,41 +74,30 @@ class DeepLinearEngine:
         """Compile what is evaluated at every measurement; the reduction is NumPy's."""
         self.flat.compile()
 
-    def spectra(
-        self,
-        snapshot: Snapshot,
-        delta: Float[np.ndarray, "n k"],
-        reference: Float[np.ndarray, "n k"] | None,
-    ) -> Spectra | None:
+    def spectra(self, point: Point) -> Spectra | None:
         """Return the eigenvalues of the parts; None if something overflows."""
-        b = self.flat.output_hessians(snapshot.theta, snapshot.fixed)
+        b = point.output_hessians
         try:
             with np.errstate(over="raise", invalid="raise"):
-                return self._spectra(snapshot, b, delta, reference)
+                return self._spectra(point, b)
         except (FloatingPointError, OverflowError):
             return None
 
-    def _spectra(
-        self,
-        snapshot: Snapshot,
-        b: OutputHessians,
-        delta: Float[np.ndarray, "n k"],
-        reference: Float[np.ndarray, "n k"] | None,
-    ) -> Spectra:
-        leaves, p = snapshot.leaves, self.flat.p
+    def _spectra(self, point: Point, b: OutputHessians) -> Spectra:
+        leaves, p = point.leaves, self.flat.p
         layers = Layers.at(self.stack.weights(leaves), self.stack.biases(leaves), self.basis.axes)
         moment = self.basis.second_moment(b)
         if not np.all(np.isfinite(moment)):  # zero weights would drop it, and not every BLAS raises
             raise OverflowError("expected finite output Hessians, got NaN or infinite entries")
-        reduction = Reduction(layers, self.basis.omega(delta))
+        reduction = Reduction(layers, self.basis.omega(point.residuals))
         spectra = {
             "H_L": _finite_spectrum(reduction.loss(moment)),
             "H_o": _finite_spectrum(reduction.outer(moment)),
             "H_f": _finite_spectrum(reduction.functional()),
         }
-        if reference is not None:
-            same = np.array_equal(reference, delta)
-            held = Reduction(layers, self.basis.omega(reference))
+        if point.reference is not None:
+            same = np.array_equal(point.reference, point.residuals)
+            held = Reduction(layers, self.basis.omega(point.reference))
             spectra["H_f_fixed"] = spectra["H_f"] if same else _finite_spectrum(held.functional())
         return {part: padded(values, p) for part, values in spectra.items()}
 

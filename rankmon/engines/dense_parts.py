@@ -10,7 +10,7 @@ from jaxtyping import Float
 from rankmon.engines.base import Spectra
 from rankmon.linalg.spectrum import padded, singular_values, symmetric_spectrum
 from rankmon.problem.flat import FlatProblem
-from rankmon.problem.point import Snapshot
+from rankmon.problem.point import Point
 
 
 @dataclass
@@ -77,16 +77,9 @@ class DenseEngine:
         """Compile the assembly."""
         self.assembly.compile(cotangents=cotangents)
 
-    def spectra(
-        self,
-        snapshot: Snapshot,
-        delta: Float[np.ndarray, "n k"],
-        reference: Float[np.ndarray, "n k"] | None,
-    ) -> Spectra | None:
+    def spectra(self, point: Point) -> Spectra | None:
         """Return the eigenvalues of the parts; None if something overflows."""
-        b = self.flat.output_hessians(snapshot.theta, snapshot.fixed)
-        deltas = [delta] if reference is None else [delta, reference]
-        parts = self.assembly.parts(snapshot.leaves, b, deltas)
+        parts = self.assembly.parts(point.leaves, point.output_hessians, point.functional_residuals)
         functional, *held = parts.functional
         if not all(np.all(np.isfinite(H)) for H in (parts.outer, functional, *held)):
             return None
@@ -98,8 +91,8 @@ class DenseEngine:
         )
         functional += parts.outer
         spectra["H_L"] = symmetric_spectrum(functional)
-        if reference is not None:
-            same = np.array_equal(reference, delta)
+        if point.reference is not None:
+            same = np.array_equal(point.reference, point.residuals)
             spectra["H_f_fixed"] = spectra["H_f"] if same else symmetric_spectrum(held[0])
         return spectra
 

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 
 from rankmon._util.tags import HESSIAN_PARTS
 from rankmon.engines.base import ExactEngine, Ranks, Spectra
 from rankmon.engines.cuts import below_rounding, common_cuts, finest_cut, finest_cuts
 from rankmon.linalg.numerical_rank import NumericalRank, Tolerance, numerical_rank
 from rankmon.problem.flat import FlatProblem
-from rankmon.problem.point import Snapshot
+from rankmon.problem.point import Point
 
 # Three spectra of matrices of this order, order^3 times this: read off 7,000 rows on two cores.
 _SECONDS = 3.5e-10
@@ -39,17 +38,11 @@ class ExactRanks:
         """Compile what the eigenvalues need."""
         self.engine.compile(cotangents=cotangents)
 
-    def ranks(
-        self,
-        snapshot: Snapshot,
-        delta: Float[np.ndarray, "n k"],
-        reference: Float[np.ndarray, "n k"] | None,
-        tolerance: Tolerance,
-    ) -> Ranks | None:
+    def ranks(self, point: Point, tolerance: Tolerance) -> Ranks | None:
         """Return the ranks and the eigenvalues of the parts; None if one of them is not finite."""
         order = self.engine.order
         self.flat.pace.say(f"the spectra of {order:,} rows", spectra_seconds(order))
-        spectra = self.engine.spectra(snapshot, delta, reference)
+        spectra = self.engine.spectra(point)
         if spectra is None:
             return None
         flat, norms = self.flat, _norms(spectra)
@@ -104,17 +97,12 @@ class Remembering:
         self.compile, self.describe = engine.compile, engine.describe
         self._last: tuple[bytes, Spectra | None] | None = None
 
-    def spectra(
-        self,
-        snapshot: Snapshot,
-        delta: Float[np.ndarray, "n k"],
-        reference: Float[np.ndarray, "n k"] | None,
-    ) -> Spectra | None:
+    def spectra(self, point: Point) -> Spectra | None:
         """Return the eigenvalues of the parts; None if something overflows."""
-        key = digest([*snapshot.leaves, delta, *([] if reference is None else [reference])])
+        key = digest([*point.leaves, *point.functional_residuals])
         last = self._last
         if last is None or last[0] != key:
-            last = (key, self._engine.spectra(snapshot, delta, reference))
+            last = (key, self._engine.spectra(point))
             self._last = last
         return last[1]
 

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from rankmon._util.expected_time import OutOfTimeError
 from rankmon._util.text import bytes_text
@@ -25,7 +24,7 @@ from rankmon.hessian.operators import functional_product
 from rankmon.linalg.lanczos import StochasticSpectrum, starts
 from rankmon.linalg.numerical_rank import NumericalRank, Tolerance
 from rankmon.problem.flat import FlatProblem
-from rankmon.problem.point import Snapshot
+from rankmon.problem.point import Point
 
 _STEPS, _LEAST_PROBES, _MOST_PROBES = 96, 4, 64
 
@@ -59,27 +58,20 @@ class Lanczos:
             flat.memo[key] = cls(flat, steps, _programs(flat, steps))
         return flat.memo[key]
 
-    def at(
-        self,
-        snapshot: Snapshot,
-        delta: Float[np.ndarray, "n k"],
-        reference: Float[np.ndarray, "n k"] | None,
-    ) -> dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]]:
+    def at(self, point: Point) -> dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]]:
         """Return for each part a function: start vector -> Lanczos' diagonal and off-diagonal."""
-        residuals = {"H_L": delta, "H_o": delta, "H_f": delta}
-        if reference is not None:
-            residuals["H_f_fixed"] = reference
+        own, *held = point.functional_residuals
         return {
-            part: partial(self._decomposed, self.programs[part], snapshot, held)
-            for part, held in residuals.items()
+            part: partial(self._decomposed, self.programs[part], point, delta)
+            for part, delta in zip(point.parts, (own, own, own, *held), strict=True)
         }
 
     def _decomposed(
-        self, program: Callable[..., Any], snapshot: Snapshot, delta: np.ndarray, v: np.ndarray
+        self, program: Callable[..., Any], point: Point, delta: np.ndarray, v: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         flat = self.flat
         typed = (flat.typed_weights, np.asarray(delta, flat.dtype))
-        known = (snapshot.theta, tuple(snapshot.fixed), flat.inputs, flat.targets, *typed)
+        known = (point.theta, point.fixed, flat.inputs, flat.targets, *typed)
         with flat.precision.scope():
             diagonal, beside, last = program(np.asarray(v, flat.dtype), known)
             beside = np.append(np.asarray(beside, np.float64), float(last))
@@ -165,15 +157,9 @@ class LanczosEngine:
                 partial(functional_product, self.flat), theta, fixed, inputs, weighted, theta
             )
 
-    def ranks(
-        self,
-        snapshot: Snapshot,
-        delta: Float[np.ndarray, "n k"],
-        reference: Float[np.ndarray, "n k"] | None,
-        tolerance: Tolerance,
-    ) -> Ranks | None:
+    def ranks(self, point: Point, tolerance: Tolerance) -> Ranks | None:
         """Return the ranks of the parts as intervals; None if something overflows."""
-        spectra = self._spectra(self.lanczos.at(snapshot, delta, reference))
+        spectra = self._spectra(self.lanczos.at(point))
         norms = {part: spectrum.norm for part, spectrum in spectra.items()}
         if not all(map(math.isfinite, norms.values())):
             return None
@@ -190,7 +176,7 @@ class LanczosEngine:
             cut = Tolerance(absolute=cuts["H_o"])
             with suppress(OutOfTimeError):  # then random vectors show it too
                 ranks["H_o"] = self.outer.rank(
-                    snapshot.leaves, cut, "auto", time_limit=self.time_limit
+                    point.leaves, cut, "auto", time_limit=self.time_limit
                 )
             if ranks["H_o"].rank is None:
                 return None

@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Float
 
 from rankmon._util.expected_time import OutOfTimeError
-from rankmon._util.tags import HESSIAN_PARTS
 from rankmon._util.text import bytes_text
 from rankmon.engines.base import Ranks
 from rankmon.engines.cuts import below_rounding, common_cuts, finest_cut, finest_cuts
@@ -24,7 +23,7 @@ from rankmon.linalg.rank_bound import most_rank
 from rankmon.linalg.sketch import Products, Sketch, side_for, sketched, spectral_norm
 from rankmon.network.matrix_views import matrix_shape
 from rankmon.problem.flat import FlatProblem
-from rankmon.problem.point import Snapshot
+from rankmon.problem.point import Point
 from rankmon.problem.pytree import is_matrix
 
 # Small: its time shows what can be afforded next; twice the side costs at most four times as much.
@@ -109,26 +108,12 @@ class SketchEngine:
                 room=self.memory_limit // 4,
             )
 
-    def ranks(
-        self,
-        snapshot: Snapshot,
-        delta: Float[np.ndarray, "n k"],
-        reference: Float[np.ndarray, "n k"] | None,
-        tolerance: Tolerance,
-    ) -> Ranks | None:
-        """Return the ranks of the parts; None if something overflows.
-
-        Args:
-          snapshot: finite parameters.
-          delta: finite residuals there.
-          reference: the residuals that H_f_fixed holds.
-          tolerance: as for `hessian_ranks`.
-        """
+    def ranks(self, point: Point, tolerance: Tolerance) -> Ranks | None:
+        """Return the ranks of the parts at a finite point; None if something overflows."""
         begun = time.monotonic()
-        deltas = [delta] if reference is None else [delta, reference]
-        self.compile(cotangents=len(deltas))
-        parts = HESSIAN_PARTS[: 2 + len(deltas)]
-        norms = self._norms(snapshot, deltas)
+        residuals = len(point.functional_residuals)
+        self.compile(cotangents=residuals)
+        norms = self._norms(point)
         if not all(map(math.isfinite, norms.values())):
             return None
         default = self.flat.p * self.flat.precision.eps
@@ -136,16 +121,15 @@ class SketchEngine:
         finest = finest_cuts(norms, p=self.flat.p, eps=self.flat.precision.eps)
         own_finest = finest_cut(norms["H_f"], p=self.flat.p, eps=self.flat.precision.eps)
         ranks: dict[str, NumericalRank] = {}
-        outer = self._outer_rank(snapshot, cuts["H_o"])
+        outer = self._outer_rank(point, cuts["H_o"])
         if outer is not None:
             ranks["H_o"] = outer
             if outer.rank is None:
                 return None
-        others = [part for part in parts if part not in ranks]
-        blocks = self.progress.blocks[len(deltas)]
-        products = _products(blocks, snapshot, deltas, others)
+        others = [part for part in point.parts if part not in ranks]
+        products = _products(self.progress.blocks[residuals], point, others)
         told = {part: max(cuts[part], finest[part]) for part in others}
-        sketches = self._grown(products, self._sizes(len(deltas)), told, begun)
+        sketches = self._grown(products, self._sizes(residuals), told, begun)
         if not all(sketch.is_finite for sketch in sketches.values()):
             return None
         counted = {
@@ -155,7 +139,7 @@ class SketchEngine:
         own = tolerance.cut(norms["H_f"], default=default)
         incomplete = [part for part, rank in counted.items() if not rank.complete]
         if incomplete:
-            most = self._most(snapshot, deltas, min(cuts.values()) / 10)
+            most = self._most(point, min(cuts.values()) / 10)
             counted |= {part: counted[part].at_most(most[part]) for part in incomplete}
         ranks |= counted
         return Ranks(
@@ -167,13 +151,13 @@ class SketchEngine:
             ),
         )
 
-    def _outer_rank(self, snapshot: Snapshot, cut: float) -> NumericalRank | None:
+    def _outer_rank(self, point: Point, cut: float) -> NumericalRank | None:
         """Return H_o's rank from its rows; None if that takes memory or over half of the time."""
         if self.outer is None or self.progress.outer_is_slow:
             return None
         try:
             return self.outer.rank(
-                snapshot.leaves,
+                point.leaves,
                 Tolerance(absolute=cut),
                 "auto",
                 time_limit=self.time_limit / 2,
@@ -182,14 +166,12 @@ class SketchEngine:
             self.progress.outer_is_slow = True
             return None
 
-    def _norms(
-        self, snapshot: Snapshot, deltas: Sequence[Float[np.ndarray, "n k"]]
-    ) -> dict[str, float]:
+    def _norms(self, point: Point) -> dict[str, float]:
         """Return ||H||_2 of each part."""
-        single, at = self.progress.single, (snapshot.theta, snapshot.fixed)
+        single, at = self.progress.single, (point.theta, point.fixed)
         assert single is not None
         outer = single.outer(*at)
-        functional, *held = (single.functional(*at, delta) for delta in deltas)
+        functional, *held = (single.functional(*at, delta) for delta in point.functional_residuals)
         products = (lambda v: outer(v) + functional(v), outer, functional, *held)
         begun = time.monotonic()
         products[0](np.ones(self.flat.p))
@@ -197,7 +179,7 @@ class SketchEngine:
         self.flat.pace.say("the least that a sketch shows", seconds)
         return {
             part: spectral_norm(product, self.flat.p, seed=_SEED)
-            for part, product in zip(HESSIAN_PARTS, products, strict=False)
+            for part, product in zip(point.parts, products, strict=True)
         }
 
     def _grown(
@@ -231,19 +213,15 @@ class SketchEngine:
                 return sketches
             side = wanted
 
-    def _most(
-        self, snapshot: Snapshot, deltas: Sequence[Float[np.ndarray, "n k"]], cut: float
-    ) -> dict[str, int]:
+    def _most(self, point: Point, cut: float) -> dict[str, int]:
         """Return how many singular values of each part may exceed the cut, by the structure."""
         rows = min(self.flat.positions * self.flat.k, self.flat.p)  # of H_o
-        most = [self._most_functional(snapshot, delta, cut) for delta in deltas]
+        most = [self._most_functional(point, delta, cut) for delta in point.functional_residuals]
         counts = (min(rows + most[0], self.flat.p), rows, *most)
-        return dict(zip(HESSIAN_PARTS, counts, strict=False))
+        return dict(zip(point.parts, counts, strict=True))
 
-    def _most_functional(
-        self, snapshot: Snapshot, delta: Float[np.ndarray, "n k"], cut: float
-    ) -> int:
-        single, at, flat = self.progress.single, (snapshot.theta, snapshot.fixed), self.flat
+    def _most_functional(self, point: Point, delta: Float[np.ndarray, "n k"], cut: float) -> int:
+        single, at, flat = self.progress.single, (point.theta, point.fixed), self.flat
         assert single is not None
         moving = [spec for spec in flat.specs if spec.differentiated and spec.size]
         draws = np.random.default_rng(_SEED).standard_normal((_GRADIENTS, flat.positions, 1))
@@ -284,14 +262,9 @@ class SketchEngine:
         )
 
 
-def _products(
-    program: BlockProducts,
-    snapshot: Snapshot,
-    deltas: Sequence[Float[np.ndarray, "n k"]],
-    parts: Collection[str],
-) -> Products:
+def _products(program: BlockProducts, point: Point, parts: Collection[str]) -> Products:
     """Return a function: rows v -> rows H v of each of these parts; it reuses their arrays."""
-    at_once = program.at(snapshot.theta, snapshot.fixed, deltas)
+    at_once = program.at(point.theta, point.fixed, point.functional_residuals)
     images: dict[str, np.ndarray] = {}
 
     def products(vectors: Float[np.ndarray, "m p"]) -> dict[str, Float[np.ndarray, "m p"]]:
@@ -301,7 +274,7 @@ def _products(
                 images[part] = np.empty(vectors.shape)
         for i in range(0, count, m):
             block = at_once(vectors[i : i + m])
-            rows = dict(zip(HESSIAN_PARTS[1:], (block.outer, *block.functional), strict=False))
+            rows = dict(zip(point.parts[1:], (block.outer, *block.functional), strict=True))
             for part in parts:
                 out = images[part][i : min(i + m, count)]
                 if part == "H_L":

@@ -17,7 +17,7 @@ from rankmon.engines.select import (
 )
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
 from rankmon.linalg.numerical_rank import NumericalRank, Tolerance, as_tolerance, undefined_rank
-from rankmon.problem.point import Once
+from rankmon.problem.point import Point
 from rankmon.problem.problem import Problem
 
 
@@ -64,17 +64,15 @@ def hessian_ranks(
     tolerance = as_tolerance(tolerance)
     check_engine(engine, ENGINES)
     check_time_limit(time_limit)
-    once = Once.of(problem, params, reference)
-    choice = select_engine(once.flat, name=engine, memory_limit=memory_limit, time_limit=time_limit)
-    compile_derivatives(choice.engine, cotangents=len(once.parts) - 2)
-    delta = once.residuals()
-    found = (
-        None
-        if delta is None
-        else choice.engine.ranks(once.snapshot, delta, once.reference, tolerance)
+    point = Point.of(problem, params, reference)
+    choice = select_engine(
+        point.flat, name=engine, memory_limit=memory_limit, time_limit=time_limit
     )
+    compile_derivatives(choice.engine, cotangents=len(point.parts) - 2)
+    point.flat.warn_once()
+    found = choice.engine.ranks(point, tolerance) if point.is_finite else None
     if found is None:
-        return {part: undefined_rank(once.flat.p) for part in once.parts}
+        return {part: undefined_rank(point.flat.p) for part in point.parts}
     for text in (*choice.told, *found.told):
         warn_user(text)
     return found.parts
@@ -110,11 +108,11 @@ def hessian_spectra(
     Source: arXiv 2106.16225, section 3.
     """
     check_engine(engine, EXACT_ENGINES)
-    once = Once.of(problem, params, reference)
-    exact = exact_engine(once.flat, name=engine, memory_limit=memory_limit)
-    compile_derivatives(exact, cotangents=len(once.parts) - 2)
-    delta = once.residuals()
-    spectra = None if delta is None else exact.spectra(once.snapshot, delta, once.reference)
+    point = Point.of(problem, params, reference)
+    exact = exact_engine(point.flat, name=engine, memory_limit=memory_limit)
+    compile_derivatives(exact, cotangents=len(point.parts) - 2)
+    point.flat.warn_once()
+    spectra = exact.spectra(point) if point.is_finite else None
     if spectra is None:
-        return {part: np.full(once.flat.p, np.nan) for part in once.parts}
-    return {part: spectra[part].copy() for part in once.parts}  # the engine keeps its own
+        return {part: np.full(point.flat.p, np.nan) for part in point.parts}
+    return {part: spectra[part].copy() for part in point.parts}  # the engine keeps its own

@@ -73,13 +73,12 @@ def predicted_ranks(problem: Problem, params: Any) -> PredictedRanks:
         )
     flat.warn_once()
     snapshot = Snapshot.take(flat, 0, params)
-    _, delta = flat.loss_and_residuals(snapshot.theta, snapshot.fixed)
-    if snapshot.nonfinite or not np.all(np.isfinite(delta)):
+    if not snapshot.is_finite:
         raise ValueError(
             "expected finite parameters and outputs, got NaN or infinite ones; theory says nothing "
             "of them"
         )
-    s = measured.omega_rank(delta)
+    s = measured.omega_rank(snapshot.residuals)
     ranks = closed_forms_at(measured, s.rank or 0, 0)
     return PredictedRanks(
         dims=stack.dims,

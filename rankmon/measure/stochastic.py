@@ -8,7 +8,7 @@ from jaxtyping import Float
 from rankmon.engines.lanczos import Lanczos
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
 from rankmon.linalg.lanczos import StochasticSpectrum, starts
-from rankmon.problem.point import Once
+from rankmon.problem.point import Point
 from rankmon.problem.problem import Problem
 
 
@@ -53,14 +53,14 @@ def stochastic_spectra(
             raise TypeError(f"expected {name} to be an integer, got {type(number).__name__}")
         if number < least:
             raise ValueError(f"expected {name} to be at least {least}, got {number}")
-    once = Once.of(problem, params, reference)
-    lanczos = Lanczos.of(once.flat, steps=steps, memory_limit=memory_limit)
-    delta = once.residuals()
-    if delta is None:
-        return {part: StochasticSpectrum(once.flat.p, ()) for part in once.parts}
-    decompose = lanczos.at(once.snapshot, delta, once.reference)
-    vectors = list(starts(once.flat.p, probes, seed=seed))
+    point = Point.of(problem, params, reference)
+    lanczos = Lanczos.of(point.flat, steps=steps, memory_limit=memory_limit)
+    point.flat.warn_once()
+    if not point.is_finite:
+        return {part: StochasticSpectrum(point.flat.p, ()) for part in point.parts}
+    decompose = lanczos.at(point)
+    vectors = list(starts(point.flat.p, probes, seed=seed))
     return {
-        part: StochasticSpectrum.of(once.flat.p, [decompose[part](v) for v in vectors])
-        for part in once.parts
+        part: StochasticSpectrum.of(point.flat.p, [decompose[part](v) for v in vectors])
+        for part in point.parts
     }

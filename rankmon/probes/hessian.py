@@ -1,16 +1,15 @@
 """The Hessian probe: ranks and spectra of H_L, H_o, H_f and H_f^fixed during training."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 
 from rankmon._util.facts import Fact
 from rankmon._util.hparams import Hparam
 from rankmon._util.tags import HESSIAN_PARTS
 from rankmon._util.validate import check_engine, check_time_limit
-from rankmon.engines.base import Ranks, compile_derivatives
+from rankmon.engines.base import compile_derivatives
 from rankmon.engines.select import (
     DEFAULT_TIME_LIMIT,
     ENGINES,
@@ -30,7 +29,7 @@ from rankmon.probes.base import Description, Measurement, State, rank_scalars
 from rankmon.probes.predictions_text import Claims, widths_text
 from rankmon.problem.diagnosis import check_uses_parameters
 from rankmon.problem.flat import FlatProblem
-from rankmon.problem.point import Snapshot
+from rankmon.problem.point import Point, Snapshot
 from rankmon.problem.problem import Problem
 
 
@@ -110,22 +109,22 @@ class PreparedHessian:
 
     def measure(self, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:
         """Return the ranks at the snapshot; NaN throughout if anything in it is not finite."""
-        snapshot = replace(snapshot, flat=self.flat)
-        if snapshot.nonfinite:
+        point = Point(self.flat, snapshot.step, snapshot.leaves, state["reference"])
+        if point.nonfinite:
             return self._undefined(float("nan")), state
-        loss, delta = self.flat.loss_and_residuals(snapshot.theta, snapshot.fixed)
-        if not state["started"] and np.all(np.isfinite(delta)):
-            state = {"reference": delta, "started": np.ones(())}
-        found = self._found(snapshot, delta, state["reference"])
+        if not state["started"] and point.is_finite:
+            state = {"reference": point.residuals, "started": np.ones(())}
+            point = point.holding(point.residuals)
+        found = self.choice.engine.ranks(point, self.tolerance) if point.is_finite else None
         if found is None:
             told = "the outputs or the Hessian are not finite: its ranks are logged as NaN"
-            return self._undefined(loss, told), state
-        scalars = {"loss": loss}
+            return self._undefined(point.loss, told), state
+        scalars = {"loss": point.loss}
         for part, rank in found.parts.items():
             scalars |= rank_scalars("rank", part, rank)
         scalars["rank_self/H_f"] = found.own_functional
         vanished = found.parts["H_f"].high == 0
-        scalars |= self._predicted(snapshot, delta, state["reference"], vanished=vanished)
+        scalars |= self._predicted(point, vanished=vanished)
         arrays = {}
         for part, spectrum in found.spectra.items():
             nonzero = spectrum[spectrum != 0]
@@ -134,21 +133,7 @@ class PreparedHessian:
         warnings = (*self._precision_warning(), *self.choice.told, *found.told)
         return Measurement(scalars, arrays, warnings), state
 
-    def _found(
-        self, snapshot: Snapshot, delta: Float[np.ndarray, "n k"], reference: np.ndarray
-    ) -> Ranks | None:
-        if not np.all(np.isfinite(delta)):
-            return None
-        return self.choice.engine.ranks(snapshot, delta, reference, self.tolerance)
-
-    def _predicted(
-        self,
-        snapshot: Snapshot,
-        delta: Float[np.ndarray, "n k"],
-        reference: Float[np.ndarray, "n k"],
-        *,
-        vanished: bool,
-    ) -> dict[str, float]:
+    def _predicted(self, point: Point, *, vanished: bool) -> dict[str, float]:
         """Return rank/Omega, and rank_theory/* if the closed forms apply.
 
         If all of H_f is below a tenth of the common cut (vanished), the residual is rounding beside
@@ -157,12 +142,11 @@ class PreparedHessian:
         measured = self.measured
         if measured.inputs is None:
             return {}
-        omega = measured.omega_rank(delta)
+        omega, *held = map(measured.omega_rank, point.functional_residuals)
         scalars = rank_scalars("rank", "Omega", omega)
-        if omega.rank is None or not closed_forms_apply(measured, snapshot):
+        if omega.rank is None or not closed_forms_apply(measured, point):
             return scalars
-        held = measured.omega_rank(reference).rank or 0
-        ranks = closed_forms_at(measured, 0 if vanished else omega.rank, held)
+        ranks = closed_forms_at(measured, 0 if vanished else omega.rank, held[0].rank or 0)
         return scalars | {f"rank_theory/{part}": rank for part, rank in ranks.items()}
 
     def _undefined(self, loss: float, *told: str) -> Measurement:

@@ -1,6 +1,7 @@
-"""A problem at parameters: a copy of them on the host, checked, with the residuals to hold."""
+"""A problem at parameters: a copy of them on the host, and what is computed there once."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from rankmon._util.tags import HESSIAN_PARTS
 from rankmon.problem.diagnosis import check_uses_parameters
 from rankmon.problem.flat import FlatProblem
+from rankmon.problem.output_hessians import OutputHessians
 from rankmon.problem.problem import Problem, check_problem
 
 
@@ -58,23 +60,43 @@ class Snapshot:
             if spec.differentiated
         )
 
+    @cached_property
+    def _loss_and_residuals(self) -> tuple[float, Float[np.ndarray, "n k"]]:
+        return self.flat.loss_and_residuals(self.theta, self.fixed)
 
-@dataclass(frozen=True)
-class Once:
-    """A problem at the parameters of a single measurement.
+    @property
+    def loss(self) -> float:
+        """The mean loss over the probe batch."""
+        return self._loss_and_residuals[0]
+
+    @property
+    def residuals(self) -> Float[np.ndarray, "n k"]:
+        """The residuals dl/dz at each position, in float64."""
+        return self._loss_and_residuals[1]
+
+    @cached_property
+    def is_finite(self) -> bool:
+        """Whether the parameters and the residuals are finite."""
+        return not self.nonfinite and bool(np.all(np.isfinite(self.residuals)))
+
+    @cached_property
+    def output_hessians(self) -> OutputHessians:
+        """The output Hessians d2l/dz2 at each position, in float64."""
+        return self.flat.output_hessians(self.theta, self.fixed)
+
+
+@dataclass(frozen=True, eq=False)
+class Point(Snapshot):
+    """A problem at parameters, with the residuals to hold: all that an engine needs to know.
 
     Attributes:
-      flat: the problem.
-      snapshot: the parameters.
       reference: the residuals that H_f_fixed holds; None without H_f_fixed.
     """
 
-    flat: FlatProblem
-    snapshot: Snapshot
-    reference: Float[np.ndarray, "n k"] | None
+    reference: Float[np.ndarray, "n k"] | None = None
 
     @classmethod
-    def of(cls, problem: Problem, params: Any, reference: Any) -> "Once":
+    def of(cls, problem: Problem, params: Any, reference: Any) -> "Point":
         """Check the problem, the parameters and the reference, and copy the parameters.
 
         Raises:
@@ -90,17 +112,20 @@ class Once:
                     f"expected reference residuals of shape {(flat.positions, flat.k)}, got "
                     f"{reference.shape}; pass one row for each position of the outputs"
                 )
-        return cls(flat, Snapshot.take(flat, 0, params), reference)
+        return cls(flat, 0, flat.leaves(params), reference)
+
+    def holding(self, reference: Float[np.ndarray, "n k"]) -> "Point":
+        """Return this point with other residuals to hold; what was computed here is kept."""
+        point = copy(self)
+        vars(point)["reference"] = reference
+        return point
 
     @property
     def parts(self) -> tuple[str, ...]:
         """The parts of the Hessian to measure: H_f_fixed only with a reference."""
         return HESSIAN_PARTS if self.reference is not None else HESSIAN_PARTS[:3]
 
-    def residuals(self) -> Float[np.ndarray, "n k"] | None:
-        """Return the residuals; None if they or the weights are not finite."""
-        self.flat.warn_once()
-        if self.snapshot.nonfinite:
-            return None
-        _, delta = self.flat.loss_and_residuals(self.snapshot.theta, self.snapshot.fixed)
-        return delta if np.all(np.isfinite(delta)) else None
+    @property
+    def functional_residuals(self) -> list[Float[np.ndarray, "n k"]]:
+        """The residuals for which H_f is formed: those at this point, and the reference."""
+        return [self.residuals] if self.reference is None else [self.residuals, self.reference]

@@ -22,7 +22,7 @@ from rankmon.linalg.spectrum import padded, symmetric_spectrum
 from rankmon.network.recognized_stack import recognized_stack
 from rankmon.problem.losses import Root
 from rankmon.problem.output_hessians import DenseHessians, FactoredHessians
-from rankmon.problem.point import Snapshot
+from rankmon.problem.point import Point
 from refusals import refused
 
 LOSSES = ("mse", "cross_entropy", "cosh", "custom")
@@ -224,9 +224,7 @@ def test_the_reduction_has_the_spectra_of_the_dense_matrices(seed):
 def spectra_of(problem, params, name, reference):
     flat = problem.flat(params)
     engine = exact_engine(flat, name=name, memory_limit=DEFAULT_MEMORY_LIMIT)
-    snapshot = Snapshot.take(flat, 0, params)
-    _, delta = flat.loss_and_residuals(snapshot.theta, snapshot.fixed)
-    return engine.spectra(snapshot, delta, reference)
+    return engine.spectra(Point.of(problem, params, reference))
 
 
 @cache

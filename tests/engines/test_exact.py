@@ -15,7 +15,7 @@ from rankmon.engines.dense import Curvature
 from rankmon.engines.exact import digest
 from rankmon.engines.select import exact_engine
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT, dense_bytes
-from rankmon.problem.point import Snapshot
+from rankmon.problem.point import Point
 from refusals import refused
 from shared_problems import flat_of, problem_of
 
@@ -47,10 +47,7 @@ def engine_for(problem, params, name="auto", memory_limit=DEFAULT_MEMORY_LIMIT):
 
 
 def spectra_of(problem, params, name, reference=None):
-    flat = problem.flat(params)
-    snapshot = Snapshot.take(flat, 0, params)
-    _, delta = flat.loss_and_residuals(snapshot.theta, snapshot.fixed)
-    return engine_for(problem, params, name).spectra(snapshot, delta, reference)
+    return engine_for(problem, params, name).spectra(Point.of(problem, params, reference))
 
 
 @pytest.mark.parametrize("name", CASES)
