@@ -19,6 +19,7 @@ QUICK = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
 # whose functions users call are left out, since our own errors must come first; so are `flat` and
 # `point`, which warn: a frame of the checker would be taken for the user's line that they name.
 CHECKED = [
+    "engines.assembled",
     "engines.base",
     "engines.deep_linear",
     "engines.dense",

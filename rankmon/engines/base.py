@@ -1,4 +1,4 @@
-"""What an engine is: `Engine` gives the ranks of one Hessian, `ExactEngine` all its eigenvalues."""
+"""The protocol of an engine, which gives the ranks of one Hessian, and what it returns."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -49,32 +49,7 @@ class Engine(Protocol):
         """Return the engine's line of the run's card."""
 
 
-@runtime_checkable
-class ExactEngine(Protocol):
-    """An exact engine: one way to the spectra of one problem."""
-
-    @property
-    def name(self) -> str:
-        """As in `select.EXACT_ENGINES`, without "auto"."""
-
-    @property
-    def order(self) -> int:
-        """The number of rows of the matrices whose eigenvalues it computes."""
-
-    def compile(self, *, cotangents: int) -> None:
-        """Compile what a measurement with so many residuals needs."""
-
-    def spectra(self, point: Point) -> Spectra | None:
-        """Return the eigenvalues of the point's parts; None if something overflows.
-
-        Each spectrum has p eigenvalues, by falling magnitude. The point must be finite.
-        """
-
-    def describe(self) -> str:
-        """Return the engine's line of the run's card."""
-
-
-def compile_derivatives(engine: Engine | ExactEngine, *, cotangents: int) -> None:
+def compile_derivatives(engine: Engine, *, cotangents: int) -> None:
     """Compile what a measurement with so many residuals needs.
 
     Raises:

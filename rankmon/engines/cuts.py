@@ -1,39 +1,52 @@
-"""The common cut of the Hessian's parts, and the finest cuts above the rounding of products."""
+"""The cuts of the Hessian's parts: one common rule, and the finest cuts above rounding."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from rankmon.linalg.numerical_rank import Tolerance
+from rankmon.problem.flat import FlatProblem
 
 
-def common_cuts(
-    norms: Mapping[str, float], tolerance: Tolerance, *, default: float
-) -> dict[str, float]:
-    """Return the cut of each part, relative to the larger of its norm and that of H_L."""
-    return {
-        part: tolerance.cut(norm, default=default, reference_norm=norms["H_L"])
-        for part, norm in norms.items()
-    }
+class Cut(NamedTuple):
+    """A cut, and the least one that tells eigenvalues from the rounding of products."""
+
+    value: float
+    finest: float
 
 
-def finest_cuts(norms: Mapping[str, float], *, p: int, eps: float) -> dict[str, float]:
-    """Return the least cut of each part that tells eigenvalues from the rounding of products.
+@dataclass(frozen=True)
+class HessianCuts:
+    """The cuts of one Hessian, by default p * eps times a norm.
 
-    As for `common_cuts`, H_L's norm counts too; a part by itself has `finest_cut`.
+    Attributes:
+      parts: of each part, relative to the larger of its norm and that of H_L.
+      own_functional: of H_f, relative to its own norm.
     """
-    return {part: finest_cut(max(norm, norms["H_L"]), p=p, eps=eps) for part, norm in norms.items()}
+
+    parts: dict[str, Cut]
+    own_functional: Cut
+
+    @classmethod
+    def of(
+        cls, norms: Mapping[str, float], tolerance: Tolerance, flat: FlatProblem
+    ) -> "HessianCuts":
+        """Return the cuts for parts of these norms."""
+
+        def cut(norm: float) -> Cut:
+            value = tolerance.cut(norm, default=flat.p * flat.precision.eps)
+            return Cut(value, min(flat.p, 10) * flat.precision.eps * norm)
+
+        parts = {part: cut(max(norm, norms["H_L"])) for part, norm in norms.items()}
+        return cls(parts, cut(norms["H_f"]))
 
 
-def finest_cut(norm: float, *, p: int, eps: float) -> float:
-    """Return the rounding of products with a matrix of this norm, and of its spectrum."""
-    return min(p, 10) * eps * norm
-
-
-def below_rounding(cuts: Mapping[str, float], finest: Mapping[str, float]) -> tuple[str, ...]:
+def below_rounding(cuts: Iterable[Cut]) -> tuple[str, ...]:
     """Return a warning if a cut is below the finest one, in a tuple that is else empty.
 
     Its words are the same at every step, so that the user is warned once.
     """
-    if all(cut >= finest[part] for part, cut in cuts.items()):
+    if all(cut.value >= cut.finest for cut in cuts):
         return ()
     return (
         "expected a tolerance above the rounding of the Hessian's products, 10 eps times its norm, "

@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -11,9 +12,10 @@ from jaxtyping import Float
 
 from rankmon._util.text import bytes_text
 from rankmon.engines.base import Spectra
+from rankmon.engines.exact import ExactEngine
 from rankmon.hessian.deep_linear import InputBasis, Layers, Reduction, coordinate_count
 from rankmon.linalg.spectrum import padded, symmetric_spectrum
-from rankmon.network.recognized_stack import DenseStack
+from rankmon.network.recognized_stack import DenseStack, recognized_stack
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.output_hessians import EVALUATED_ALIVE, OutputHessians
 from rankmon.problem.point import Point
@@ -22,22 +24,23 @@ from rankmon.problem.point import Point
 _REDUCED_MATRICES_ALIVE = 4
 
 
-@dataclass(frozen=True)
-class DeepLinearEngine:
+@dataclass(eq=False)
+class DeepLinearEngine(ExactEngine):
     """The exact engine of deep linear networks.
 
     Attributes:
-      flat: the problem.
       stack: the network.
       basis: of the probe batch's inputs.
       coordinates: the most that can be non-zero.
     """
 
-    flat: FlatProblem
     stack: DenseStack
     basis: InputBasis
     coordinates: int
-    name: str = "deep_linear"
+
+    name: ClassVar[str] = "deep_linear"
+    kind: ClassVar[str] = "a deep linear network"
+    why = "the network is recognized as a deep linear one"
 
     @property
     def order(self) -> int:
@@ -45,12 +48,11 @@ class DeepLinearEngine:
         return self.coordinates
 
     @classmethod
-    def of(cls, flat: FlatProblem, stack: DenseStack, memory_limit: int) -> "DeepLinearEngine":
-        """Return the engine for this problem, which is recognized as the stack.
-
-        Raises:
-          MemoryError: if the matrices do not fit in memory_limit.
-        """
+    def of(cls, flat: FlatProblem, *, memory_limit: int) -> "DeepLinearEngine | None":
+        """Return the engine if this is a deep linear network; errors as for `ExactEngine.of`."""
+        stack = recognized_stack(flat)
+        if stack is None or not stack.linear:
+            return None
         (x,) = jax.tree.leaves(flat.inputs)
         x = np.asarray(x, np.float64).reshape(len(x), -1)
         biases = [layer.bias is not None for layer in stack.layers]
@@ -74,16 +76,15 @@ class DeepLinearEngine:
         """Compile what is evaluated at every measurement; the reduction is NumPy's."""
         self.flat.compile()
 
-    def spectra(self, point: Point) -> Spectra | None:
-        """Return the eigenvalues of the parts; None if something overflows."""
+    def _spectra(self, point: Point) -> Spectra | None:
         b = point.output_hessians
         try:
             with np.errstate(over="raise", invalid="raise"):
-                return self._spectra(point, b)
+                return self._reduced_spectra(point, b)
         except (FloatingPointError, OverflowError):
             return None
 
-    def _spectra(self, point: Point, b: OutputHessians) -> Spectra:
+    def _reduced_spectra(self, point: Point, b: OutputHessians) -> Spectra:
         leaves, p = point.leaves, self.flat.p
         layers = Layers.at(self.stack.weights(leaves), self.stack.biases(leaves), self.basis.axes)
         moment = self.basis.second_moment(b)

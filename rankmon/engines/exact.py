@@ -1,14 +1,15 @@
-"""Exact ranks: counts in all the eigenvalues of an exact engine, kept for the next call."""
+"""The base of exact engines, which count ranks in all the eigenvalues of each part."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
-from rankmon._util.tags import HESSIAN_PARTS
-from rankmon.engines.base import ExactEngine, Ranks, Spectra
-from rankmon.engines.cuts import below_rounding, common_cuts, finest_cut, finest_cuts
+from rankmon.engines.base import Ranks, Spectra
+from rankmon.engines.cuts import Cut, HessianCuts, below_rounding
 from rankmon.linalg.numerical_rank import NumericalRank, Tolerance, numerical_rank
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Point
@@ -17,94 +18,91 @@ from rankmon.problem.point import Point
 _SECONDS = 3.5e-10
 
 
-@dataclass(frozen=True)
-class ExactRanks:
-    """The engine that counts in all the eigenvalues of each part.
+@dataclass(eq=False)
+class ExactEngine(ABC):
+    """An `Engine` that computes all eigenvalues; it does not measure one point twice in a row.
 
     Attributes:
       flat: the problem.
-      engine: gives the eigenvalues.
+      name: as in `select.ENGINES`.
+      kind: the networks that it can measure, in words.
     """
 
     flat: FlatProblem
-    engine: ExactEngine
+    _last: tuple[bytes, Spectra | None] | None = field(default=None, init=False, repr=False)
+
+    name: ClassVar[str]
+    kind: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def of(cls, flat: FlatProblem, *, memory_limit: int) -> "ExactEngine | None":
+        """Return the engine for this problem; None if it cannot measure the network.
+
+        Raises:
+          MemoryError: if its matrices do not fit in memory_limit.
+        """
 
     @property
-    def name(self) -> str:
-        """The name of the engine that gives the eigenvalues."""
-        return self.engine.name
+    @abstractmethod
+    def why(self) -> str:
+        """The reason why "auto" takes it."""
 
+    @property
+    @abstractmethod
+    def order(self) -> int:
+        """The number of rows of the matrices whose eigenvalues it computes."""
+
+    @abstractmethod
     def compile(self, *, cotangents: int) -> None:
-        """Compile what the eigenvalues need."""
-        self.engine.compile(cotangents=cotangents)
+        """Compile what a measurement with so many residuals needs."""
 
-    def ranks(self, point: Point, tolerance: Tolerance) -> Ranks | None:
-        """Return the ranks and the eigenvalues of the parts; None if one of them is not finite."""
-        order = self.engine.order
-        self.flat.pace.say(f"the spectra of {order:,} rows", spectra_seconds(order))
-        spectra = self.engine.spectra(point)
-        if spectra is None:
-            return None
-        flat, norms = self.flat, _norms(spectra)
-        finest = finest_cuts(norms, p=flat.p, eps=flat.precision.eps)
-        own_finest = finest_cut(norms["H_f"], p=flat.p, eps=flat.precision.eps)
-        ranks = spectra_to_ranks(spectra, flat, tolerance)
-        own = tolerance.cut(norms["H_f"], default=flat.p * flat.precision.eps)
-        return Ranks(
-            ranks,
-            numerical_rank(np.abs(spectra["H_f"]), own, finest=own_finest).rank or 0,
-            {part: spectra[part] for part in norms},
-            told=below_rounding({part: rank.tolerance for part, rank in ranks.items()}, finest),
-        )
-
+    @abstractmethod
     def describe(self) -> str:
         """Return the engine's line of the run's card."""
-        return self.engine.describe()
 
-
-def spectra_seconds(order: int) -> float:
-    """Return about how long the spectra of three matrices of this order take."""
-    return _SECONDS * order**3
-
-
-def spectra_to_ranks(
-    spectra: Spectra, flat: FlatProblem, tolerance: Tolerance
-) -> dict[str, NumericalRank]:
-    """Return the parts' ranks at their common cut, by default p * eps * max(||H_L||_2, ||X||_2)."""
-    norms = _norms(spectra)
-    cuts = common_cuts(norms, tolerance, default=flat.p * flat.precision.eps)
-    finest = finest_cuts(norms, p=flat.p, eps=flat.precision.eps)
-    return {
-        part: numerical_rank(np.abs(spectra[part]), cut, finest=finest[part])
-        for part, cut in cuts.items()
-    }
-
-
-def _norms(spectra: Spectra) -> dict[str, float]:
-    return {part: float(abs(spectra[part][0])) for part in HESSIAN_PARTS if part in spectra}
-
-
-class Remembering:
-    """An exact engine that does not measure the same parameters twice in a row.
-
-    Args:
-      engine: does the measuring.
-    """
-
-    def __init__(self, engine: ExactEngine) -> None:
-        self._engine = engine
-        self.name, self.order = engine.name, engine.order
-        self.compile, self.describe = engine.compile, engine.describe
-        self._last: tuple[bytes, Spectra | None] | None = None
+    @abstractmethod
+    def _spectra(self, point: Point) -> Spectra | None:
+        """Return the eigenvalues of the point's parts; None if something overflows."""
 
     def spectra(self, point: Point) -> Spectra | None:
-        """Return the eigenvalues of the parts; None if something overflows."""
+        """Return the eigenvalues of the point's parts; None if something overflows.
+
+        Each spectrum has p eigenvalues, by falling magnitude. The point must be finite.
+        """
         key = digest([*point.leaves, *point.functional_residuals])
         last = self._last
         if last is None or last[0] != key:
-            last = (key, self._engine.spectra(point))
-            self._last = last
+            self._last = last = (key, self._spectra(point))
         return last[1]
+
+    def ranks(self, point: Point, tolerance: Tolerance) -> Ranks | None:
+        """Return the ranks and eigenvalues of the point's parts; None if something overflows."""
+        self.flat.pace.say(f"the spectra of {self.order:,} rows", self._spectra_seconds)
+        spectra = self.spectra(point)
+        if spectra is None:
+            return None
+        spectra = {part: spectra[part] for part in point.parts}
+        norms = {part: float(abs(spectrum[0])) for part, spectrum in spectra.items()}
+        cuts = HessianCuts.of(norms, tolerance, self.flat)
+
+        def counted(part: str, cut: Cut) -> NumericalRank:
+            return numerical_rank(np.abs(spectra[part]), cut.value, finest=cut.finest)
+
+        return Ranks(
+            {part: counted(part, cut) for part, cut in cuts.parts.items()},
+            counted("H_f", cuts.own_functional).rank or 0,
+            spectra,
+            told=below_rounding(cuts.parts.values()),
+        )
+
+    @property
+    def _spectra_seconds(self) -> float:
+        return _SECONDS * self.order**3
+
+    def seconds(self, *, time_limit: float) -> float:
+        """Return about how long a measurement takes, or less if that is surely within the limit."""
+        return self._spectra_seconds
 
 
 def digest(arrays: Sequence[np.ndarray | np.generic]) -> bytes:

@@ -18,7 +18,7 @@ import numpy as np
 from rankmon._util.expected_time import OutOfTimeError
 from rankmon._util.text import bytes_text
 from rankmon.engines.base import Ranks
-from rankmon.engines.cuts import below_rounding, common_cuts, finest_cut, finest_cuts
+from rankmon.engines.cuts import Cut, HessianCuts, below_rounding
 from rankmon.hessian.gauss_newton import OuterSpectrum, outer_product
 from rankmon.hessian.operators import functional_product
 from rankmon.linalg.lanczos import StochasticSpectrum, starts
@@ -163,25 +163,23 @@ class LanczosEngine:
         norms = {part: spectrum.norm for part, spectrum in spectra.items()}
         if not all(map(math.isfinite, norms.values())):
             return None
-        default = self.flat.p * self.flat.precision.eps
-        cuts = common_cuts(norms, tolerance, default=default)
-        finest = finest_cuts(norms, p=self.flat.p, eps=self.flat.precision.eps)
-        own_finest = finest_cut(norms["H_f"], p=self.flat.p, eps=self.flat.precision.eps)
+        cuts = HessianCuts.of(norms, tolerance, self.flat)
         ranks: dict[str, NumericalRank] = {
-            part: _counted(spectrum, cuts[part], finest=finest[part])
-            for part, spectrum in spectra.items()
+            part: _counted(spectrum, cuts.parts[part]) for part, spectrum in spectra.items()
         }
-        told = below_rounding({part: cuts[part] for part in ranks}, finest)
         if self.outer is not None:
-            cut = Tolerance(absolute=cuts["H_o"])
+            cut = Tolerance(absolute=cuts.parts["H_o"].value)
             with suppress(OutOfTimeError):  # then random vectors show it too
                 ranks["H_o"] = self.outer.rank(
                     point.leaves, cut, "auto", time_limit=self.time_limit
                 )
             if ranks["H_o"].rank is None:
                 return None
-        own = tolerance.cut(norms["H_f"], default=default)
-        return Ranks(ranks, _counted(spectra["H_f"], own, finest=own_finest).rank or 0, told=told)
+        return Ranks(
+            ranks,
+            _counted(spectra["H_f"], cuts.own_functional).rank or 0,
+            told=below_rounding(cuts.parts.values()),
+        )
 
     def _spectra(
         self, decompose: Mapping[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]]
@@ -204,16 +202,16 @@ class LanczosEngine:
         )
 
 
-def _counted(spectrum: StochasticSpectrum, cut: float, *, finest: float = 0.0) -> NumericalRank:
+def _counted(spectrum: StochasticSpectrum, cut: Cut) -> NumericalRank:
     """Return the rank at a cut; low and high end 95 % intervals at ten times more and less.
 
     Below the finest cut that tells values from rounding, rank and low are counted at that one.
     """
-    told = max(cut, finest)
+    told = max(cut)
     value = spectrum.count(told).value
     low = spectrum.count(10 * told).low
-    high = spectrum.count(cut / 10).high if cut >= finest else float(spectrum.p)
+    high = spectrum.count(cut.value / 10).high if cut.value >= cut.finest else float(spectrum.p)
     high = min(math.floor(high + 1e-6), spectrum.p)
     low = min(max(math.ceil(low - 1e-6), 0), high)
     rank = min(max(round(value), low), high)
-    return NumericalRank(rank, cut, spectrum.p, low, high, math.nan)
+    return NumericalRank(rank, cut.value, spectrum.p, low, high, math.nan)

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from rankmon._util.expected_time import OutOfTimeError
 from rankmon._util.text import bytes_text
 from rankmon.engines.base import Ranks
-from rankmon.engines.cuts import below_rounding, common_cuts, finest_cut, finest_cuts
+from rankmon.engines.cuts import HessianCuts, below_rounding
 from rankmon.hessian.gauss_newton import OuterSpectrum
 from rankmon.hessian.operators import BlockProducts, SingleProducts
 from rankmon.linalg.numerical_rank import NumericalRank, Tolerance
@@ -116,38 +116,35 @@ class SketchEngine:
         norms = self._norms(point)
         if not all(map(math.isfinite, norms.values())):
             return None
-        default = self.flat.p * self.flat.precision.eps
-        cuts = common_cuts(norms, tolerance, default=default)
-        finest = finest_cuts(norms, p=self.flat.p, eps=self.flat.precision.eps)
-        own_finest = finest_cut(norms["H_f"], p=self.flat.p, eps=self.flat.precision.eps)
+        common = HessianCuts.of(norms, tolerance, self.flat)
+        own, cuts = common.own_functional, common.parts
         ranks: dict[str, NumericalRank] = {}
-        outer = self._outer_rank(point, cuts["H_o"])
+        outer = self._outer_rank(point, cuts["H_o"].value)
         if outer is not None:
             ranks["H_o"] = outer
             if outer.rank is None:
                 return None
         others = [part for part in point.parts if part not in ranks]
         products = _products(self.progress.blocks[residuals], point, others)
-        told = {part: max(cuts[part], finest[part]) for part in others}
+        told = {part: max(cuts[part]) for part in others}
         sketches = self._grown(products, self._sizes(residuals), told, begun)
         if not all(sketch.is_finite for sketch in sketches.values()):
             return None
         counted = {
-            part: sketch.counted(cuts[part], finest=finest[part])
+            part: sketch.counted(cuts[part].value, finest=cuts[part].finest)
             for part, sketch in sketches.items()
         }
-        own = tolerance.cut(norms["H_f"], default=default)
         incomplete = [part for part, rank in counted.items() if not rank.complete]
         if incomplete:
-            most = self._most(point, min(cuts.values()) / 10)
+            most = self._most(point, min(cut.value for cut in cuts.values()) / 10)
             counted |= {part: counted[part].at_most(most[part]) for part in incomplete}
         ranks |= counted
         return Ranks(
             {part: ranks[part] for part in norms},
-            sketches["H_f"].counted(own, finest=own_finest).rank or 0,
+            sketches["H_f"].counted(own.value, finest=own.finest).rank or 0,
             told=(
                 *((self._told(incomplete),) if incomplete else ()),
-                *below_rounding({part: cuts[part] for part in others}, finest),
+                *below_rounding(cuts[part] for part in others),
             ),
         )
 

@@ -8,13 +8,7 @@ from jaxtyping import Float
 from rankmon._util.validate import check_engine, check_time_limit
 from rankmon._util.warnings import warn_user
 from rankmon.engines.base import compile_derivatives
-from rankmon.engines.select import (
-    DEFAULT_TIME_LIMIT,
-    ENGINES,
-    EXACT_ENGINES,
-    exact_engine,
-    select_engine,
-)
+from rankmon.engines.select import DEFAULT_TIME_LIMIT, ENGINES, exact_engine, select_engine
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
 from rankmon.linalg.numerical_rank import NumericalRank, Tolerance, as_tolerance, undefined_rank
 from rankmon.problem.point import Point
@@ -107,7 +101,6 @@ def hessian_spectra(
 
     Source: arXiv 2106.16225, section 3.
     """
-    check_engine(engine, EXACT_ENGINES)
     point = Point.of(problem, params, reference)
     exact = exact_engine(point.flat, name=engine, memory_limit=memory_limit)
     compile_derivatives(exact, cotangents=len(point.parts) - 2)

@@ -10,12 +10,7 @@ from rankmon._util.hparams import Hparam
 from rankmon._util.tags import HESSIAN_PARTS
 from rankmon._util.validate import check_engine, check_time_limit
 from rankmon.engines.base import compile_derivatives
-from rankmon.engines.select import (
-    DEFAULT_TIME_LIMIT,
-    ENGINES,
-    Choice,
-    select_engine,
-)
+from rankmon.engines.select import DEFAULT_TIME_LIMIT, ENGINES, Choice, select_engine
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
 from rankmon.linalg.numerical_rank import (
     DEFAULT_TOLERANCE,
