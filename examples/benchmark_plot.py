@@ -7,16 +7,16 @@ from matplotlib.ticker import FuncFormatter
 
 from peers import PARTS, Network
 from plotting import plt, save
+from rankmon.report.style import BLUE, GREEN, ORANGE, PURPLE, VERMILION
 from rankmon.theory.closed_forms import number_of_parameters
 
-# Okabe and Ito's palette, as in `plotting`.
 PEERS = {
-    "rankmon": ("rankmon, a probe of RankMonitor", "#009E73"),
+    "rankmon": ("rankmon, a probe of RankMonitor", GREEN),
     "floor": ("floor: eigvalsh alone, of rankmon's sizes", "#999999"),
-    "JAX": ("JAX: jax.hessian, jacrev, matrix_rank", "#D55E00"),
-    "PyTorch": ("PyTorch: torch.func, matrix_rank", "#0072B2"),
-    "curvlinops": ("curvlinops, matrix_rank; no H_f_fixed", "#CC79A7"),
-    "engine dense": ("rankmon, engine='dense': HVPs", "#E69F00"),
+    "JAX": ("JAX: jax.hessian, jacrev, matrix_rank", VERMILION),
+    "PyTorch": ("PyTorch: torch.func, matrix_rank", BLUE),
+    "curvlinops": ("curvlinops, matrix_rank; no H_f_fixed", PURPLE),
+    "engine dense": ("rankmon, engine='dense': HVPs", ORANGE),
 }
 Results = Mapping[str, Mapping[str, Mapping]]
 

@@ -8,6 +8,7 @@ from matplotlib.lines import Line2D
 
 from plotting import LAYERS, PARTS, plt, save, series
 from rankmon import Record
+from rankmon.report.style import BLACK, BLUE, CIRCLE, GRAY, SKY, VERMILION
 from rankmon.theory.spectra import PlateauMatch
 
 SWEEPS = {"samples": "examples N", "width": "hidden width M", "depth": "hidden layers"}
@@ -19,7 +20,6 @@ NAMES = {
     "mnist": "MNIST",
     "mixture": "a mixture of Gaussians",
 }
-NONLINEAR = "#D55E00"
 DPI = 90  # the pictures are committed
 
 
@@ -40,7 +40,7 @@ def save_rank_sweep(panels: Mapping[str, Sequence[Record]], path: Path, *, title
             )
             ax.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
             ax.plot(steps, counts, color=color, lw=width, label=f"{label} measured")
-            ax.plot(steps, predicted, "o", color=color, mfc="white", ms=6, zorder=5)
+            ax.plot(steps, predicted, color=color, zorder=5, **CIRCLE)
         few = steps[series(records, "r")[1] < series(records, "d")[1]]
         if len(few):
             ax.axvspan(0, few[-1], color="#f1f1f1", zorder=0)
@@ -51,7 +51,7 @@ def save_rank_sweep(panels: Mapping[str, Sequence[Record]], path: Path, *, title
         if name == "depth":
             ax.set_xticks(steps)
     handles, _ = axes[0].get_legend_handles_labels()
-    circle = Line2D([], [], ls="", marker="o", color="#666666", mfc="white", label="predicted")
+    circle = Line2D([], [], ls="", marker="o", color=GRAY, mfc="white", label="predicted")
     figure.legend(handles=[*handles, circle], loc="outside lower center", ncols=4)
     figure.suptitle(title)
     save(figure, path, dpi=DPI)
@@ -75,7 +75,7 @@ def save_simulated(
     figure, axes = plt.subplots(1, len(panels), figsize=(11, 3.8))
     # Thin dashes lie on thick lines, so that coinciding curves both stay visible.
     own = {PARTS[part][0]: PARTS[part][1:] for part in THREE}
-    others = [("#56B4E9", "-", 5.0), ("#000000", "--", 1.8)]
+    others = [(SKY, "-", 5.0), (BLACK, "--", 1.8)]
     for ax, (name, values, curves) in zip(axes, panels, strict=True):
         for i, (label, shares) in enumerate(curves.items()):
             color, style, width = own.get(label, others[i % 2])
@@ -108,14 +108,14 @@ def save_plateaus(
             ax.axhline(match.level, color=LAYERS[1], lw=1, ls="--", zorder=1)
             on = np.flatnonzero(np.abs(values - match.level) <= match.tolerance * abs(match.level))
             ax.plot(on + 1, values[on], color=LAYERS[1], lw=6, alpha=0.35, solid_capstyle="butt")
-        ax.plot(np.arange(1, len(values) + 1), values, ".", color="#000000", ms=3.5)
+        ax.plot(np.arange(1, len(values) + 1), values, ".", color=BLACK, ms=3.5)
         ax.set(title=name, xlabel="index of the eigenvalue")
         if not signed:
             ax.set_yscale("log")
         ax.grid(visible=False)
     axes[0].set_ylabel("eigenvalue")
     handles = [
-        Line2D([], [], ls="", marker=".", color="#000000", label="measured"),
+        Line2D([], [], ls="", marker=".", color=BLACK, label="measured"),
         Line2D([], [], ls="--", color=LAYERS[1], label="plateau predicted"),
         Line2D([], [], lw=6, alpha=0.35, color=LAYERS[1], label="eigenvalues on it, to 1e-9"),
     ]
@@ -138,9 +138,9 @@ def save_reconstruction(
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.0))
     p = len(errors) - 1
     percent = 100 * errors
-    styles = dict(zip(lines, (("#0072B2", "-."), ("#D55E00", "--"), ("#777777", ":")), strict=True))
+    styles = dict(zip(lines, ((BLUE, "-."), (VERMILION, "--"), ("#777777", ":")), strict=True))
     for ax in (left, right):
-        ax.plot(np.arange(p + 1), percent, color="#000000", lw=2.2)
+        ax.plot(np.arange(p + 1), percent, color=BLACK, lw=2.2)
         for label, rank in lines.items():
             color, style = styles[label]
             where = f"{rank:,}" if rank <= p else f"{rank:,}, beyond p = {p:,}"
@@ -171,12 +171,12 @@ def save_counterparts(
     for ax, part in zip(axes, ("H_L", "H_f", "H_o"), strict=True):
         curves = [record.arrays[f"spectrum/{part}"] for record in (nonlinear, linear)]
         largest = max(curve[0] for curve in curves)
-        styles = ((NONLINEAR, name, 2.6), ("#0072B2", "linear", 1.6))
+        styles = ((VERMILION, name, 2.6), (BLUE, "linear", 1.6))
         for curve, (color, label, width) in zip(curves, styles, strict=True):
             ax.plot(np.arange(1, len(curve) + 1), curve - largest, color=color, lw=width,
                     label=label)  # fmt: skip
         at = linear.scalars[f"rank_theory/{part}"]
-        ax.axvline(at, color="#000000", ls="--", lw=1.2, label="predicted bulk")
+        ax.axvline(at, color=BLACK, ls="--", lw=1.2, label="predicted bulk")
         ax.text(at, 0.9, f" {at:,.0f}", va="center", fontsize=9.5)
         ax.set(title=PARTS[part][0], xlabel="index", ylim=(-20, 1.6))
     axes[0].set_ylabel("log10 of |eigenvalue| / largest")
@@ -192,9 +192,9 @@ def save_ntk(panels: Mapping[str, Sequence[Record]], path: Path, *, title: str) 
     for ax, (name, records) in zip(axes, panels.items(), strict=True):
         steps = [record.step for record in records]
         counts, low, high, predicted = (series(records, f"{kind}/NTK")[1] for kind in COUNTS)
-        ax.fill_between(steps, low, high, color="#000000", alpha=0.15, linewidth=0)
-        ax.plot(steps, counts, color="#000000", lw=2.6, label="measured")
-        ax.plot(steps, predicted, "o", color="#D55E00", mfc="white", ms=6, label="predicted")
+        ax.fill_between(steps, low, high, color=BLACK, alpha=0.15, linewidth=0)
+        ax.plot(steps, counts, color=BLACK, lw=2.6, label="measured")
+        ax.plot(steps, predicted, color=VERMILION, label="predicted", **CIRCLE)
         ax.set(title=NAMES[name], xlabel="examples N", ylim=(0, 1.1 * max(high)), xlim=(0, None))
     axes[0].set_ylabel("rank of the NTK")
     axes[-1].legend(loc="lower right")

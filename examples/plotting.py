@@ -8,34 +8,14 @@ import matplotlib
 import numpy as np
 
 from rankmon import Record
+from rankmon.report.style import CIRCLE, GRAY, LAYERS, PARTS, STYLE, draw_loss, draw_ranks
+from rankmon.runs.series import ScalarSeries
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  the backend comes first
 from matplotlib.axes import Axes  # noqa: E402
 
-# Okabe and Ito's palette, safe for color-blind readers. H_f_fixed is dashed as in figure S1, and
-# thin lines lie on thick ones, so that coinciding curves both stay visible.
-PARTS: Mapping[str, tuple[str, str, str, float]] = {
-    "H_L": (r"$H_L$", "#000000", "-", 4.5),
-    "H_o": (r"$H_o$", "#56B4E9", "-", 2.0),
-    "H_f": (r"$H_f$", "#D55E00", "-", 3.0),
-    "H_f_fixed": (r"$H_f^{\mathrm{fixed}}$", "#009E73", "--", 1.8),
-}
-LAYERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
-
-plt.rcParams.update(
-    {
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.color": "#e6e6e6",
-        "axes.axisbelow": True,
-        "font.size": 11,
-        "axes.titlesize": 12,
-        "legend.frameon": False,
-        "figure.constrained_layout.use": True,
-    }
-)
+plt.rcParams.update({**STYLE, "figure.constrained_layout.use": True})
 
 
 def series(records: Sequence[Record], tag: str) -> tuple[np.ndarray, np.ndarray]:
@@ -53,31 +33,10 @@ def layers(records: Sequence[Record], prefix: str) -> list[str]:
 
 def draw_hessian_ranks(axes: Axes, records: Sequence[Record]) -> None:
     """Figure S1: the four ranks, the band from low to high, theory as open circles."""
-    for part, (label, color, style, width) in PARTS.items():
-        steps, ranks = series(records, f"rank/{part}")
-        _, low = series(records, f"rank_low/{part}")
-        _, high = series(records, f"rank_high/{part}")
-        axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
-        axes.plot(steps, ranks, style, color=color, linewidth=width, label=label)
-        at, predicted = series(records, f"rank_theory/{part}")
-        few = np.linspace(0, len(at) - 1, min(len(at), 9)).astype(int)
-        if len(at) and part != "H_f_fixed":
-            axes.plot(at[few], predicted[few], "o", color=color, mfc="white", ms=6, zorder=5)
-    axes.plot([], [], "o", color="#666666", mfc="white", ms=6, label="theory of linear networks")
+    tags = {tag for record in records for tag in record.scalars}
+    draw_ranks(axes, {tag: ScalarSeries(*series(records, tag)) for tag in tags})
+    axes.plot([], [], color=GRAY, label="theory of linear networks", **CIRCLE)
     axes.set_ylim(bottom=0)
-
-
-def draw_loss(
-    axes: Axes, records: Sequence[Record], limits: tuple[float, float], *, labeled: bool
-) -> None:
-    """The loss on a second, logarithmic axis, in gray; only a labeled one shows its numbers."""
-    steps, loss = series(records, "loss")
-    right = axes.twinx()
-    right.semilogy(steps, np.maximum(loss, limits[0]), color="#9a9a9a", linewidth=1.2)
-    right.set_ylim(*limits)
-    right.tick_params(axis="y", colors="#7a7a7a", labelright=labeled)
-    right.set_ylabel("loss" if labeled else "", color="#7a7a7a")
-    right.grid(visible=False)
 
 
 def draw_weight_ranks(axes: Axes, records: Sequence[Record]) -> None:
@@ -132,11 +91,15 @@ def save_rank_evolution(
         part = [
             replace(r, step=r.step - phase.start) for r in records if phase.start <= r.step <= end
         ]
-        draw_loss(axes, part, _loss_range(records), labeled=i == len(phases) - 1)
+        least, most = _loss_range(records)
+        steps, loss = series(part, "loss")
+        right = draw_loss(axes, ScalarSeries(steps, np.maximum(loss, least)))
+        right.set_ylim(least, most)
+        if i < len(phases) - 1:  # the last panel's numbers are those of all
+            right.tick_params(axis="y", labelright=False)
+            right.set_ylabel("")
         draw_hessian_ranks(axes, part)
         axes.set(xlabel=phase.unit, title=phase.name or "Hessian")
-        axes.set_zorder(1)
-        axes.patch.set_visible(False)
         axes.tick_params(labelleft=i == 0)
     panels[0].set_ylabel("rank")
     handles, labels = panels[0].get_legend_handles_labels()

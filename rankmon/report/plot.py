@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -11,29 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rankmon._util.text import printable
+from rankmon.report.style import CIRCLE, GRAY, LAYERS, PARTS, STYLE, draw_loss, draw_ranks
 from rankmon.report.summary import as_single_run
 from rankmon.runs.series import RunSeries
 
-# Okabe and Ito's palette, safe for color-blind readers; thin lines lie on thick ones, so that both
-# of two curves that coincide stay visible.
-PARTS: Mapping[str, tuple[str, str, str, float]] = {
-    "H_L": (r"$H_L$", "#000000", "-", 4.5),
-    "H_o": (r"$H_o$", "#56B4E9", "-", 2.0),
-    "H_f": (r"$H_f$", "#D55E00", "-", 3.0),
-    "H_f_fixed": (r"$H_f^{\mathrm{fixed}}$", "#009E73", "--", 1.8),
-}
-LAYERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
-STYLE: Any = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "axes.axisbelow": True,
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "legend.frameon": False,
-}
-MARKERS = 9
 LABEL = 20  # characters of a weight's name
 
 
@@ -99,41 +80,15 @@ def _has(run: RunSeries, group: str) -> bool:
 
 
 def _draw_hessian(axes: Axes, run: RunSeries) -> None:
-    """Draw ranks with the bands from low to high, theory as open circles, and the loss in gray."""
-    _draw_loss(axes, run)
-    tags = [f"rank/{part}" for part in PARTS if f"rank/{part}" in run.scalars]
-    for part, (label, color, style, width) in PARTS.items():
-        if f"rank/{part}" not in run.scalars:
-            continue
-        ranks = run.scalars[f"rank/{part}"]
-        low, high = (run.scalars.get(f"rank_{end}/{part}") for end in ("low", "high"))
-        if low is not None and high is not None and len(low.steps) == len(high.steps):
-            axes.fill_between(low.steps, low.values, high.values, color=color, alpha=0.18, lw=0)
-        dot = "." if len(ranks.steps) == 1 else ""
-        axes.plot(ranks.steps, ranks.values, style, marker=dot, color=color, lw=width, label=label)
-        theory = run.scalars.get(f"rank_theory/{part}")
-        if theory is not None and part != "H_f_fixed":
-            few = np.unique(np.linspace(0, len(theory.steps) - 1, MARKERS).astype(int))
-            axes.plot(
-                theory.steps[few], theory.values[few], "o", color=color, mfc="white", ms=6, zorder=5
-            )
-    if _has(run, "rank_theory"):
-        axes.plot([], [], "o", color="#666666", mfc="white", ms=6, label="theory, linear networks")
-    _finish(axes, [step for tag in tags for step in run.scalars[tag].steps.tolist()])
-
-
-def _draw_loss(axes: Axes, run: RunSeries) -> None:
-    """Draw the loss behind the ranks, on a second, logarithmic axis."""
+    """Draw the ranks, the band from low to high, theory as open circles, the loss in gray."""
     loss = run.scalars.get("loss")
-    if loss is None or not np.any(loss.values > 0):
-        return
-    right = axes.twinx()
-    right.semilogy(loss.steps, loss.values, color="#9a9a9a", linewidth=1.2)
-    right.set_ylabel("loss", color="#7a7a7a")
-    right.tick_params(axis="y", colors="#7a7a7a")
-    right.grid(visible=False)
-    axes.set_zorder(right.get_zorder() + 1)
-    axes.patch.set_visible(False)
+    if loss is not None and np.any(loss.values > 0):
+        draw_loss(axes, loss)
+    tags = [f"rank/{part}" for part in PARTS if f"rank/{part}" in run.scalars]
+    draw_ranks(axes, run.scalars)
+    if _has(run, "rank_theory"):
+        axes.plot([], [], color=GRAY, label="theory, linear networks", **CIRCLE)
+    _finish(axes, [step for tag in tags for step in run.scalars[tag].steps.tolist()])
 
 
 def _draw_weights(axes: Axes, run: RunSeries) -> None:

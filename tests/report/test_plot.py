@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rankmon.report.plot import LAYERS, PARTS, png_of
+from rankmon.report.plot import png_of
+from rankmon.report.style import LAYERS, PARTS
 from rankmon.runs.series import RunSeries
 from run_records import series
 
