@@ -1,20 +1,20 @@
-"""The ranks of H_o, H_f and H_L that theory predicts for a deep linear network, in closed form.
+"""Closed forms for the ranks of H_o, H_f and H_L of a deep linear network.
 
-Symbols (arXiv 2106.16225): a deep linear network F(x) = W^L ... W^1 x has the widths d = M_0, M_1,
-..., M_L = K, written `dims`. r is the rank of the inputs, s that of Omega = E[delta x^T], the
-covariance of residuals and inputs, q = min(r, M_1, ..., M_{L-1}, K), qh = min(q, s),
-M = M_1 + ... + M_{L-1}. o is 1 for a network with biases and 0 without; with biases x gains a
-coordinate 1, so that Omega is K x (d + 1), and r is the rank of the centered inputs
-(Assumption A3: E[x] = 0), that is rank [X 1] - 1. Under cross entropy K - 1 takes the place of K
-everywhere: softmax makes the outputs dependent.
+Symbols (arXiv 2106.16225): the network is F(x) = W^L ... W^1 x with the widths d = M_0, M_1, ...,
+M_L = K, given as `dims`. r is the rank of the inputs; s is the rank of Omega = E[delta x^T], the
+covariance of residuals and inputs; q = min(r, M_1, ..., M_{L-1}, K); qh = min(q, s);
+M = M_1 + ... + M_{L-1}. o is 1 for a network with biases and 0 without. With biases x has an
+additional coordinate 1, so that Omega is K x (d + 1), and r is the rank of the centered inputs
+(Assumption A3: E[x] = 0), that is rank [X 1] - 1. Under cross entropy, K - 1 replaces K everywhere,
+because softmax makes the outputs linearly dependent.
 
-The formulas contain those of the paper (Theorems 3, 5 and 12, Corollaries 4 and 6, section S7) and
-extend them to every bottleneck, every s, and to biases with both. They are exact on every generic
-network tried, in exact arithmetic. The ranks of H_f's columns follow from an argument; that they
-add up to rank H_f, and above all the formula of H_L, is a conjecture found by exact computation,
-not proved. They hold for weights of full rank (A1) and for residuals in general position. At other
-weights, and with residuals in special position (at a stationary point of the last bias
-E[delta] = 0), the ranks can only be lower.
+The formulas include those of the paper (Theorems 3, 5 and 12, Corollaries 4 and 6, section S7) and
+extend them to any bottleneck and any s, also with biases. In exact arithmetic they agree with every
+generic network tried. The formula for the ranks of H_f's columns follows from an argument. That
+these ranks add up to rank H_f, and the formula for H_L, are conjectures found by exact computation;
+they are not proved. All formulas assume weights of full rank (A1) and residuals in general
+position. For other weights, or residuals in special position (E[delta] = 0 at a stationary point of
+the last bias), the ranks can only be lower.
 """
 
 from collections.abc import Sequence
@@ -34,13 +34,13 @@ def rank_outer(
 ) -> int:
     """Return the rank of the outer-product Hessian H_o: q (r + K - q) + o K.
 
-    Exact on every generic network tried, for weights of full rank. Without biases it is proved;
-    with biases Theorem 12 proves it as an upper bound. It does not depend on s.
+    The formula agrees with every generic network tried, for weights of full rank. Without biases it
+    is proved; with biases Theorem 12 proves it as an upper bound. It does not depend on s.
 
     Args:
-      dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.
-      r: rank of the inputs, 0 to d; with biases of the centered inputs, rank [X 1] - 1. Default d.
-      s: rank of Omega, 0 to min(K, r + o); checked, not used. Default its maximum.
+      dims: the widths (d, M_1, ..., M_{L-1}, K), positive integers.
+      r: the rank of the inputs (with biases, of the centered inputs), 0 to d. Default d.
+      s: the rank of Omega, 0 to min(K, r + o). It is checked, but not used. Default its maximum.
       bias: whether every layer has a bias.
       loss: "mse", "cosh" or "cross_entropy"; for a loss of your own with a non-singular output
         Hessian, "mse".
@@ -75,14 +75,14 @@ def rank_functional_columns(
       a_{l,j} = min(u_l, s, rho_j + o) for j < l, a_{l,l} = 0,
       f_{l,k} = min(rho_l + o, s, u_k) for k > l, f_{l,l} = 0,
       rho_l = min(r, M_1, ..., M_{l-1}), u_l = min(M_l, ..., M_{L-1}, K).
-    Without biases and for L >= 2 that is qh M_{l-1} + qh M_l - qh^2, with s in place of M_0 and
-    M_L. A layer's bias belongs to its block. The formula follows from an argument and is exact on
+    Without biases and for L >= 2 this is qh M_{l-1} + qh M_l - qh^2, with s in place of M_0 and
+    M_L. A layer's block includes its bias. The formula follows from an argument and agrees with
     every generic network tried, for weights of full rank.
 
     Args:
-      dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.
-      r: rank of the inputs, 0 to d; with biases of the centered inputs, rank [X 1] - 1. Default d.
-      s: rank of Omega, 0 to min(K, r + o). Default its maximum.
+      dims: the widths (d, M_1, ..., M_{L-1}, K), positive integers.
+      r: the rank of the inputs (with biases, of the centered inputs), 0 to d. Default d.
+      s: the rank of Omega, 0 to min(K, r + o). Default its maximum.
       bias: whether every layer has a bias.
       loss: "mse", "cosh" or "cross_entropy"; for a loss of your own with a non-singular output
         Hessian, "mse".
@@ -99,7 +99,7 @@ def rank_functional_columns(
     return _functional_columns(symbols_of(dims, r, s, bias, loss))
 
 
-@lru_cache(maxsize=1)  # H_f and H_L of one network are asked for one after the other
+@lru_cache(maxsize=1)  # H_f and H_L of one network are usually computed one after the other
 def _functional_columns(t: Symbols) -> tuple[int, ...]:
     return tuple(t.left(i) + t.right(i) - t.overlap(i) for i in range(1, t.L + 1))
 
@@ -114,13 +114,13 @@ def rank_functional(
 ) -> int:
     """Return the rank of the functional Hessian H_f: the sum of `rank_functional_columns`.
 
-    Exact on every generic network tried, for weights of full rank; without biases the paper proves
-    it as an upper bound (`rank_functional_bound`). 0 for L = 1.
+    The formula agrees with every generic network tried, for weights of full rank; without biases
+    the paper proves it as an upper bound (`rank_functional_bound`). It is 0 for L = 1.
 
     Args:
-      dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.
-      r: rank of the inputs, 0 to d; with biases of the centered inputs, rank [X 1] - 1. Default d.
-      s: rank of Omega, 0 to min(K, r + o). Default its maximum.
+      dims: the widths (d, M_1, ..., M_{L-1}, K), positive integers.
+      r: the rank of the inputs (with biases, of the centered inputs), 0 to d. Default d.
+      s: the rank of Omega, 0 to min(K, r + o). Default its maximum.
       bias: whether every layer has a bias.
       loss: "mse", "cosh" or "cross_entropy"; for a loss of your own with a non-singular output
         Hessian, "mse".
@@ -149,13 +149,13 @@ def rank_loss(
 ) -> int:
     """Return the rank of the loss Hessian H_L: rank H_o + rank H_f - qh (2 s - qh - o).
 
-    For L = 1 it is rank H_o. A conjecture found by exact computation, not proved: exact on every
-    generic network tried, for weights of full rank.
+    For L = 1 it is rank H_o. The formula is a conjecture found by exact computation; it agrees with
+    every generic network tried, for weights of full rank, but is not proved.
 
     Args:
-      dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.
-      r: rank of the inputs, 0 to d; with biases of the centered inputs, rank [X 1] - 1. Default d.
-      s: rank of Omega, 0 to min(K, r + o). Default its maximum.
+      dims: the widths (d, M_1, ..., M_{L-1}, K), positive integers.
+      r: the rank of the inputs (with biases, of the centered inputs), 0 to d. Default d.
+      s: the rank of Omega, 0 to min(K, r + o). Default its maximum.
       bias: whether every layer has a bias.
       loss: "mse", "cosh" or "cross_entropy"; for a loss of your own with a non-singular output
         Hessian, "mse".
@@ -184,13 +184,13 @@ def rank_outer_bound(
 ) -> int:
     """Return an upper bound on rank H_o with one hidden layer and no biases: Mt (r + K - 1).
 
-    Proved for activations with sigma(z) = sigma'(z) z (ReLU, leaky ReLU, linear). Under cross
-    entropy K - 1 takes the place of K, by the same proof applied to K - 1 independent
-    combinations of the outputs.
+    It is proved for activations with sigma(z) = sigma'(z) z (ReLU, leaky ReLU, linear). Under cross
+    entropy K - 1 replaces K: the same proof applies to K - 1 independent combinations of the
+    outputs.
 
     Args:
-      dims: widths (d, M_1, K), positive integers.
-      r: rank of the inputs, 0 to d. Default d.
+      dims: the widths (d, M_1, K), positive integers.
+      r: the rank of the inputs, 0 to d. Default d.
       active: Mt, the number of hidden units active on at least one example, 0 to M_1. Default M_1.
       loss: as for `rank_outer`.
 
@@ -215,13 +215,13 @@ def rank_functional_bound(
 ) -> int:
     """Return the proved upper bound on rank H_f without biases: 2 qh M + 2 qh s - L qh^2.
 
-    For L >= 2 it equals `rank_functional` without biases, which is exact on every generic network
+    For L >= 2 it equals `rank_functional` without biases, which agrees with every generic network
     tried.
 
     Args:
-      dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.
-      r: rank of the inputs, 0 to d. Default d.
-      s: rank of Omega, 0 to min(K, r). Default its maximum.
+      dims: the widths (d, M_1, ..., M_{L-1}, K), positive integers.
+      r: the rank of the inputs, 0 to d. Default d.
+      s: the rank of Omega, 0 to min(K, r). Default its maximum.
       loss: as for `rank_outer`.
 
     Raises:
@@ -238,14 +238,15 @@ def rank_functional_bound(
 def rank_loss_bound(dims: Sequence[int], *, n: int, loss: str = "mse") -> int:
     """Return an upper bound on rank H_L for any activations and a linear last layer: n (K + 2 M).
 
-    Each example's share of H_o factors through the K outputs. Its share of H_f: the gradient of
-    <delta, F> in layer l is e^l (h^{l-1})^T, so that to first order it moves only with the M
-    entries of h^1, ..., h^{L-1} and the M of e^1, ..., e^{L-1}. It holds with and without biases;
-    tanh networks with biases reached it on every single example tried. Beyond p it is void. Under
-    cross entropy K - 1 takes the place of K.
+    Each example contributes at most K to rank H_o, because its term factors through the K outputs.
+    It contributes at most 2 M to rank H_f: the gradient of <delta, F> in layer l is
+    e^l (h^{l-1})^T, so its first-order change depends only on the M entries of h^1, ..., h^{L-1}
+    and the M entries of e^1, ..., e^{L-1}. The bound holds with and without biases. Tanh networks
+    with biases attained it for every single example tried. Above p the bound says nothing. Under
+    cross entropy K - 1 replaces K.
 
     Args:
-      dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.
+      dims: the widths (d, M_1, ..., M_{L-1}, K), positive integers.
       n: the number of examples, at least 1.
       loss: as for `rank_outer`.
 
@@ -253,8 +254,8 @@ def rank_loss_bound(dims: Sequence[int], *, n: int, loss: str = "mse") -> int:
       TypeError: for widths or a number of examples that are not integers.
       ValueError: for widths, a number of examples or a loss out of range.
 
-    Source: the argument above; bounds that grow with n so are the coarse ones of arXiv 2106.16225,
-    section S9.3.
+    Source: the argument above. The coarse bounds of arXiv 2106.16225, section S9.3, grow with n in
+    the same way.
     """
     t = symbols_of(dims, None, None, False, loss)
     as_integer("n", n, least=1, remedy="pass the size of the batch")
@@ -271,12 +272,12 @@ def rank_per_parameter(
 ) -> dict[str, float]:
     """Return rank/#params of "H_L", "H_o" and "H_f", from the closed forms.
 
-    No matrix is formed, so that widths of thousands cost no more than small ones.
+    No matrix is formed, so widths of thousands take no longer than small ones.
 
     Args:
-      dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.
-      r: rank of the inputs, 0 to d; with biases of the centered inputs, rank [X 1] - 1. Default d.
-      s: rank of Omega, 0 to min(K, r + o). Default its maximum.
+      dims: the widths (d, M_1, ..., M_{L-1}, K), positive integers.
+      r: the rank of the inputs (with biases, of the centered inputs), 0 to d. Default d.
+      s: the rank of Omega, 0 to min(K, r + o). Default its maximum.
       bias: whether every layer has a bias.
       loss: as for `rank_outer`.
 
@@ -299,7 +300,7 @@ def number_of_parameters(dims: Sequence[int], *, bias: bool = False) -> int:
     """Return the number of parameters p = sum_l M_l (M_{l-1} + o).
 
     Args:
-      dims: widths (d, M_1, ..., M_{L-1}, K), positive integers.
+      dims: the widths (d, M_1, ..., M_{L-1}, K), positive integers.
       bias: whether every layer has a bias.
 
     Raises:
