@@ -52,6 +52,7 @@ def largest_program(
                 f"{bytes_text(need)} for a single row or example; raise memory_limit or take a "
                 "smaller probe batch"
             )
+        # A part of the memory does not depend on the chunk, so shrink by at least a half.
         chunk = max(1, min(chunk // 2, int(chunk * room / need)))
 
 

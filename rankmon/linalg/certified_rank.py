@@ -58,9 +58,10 @@ def certified_count(
     s = len(matrix)
     if _all_exceed(gram, above):
         return s
+    # Pivoting stops between the squares of the two cuts, but not below the rounding of W W^T.
     rounding = 2 * s * _UNIT * float(np.max(np.diagonal(gram.matrix)))
     factor, order, r, _ = lapack.dpstrf(gram.matrix, tol=max(above * below, rounding), lower=1)
-    if r == s:
+    if r == s:  # `_all_exceed` has failed to certify this
         return None
     picked = order[:r] - 1
     if not _all_exceed(Gram(gram.matrix[np.ix_(picked, picked)], gram.error), above):
@@ -105,6 +106,7 @@ def _all_below(gram: Gram, cut: float) -> bool:
 
 def _is_definite(matrix: Float[np.ndarray, "s s"], error: float) -> bool:
     """Return whether a symmetric matrix, known up to this error, is certainly positive definite."""
+    # Rump's bound on the rounding of the factorization, in addition to the error of the matrix.
     slack = error + sum_rounding(len(matrix) + 1) * float(np.trace(matrix))
     try:
         np.linalg.cholesky(matrix - slack * np.eye(len(matrix)))

@@ -77,6 +77,7 @@ class Tridiagonal:
     def before(self, x: float) -> tuple[float, float]:
         """Return a lower bound on mu((-inf, x)) and an upper bound on mu((-inf, x])."""
         nodes, weights = self._rule_with(x)
+        # Rounding can move the node at x to either side of x.
         near = np.abs(nodes - x) <= 1e-10 * max(abs(x), float(np.max(np.abs(nodes))))
         return float(weights[(nodes < x) & ~near].sum()), float(weights[(nodes < x) | near].sum())
 
@@ -87,6 +88,7 @@ class Tridiagonal:
         """
         last = x
         if self.beside[-1] > 0:
+            # Gauss-Radau: the last entry is x + d_m with (T - x I) d = beta_m^2 e_m.
             m = len(self.diagonal)
             band = np.zeros((3, m))
             band[0, 1:] = band[2, :-1] = self.beside[:-1]
@@ -166,6 +168,7 @@ class StochasticSpectrum:
 
     def trace(self, *, confidence: float = 0.95) -> Estimate:
         """Estimate the sum of the eigenvalues; the interval covers the sampling error only."""
+        # alpha_1 = <v, A v> / p, whose mean over v is tr A / p.
         values = np.array([t.diagonal[0] for t in self.tridiagonals])
         return self._estimate(np.stack([values, values], axis=1), confidence)
 

@@ -225,6 +225,8 @@ class Pipeline:
     def _begin(self, step: int) -> None:
         """Begin an attempt, which supersedes records of this step and later ones."""
         progress = self._progress
+        # After a restore, records from the saved step on are superseded, even if the first call
+        # comes at a later step.
         start = step if progress.resumes_at is None else min(step, progress.resumes_at)
         if not progress.begun:
             watch = self._builder.watch

@@ -179,7 +179,7 @@ class SeedsMonitor(ClosesOnExit):
             for monitor, latest, own, old in zip(
                 self._monitors, self._latest, calls, before, strict=True
             ):
-                if latest.record is old:
+                if latest.record is old:  # else it was measured before an interrupt
                     record = monitor(own.step, own.params, extra=own.extra, scalars=own.scalars)
                     latest.record = record or latest.record
         except Exception:
@@ -265,7 +265,7 @@ class SeedsMonitor(ClosesOnExit):
           extra: as for a call.
 
         Returns:
-          A record for each seed, or None if everything was measured before.
+          A record for each seed, or an empty list if everything was measured before.
         """
         if self._home.is_elsewhere():
             return []

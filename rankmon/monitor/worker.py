@@ -171,6 +171,7 @@ class Worker:
         self._errors = errors
         self._skipped = self._blocked = 0
         self._queue = _Queue()
+        # At exit `_finish_all` ends the thread, and waits for it.
         weakref.finalize(self, self._queue.end).atexit = False
         self._thread = threading.Thread(target=self._queue.serve, name="rankmon", daemon=True)
         _threads[self._thread] = self._queue

@@ -84,6 +84,8 @@ def layer_states(flat: FlatProblem, stack: DenseStack) -> Callable[..., LayerSta
             arguments = zip(kinds, [*leaves, batch], strict=True)
             ((_, outputs),) = walk.through(jaxpr, [*arguments])
             activations = [*(walk.received[at] for at in range(1, len(shifts))), outputs]
+            # Gradients stop at each layer's input, so the gradient of this sum in a layer's shifts
+            # is f_l', and the derivative of the gradient along ones is f_l''.
             return sum(jnp.sum(h) for h in activations), walk.received
 
         def slopes(shifts: Sequence[Any]) -> Any:
@@ -150,7 +152,7 @@ def _name(eqn: JaxprEqn) -> str:
 
 
 def _live(program: ClosedJaxpr) -> ClosedJaxpr:
-    """Return the program without dead code, which contains no layer of the stack."""
+    """Return the program without dead code; the dead code contains no layer of the stack."""
     jaxpr, _ = dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars), instantiate=True)
     return ClosedJaxpr(jaxpr, program.consts)
 
@@ -203,7 +205,7 @@ class _Walk:
 
 
 def _order(axes: Axes) -> list[int]:
-    """Return the order of axes with the examples first, then the features."""
+    """Return an order of axes: examples, then features; axes of size one may be anywhere."""
 
     def place(i: int) -> int:
         label = axes[i]

@@ -117,6 +117,7 @@ def _leaf(index: int, array: Any) -> Value:
 
 
 def _batch(shape: _Shape) -> Activation:
+    # Several feature axes keep their numbers until a reshape flattens them in C order.
     flat = sum(size > 1 for size in shape[1:]) <= 1
     features = [Label.FEATURE if flat else i for i in range(1, len(shape))]
     return Activation(Stage(()), False, _labeled([Label.EXAMPLE, *features], shape))
@@ -215,6 +216,7 @@ def _flattened(axes: list[tuple[Label | int, int]]) -> list[tuple[Label | int, i
 
 def _converted(eqn: JaxprEqn, values: list[Value]) -> Value:
     """Apply convert_element_type or a copy."""
+    # A cast between floats keeps the kind; a cast to integers is a function of the value.
     floats = is_float(eqn.invars[0].aval) and is_float(eqn.outvars[0].aval)
     return values[0] if floats else _elementwise(eqn, values)
 
@@ -294,6 +296,7 @@ def _is_transposed(leaf: Leaf, contracted: Sequence[int]) -> bool | None:
     kept = [axis for axis in leaf.axes if axis is not Label.UNIT and axis not in summed]
     if len(summed) > 1 or len(kept) > 1:
         return None
+    # A 1 x 1 kernel has neither axis: both orientations are right.
     return summed == [0] or kept == [1] or leaf.shape == (1, 1)
 
 

@@ -158,7 +158,7 @@ class _Uses:
         name = eqn.primitive.name
         if name in CALLS:
             return self.through(nested(eqn), views)
-        if views and views[0] is not None:
+        if views and views[0] is not None:  # copies and transposes are still the leaf
             if name in COPIES and is_float(eqn.outvars[0].aval):
                 return views
             if name == TRANSPOSE:
@@ -199,7 +199,7 @@ def _aval(atom: Any) -> Any:
     return atom.aval
 
 
-_Seen = tuple[Any, int | None]  # a value, and the leaf that it is equal to
+_Seen = tuple[Any, int | None]  # a value, and the leaf that it is (perhaps transposed)
 
 
 class _Walk:

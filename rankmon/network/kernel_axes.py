@@ -171,6 +171,7 @@ class _Walk:
     def _scan(self, eqn: JaxprEqn, operands: list[_Value]) -> list[_Value]:
         scan = scan_of(eqn)
         xs = scan.consts + scan.carry
+        # Each iteration sees one entry of xs: their first axis counts layers.
         entries = [tuple(_entry(part, 0) for part in value) for value in operands[xs:]]
         self.through(scan.body, [*operands[:xs], *entries])
         return [()] * len(eqn.outvars)

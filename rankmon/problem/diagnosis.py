@@ -70,6 +70,7 @@ def explained(problem: Any, params: Any, error: Exception) -> Exception:
       params: its parameters, unpacked.
       error: the original error; it is returned, with a note, if no mistake is recognized.
     """
+    # Our own errors give a remedy already; only stacked parameters would explain them better.
     is_ours = str(error).startswith("expected ")
     for trial in (_stacked,) if is_ours else (_stacked, *_TRIALS):
         found = _confirmed(trial, problem, params)

@@ -106,6 +106,7 @@ class FlatProblem:
             for spec in self.specs
         )
         check_moving(specs)
+        # A memo of its own: cached results depend on the differentiated leaves.
         return self if specs == self.specs else replace(self, specs=specs, memo={})
 
     def leaves(self, params: Any) -> list[np.ndarray]:
@@ -229,7 +230,7 @@ class FlatProblem:
         if text and self.p * self.precision.eps >= 0.1:
             text += (
                 f"; at p = {self.p} that cut, p * eps, is {self.p * self.precision.eps:.2g} of the "
-                "Hessian's norm: hardly any rank can be told"
+                "Hessian's norm: ranks are hardly meaningful at this precision"
             )
         return text
 
