@@ -1,4 +1,4 @@
-"""What monitors and writers have in common as context managers."""
+"""A base class for context managers that close monitors and writers."""
 
 from abc import ABC, abstractmethod
 from types import TracebackType
@@ -6,14 +6,14 @@ from typing import Any, Self
 
 
 class ClosesOnExit(ABC):
-    """A context manager that closes on the way out of its block."""
+    """A context manager that calls `close` at the end of its block."""
 
     @abstractmethod
     def close(self) -> Any:
         """Finish and close."""
 
-    def _note_failure(self) -> None:  # noqa: B027  few have anything to note
-        """Note that an exception leaves the block; `close` comes next."""
+    def _note_failure(self) -> None:  # noqa: B027  optional
+        """Record that an exception has left the block; `close` is called next."""
 
     def __enter__(self) -> Self:
         """Return the object itself."""
@@ -25,12 +25,12 @@ class ClosesOnExit(ABC):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close; an exception in the block is not replaced by one from closing."""
+        """Close; if the block raised, add an error of `close` as a note to its exception."""
         if error is None:
             self.close()
             return
         self._note_failure()
         try:
             self.close()
-        except Exception as trouble:  # noqa: BLE001  the block's own exception is what counts
+        except Exception as trouble:  # noqa: BLE001  the block's own exception must be raised
             error.add_note(f"rankmon: and then {type(trouble).__name__}: {trouble}")

@@ -1,7 +1,7 @@
-"""Estimate how long a compilation or a loop takes: log long ones once, stop beyond a time limit.
+"""Estimate the time of compilations and loops: log long ones once, and enforce a time limit.
 
-The estimates are rough: a compilation by the number of equations of its program, a loop by its
-first round.
+The estimates are rough: that of a compilation uses the number of equations of its program, that of
+a loop its first round.
 """
 
 import logging
@@ -15,28 +15,28 @@ from rankmon._util.jaxpr import operations_of
 _log = logging.getLogger("rankmon")
 _T = TypeVar("_T")
 
-# Seconds; shorter compilations and loops are not announced.
+# Seconds; shorter compilations and loops are not logged.
 WORTH_SAYING = 5.0
 
 
 class OutOfTimeError(Exception):
-    """A loop is expected to take longer than it may."""
+    """A loop is expected to exceed its time limit."""
 
 
 @dataclass
 class Pace:
-    """What was announced for one problem, and the seconds that a loop may take.
+    """The time limit for loops of one problem, and the computations logged so far.
 
     Attributes:
-      limit: seconds from the beginning of a loop; infinite by default.
-      said: the computations that were announced.
+      limit: the largest time of a loop in seconds; infinite by default.
+      said: the computations that were logged.
     """
 
     limit: float = float("inf")
     said: set[str] = field(default_factory=set)
 
     def say(self, what: str, seconds: float) -> None:
-        """Log once that a computation is expected to take so many seconds, if that is long."""
+        """Log the expected seconds of a computation, once and only if they are many."""
         if seconds > WORTH_SAYING and what not in self.said:
             self.said.add(what)
             _log.warning(
@@ -47,11 +47,11 @@ class Pace:
             )
 
     def over(self, what: str, rounds: "Iterable[_T]", count: int | None = None) -> Iterator[_T]:
-        """Yield the rounds; after the first one, log how long all of them are expected to take.
+        """Yield the rounds of a loop; after the first one, log the expected time of all.
 
         Args:
-          what: what the loop computes.
-          rounds: what it iterates over.
+          what: the result of the loop, for the log.
+          rounds: an iterable of the rounds.
           count: the number of rounds, if `rounds` has no length.
 
         Raises:
@@ -73,7 +73,7 @@ class Pace:
 
 @dataclass
 class _CompileRate:
-    """Seconds that the compiler took per equation in this process."""
+    """The compiler's time per equation in this process, in seconds."""
 
     seconds: float = 0.0
     equations: int = 0
@@ -91,12 +91,12 @@ _rate = _CompileRate()
 
 
 def compiled(what: str, traced: Any, options: dict[str, Any] | None = None) -> Any:
-    """Compile what `jax.jit(...).trace` gave; log before it if that is expected to take long.
+    """Compile a traced program; log a message before it if that is expected to take long.
 
     Args:
-      what: what the program computes.
-      traced: the traced program.
-      options: compiler options, left out if this compiler does not know them.
+      what: the result of the program, for the log.
+      traced: the result of `jax.jit(...).trace`.
+      options: compiler options; they are ignored if this compiler does not support them.
     """
     equations = sum(1 for _ in operations_of(traced.jaxpr))
     expected = equations * _rate.each
@@ -115,7 +115,7 @@ def compiled(what: str, traced: Any, options: dict[str, Any] | None = None) -> A
     except Exception:
         if not options:
             raise
-        program = lowered.compile()  # another compiler; any other fault shows again
+        program = lowered.compile()  # perhaps an unknown option; other errors occur again
     _rate.add(equations, time.monotonic() - begun)
     return program
 

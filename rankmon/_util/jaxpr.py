@@ -1,7 +1,7 @@
-"""JAX's names for primitives and their parameters, and walks through jaxprs.
+"""JAX's names of primitives and their parameters, and walks through jaxprs.
 
-JAX renames primitives and parameters between versions. No other file in rankmon knows their names,
-so that there is one place to adapt.
+JAX renames primitives and parameters between versions. Only this file uses their names, so that
+there is one place to adapt.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -49,7 +49,7 @@ _Axes = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Scan:
-    """A `lax.scan`: its body takes constants, the carry and a slice of each xs, in this order."""
+    """A `lax.scan`; the body's arguments are constants, carry and a slice of each xs, in order."""
 
     body: ClosedJaxpr
     consts: int
@@ -61,7 +61,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class While:
-    """A `lax.while_loop`: its operands are both programs' constants, then the carry."""
+    """A `lax.while_loop`; its operands are the constants of both programs, then the carry."""
 
     condition: ClosedJaxpr
     body: ClosedJaxpr
@@ -72,8 +72,8 @@ class While:
 def scan_of(eqn: JaxprEqn) -> Scan:
     """Return the parts of a scan.
 
-    The counts come from the shapes, since JAX changed the parameters that hold them in 0.11: xs and
-    ys have one axis more outside of the body than inside.
+    The numbers of constants, carries and xs are derived from the shapes (outside the body, xs and
+    ys have one more axis than inside), because JAX 0.11 changed the parameters that hold them.
     """
     body = eqn.params["jaxpr"]
     xs = _one_axis_more(eqn.invars, body.jaxpr.invars)
@@ -103,12 +103,12 @@ def while_of(eqn: JaxprEqn) -> While:
 
 
 def branches_of(eqn: JaxprEqn) -> tuple[ClosedJaxpr, ...]:
-    """Return the programs that a cond or a switch chooses from; its first operand is the index."""
+    """Return the branches of a cond or a switch; its first operand is the index."""
     return eqn.params["branches"]
 
 
 def dot_axes(eqn: JaxprEqn) -> tuple[tuple[_Axes, _Axes], tuple[_Axes, _Axes]]:
-    """Return the contracted axes of a dot_general's two operands, and their batch axes."""
+    """Return the contracted axes and the batch axes of both operands of a dot_general."""
     contracted, batch = eqn.params["dimension_numbers"]
     return contracted, batch
 
@@ -119,34 +119,34 @@ def convolution_axes(eqn: JaxprEqn) -> Any:
 
 
 def permutation(eqn: JaxprEqn) -> _Axes:
-    """Return the order in which a transpose takes its operand's axes."""
+    """Return the permutation of axes of a transpose."""
     return eqn.params["permutation"]
 
 
 def broadcast_places(eqn: JaxprEqn) -> _Axes:
-    """Return the axes of a broadcast's result that its operand's axes become."""
+    """Return the axis of a broadcast's result for each axis of its operand."""
     return eqn.params["broadcast_dimensions"]
 
 
 def is_plain_reshape(eqn: JaxprEqn) -> bool:
-    """Return whether a reshape takes its operand in C order."""
+    """Return whether a reshape reads its operand in C order."""
     return eqn.params["dimensions"] is None
 
 
 def slice_sizes(eqn: JaxprEqn) -> _Axes:
-    """Return the shape that a dynamic_slice takes out."""
+    """Return the shape of the slice of a dynamic_slice."""
     return eqn.params["slice_sizes"]
 
 
 def called_name(eqn: JaxprEqn) -> str:
-    """Return the name of the function that one of CALLS calls, if it has one."""
+    """Return the name of the function that a call (one of CALLS) invokes, if it has a name."""
     return str(eqn.params.get("name", eqn.primitive.name))
 
 
 def programs_in(eqn: JaxprEqn) -> Iterator[ClosedJaxpr]:
-    """Yield every program among an operation's parameters, whatever the operation is.
+    """Yield every program among an operation's parameters, for any operation.
 
-    The constants of one without values for them are None.
+    If a program comes without values for its constants, these are None.
     """
     for value in eqn.params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
@@ -157,7 +157,7 @@ def programs_in(eqn: JaxprEqn) -> Iterator[ClosedJaxpr]:
 
 
 def operations_of(program: Jaxpr | ClosedJaxpr) -> Iterator[JaxprEqn]:
-    """Yield every operation of a program, each followed by those of the programs in it."""
+    """Yield every operation of a program, each followed by the operations nested in it."""
     for eqn in program.eqns:
         yield eqn
         for inner in programs_in(eqn):
@@ -165,11 +165,11 @@ def operations_of(program: Jaxpr | ClosedJaxpr) -> Iterator[JaxprEqn]:
 
 
 def with_programs(eqn: JaxprEqn, changed: Callable[[ClosedJaxpr], ClosedJaxpr]) -> dict[str, Any]:
-    """Return an operation's parameters with each program among them changed.
+    """Return an operation's parameters with every program among them changed.
 
     Raises:
-      ValueError: if a program has constants that are no arguments, before the change or after it,
-        and the operation has no place for them.
+      ValueError: if a program has separate constants, before the change or after it, but the
+        operation cannot pass them.
     """
 
     def one(value: Any) -> Any:
@@ -194,10 +194,9 @@ def with_programs(eqn: JaxprEqn, changed: Callable[[ClosedJaxpr], ClosedJaxpr]) 
 
 
 def holds_functions(eqn: JaxprEqn) -> bool:
-    """Return whether Python functions are among an operation's parameters (rules, callbacks).
+    """Return whether an operation's parameters contain Python functions (rules, callbacks).
 
-    The function of a reduction does not count: its program was made from it, and it is not used
-    again.
+    The function of a reduction does not count, because only the program traced from it is used.
     """
     unused = {"computation"} if eqn.primitive.name == REDUCE else set()
     return any(
@@ -209,10 +208,10 @@ def holds_functions(eqn: JaxprEqn) -> bool:
 
 
 def reduces_to_another_dtype(program: ClosedJaxpr) -> bool:
-    """Return whether a reduction's result is of another dtype than its operand, which is an error.
+    """Return whether a reduction's result has another dtype than its operand, which is an error.
 
-    It comes from a function that closes over an int64 NumPy array and was traced before with x64
-    off: JAX traces it again without complaint, and fails when it compiles.
+    This occurs if a function closes over an int64 NumPy array and was traced with x64 off before.
+    JAX then traces it without an error, but cannot compile it.
     """
     return any(
         eqn.invars[0].aval.dtype != eqn.outvars[0].aval.dtype  # type: ignore[attr-defined]
@@ -222,12 +221,12 @@ def reduces_to_another_dtype(program: ClosedJaxpr) -> bool:
 
 
 def holds(program: Jaxpr | ClosedJaxpr, names: Collection[str]) -> bool:
-    """Return whether an operation of one of these names is in the program, however deep."""
+    """Return whether the program contains an operation with one of these names, at any depth."""
     return any(eqn.primitive.name in names for eqn in operations_of(program))
 
 
 def at_highest_precision(params: dict[str, Any], precision: Any) -> dict[str, Any]:
-    """Return an operation's parameters with this precision, if it has one."""
+    """Return an operation's parameters with this precision, if it has a precision parameter."""
     return params | {"precision": precision} if "precision" in params else params
 
 
@@ -238,14 +237,14 @@ def interpreted(
     constant: Callable[[Any, Any], T],
     operation: Callable[[Jaxpr, JaxprEqn, list[T]], Sequence[T]],
 ) -> list[T]:
-    """Return an abstract interpretation of a program's results, given that of its arguments.
+    """Interpret a program abstractly: return one abstract value for each of its results.
 
     Args:
-      program: its calls of other programs are operations like any other.
-      arguments: one value of the interpretation for each argument.
-      constant: from a constant's abstract value and value to its interpretation.
-      operation: from the program around an operation, the operation and its operands'
-        interpretations to those of its results.
+      program: the program; nested calls are operations like any other.
+      arguments: the abstract value of each argument.
+      constant: maps the type and the value of a constant to its abstract value.
+      operation: maps the surrounding program, an operation, and the abstract values of its operands
+        to the abstract values of its results.
     """
     jaxpr = program.jaxpr
     known = dict(zip(jaxpr.invars, arguments, strict=True))
@@ -262,14 +261,14 @@ def interpreted(
 
 
 def nested(eqn: JaxprEqn) -> ClosedJaxpr:
-    """Return the program that one of CALLS or CUSTOM_CALLS calls."""
+    """Return the program that a call (one of CALLS or CUSTOM_CALLS) invokes."""
     keys = ("jaxpr", "call_jaxpr", "fun_jaxpr")
     program = next(eqn.params[key] for key in keys if key in eqn.params)
     return program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
 
 
 def evaluated(jaxpr: Jaxpr, eqn: JaxprEqn, values: Sequence[Any]) -> list[Any]:
-    """Return the results of one operation of the program, at the values of its operands."""
+    """Evaluate one operation of the program at the values of its operands."""
     free = {
         atom: value
         for atom, value in zip(eqn.invars, values, strict=True)

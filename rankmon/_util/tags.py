@@ -1,11 +1,11 @@
-"""Tags: the Hessian's parts, names reserved for them, rankmon's own tags, and order of names."""
+"""Tags: the parts of the Hessian, reserved names, rankmon's own tags, and the order of names."""
 
 import re
 from collections.abc import Collection, Iterable, Sequence
 
 HESSIAN_PARTS = ("H_L", "H_o", "H_f", "H_f_fixed")
 
-# Tags such as rank_low/<name> and gap/<name> of a weight with such a name would overwrite theirs.
+# A weight with such a name would overwrite tags of the Hessian, such as rank_low/<name>.
 RESERVED_NAMES = frozenset({*HESSIAN_PARTS, "Omega"})
 
 CARD, ALERTS = "rankmon/card", "rankmon/alerts"  # Markdown
@@ -15,7 +15,7 @@ _RANKMONS = re.compile(
 
 
 def told_apart(names: Sequence[str], *, taken: Collection[str] = ()) -> tuple[str, ...]:
-    """Return the names, numbering one that is taken or came before: "W", "W (2)"."""
+    """Return the names, with numbers for those that are taken or repeated: "W", "W (2)"."""
     used, given = set(taken), frozenset(names)
     results = []
     for name in names:
@@ -29,11 +29,11 @@ def told_apart(names: Sequence[str], *, taken: Collection[str] = ()) -> tuple[st
 
 
 def is_rankmons(tags: Iterable[str]) -> bool:
-    """Return whether a run with these tags, of whatever kind, is one of rankmon's."""
+    """Return whether a run with these tags, of any kind, was written by rankmon."""
     return any(_RANKMONS.match(tag) for tag in tags)
 
 
 def natural_order(name: str) -> list[tuple[int, str]]:
     """Return a key that sorts seed_2 before seed_10."""
-    parts = re.split(r"(\d+)", name)  # digits at the odd places
+    parts = re.split(r"(\d+)", name)  # digits have odd indices
     return [(int(part), "") if i % 2 else (-1, part) for i, part in enumerate(parts)]

@@ -1,4 +1,4 @@
-"""Checks of single options: errors that say what was expected, what came and what to do."""
+"""Check single options; the errors give the expectation, the value and the remedy."""
 
 import operator
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ def as_integer(
     """Return the value as an integer.
 
     Raises:
-      TypeError: for anything else, True and False too.
+      TypeError: for anything else, including True and False.
       ValueError: if it is below `least`.
     """
     number = None
@@ -27,7 +27,7 @@ def as_integer(
 
 
 def as_flag(name: str, value: bool) -> bool:
-    """Return the value, Python's or NumPy's True or False, as a bool.
+    """Return a Python or NumPy boolean as a bool.
 
     Raises:
       TypeError: for anything else.

@@ -1,4 +1,4 @@
-"""Warnings that point at the user's own line and never end a training run."""
+"""Warnings that point at the user's line of code and never stop training."""
 
 import logging
 import os
@@ -13,14 +13,14 @@ _PACKAGE = str(Path(__file__).parents[1]) + os.sep
 
 
 class RankmonWarning(UserWarning):
-    """Something that could not be measured or written as one would expect; training goes on."""
+    """A measurement or record is missing or incomplete; training continues."""
 
 
 def warn_user(message: str) -> None:
-    """Warn at the nearest line outside the package; log if the user turns warnings into errors."""
+    """Warn at the nearest line outside the package; log if warnings are turned into errors."""
     try:
         warnings.warn(f"rankmon: {message}", RankmonWarning, stacklevel=_level_outside())
-    except RankmonWarning:  # the user turns warnings into errors; training must go on
+    except RankmonWarning:  # the user turns warnings into errors, but training must continue
         _log.warning("rankmon: %s", message)
 
 
@@ -30,7 +30,7 @@ def warn_deprecated(message: str) -> None:
 
 
 def _level_outside() -> int:
-    """Return the stack level, seen from the caller, of the nearest line outside the package."""
+    """Return the caller's `stacklevel` for the nearest line outside the package."""
     level = 0
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
@@ -39,7 +39,7 @@ def _level_outside() -> int:
 
 
 def log_unseen(kept: Iterable[str | BaseException]) -> None:
-    """Log warnings and exceptions that could not be given to the user in any other way."""
+    """Log warnings and exceptions that the user has not seen in any other way."""
     for item in kept:
         if isinstance(item, BaseException):
             item = f"{type(item).__name__}: {item}"

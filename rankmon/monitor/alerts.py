@@ -17,8 +17,8 @@ class Alarm:
 
     Attributes:
       step: the training step.
-      tag: the scalar that caused it.
-      message: in a sentence.
+      tag: the tag of the scalar that caused it.
+      message: a sentence that describes it.
     """
 
     step: int
@@ -26,13 +26,13 @@ class Alarm:
     message: str
 
 
-class StopTraining(Exception):  # noqa: N818  not an error: it was asked for
+class StopTraining(Exception):  # noqa: N818  not an error, but a request of the user
     """Raised in the training loop by an alert whose action is "stop", once its record is written.
 
     Attributes:
-      alarm: what was found.
-      carry: of a loop under `monitor.scan`, after the steps before that one; else None.
-      ys: its outputs, zeros from that step on; else None.
+      alarm: the alarm that stops training.
+      carry: the carry of `monitor.scan` before the step of the alarm; None for other loops.
+      ys: the outputs of `monitor.scan`, zeros from that step on; None for other loops.
     """
 
     def __init__(self, alarm: Alarm) -> None:
@@ -53,16 +53,16 @@ class Alert(Protocol):
         """The reaction: "warn", "stop", or a function of the `Alarm`."""
 
     def found(self, scalars: Mapping[str, float], first: Mapping[str, float]) -> dict[str, str]:
-        """Return tag -> message for each scalar that meets the condition now.
+        """Return tag -> message for each scalar that meets the condition in this record.
 
         Args:
-          scalars: of the record.
+          scalars: the record's scalars by tag.
           first: the first finite value of each tag in this run.
         """
 
 
 class _WithAction:
-    """An alert that checks its action."""
+    """A base for alerts: an action, checked at construction."""
 
     action: Action
 
@@ -76,7 +76,7 @@ class _WithAction:
 
 @dataclass(frozen=True)
 class _WithShare(_WithAction):
-    """An alert on a share of something, in (0, 1]."""
+    """A base for alerts with a threshold that is a share in (0, 1]."""
 
     share: float
 
@@ -87,13 +87,14 @@ class _WithShare(_WithAction):
 
 @dataclass(frozen=True)
 class RankBelow(_WithShare):
-    """A rank below a share of its first value.
+    """An alert if a rank falls below a share of its first value.
+
+    After a restart the first values are read from the run folder.
 
     Args:
-      share: of the first value, in (0, 1].
-      tags: globs over tags; the ranks of weights and features if not given. (The rank of H_f falls
-        with the loss in every network that learns.) After a restart the first values are those in
-        the run folder.
+      share: the share of the first value, in (0, 1].
+      tags: globs over tags; by default the ranks of weights and features. (The rank of H_f is left
+        out, because it falls with the loss in every network that learns.)
       action: "warn", "stop" (raises `StopTraining` in the loop) or a function of the `Alarm`.
     """
 
@@ -101,7 +102,7 @@ class RankBelow(_WithShare):
     action: Action = "warn"
 
     def found(self, scalars: Mapping[str, float], first: Mapping[str, float]) -> dict[str, str]:
-        """See `Alert`."""
+        """Return tag -> message, as `Alert.found` does."""
         return {
             tag: f"{tag} is {value:g}, below {self.share:g} of its first value, {first[tag]:g}"
             for tag, value in scalars.items()
@@ -111,7 +112,7 @@ class RankBelow(_WithShare):
 
 @dataclass(frozen=True)
 class NonFinite(_WithAction):
-    """Parameters that are NaN or infinite, or a loss on the probe batch that is.
+    """An alert if parameters or the loss on the probe batch are NaN or infinite.
 
     Args:
       action: as for `RankBelow`.
@@ -120,7 +121,7 @@ class NonFinite(_WithAction):
     action: Action = "warn"
 
     def found(self, scalars: Mapping[str, float], first: Mapping[str, float]) -> dict[str, str]:
-        """See `Alert`."""
+        """Return tag -> message, as `Alert.found` does."""
         number = scalars.get("monitor/nonfinite", 0)
         if number:
             return {"monitor/nonfinite": f"{number:g} parameters are NaN or infinite"}
@@ -131,17 +132,19 @@ class NonFinite(_WithAction):
 
 @dataclass(frozen=True)
 class DeadUnits(_WithShare):
-    """More than a share of a ReLU's units dead on the probe batch; needs the "features" probe.
+    """An alert if more than a share of a ReLU's units are dead on the probe batch.
+
+    It needs the "features" probe.
 
     Args:
-      share: of the layer's units, in (0, 1].
+      share: the share of the layer's units, in (0, 1].
       action: as for `RankBelow`.
     """
 
     action: Action = "warn"
 
     def found(self, scalars: Mapping[str, float], first: Mapping[str, float]) -> dict[str, str]:
-        """See `Alert`."""
+        """Return tag -> message, as `Alert.found` does."""
         return {
             tag: f"{value:.0%} of the units after {tag.removeprefix('dead_share/')} are dead on "
             f"the probe batch, more than {self.share:.0%}"
@@ -151,7 +154,7 @@ class DeadUnits(_WithShare):
 
 
 class Watch:
-    """The alerts of one run: each is given once, when its condition begins to hold.
+    """The alerts of one run; each is raised once, when its condition begins to hold.
 
     Args:
       alerts: the conditions.
@@ -163,14 +166,14 @@ class Watch:
         self._holding: set[tuple[int, str]] = set()
 
     def __bool__(self) -> bool:
-        """Return whether there are any."""
+        """Return whether there are any alerts."""
         return bool(self._alerts)
 
     def resume(self, earlier: Iterable[tuple[int, Mapping[str, float]]]) -> None:
-        """Take up a run that goes on: alerts on its records were given then.
+        """Continue a run: alerts on its earlier records were raised in the earlier attempts.
 
         Args:
-          earlier: step and scalars of its records.
+          earlier: step and scalars of the earlier records.
         """
         self._first, self._holding = {}, set()
         for step, scalars in earlier:
@@ -189,21 +192,21 @@ class Watch:
                 holding.add((index, tag))
                 if (index, tag) not in self._holding:
                     begun.append((alert.action, Alarm(step, tag, message)))
-        # A report has some tags only: the state of all others stays.
+        # A report has only some of the tags; keep the state of all others.
         silent = {key for key in self._holding if key[1] not in scalars}
         self._holding = holding | silent
         return begun
 
 
 def act(found: deque[tuple[Action, Alarm]], errors: ErrorPolicy) -> None:
-    """Warn, call back, and last stop, as the alerts ask for.
+    """Perform the actions of the alarms: warn, call functions, and finally stop training.
 
     Args:
-      found: what to do about which alarm; emptied.
-      errors: decides what an error of a callback does, and warns.
+      found: pairs of action and alarm; they are removed once performed.
+      errors: the error policy, which gives warnings and handles errors of the user's functions.
 
     Raises:
-      StopTraining: if an alert asks for it.
+      StopTraining: if the action of an alarm is "stop".
     """
     stop: StopTraining | None = None
     while found:

@@ -1,4 +1,4 @@
-"""How a loop ends: the last call that is left to measure."""
+"""The end of a loop: the last call, and whether its parameters can still be measured."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -20,11 +20,11 @@ class Call(NamedTuple):
 
 
 def is_unchanged(call: Call, errors: ErrorPolicy) -> bool:
-    """Return whether a call's parameters are still what they were; warn if they may have changed.
+    """Return whether a call's parameters are certainly unchanged; warn if they may have changed.
 
     Args:
-      call: the last one of a loop.
-      errors: decides what an error does, and warns.
+      call: the last call of a loop.
+      errors: the error policy, which gives the warning.
     """
     changed = errors.guard("the last parameters", _why_perhaps_changed, call.params)
     if changed:

@@ -1,8 +1,8 @@
 """Lift functions that cast to float32 or bfloat16 inside: evaluate them in float64 throughout.
 
-The operations are those that the function has on its own dtypes, as in training, but their results
-are not rounded to these. Derivatives that a function defines (`jax.custom_jvp`, `custom_vjp`) stay
-its own.
+A lifted function performs the same operations as in training, traced with its own dtypes, but their
+results are not rounded to these dtypes. Custom derivatives (`jax.custom_jvp`, `custom_vjp`) are
+kept.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,7 +42,7 @@ _Values = Sequence[Any]
 def lifted(function: Function) -> Function:
     """Return the function with every floating operation in float64; call it in a float64 scope.
 
-    Operations that exist in one dtype only (the bits of a float32) stay as they are.
+    Operations that are defined for one dtype only (the bits of a float32) are not changed.
     """
 
     @wraps(function)
@@ -64,7 +64,7 @@ def lifted_at(function: Function, *shapes: Any) -> Function:
 
 
 def _run(program: ClosedJaxpr, args: _Values) -> list[Any]:
-    """Return the program's results, with every floating value on the way in float64."""
+    """Return the program's results, computed with all intermediate floats in float64."""
     arguments = [_as_lifted(aval, x) for aval, x in zip(program.in_avals, args, strict=True)]
     return interpreted(program, arguments, constant=_as_lifted, operation=_any_operation)
 
@@ -94,15 +94,15 @@ def _wide(dtype: Any) -> Any:
 
 def _cast(value: Any, dtype: Any) -> Any:
     if jnp.issubdtype(dtype, jax.dtypes.extended) or getattr(value, "dtype", None) == dtype:
-        return value  # nothing can be cast to the dtype of random keys
+        return value  # the dtype of random keys supports no casts
     return jnp.asarray(value, dtype)
 
 
 def _operation(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
-    """Apply an operation without a rule of its own: in float64 if it accepts that.
+    """Apply an operation that has no special rule: in float64 if it accepts that.
 
-    The programs that it carries (a scatter's update, a reduction's, those of a linear solve) are
-    lifted as well.
+    The programs in its parameters (the update of a scatter, the function of a reduction, those of a
+    linear solve) are lifted as well.
     """
     if holds_functions(eqn):
         return _as_it_is(jaxpr, eqn, values)
@@ -111,19 +111,19 @@ def _operation(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
         params = {name: _lifted_param(value) for name, value in params.items()}
         params = at_highest_precision(params, jax.lax.Precision.HIGHEST)
         results = eqn.primitive.bind(*values, **params)
-    except Exception:  # noqa: BLE001  what takes no float64 says so in many ways
+    except Exception:  # noqa: BLE001  there are many errors for an unsupported dtype
         return _as_it_is(jaxpr, eqn, values)
     return results if eqn.primitive.multiple_results else [results]
 
 
 def _lifted_program(program: ClosedJaxpr) -> ClosedJaxpr:
-    """Return a program that an operation carries, lifted, for arguments in float64."""
+    """Return the lifted version of a program in an operation's parameters."""
     shapes = [abstract_array(aval.shape, _wide(aval.dtype)) for aval in program.in_avals]
     return jax.make_jaxpr(lambda *args: _run(program, args))(*shapes)
 
 
 def _lifted_param(value: Any) -> Any:
-    """Return float64 for a parameter that is a narrower dtype (an operation's result type)."""
+    """Return float64 if the parameter is a narrower dtype (an operation's result type)."""
     return _wide(value) if isinstance(value, np.dtype) else value
 
 
@@ -132,7 +132,7 @@ def _as_it_is(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
 
 
 def _original(jaxpr: Jaxpr, eqn: JaxprEqn) -> Callable[..., list[Any]]:
-    """Return the operation alone, in its own dtypes."""
+    """Return a function that applies the operation in its own dtypes."""
 
     def run(*values: Any) -> list[Any]:
         return evaluated(jaxpr, eqn, values)
@@ -141,7 +141,7 @@ def _original(jaxpr: Jaxpr, eqn: JaxprEqn) -> Callable[..., list[Any]]:
 
 
 def _convert(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
-    return values  # `_any_operation` casts each result to its lifted dtype, and that is all
+    return values  # `_any_operation` casts each result to its lifted dtype
 
 
 def _call(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
@@ -178,7 +178,7 @@ def _cond(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
 
 
 def _custom_jvp(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
-    """Apply a function with a derivative of its own, which is traced in its dtypes and lifted."""
+    """Apply a function with a custom derivative; the derivative is traced, then lifted."""
     floats = [is_inexact(var) for var in eqn.invars]
     moved = _shapes([var for var in eqn.invars if is_inexact(var)])
 

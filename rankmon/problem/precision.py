@@ -1,7 +1,7 @@
 """The arithmetic of measurements: float64 scopes, and the eps of a network's operations.
 
-Training usually runs in float32 with x64 off. A measurement enters `Precision.scope`, which is
-local to the thread, and leaves the user's configuration as it was.
+Training usually runs in float32 with x64 off. A measurement enters `Precision.scope`, which affects
+only its own thread, so that the user's configuration does not change.
 """
 
 import traceback
@@ -34,12 +34,12 @@ _Found = list[_Operation]
 
 @dataclass(frozen=True)
 class Precision:
-    """The dtype that parameters are lifted to, and the eps of the results.
+    """The dtype to which parameters are lifted, and the eps of the results.
 
     Attributes:
-      dtype: None if the parameters stay as they are stored.
+      dtype: the dtype, or None if the parameters keep their stored dtypes.
       eps: the eps at which ranks are counted.
-      warning: the reason, if that is not float64's.
+      warning: the reason for an eps other than that of float64, else None.
     """
 
     dtype: np.dtype | None
@@ -48,7 +48,7 @@ class Precision:
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """Enter a context in which JAX computes in this precision, whatever the user configured."""
+        """Enter a context in which JAX computes in this precision, for any user configuration."""
         with ExitStack() as stack:
             stack.enter_context(jax.disable_jit(False))
             if self.dtype is not None:
@@ -62,33 +62,33 @@ class Precision:
             yield
 
     def with_warning(self, warning: str | None) -> "Precision":
-        """Return the precision with this warning, if there is one, in front of its own."""
+        """Return the precision with this warning, if any, prepended to its own warning."""
         texts = [text for text in (warning, self.warning) if text]
         return replace(self, warning="; ".join(texts) or None)
 
     def lifted_dtype(self, dtype: Any) -> np.dtype:
-        """Return this precision's dtype for floats and complex numbers, else the given dtype."""
+        """Return the lifted dtype of floats and complex numbers; other dtypes do not change."""
         if self.dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
             return dtype
         is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
         return np.result_type(self.dtype, np.complex64) if is_complex else self.dtype
 
     def traced_dtype(self, dtype: Any) -> np.dtype:
-        """Return the dtype that such an array has in a program traced in this precision."""
+        """Return the dtype of an array with this dtype in a program traced in this precision."""
         if self.dtype is None:
             return jax.dtypes.canonicalize_dtype(dtype)
         return self.lifted_dtype(dtype)
 
     def lift(self, leaf: Any) -> np.ndarray:
-        """Return a host copy of a leaf in its lifted dtype and the machine's byte order."""
+        """Return a host copy of a leaf, in its lifted dtype and in native byte order."""
         array = np.asarray(leaf)
         return np.array(array, self.lifted_dtype(array.dtype).newbyteorder("="))
 
 
 def with_settings_kept(action: Callable[[], Any]) -> Any:
-    """Run the action, and restore JAX's settings of this thread even if it is interrupted.
+    """Run the action, and restore this thread's JAX settings even if it is interrupted.
 
-    An interrupt may come while a scope is left, before the scope has restored all settings.
+    An interrupt may occur at the end of a scope, before the scope has restored all settings.
     """
     kept = [scope(getattr(jax.config, f"jax_{name}")) for name, scope in _SETTINGS.items()]
     for scope in kept:
@@ -101,7 +101,7 @@ def with_settings_kept(action: Callable[[], Any]) -> Any:
     except Exception:
         raise
     except BaseException as error:
-        # Generators that hold a scope open would leave it whenever the traceback is dropped.
+        # A suspended generator would otherwise leave its scope later, when the traceback is freed.
         traceback.clear_frames(error.__traceback__)
         _leave(kept)
         raise
@@ -131,12 +131,14 @@ NATIVE = Precision(None, DOUBLE.eps)
 
 
 def abstract_array(shape: Sequence[int], dtype: Any, **placed: Any) -> jax.ShapeDtypeStruct:
-    """Return a shape with exactly this dtype: outside of a float64 scope JAX makes float64 float32.
+    """Return a `ShapeDtypeStruct` with exactly this dtype.
+
+    Without this, JAX would change float64 to float32 outside of a float64 scope.
 
     Args:
-      shape: of the array.
-      dtype: of the array.
-      **placed: a `sharding`.
+      shape: the shape of the array.
+      dtype: the dtype of the array.
+      **placed: the `sharding` of the array, if any.
     """
     with jax.enable_x64(True):
         return jax.ShapeDtypeStruct(tuple(shape), dtype, **placed)
@@ -148,25 +150,25 @@ def abstract_arrays(tree: Any) -> Any:
 
 
 def eps_of(dtype: Any) -> float:
-    """Return the spacing of the dtype's numbers at 1; float64's for integers and booleans."""
+    """Return the spacing of the dtype's numbers at 1; for integers and booleans, float64's."""
     if not jnp.issubdtype(dtype, jnp.inexact):
         return DOUBLE.eps
     return float(jnp.finfo(dtype).eps)
 
 
 def choose_precision(function: Callable[..., Any], *args: Any, lifts: bool = False) -> Precision:
-    """Return the precision in which `function(*args)` can be measured, found by tracing it.
+    """Trace `function(*args)`, and return the precision in which it can be measured.
 
-    It is float64 if the trace has float64 operations only; float64 scopes with the coarser eps if
-    an operation computes below float64; the arrays' own dtype if the trace fails in float64.
+    This is float64 if all operations compute in float64; float64 with a coarser eps if an operation
+    computes below float64; and the arrays' own dtypes if the function cannot be traced in float64.
 
     Args:
-      function: takes pytrees of arrays and returns one array.
+      function: a function from pytrees of arrays to one array.
       *args: arrays, or their shapes and dtypes, as the user stores them.
-      lifts: whether the function was lifted already, so that the warning does not advise it.
+      lifts: whether the function was lifted already, so that the warning does not suggest it.
 
     Raises:
-      Whatever the trace raises in the user's own precision, if that fails too.
+      Exception: the error of the trace in the user's own precision, if that fails too.
     """
     lifted = jax.tree.map(
         lambda leaf: abstract_array(np.shape(leaf), DOUBLE.lifted_dtype(leaf.dtype)), args
@@ -176,7 +178,7 @@ def choose_precision(function: Callable[..., Any], *args: Any, lifts: bool = Fal
             jaxpr = jax.make_jaxpr(function)(*lifted)
         if reduces_to_another_dtype(jaxpr):
             raise TypeError("an int64 constant of NumPy that JAX keeps as int32")  # noqa: TRY301
-    except Exception as error:  # noqa: BLE001  any error: the function may simply not take float64
+    except Exception as error:  # noqa: BLE001  the function may not support float64
         return _native_precision(function, args, error, lifts=lifts)
     found, unread = _coarsest(jaxpr)
     if found is None:
@@ -228,17 +230,17 @@ def _native_precision(
 
 
 def _coarsest(program: ClosedJaxpr) -> tuple[_Operation | None, str | None]:
-    """Return the coarsest operation, and a warning if the flow of the data could not be read."""
+    """Return the coarsest operation, and a warning if the data flow could not be read."""
     try:
         return coarsest_operation(program), None
     except Exception as error:  # noqa: BLE001  the program of a newer JAX
-        # Whether or not data reach them.
+        # All operations, including those that do not depend on data.
         found = [one for eqn in operations_of(program) for one in _rounded(eqn)]
         return _coarsest_of(found), unreadable("the dtypes of the operations", error)
 
 
 def _rounded(eqn: JaxprEqn) -> Iterator[_Operation]:
-    """Yield the operation with the dtype of each result that is a float."""
+    """Yield the operation's name with the dtype of each floating result."""
     for variable in eqn.outvars:
         if is_inexact(variable):
             yield eqn.primitive.name, np.dtype(variable.aval.dtype)  # type: ignore[attr-defined]
@@ -253,9 +255,9 @@ def _coarsest_of(found: _Found) -> _Operation | None:
 def coarsest_operation(jaxpr: ClosedJaxpr) -> _Operation | None:
     """Return the first operation on data with the largest eps above float64's, or None.
 
-    Only operations that floating arguments reach count. Constants (a float32 literal, zeros for a
-    carry) and values made of integers and booleans alone (masks, position codes) are the same
-    numbers at all parameters and add no rounding noise.
+    Only operations that depend on floating arguments count. Constants (a float32 literal, zeros for
+    a carry) and values computed from integers and booleans only (masks, position codes) do not
+    depend on the parameters and add no rounding noise.
     """
     found: _Found = []
     _collect(jaxpr, [True] * len(jaxpr.in_avals), found)
@@ -263,7 +265,7 @@ def coarsest_operation(jaxpr: ClosedJaxpr) -> _Operation | None:
 
 
 def _collect(program: ClosedJaxpr, depends: Sequence[bool], found: _Found) -> list[bool]:
-    """Add the floating operations that data reach, and return which results data reach."""
+    """Collect the floating operations on data, and return which results depend on data."""
 
     def operation(_: Jaxpr, eqn: JaxprEqn, flags: list[bool]) -> list[bool]:
         if not any(flags):
@@ -290,7 +292,7 @@ def _collect_call(equation: JaxprEqn, flags: list[bool], found: _Found) -> list[
         return _collect_loop(scan.body, flags, scan.consts, scan.carry, found)
     if name == WHILE:
         loop = while_of(equation)
-        # The condition gives a boolean, which carries no rounding.
+        # The condition's result is a boolean, which has no rounding error.
         flags = flags[loop.condition_consts :]
         carry = len(flags) - loop.body_consts
         return _collect_loop(loop.body, flags, loop.body_consts, carry, found)
@@ -303,7 +305,7 @@ def _collect_call(equation: JaxprEqn, flags: list[bool], found: _Found) -> list[
         if len(sub.in_avals) == len(known) and len(sub.out_avals) == len(outputs):
             reached = _collect(sub, known, found)
             outputs = [a or b for a, b in zip(outputs, reached, strict=True)]
-        else:  # the order of its arguments is not known
+        else:  # its arguments have an unknown order
             _collect(sub, [True] * len(sub.in_avals), found)
             outputs = [True] * len(outputs)
     return outputs
@@ -312,7 +314,7 @@ def _collect_call(equation: JaxprEqn, flags: list[bool], found: _Found) -> list[
 def _collect_loop(
     body: ClosedJaxpr, flags: list[bool], consts: int, carry: int, found: _Found
 ) -> list[bool]:
-    """Repeat `_collect` until the part of the carry that data reach no longer grows."""
+    """Repeat `_collect` until the part of the carry that depends on data no longer grows."""
     while True:
         outputs = _collect(body, flags, found)
         before = flags[consts : consts + carry]

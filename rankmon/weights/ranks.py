@@ -27,7 +27,7 @@ from rankmon.problem.precision import DOUBLE, eps_of
 from rankmon.problem.problem import Problem
 from rankmon.weights.matrices import matrices
 
-# From this size on a matrix's singular values take seconds, and certifying its rank pays.
+# From this size on, singular values take seconds, and certifying the rank is faster.
 _LARGE = 1024
 
 
@@ -35,19 +35,20 @@ _LARGE = 1024
 class WeightRank(NumericalRank):
     """The `NumericalRank` of a weight matrix W, its soft ranks and its determinant.
 
-    A matrix beyond `largest` of `weight_ranks` has neither: they are NaN and None.
+    For matrices beyond the `largest` of `weight_ranks`, the soft ranks are NaN and the determinant
+    is None.
 
     Attributes:
       stable_rank: ||W||_F^2 / ||W||_2^2; NaN for a zero or non-finite matrix.
-      effective_rank: exp of the entropy of the singular values over their sum (Roy and Vetterli
-        2007); NaN likewise.
+      effective_rank: exp of the entropy of the singular values, normalized to sum to 1 (Roy and
+        Vetterli 2007); NaN for a zero or non-finite matrix.
       condition_number: ratio of the largest to the smallest of min(m, n) singular values; infinite
-        if the smallest is zero, NaN likewise.
-      det_sign: sign of det W, 0.0 if singular, that is if the smallest singular value is at most
-        n eps64 ||W||_2; None unless W is square.
-      log_abs_det: log|det W| (natural), -inf if singular; None unless W is square.
-      view: in `weight_ranks`, the leaf's axes that are rows and columns, and their source; None
-        for a matrix by itself.
+        if the smallest is zero, NaN for a zero or non-finite matrix.
+      det_sign: sign of det W, or 0.0 if W is singular, that is if the smallest singular value is at
+        most n eps64 ||W||_2; None unless W is square.
+      log_abs_det: the natural logarithm of |det W|, -inf if singular; None unless W is square.
+      view: in `weight_ranks`, the leaf's axes of rows and columns, and their source; None for a
+        single matrix.
     """
 
     stable_rank: float
@@ -67,21 +68,23 @@ def weight_ranks(
 ) -> dict[str, WeightRank]:
     """Return the rank of every matrix among the parameters.
 
-    A leaf of two axes is a matrix; kernels of more axes are viewed as one. With a problem, the
-    operation that uses the kernel determines which axes are its rows and columns. Without one the
-    shape decides, and `view` in the result says so: Flax's convolution (kh, kw, in, out) is
-    (kh kw in) x out, and a projection of attention, by its name, in x (heads head_dim). The
-    spectrum is computed in float64; the cut follows the dtype that the leaf is stored in.
+    A leaf with two axes is a matrix; a kernel with more axes is viewed as one. With a problem, the
+    operation that uses the kernel determines the axes of rows and columns. Without a problem the
+    shape decides, and `view` in the result says so: a convolution (kh, kw, in, out) of Flax is
+    viewed as (kh kw in) x out, and a projection of attention, recognized by its name, as
+    in x (heads head_dim). The spectrum is computed in float64; the cut depends on the dtype in
+    which the leaf is stored.
 
     Args:
-      params: any pytree of arrays; with a problem as `views`, the parameters that it takes.
-      tolerance: another cut than the default of `weight_rank`.
-      views: the axes of rows and of columns, by globs over the leaves' names; axes left out count
-        layers, each a matrix. Or the `Problem` whose network determines them all.
-      largest: matrices of more rows and more columns than this get their rank alone, without soft
-        ranks and determinant: from about a thousand on the count is certified, several times faster
-        than singular values, unless one of these is within a factor 10 of the cut. The gap of a
-        certified rank is a lower bound: infinite at full rank, else 100. None for no limit.
+      params: any pytree of arrays; with a problem as `views`, parameters of that problem.
+      tolerance: a cut other than the default of `weight_rank`.
+      views: the axes of rows and of columns, by globs over the leaves' names; any other axes count
+        layers, each of which is a matrix. Or the `Problem` whose network determines all axes.
+      largest: for matrices with more rows and more columns than this, compute only the rank,
+        without soft ranks and determinant; None for no limit. From about a thousand rows and
+        columns on, the rank is certified, which is several times faster than computing singular
+        values, unless a singular value is within a factor 10 of the cut. The gap of a certified
+        rank is a lower bound: infinite at full rank, else 100.
 
     Returns:
       A dict from the leaf's path to its `WeightRank`; layers are numbered, "<path>/0" and so on.
@@ -89,7 +92,7 @@ def weight_ranks(
     Raises:
       TypeError: for complex leaves, leaves that are not arrays, and a `largest` that is not an
         integer.
-      ValueError: if no leaf is a matrix, a view fits none, or `largest` is negative.
+      ValueError: if no leaf is a matrix, a view matches none, or `largest` is negative.
 
     Example:
       >>> import numpy as np, rankmon
@@ -126,15 +129,15 @@ def weight_rank(
 ) -> WeightRank:
     """Return the rank of one weight matrix with its soft ranks and determinant.
 
-    The default cut is max(m, n) * eps64 * ||W||_2, the error of singular values in float64, plus,
-    for weights stored in a coarser dtype, eps / 2 * ||W||_F, which bounds the norm of the rounding
-    that the storing adds: singular values above it are not noise. (max(m, n) * eps would exceed
-    ||W||_2 in bfloat16 from 128 rows on, and find no rank at all.)
+    The default cut is max(m, n) * eps64 * ||W||_2, the error of singular values in float64. For
+    weights stored in a coarser dtype, eps / 2 * ||W||_F is added: this bounds the norm of the
+    rounding errors of storage, so singular values above the cut are not noise. (The usual
+    max(m, n) * eps would exceed ||W||_2 in bfloat16 from 128 rows on, and the rank would be 0.)
 
     Args:
-      matrix: real; converted to float64.
-      eps: that of the dtype the weights are stored in: rounding noise of that size has full rank.
-      tolerance: another cut than the default.
+      matrix: a real matrix; it is converted to float64.
+      eps: the eps of the dtype in which the weights are stored.
+      tolerance: a cut other than the default.
     """
     matrix = np.asarray(matrix).astype(np.float64)
     m, n = matrix.shape
@@ -157,7 +160,7 @@ def weight_rank(
 
 
 def log_abs_det(matrix: Float[np.ndarray, "n n"]) -> float:
-    """Return log|det W| of a finite square matrix as `weight_rank` does."""
+    """Return log|det W| of a finite square matrix, as defined in `WeightRank`."""
     return _sign_and_logarithm(matrix, singular_values(matrix))[1]
 
 
@@ -166,8 +169,8 @@ def _sign_and_logarithm(
 ) -> tuple[float, float]:
     """Return the sign of det W and log|det W|; 0 and -inf if W is singular in float64.
 
-    That is decided at float64's eps, not at the cut of ranks: the determinant is that of the
-    stored numbers.
+    Singularity is decided at the eps of float64, not at the cut of the rank, because the
+    determinant is that of the stored numbers.
     """
     if values.size and values[-1] <= len(values) * DOUBLE.eps * values[0]:
         return 0.0, -float("inf")
@@ -207,9 +210,9 @@ def weight_count(
     """Return the rank of one weight matrix, certified if that is possible and faster.
 
     Args:
-      matrix: real; converted to float64.
-      eps: that of the dtype the weights are stored in.
-      tolerance: another cut than the default of `weight_rank`.
+      matrix: a real matrix; it is converted to float64.
+      eps: the eps of the dtype in which the weights are stored.
+      tolerance: a cut other than the default of `weight_rank`.
     """
     matrix, tolerance = np.asarray(matrix).astype(np.float64), as_tolerance(tolerance)
     size = min(matrix.shape)
@@ -235,20 +238,23 @@ def weight_count(
 
 
 def _power_of_two(matrix: Float[np.ndarray, "m n"]) -> float:
-    """Return a scale that brings squares into the range of floats and costs no digits."""
+    """Return a power of two as a scale, so that squares stay in the range of floats.
+
+    Scaling by a power of two is exact.
+    """
     _, exponent = np.frexp(np.max(np.abs(matrix), initial=0.0))
     return float(np.ldexp(1.0, int(exponent)))
 
 
 def _without_zeros(matrix: Float[np.ndarray, "m n"]) -> Float[np.ndarray, "a b"]:
-    """Return the matrix without its rows and columns of zeros, which do not change its rank."""
+    """Return the matrix without its zero rows and columns, which do not change its rank."""
     return matrix[np.any(matrix, axis=1)][:, np.any(matrix, axis=0)]
 
 
 def _certified(
     matrix: Float[np.ndarray, "m n"], cut_of: Callable[[float, float], float]
 ) -> tuple[float, int] | None:
-    """Return the cut and the count; None unless certainly no singular value is near the cut."""
+    """Return the cut and the count, or None if a singular value may be near the cut."""
     rows = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     gram = Gram.of([rows], len(rows))
     norm = spectral_norm(gram.matrix)
@@ -258,7 +264,7 @@ def _certified(
 
 
 def _default_relative(shape: tuple[int, ...], eps: float, stable_rank: float) -> float:
-    """Return the default cut of a weight matrix over ||W||_2, as `weight_rank` explains it."""
+    """Return the default cut of `weight_rank`, divided by ||W||_2."""
     default = max(shape) * DOUBLE.eps
     if eps > DOUBLE.eps and stable_rank > 0:
         default += eps / 2 * np.sqrt(stable_rank)  # ||W||_F / ||W||_2
