@@ -4,10 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from rankmon._util.tags import HESSIAN_PARTS
 from rankmon.writers.base import Record
 from rankmon.writers.tensorboard import TensorBoardWriter
-
-PARTS = ("H_L", "H_o", "H_f", "H_f_fixed")
 
 
 def spectrum(rank: int, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -20,7 +19,7 @@ def spectrum(rank: int, size: int, rng: np.random.Generator) -> np.ndarray:
 def record(step: int, share: float, size: int, rng: np.random.Generator) -> Record:
     """A probe after this share of training: ranks fall from `size` to half of it."""
     scalars, arrays = {"loss": float(10 ** (-20 * share))}, {}
-    for at, part in enumerate(PARTS):
+    for at, part in enumerate(HESSIAN_PARTS):
         rank = int(size * (1 - 0.5 * share * (at != 3)) * (1 - 0.05 * rng.random()))
         arrays[f"spectrum/{part}"] = spectrum(rank, size, rng)
         scalars |= {

@@ -16,8 +16,9 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 from chromium import agrees, chart, show
-from generated_logs import PARTS, record, write_run
+from generated_logs import record, write_run
 from paths import REFERENCE
+from rankmon._util.tags import HESSIAN_PARTS
 from rankmon.writers.base import Record
 from rankmon.writers.tensorboard import TensorBoardWriter
 from reading import legacy_events
@@ -162,7 +163,7 @@ def test_the_slider_recounts_what_was_logged(driver, generated):
         assert decades is None or moved == pytest.approx(decades)
         until(driver, f"{label} === arguments[0]", f"× 10^{moved:.1f}")
         lines = chart(driver, "ranks")
-        for part in PARTS:
+        for part in HESSIAN_PARTS:
             name = "H_f, residual fixed" if part == "H_f_fixed" else part
             agrees(lines[name], counted(logs / "seed_0", part, moved))
             low, high = (np.clip(moved + by, -8, 8) for by in (1, -1))
