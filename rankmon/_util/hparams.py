@@ -32,7 +32,7 @@ def _name(name: Any) -> str:
             f"write {str(name)!r}"
         )
     if not name.strip():
-        raise ValueError(f"expected the names of hparams to say something, got {name!r}; name it")
+        raise ValueError(f"expected the names of hparams to be non-empty, got {name!r}; name it")
     return name
 
 

@@ -58,7 +58,7 @@ def as_step_and_params(step: Any, params: Any) -> tuple[int, Any]:
     if np.ndim(step.step):
         raise TypeError(
             f"expected the state of one network, got a step of shape {np.shape(step.step)}; for "
-            "seeds side by side use SeedsMonitor, of pmap's replicas pass one: "
+            "several seeds use SeedsMonitor, for pmap's replicas pass one: "
             "flax.jax_utils.unreplicate(state)"
         )
     with jax.transfer_guard("allow"):
@@ -153,7 +153,7 @@ def check_processes(
     if count() > 1 and any(alert.action == "stop" for alert in alerts):
         raise ValueError(
             f"expected alerts that warn or call where {count()} processes train together, got "
-            "'stop', which only some of them may see reason for; tell the others by a callback"
+            "'stop', for which only some of them may see a reason; inform the others in a callback"
         )
     if count() > 1 and (overhead is not None or when_full == "skip"):
         raise ValueError(

@@ -32,7 +32,7 @@ def prepare_probes(
         except MemoryError as error:
             if not skips_oversize:
                 raise
-            errors.warn(f"{probe.name}: left out, the others go on. {error}")
+            errors.warn(f"{probe.name}: left out; the other probes continue. {error}")
     if not prepared:
         raise ValueError(
             "expected a probe that fits in memory_limit, got none; add the 'weights' probe"

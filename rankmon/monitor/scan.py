@@ -66,14 +66,14 @@ class CompiledLoop:
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((carry, xs))):
             raise TypeError(
                 "expected monitor.scan outside of jax.jit and jax.vmap, got a traced carry; for "
-                "seeds side by side vmap step_fn and call a SeedsMonitor in the Python loop, for "
+                "several seeds vmap step_fn and call a SeedsMonitor in the Python loop, for "
                 "weights inside of a program use hooks.report_weights"
             )
         for leaf in jax.tree.leaves(xs):
             if np.shape(leaf)[:1] != (length,):
                 raise ValueError(
                     f"expected xs with leading axis steps = {length}, got shape {np.shape(leaf)}; "
-                    "give one entry a step"
+                    "give one entry for each step"
                 )
         self._steps, self._length, self._done = steps, length, 0
         with jax.transfer_guard("allow"):
@@ -91,7 +91,7 @@ class CompiledLoop:
         if not (isinstance(made, tuple) and len(made) == 2):
             raise TypeError(
                 "expected step_fn(carry, x) to give (carry, y), as for jax.lax.scan, got a "
-                f"{type(made).__name__}; return carry, None where there is no output"
+                f"{type(made).__name__}; return carry, None if there is no output"
             )
         if not _alike(self.carry, made[0]):
             raise TypeError(

@@ -100,7 +100,7 @@ class SeedsMonitor(ClosesOnExit):
             got = sorted(state) if isinstance(state, Mapping) else type(state).__name__
             raise ValueError(
                 f"expected the state of a SeedsMonitor with {self._seeds} seeds, got {got}; pass "
-                "what monitor.state was, of as many seeds"
+                "the saved monitor.state of as many seeds"
             )
         own = as_probes(probes, tolerance=tolerance, memory_limit=memory_limit)
         shared = [_Shared(probe) for probe in own]

@@ -50,8 +50,8 @@ def checked(state: Any, expected: Mapping[str, Mapping[str, Any]]) -> dict[str, 
         values is None or isinstance(values, Mapping) for values in state.values()
     ):
         raise TypeError(
-            f"expected the state as a mapping of mappings, got {type(state).__name__}; pass what "
-            "monitor.state was, as your checkpointer gives it back"
+            f"expected the state as a mapping of mappings, got {type(state).__name__}; pass "
+            "the saved monitor.state as your checkpointer returns it"
         )
     given = {name: dict(values or {}) for name, values in state.items()}
     got = {name: set(values) for name, values in given.items() if values}

@@ -187,7 +187,7 @@ class _Walk:
             return self.through(called, operands)
         if eqn.primitive.name in CUSTOM_VJP_CALLS:
             raise UnsupportedActivationError(
-                f"expected activations without a backward rule of their own, got {eqn}"
+                f"expected activations without a custom backward rule, got {eqn}"
             )
         kinds, values = [kind for kind, _ in operands], [value for _, value in operands]
         results = results_of(eqn, kinds)

@@ -192,7 +192,7 @@ def given_axes(specs: Sequence[LeafSpec], views: Views) -> dict[int, MatrixAxes]
         if not matched:
             raise ValueError(
                 f"expected the pattern {pattern!r} in views to match a matrix, got none among "
-                f"{names}; mend the pattern (globs over these names)"
+                f"{names}; correct the pattern (globs over these names)"
             )
         chosen = dict.fromkeys(matched, (pattern, axes)) | chosen
     return {

@@ -29,7 +29,7 @@ def leading_axis(name: str, tree: Any) -> int:
     if len(sizes - {()}) > 1:
         raise ValueError(
             f"expected {name} with one common leading axis n, got shapes {_shown(tree)}; stack "
-            "the examples along the first axis. Of a graph, one example with axes of its own, pass "
+            "the examples along the first axis. For a graph (one example with its own axes) pass "
             "the array with a row for each output and close over the others: "
             "Problem(lambda params, nodes: net(params, nodes, edges), inputs=nodes, ...)"
         )
@@ -83,7 +83,7 @@ def check_weights(weights: np.ndarray, n: int) -> None:
     if weights.ndim < 1 or weights.shape[0] != n:
         raise ValueError(
             f"expected weights [n, ...] with n = {n}, got shape {weights.shape}; "
-            "give one weight an example (or a position)"
+            "give one weight for each example or position"
         )
     if np.any(weights < 0) or not np.any(weights > 0):
         raise ValueError(

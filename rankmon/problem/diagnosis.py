@@ -132,8 +132,8 @@ def _stacked(problem: Any, params: Any) -> Iterator[_Trial]:
             problem,
             one,
             "expected the parameters of one network, got a leading axis of "
-            f"{size[0]} in every leaf; for seeds side by side use SeedsMonitor(problem, "
-            f"seeds={size[0]}, ...), of pmap's replicas pass one: "
+            f"{size[0]} in every leaf; for several seeds use SeedsMonitor(problem, "
+            f"seeds={size[0]}, ...), for pmap's replicas pass one: "
             "flax.jax_utils.unreplicate(params)",
         )
 
@@ -206,8 +206,7 @@ _TRIALS = (_other_arguments, _more_than_parameters, _in_training_mode)
 
 def _inside(kind: str, place: str) -> str:
     return (
-        f"expected the parameters alone, got {kind} that holds them beside other things; pass "
-        f"{place}"
+        f"expected the parameters alone, got {kind} that also contains other things; pass {place}"
     )
 
 

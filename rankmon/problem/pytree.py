@@ -127,7 +127,7 @@ def passing_names(
         if names and not matched:
             raise ValueError(
                 f"expected the path filter {pattern!r} to match a parameter, "
-                f"got none among {list(names)}; mend the pattern (globs over these names)"
+                f"got none among {list(names)}; correct the pattern (globs over these names)"
             )
     return frozenset().union(*kept.values()).difference(*left.values())
 

@@ -204,7 +204,7 @@ def rank_outer_bound(
     if t.L != 2:
         raise ValueError(
             f"expected the widths (d, M_1, K) of one hidden layer, got {tuple(dims)}; "
-            "Theorem 9 says nothing of other depths"
+            "Theorem 9 does not apply to other depths"
         )
     Mt = t.M[1] if active is None else within("active", active, t.M[1], "M_1")
     return Mt * (t.r + t.K - 1)

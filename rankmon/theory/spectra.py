@@ -126,7 +126,7 @@ def outer_plateaus(
     if width <= 0:
         raise ValueError(
             f"expected more outputs than features, got K = {outputs} and {h.shape[1]} features; "
-            "H_o has these plateaus only where the last layer widens"
+            "H_o has these plateaus only if the last layer widens"
         )
     if as_flag("bias", bias):
         h = np.concatenate([h, np.ones((len(h), 1))], axis=1)
