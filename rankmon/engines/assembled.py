@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-import jax
 import numpy as np
 
 from rankmon._util.compile import operations
@@ -15,14 +14,13 @@ from rankmon.engines.dense import Curvature
 from rankmon.engines.dense_parts import HessianParts
 from rankmon.engines.dense_stack import StackCurvature
 from rankmon.engines.exact import ExactEngine
-from rankmon.hessian.gauss_newton import outer_product
-from rankmon.hessian.operators import functional_product
+from rankmon.hessian.operators import HessianPrograms, traced_product
 from rankmon.linalg.spectrum import padded, symmetric_spectrum
 from rankmon.network.activations import UnsupportedActivationError
 from rankmon.network.recognized_stack import DenseStack, recognized_stack
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Point
-from rankmon.problem.precision import DOUBLE, abstract_array
+from rankmon.problem.precision import DOUBLE
 
 # Operations of products in a second, about.
 _OPERATIONS = 1.5e10
@@ -143,15 +141,8 @@ class DenseEngine(_AssembledEngine):
 
 
 def _counted_operations(flat: FlatProblem) -> float:
-    theta, *known = flat.shapes_of(flat.inputs, flat.targets, flat.typed_weights)
-    fixed, inputs, *_ = known
     with flat.precision.scope():
-        weighted = abstract_array((flat.positions, flat.k), flat.dtype)
-        outer = jax.jit(partial(outer_product, flat)).lower(theta, *known, theta)
-        functional = jax.jit(partial(functional_product, flat))
-        return operations(outer) + operations(
-            functional.lower(theta, fixed, inputs, weighted, theta)
-        )
+        return sum(operations(traced_product(flat, part).lower()) for part in ("H_o", "H_f"))
 
 
 def _contraction(flat: FlatProblem, stack: DenseStack, memory_limit: int) -> StackCurvature | None:
@@ -160,11 +151,10 @@ def _contraction(flat: FlatProblem, stack: DenseStack, memory_limit: int) -> Sta
         contraction = StackCurvature(flat, stack, memory_limit=memory_limit)
     except UnsupportedActivationError:
         return None
-    agree = _agree(flat, contraction, Curvature(flat, memory_limit=memory_limit))
-    return contraction if agree else None
+    return contraction if _agree(flat, contraction) else None
 
 
-def _agree(flat: FlatProblem, contraction: StackCurvature, curvature: Curvature) -> bool:
+def _agree(flat: FlatProblem, contraction: StackCurvature) -> bool:
     """Return whether both multiply a vector alike, at Gaussian parameters.
 
     They do not if the derivative rules of an activation contradict one another.
@@ -179,10 +169,11 @@ def _agree(flat: FlatProblem, contraction: StackCurvature, curvature: Curvature)
     v = rng.standard_normal(flat.p)
     parts = contraction.parts(leaves, flat.output_hessians(theta, fixed), [delta])
     pairs = (
-        (parts.outer, curvature.outer_product(theta, fixed, v)),
-        (parts.functional[0], curvature.functional_product(theta, fixed, delta, v)),
+        (parts.outer, HessianPrograms(flat, outer=True).at(theta, fixed)),
+        (parts.functional[0], HessianPrograms(flat, residuals=1).at(theta, fixed, [delta])),
     )
-    for matrix, want in pairs:
+    for matrix, operator in pairs:
+        want = operator.mv(v)
         with np.errstate(over="ignore", invalid="ignore"):
             error = np.abs(matrix @ v[contraction.order] - want[contraction.order])
         if not np.max(error) <= 1e3 * flat.p * DOUBLE.eps * np.max(np.abs(want)):

@@ -22,19 +22,14 @@ import numpy as np
 from jaxtyping import Float
 
 from rankmon._util.compile import Make, largest_program, operations
-from rankmon._util.expected_time import compiled
 from rankmon._util.jaxpr import CUSTOM_VJP_CALLS, holds
 from rankmon.engines.dense_parts import HessianParts, is_wide, root_values
-from rankmon.hessian.gauss_newton import outer_product
 from rankmon.hessian.jacobian import ExampleJacobians, chunk_shapes, is_of_whole_batch, one_example
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT, dense_bytes, refuse_oversize
-from rankmon.hessian.operators import functional_product
+from rankmon.hessian.operators import HessianPrograms, compiled_product
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.output_hessians import OutputHessians
 from rankmon.problem.precision import abstract_array
-
-# More columns at once cost memory and gain nothing: the products are already large.
-_MOST_COLUMNS = 128
 
 # Times that an operation of a product takes longer than one of J^T B J, a product of matrices.
 _PRODUCTS_SLOWNESS = 8
@@ -56,7 +51,7 @@ class Curvature:
         self.flat = flat
         self.memory_limit = memory_limit
         self._workspace = memory_limit - dense_bytes(flat.p)
-        self._functional_programs: dict[int, tuple[Callable[..., Any], int]] = {}
+        self._functional_programs: dict[int, HessianPrograms] = {}
         #: Bytes of temporary memory that the compiled programs report, by the matrix assembled.
         self.workspace_used: dict[str, int] = {}
         self._one_by_one = True
@@ -72,7 +67,7 @@ class Curvature:
         """
         self.flat.compile()
         with self.flat.precision.scope():
-            self._functional_rows(cotangents)
+            self._functional(cotangents)
             if self._one_by_one:
                 if not is_wide(self.flat) and self._products_are_cheap():
                     self._one_by_one = False
@@ -83,7 +78,7 @@ class Curvature:
                     # Too large an example, or an apply that needs the whole batch: the slow way.
                     self._one_by_one = False
             if not self._one_by_one:
-                self._outer_rows  # noqa: B018
+                self.workspace_used["H_o"] = self._outer.rows[2]
 
     def parts(
         self,
@@ -110,17 +105,7 @@ class Curvature:
         deltas: Sequence[Float[np.ndarray, "n k"]],
     ) -> list[Float[np.ndarray, "p p"]]:
         """Return H_f at theta for each of these residuals, in one pass, in float64."""
-        p = self.flat.p
-        matrices = [np.empty((p, p)) for _ in deltas]
-        with self.flat.precision.scope():
-            rows, chunk = self._functional_rows(len(deltas))
-            arguments = self._arguments(theta, fixed, np.stack(deltas))
-            for start in self.flat.pace.over("H_f", range(0, p, chunk)):
-                start = min(start, p - chunk)
-                blocks = np.asarray(rows(*arguments, np.asarray(start, np.int32)))
-                for j, matrix in enumerate(matrices):
-                    matrix[start : start + chunk] = blocks[:, j]
-        return matrices
+        return self._functional(len(deltas)).at(theta, fixed, deltas).as_matrix()
 
     def outer(
         self, theta: np.ndarray, fixed: Sequence[np.ndarray], b: OutputHessians
@@ -136,86 +121,27 @@ class Curvature:
                 if self._agrees_with_products(matrix, theta, fixed):
                     return matrix, values
                 self._one_by_one = False
-            return self._outer_from_batch(theta, fixed), None
-
-    def functional_product(
-        self,
-        theta: np.ndarray,
-        fixed: Sequence[np.ndarray],
-        delta: Float[np.ndarray, "n k"],
-        v: Float[np.ndarray, " p"],
-    ) -> Float[np.ndarray, " p"]:
-        """Return H_f v with these residuals."""
-        with self.flat.precision.scope():
-            v = np.asarray(v, self.flat.dtype)
-            product = self._functional_product(*self._arguments(theta, fixed, delta), v)
-            return np.asarray(product, np.float64)
-
-    def outer_product(
-        self, theta: np.ndarray, fixed: Sequence[np.ndarray], v: Float[np.ndarray, " p"]
-    ) -> Float[np.ndarray, " p"]:
-        """Return H_o v."""
-        with self.flat.precision.scope():
-            flat = self.flat
-            v = np.asarray(v, flat.dtype)
-            product = self._outer_product(
-                theta, tuple(fixed), flat.inputs, flat.targets, self.flat.typed_weights, v
-            )
-            return np.asarray(product, np.float64)
+            return self._outer.at(theta, fixed).as_matrix()[0], None
 
     # H_f
 
-    def _arguments(self, theta: np.ndarray, fixed: Sequence[np.ndarray], delta: Any) -> tuple:
-        dtype = theta.dtype
-        weighted = (self.flat.weights[:, None] * delta).astype(dtype)
-        return theta, tuple(fixed), self.flat.inputs, weighted
-
-    @cached_property
-    def _functional_product(self) -> Callable[..., Any]:
-        weighted = np.empty((self.flat.positions, self.flat.k), self.flat.dtype)
-        theta, *others = self.flat.shapes_of(self.flat.inputs, weighted)
-        product = partial(functional_product, self.flat)
-        return compiled("a product with H_f", jax.jit(product).trace(theta, *others, theta))
-
-    def _functional_rows(self, cotangents: int) -> tuple[Callable[..., Any], int]:
-        flat, p = self.flat, self.flat.p
-        if cotangents in self._functional_programs:
-            return self._functional_programs[cotangents]
-
-        def make(chunk: int) -> Callable[..., Any]:
-            def rows(theta: Any, fixed: Any, inputs: Any, weighted: Any, start: Any) -> Any:
-                basis = jax.nn.one_hot(start + jnp.arange(chunk), p, dtype=theta.dtype)
-
-                def products(v: Any) -> Any:
-                    return jax.vmap(
-                        lambda one: functional_product(flat, theta, fixed, inputs, one, v)
-                    )(weighted)
-
-                return jax.vmap(products)(basis)
-
-            return rows
-
-        weighted = np.empty((cotangents, flat.positions, flat.k), self.flat.dtype)
-        arguments = (
-            *self.flat.shapes_of(flat.inputs, weighted),
-            abstract_array((), np.int32),
-        )
-        program = self._compile("H_f", make, arguments, most=min(p, _MOST_COLUMNS))
-        self._functional_programs[cotangents] = program
-        return program
+    def _functional(self, residuals: int) -> HessianPrograms:
+        if residuals not in self._functional_programs:
+            programs = HessianPrograms(self.flat, residuals=residuals, room=self._workspace)
+            self.workspace_used["H_f"] = programs.rows[2]
+            self._functional_programs[residuals] = programs
+        return self._functional_programs[residuals]
 
     # H_o
 
     @cached_property
-    def _outer_product(self) -> Callable[..., Any]:
-        shapes = self.flat.shapes_of(self.flat.inputs, self.flat.targets, self.flat.typed_weights)
-        product = partial(outer_product, self.flat)
-        return compiled("a product with H_o", jax.jit(product).trace(*shapes, shapes[0]))
+    def _outer(self) -> HessianPrograms:
+        return HessianPrograms(self.flat, outer=True, room=self._workspace)
 
     def _products_are_cheap(self) -> bool:
         """Return whether p products take far fewer operations than J^T B J: many outputs."""
         flat = self.flat
-        product = operations(self._outer_product)
+        product = operations(compiled_product(flat, "H_o"))
         return 0 < _PRODUCTS_SLOWNESS * product < 2 * flat.positions * flat.k * flat.p
 
     def _agrees_with_products(
@@ -223,7 +149,7 @@ class Curvature:
     ) -> bool:
         """Return whether the matrix multiplies a vector as H_o of the whole batch does."""
         v = np.random.default_rng(0).standard_normal(self.flat.p).astype(self.flat.dtype)
-        return is_of_whole_batch(outer @ v, self.outer_product(theta, fixed, v), self.flat)
+        return is_of_whole_batch(outer @ v, self._outer.at(theta, fixed).mv(v), self.flat)
 
     def _outer_from_examples(self, theta: np.ndarray, fixed: Sequence[np.ndarray]) -> np.ndarray:
         flat, n = self.flat, self.flat.problem.n
@@ -306,44 +232,6 @@ class Curvature:
         jacobians = ExampleJacobians(self.flat, room=self._workspace)
         self.workspace_used["H_o"] = jacobians.workspace_used
         return jacobians
-
-    def _outer_from_batch(self, theta: np.ndarray, fixed: Sequence[np.ndarray]) -> np.ndarray:
-        """Return H_o from products of the whole batch with basis vectors."""
-        flat, p = self.flat, self.flat.p
-        matrix = np.empty((p, p))
-        rows, chunk = self._outer_rows
-        for start in flat.pace.over("H_o", range(0, p, chunk)):
-            start = min(start, p - chunk)
-            matrix[start : start + chunk] = rows(
-                theta,
-                tuple(fixed),
-                flat.inputs,
-                flat.targets,
-                self.flat.typed_weights,
-                np.asarray(start, np.int32),
-            )
-        return matrix
-
-    @cached_property
-    def _outer_rows(self) -> tuple[Callable[..., Any], int]:
-        flat, p = self.flat, self.flat.p
-
-        def make(chunk: int) -> Callable[..., Any]:
-            def rows(
-                theta: Any, fixed: Any, inputs: Any, targets: Any, weights: Any, start: Any
-            ) -> Any:
-                basis = jax.nn.one_hot(start + jnp.arange(chunk), p, dtype=self.flat.dtype)
-                return jax.vmap(
-                    lambda v: outer_product(flat, theta, fixed, inputs, targets, weights, v)
-                )(basis)
-
-            return rows
-
-        arguments = (
-            *self.flat.shapes_of(flat.inputs, flat.targets, self.flat.typed_weights),
-            abstract_array((), np.int32),
-        )
-        return self._compile("H_o", make, arguments, most=min(p, _MOST_COLUMNS))
 
     # Compilation
 

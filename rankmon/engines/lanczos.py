@@ -20,7 +20,7 @@ from rankmon._util.text import bytes_text
 from rankmon.engines.base import Ranks
 from rankmon.engines.cuts import Cut, HessianCuts, below_rounding
 from rankmon.hessian.gauss_newton import OuterSpectrum, outer_product
-from rankmon.hessian.operators import functional_product
+from rankmon.hessian.operators import functional_product, traced_product
 from rankmon.linalg.lanczos import StochasticSpectrum, starts
 from rankmon.linalg.numerical_rank import NumericalRank, Tolerance
 from rankmon.problem.flat import FlatProblem
@@ -149,13 +149,7 @@ class LanczosEngine:
     def compile(self, *, cotangents: int) -> None:
         """Compile what is evaluated besides Lanczos' steps, which compile when they are used."""
         self.flat.compile()
-        theta, fixed, inputs, weighted = self.flat.shapes_of(
-            self.flat.inputs, np.empty((self.flat.positions, self.flat.k), self.flat.dtype)
-        )
-        with self.flat.precision.scope():  # that it has derivatives should be known now
-            jax.eval_shape(
-                partial(functional_product, self.flat), theta, fixed, inputs, weighted, theta
-            )
+        traced_product(self.flat, "H_f")  # that it has derivatives should be known now
 
     def ranks(self, point: Point, tolerance: Tolerance) -> Ranks | None:
         """Return the ranks of the parts as intervals; None if something overflows."""

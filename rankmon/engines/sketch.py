@@ -17,7 +17,12 @@ from rankmon._util.text import bytes_text
 from rankmon.engines.base import Ranks
 from rankmon.engines.cuts import HessianCuts, below_rounding
 from rankmon.hessian.gauss_newton import OuterSpectrum
-from rankmon.hessian.operators import BlockProducts, SingleProducts
+from rankmon.hessian.operators import (
+    HessianOperator,
+    HessianPrograms,
+    compiled_product,
+    residual_gradient,
+)
 from rankmon.linalg.numerical_rank import NumericalRank, Tolerance
 from rankmon.linalg.rank_bound import most_rank
 from rankmon.linalg.sketch import Products, Sketch, side_for, sketched, spectral_norm
@@ -44,8 +49,7 @@ class _Progress:
 
     side: int = _FIRST_SIDE
     outer_is_slow: bool = False
-    single: SingleProducts | None = None
-    blocks: dict[int, BlockProducts] = field(default_factory=dict)
+    blocks: dict[int, HessianPrograms] = field(default_factory=dict)
 
 
 class _Sizes(NamedTuple):
@@ -98,15 +102,17 @@ class SketchEngine:
         """Compile the products with the Hessian for so many residuals."""
         self.flat.compile()
         kept = self.progress
-        if kept.single is None:
-            kept.single = SingleProducts(self.flat)
+        for part in ("H_o", "H_f", "gradient"):
+            compiled_product(self.flat, part)
         if cotangents not in kept.blocks:
-            kept.blocks[cotangents] = BlockProducts(
+            kept.blocks[cotangents] = HessianPrograms(
                 self.flat,
-                cotangents=cotangents,
+                outer=True,
+                residuals=cotangents,
                 batch=self._sizes(cotangents).batch,
                 room=self.memory_limit // 4,
             )
+            kept.blocks[cotangents].block  # noqa: B018  compiles it
 
     def ranks(self, point: Point, tolerance: Tolerance) -> Ranks | None:
         """Return the ranks of the parts at a finite point; None if something overflows."""
@@ -165,10 +171,10 @@ class SketchEngine:
 
     def _norms(self, point: Point) -> dict[str, float]:
         """Return ||H||_2 of each part."""
-        single, at = self.progress.single, (point.theta, point.fixed)
-        assert single is not None
-        outer = single.outer(*at)
-        functional, *held = (single.functional(*at, delta) for delta in point.functional_residuals)
+        outer = HessianPrograms(self.flat, outer=True).at(point.theta, point.fixed).mv
+        functional, *held = (
+            self._functional(point, delta).mv for delta in point.functional_residuals
+        )
         products = (lambda v: outer(v) + functional(v), outer, functional, *held)
         begun = time.monotonic()
         products[0](np.ones(self.flat.p))
@@ -218,18 +224,20 @@ class SketchEngine:
         return dict(zip(point.parts, counts, strict=True))
 
     def _most_functional(self, point: Point, delta: Float[np.ndarray, "n k"], cut: float) -> int:
-        single, at, flat = self.progress.single, (point.theta, point.fixed), self.flat
-        assert single is not None
+        at, flat = (point.theta, point.fixed), self.flat
         moving = [spec for spec in flat.specs if spec.differentiated and spec.size]
         draws = np.random.default_rng(_SEED).standard_normal((_GRADIENTS, flat.positions, 1))
         return most_rank(
-            single.functional(*at, delta),
-            np.stack([single.gradient(*at, o * delta) for o in draws]),
+            self._functional(point, delta).mv,
+            np.stack([residual_gradient(flat, *at, o * delta) for o in draws]),
             [matrix_shape(spec) if is_matrix(spec) else (spec.size, 1) for spec in moving],
             cut,
             eps=flat.precision.eps,
             seed=_SEED,
         )
+
+    def _functional(self, point: Point, delta: Float[np.ndarray, "n k"]) -> HessianOperator:
+        return HessianPrograms(self.flat, residuals=1).at(point.theta, point.fixed, [delta])
 
     def _sizes(self, residuals: int) -> _Sizes:
         """Return what fits, each in its share of memory, with so many residuals."""
@@ -259,19 +267,18 @@ class SketchEngine:
         )
 
 
-def _products(program: BlockProducts, point: Point, parts: Collection[str]) -> Products:
+def _products(programs: HessianPrograms, point: Point, parts: Collection[str]) -> Products:
     """Return a function: rows v -> rows H v of each of these parts; it reuses their arrays."""
-    at_once = program.at(point.theta, point.fixed, point.functional_residuals)
+    operator = programs.at(point.theta, point.fixed, point.functional_residuals)
     images: dict[str, np.ndarray] = {}
 
     def products(vectors: Float[np.ndarray, "m p"]) -> dict[str, Float[np.ndarray, "m p"]]:
-        count, m = len(vectors), program.vectors
+        count, m = len(vectors), programs.block[1]
         for part in parts:
             if part not in images or len(images[part]) < count:
                 images[part] = np.empty(vectors.shape)
         for i in range(0, count, m):
-            block = at_once(vectors[i : i + m])
-            rows = dict(zip(point.parts[1:], (block.outer, *block.functional), strict=True))
+            rows = dict(zip(point.parts[1:], operator.matmat(vectors[i : i + m]), strict=True))
             for part in parts:
                 out = images[part][i : min(i + m, count)]
                 if part == "H_L":

@@ -1,6 +1,7 @@
-"""H_f v of any network, and compiled products of H_o and H_f with one vector or with many.
+"""H_o and H_f of any network as operators: products with one vector or many, and the matrices.
 
-The batch is kept together. With weights w_i that sum to 1 and residuals delta_i = dl/dF [k]:
+The batch is kept together. Each program is compiled once for its parts and its width. With weights
+w_i that sum to 1 and residuals delta_i = dl/dF [k]:
 
   H_f v = d/de grad_theta sum_i w_i <delta_i, F(x_i)> at theta + e v, with delta held constant
 
@@ -9,23 +10,28 @@ H_o v is in `gauss_newton`.
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from rankmon._util.compile import largest_program
+from rankmon._util.compile import Make, largest_program
 from rankmon._util.expected_time import compiled
 from rankmon._util.jaxpr import CUSTOM_VJP_CALLS, holds
 from rankmon.hessian.gauss_newton import outer_product
+from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.precision import abstract_array
 
 # More vectors at once take longer each: what lies between two layers leaves the cache.
 _MOST_VECTORS = 16
+
+# More rows of a matrix at once cost memory and gain nothing: the products are already large.
+_MOST_ROWS = 128
 
 
 def weighted_gradient(
@@ -86,148 +92,214 @@ def _lowers(flat: FlatProblem) -> bool:
     return True
 
 
-def _weighted(flat: FlatProblem, delta: Float[np.ndarray, "*c n k"]) -> Float[np.ndarray, "*c n k"]:
-    """Return the residuals times the weights of the mean, as compiled programs take them."""
-    return (flat.weights[:, None] * delta).astype(flat.dtype)
-
-
-class SingleProducts:
-    """H_o v and H_f v for one vector, and gradients, each a program of its own.
+def traced_product(flat: FlatProblem, part: str) -> Any:
+    """Trace the program of H_o v or H_f v for one vector, or of the gradient of which H_f is made.
 
     Args:
       flat: the problem.
+      part: "H_o", "H_f" or "gradient".
     """
+    theta, fixed, inputs, *known = flat.shapes_of(flat.inputs, flat.targets, flat.typed_weights)
+    weighted = abstract_array((flat.positions, flat.k), flat.dtype)
+    programs: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
+        "H_o": (outer_product, (*known, theta)),
+        "H_f": (functional_product, (weighted, theta)),
+        "gradient": (weighted_gradient, (weighted,)),
+    }
+    function, others = programs[part]
+    with flat.precision.scope():
+        return jax.jit(partial(function, flat)).trace(theta, fixed, inputs, *others)
 
-    def __init__(self, flat: FlatProblem) -> None:
-        self._flat = flat
-        weighted = abstract_array((flat.positions, flat.k), flat.dtype)
-        theta, *known = flat.shapes_of(flat.inputs, flat.targets, flat.typed_weights)
-        fixed, inputs, *_ = known
+
+def compiled_product(flat: FlatProblem, part: str) -> Callable[..., Any]:
+    """Return that program, compiled once for each problem."""
+    key = ("product", part)
+    if key not in flat.memo:
+        what = "a gradient" if part == "gradient" else f"a product with {part}"
         with flat.precision.scope():
-            outer, functional, gradient = (
-                jax.jit(partial(function, flat))
-                for function in (outer_product, functional_product, weighted_gradient)
-            )
-            self._outer = compiled("a product with H_o", outer.trace(theta, *known, theta))
-            self._functional = compiled(
-                "a product with H_f", functional.trace(theta, fixed, inputs, weighted, theta)
-            )
-            self._gradient = compiled("a gradient", gradient.trace(theta, fixed, inputs, weighted))
-
-    def outer(
-        self, theta: np.ndarray, fixed: Sequence[np.ndarray]
-    ) -> Callable[[Float[np.ndarray, " p"]], Float[np.ndarray, " p"]]:
-        """Return the function v -> H_o v at these parameters."""
-        flat = self._flat
-        known = (theta, tuple(fixed), flat.inputs, flat.targets, flat.typed_weights)
-        return partial(self._product, self._outer, known)
-
-    def functional(
-        self, theta: np.ndarray, fixed: Sequence[np.ndarray], delta: Float[np.ndarray, "n k"]
-    ) -> Callable[[Float[np.ndarray, " p"]], Float[np.ndarray, " p"]]:
-        """Return the function v -> H_f v at these parameters and residuals."""
-        flat = self._flat
-        weighted = _weighted(flat, delta)
-        return partial(
-            self._product, self._functional, (theta, tuple(fixed), flat.inputs, weighted)
-        )
-
-    def gradient(
-        self, theta: np.ndarray, fixed: Sequence[np.ndarray], delta: Float[np.ndarray, "n k"]
-    ) -> Float[np.ndarray, " p"]:
-        """Return grad_theta sum_i w_i <delta_i, F(x_i)>, with delta held constant."""
-        flat = self._flat
-        weighted = _weighted(flat, delta)
-        with flat.precision.scope():
-            return np.asarray(
-                self._gradient(theta, tuple(fixed), flat.inputs, weighted), np.float64
-            )
-
-    def _product(self, program: Callable[..., Any], known: Any, v: np.ndarray) -> np.ndarray:
-        with self._flat.precision.scope():
-            return np.asarray(program(*known, v.astype(self._flat.dtype)), np.float64)
+            flat.memo[key] = compiled(what, traced_product(flat, part))
+    return flat.memo[key]
 
 
-class Block(NamedTuple):
-    """H_o and H_f, for each of some residuals, times the same vectors."""
+def residual_gradient(
+    flat: FlatProblem,
+    theta: np.ndarray,
+    fixed: Sequence[np.ndarray],
+    delta: Float[np.ndarray, "n k"],
+) -> Float[np.ndarray, " p"]:
+    """Return grad_theta sum_i w_i <delta_i, F(x_i)>, with delta held constant, in float64."""
+    weighted = (flat.weights[:, None] * delta).astype(flat.dtype)
+    with flat.precision.scope():
+        program = compiled_product(flat, "gradient")
+        return np.asarray(program(theta, tuple(fixed), flat.inputs, weighted), np.float64)
 
-    outer: Float[np.ndarray, "m p"]
-    functional: Float[np.ndarray, "c m p"]
 
+class HessianPrograms:
+    """Compiled products with some parts of one problem's Hessian, for any parameters.
 
-class BlockProducts:
-    """H_o V and H_f V for many vectors at once; compiled once, for as many as fit.
+    Parts that are asked for at once share a program, and so the network's evaluation.
 
     Args:
       flat: the problem.
-      cotangents: for how many residuals H_f is asked at once.
-      batch: how many vectors will come; it is divided evenly.
-      room: bytes of temporary memory.
-
-    Raises:
-      MemoryError: if a single vector does not fit.
-
-    Attributes:
-      vectors: m, the number of vectors multiplied at once.
+      outer: whether H_o is one of the parts.
+      residuals: for how many residuals H_f is asked at once.
+      batch: how many vectors will come at once; it is divided evenly.
+      room: bytes of temporary memory of a product with several vectors.
     """
 
-    def __init__(self, flat: FlatProblem, *, cotangents: int, batch: int, room: int) -> None:
-        self._flat = flat
-        p, dtype = flat.p, flat.dtype
-        weighted = abstract_array((cotangents, flat.positions, flat.k), dtype)
-        known = flat.shapes_of(flat.inputs, flat.targets, flat.typed_weights)
-
-        def shapes(m: int) -> tuple[Any, ...]:
-            return *known, weighted, abstract_array((m, p), dtype)
-
-        most = max(1, min(_MOST_VECTORS, batch, room // (8 * p * (2 + cotangents))))
-        most = math.ceil(batch / math.ceil(batch / most))
-        with flat.precision.scope():
-            self._program, self.vectors, _ = largest_program(
-                "a product with the Hessian", lambda m: self._blocks, shapes, most=most, room=room
-            )
-
-    def _blocks(
+    def __init__(
         self,
-        theta: Any,
-        fixed: Any,
-        inputs: Any,
-        targets: Any,
-        weights: Any,
-        weighted: Any,
-        vectors: Any,
-    ) -> Any:
-        flat = self._flat
+        flat: FlatProblem,
+        *,
+        outer: bool = False,
+        residuals: int = 0,
+        batch: int = 1,
+        room: int = DEFAULT_MEMORY_LIMIT,
+    ) -> None:
+        self.flat, self.outer, self.residuals = flat, outer, residuals
+        self._batch, self._room = batch, room
 
-        def one(v: Any) -> Any:
-            outer = outer_product(flat, theta, fixed, inputs, targets, weights, v)
-            functional = jax.vmap(lambda w: functional_product(flat, theta, fixed, inputs, w, v))(
-                weighted
-            )
-            return outer, functional
-
-        outer, functional = jax.vmap(one)(vectors)
-        return outer, jnp.moveaxis(functional, 1, 0)
+    @property
+    def part(self) -> str:
+        """The part, for logs and errors."""
+        if self.outer and self.residuals:
+            return "a product with the Hessian"
+        return "H_o" if self.outer else "H_f"
 
     def at(
         self,
         theta: np.ndarray,
         fixed: Sequence[np.ndarray],
-        deltas: Sequence[Float[np.ndarray, "n k"]],
-    ) -> Callable[[Float[np.ndarray, "m p"]], Block]:
-        """Return the products at these parameters and residuals, a function of up to m vectors."""
-        flat = self._flat
-        weighted = _weighted(flat, np.stack(deltas))
+        deltas: Sequence[Float[np.ndarray, "n k"]] = (),
+    ) -> "HessianOperator":
+        """Return the parts at these parameters, with these residuals held constant."""
+        flat = self.flat
+        held = np.reshape(deltas, (self.residuals, flat.positions, flat.k))
+        weighted = (flat.weights[:, None] * held).astype(flat.dtype)
         known = (theta, tuple(fixed), flat.inputs, flat.targets, flat.typed_weights, weighted)
+        return HessianOperator(self, known)
 
-        def products(vectors: Float[np.ndarray, "m p"]) -> Block:
-            short = self.vectors - len(vectors)
-            padded = np.pad(vectors, ((0, short), (0, 0))) if short else vectors
-            with flat.precision.scope():
-                outer, functional = self._program(*known, padded.astype(flat.dtype, copy=False))
-            m = len(vectors)
-            return Block(
-                np.asarray(outer, np.float64)[:m], np.asarray(functional, np.float64)[:, :m]
+    @cached_property
+    def block(self) -> tuple[Callable[..., Any], int, int]:
+        """The products with several vectors: the program, their number, and its temporary bytes.
+
+        Raises:
+          MemoryError: if a single vector does not fit.
+        """
+        arrays = 8 * self.flat.p * (1 + self.outer + self.residuals)
+        most = max(1, min(_MOST_VECTORS, self._batch, self._room // arrays))
+        most = math.ceil(self._batch / math.ceil(self._batch / most))
+        return self._compiled(
+            lambda m: self._products,
+            lambda m: abstract_array((m, self.flat.p), self.flat.dtype),
+            most,
+        )
+
+    @cached_property
+    def rows(self) -> tuple[Callable[..., Any], int, int]:
+        """The products with basis vectors from a given one on, as for `block`.
+
+        The program makes these vectors itself, so that their memory is counted.
+
+        Raises:
+          MemoryError: if a single row does not fit.
+        """
+        flat = self.flat
+
+        def make(chunk: int) -> Callable[..., Any]:
+            def rows(*arguments: Any) -> Any:
+                *known, start = arguments
+                basis = jax.nn.one_hot(start + jnp.arange(chunk), flat.p, dtype=flat.dtype)
+                return self._products(*known, basis)
+
+            return rows
+
+        return self._compiled(
+            make, lambda chunk: abstract_array((), np.int32), min(flat.p, _MOST_ROWS)
+        )
+
+    def _compiled(
+        self, make: Make, last: Callable[[int], Any], most: int
+    ) -> tuple[Callable[..., Any], int, int]:
+        flat = self.flat
+        known = flat.shapes_of(flat.inputs, flat.targets, flat.typed_weights)
+        weighted = abstract_array((self.residuals, flat.positions, flat.k), flat.dtype)
+        with flat.precision.scope():
+            return largest_program(
+                self.part, make, lambda m: (*known, weighted, last(m)), most=most, room=self._room
             )
 
-        return products
+    def _products(self, *arguments: Any) -> list[Float[Array, "m ..."]]:
+        """Return H_o V [m, p] and H_f V [m, c, p], of the parts there are; traceable."""
+        theta, fixed, inputs, targets, weights, weighted, vectors = arguments
+        flat = self.flat
+
+        def one(v: Any) -> Any:
+            found = []
+            if self.outer:
+                found.append(outer_product(flat, theta, fixed, inputs, targets, weights, v))
+            if self.residuals:
+                held = partial(functional_product, flat, theta, fixed, inputs)
+                found.append(jax.vmap(lambda w: held(w, v))(weighted))
+            return found
+
+        return jax.vmap(one)(vectors)
+
+
+@dataclass(frozen=True)
+class HessianOperator:
+    """Some parts of the Hessian at a point: H_o, then H_f for each of the residuals.
+
+    Attributes:
+      programs: the compiled products, shared by all points.
+      known: their first arguments.
+    """
+
+    programs: HessianPrograms
+    known: tuple[Any, ...]
+
+    @property
+    def size(self) -> int:
+        """The number of rows and columns, p."""
+        return self.programs.flat.p
+
+    def mv(self, v: Float[np.ndarray, " p"]) -> Float[np.ndarray, " p"]:
+        """Return the product of the only part with a vector, in float64."""
+        flat = self.programs.flat
+        *point, targets, weights, weighted = self.known
+        if self.programs.outer:
+            part, known = "H_o", (*point, targets, weights)
+        else:
+            part, known = "H_f", (*point, weighted[0])
+        with flat.precision.scope():
+            product = compiled_product(flat, part)(*known, np.asarray(v, flat.dtype))
+            return np.asarray(product, np.float64)
+
+    def matmat(self, vectors: Float[np.ndarray, "m p"]) -> list[Float[np.ndarray, "m p"]]:
+        """Return the product of each part with up to `programs.block`'s number of vectors."""
+        program, width, _ = self.programs.block
+        m, flat = len(vectors), self.programs.flat
+        padded = np.pad(vectors, ((0, width - m), (0, 0))) if m < width else vectors
+        with flat.precision.scope():
+            found = self._parts(program(*self.known, padded.astype(flat.dtype, copy=False)))
+            return [np.asarray(product, np.float64)[:m] for product in found]
+
+    def as_matrix(self) -> list[Float[np.ndarray, "p p"]]:
+        """Return each part's matrix, in float64 and in the order of theta."""
+        programs, p = self.programs, self.size
+        program, chunk, _ = programs.rows
+        matrices = [np.empty((p, p)) for _ in range(programs.outer + programs.residuals)]
+        with programs.flat.precision.scope():
+            for start in programs.flat.pace.over(programs.part, range(0, p, chunk)):
+                start = min(start, p - chunk)
+                found = self._parts(program(*self.known, np.asarray(start, np.int32)))
+                for matrix, block in zip(matrices, found, strict=True):
+                    matrix[start : start + chunk] = block
+        return matrices
+
+    def _parts(self, products: list[Any]) -> list[np.ndarray]:
+        arrays = [np.asarray(product) for product in products]
+        if self.programs.residuals:
+            functional = arrays.pop()
+            arrays += [functional[:, j] for j in range(functional.shape[1])]
+        return arrays

@@ -12,6 +12,7 @@ from oracles import CASES, Case, dense_parts, mlp, mse
 from rankmon import HessianProbe, Problem, hessian_ranks
 from rankmon.engines.dense import Curvature
 from rankmon.hessian.memory import dense_bytes
+from rankmon.hessian.operators import HessianPrograms
 from refusals import refused
 from shared_problems import flat_of
 
@@ -99,8 +100,9 @@ def test_products_equal_matrices(name):
     want = dense_parts(CASES[name])
     v = np.random.default_rng(8).standard_normal(len(at.theta))
     scale = np.max(np.abs(want["H_L"])) * np.sqrt(len(at.theta))
-    outer = at.curvature.outer_product(at.theta, at.fixed, v)
-    functional = at.curvature.functional_product(at.theta, at.fixed, at.delta, v)
+    flat, point = at.curvature.flat, (at.theta, at.fixed)
+    outer = HessianPrograms(flat, outer=True).at(*point).mv(v)
+    functional = HessianPrograms(flat, residuals=1).at(*point, [at.delta]).mv(v)
     assert_close(outer, want["H_o"] @ v, scale)
     assert_close(functional, want["H_f"] @ v, scale)
 

@@ -19,7 +19,7 @@ from rankmon import (
 )
 from rankmon.engines.dense import Curvature
 from rankmon.engines.select import ENGINES
-from rankmon.hessian.operators import SingleProducts
+from rankmon.hessian.operators import HessianPrograms
 from rankmon.writers.memory import MemoryWriter
 from refusals import refused
 
@@ -118,7 +118,7 @@ def test_single_products():
     theta, fixed = flat.split(flat.leaves(params))
     _, delta = flat.loss_and_residuals(theta, fixed)
     v = np.random.default_rng(0).standard_normal(flat.p)
-    got = SingleProducts(flat).functional(theta, fixed, delta)(v)
+    got = HessianPrograms(flat, residuals=1).at(theta, fixed, [delta]).mv(v)
     np.testing.assert_allclose(got, want["H_f"] @ v, atol=1e-13)
 
 
