@@ -24,7 +24,8 @@ from jaxtyping import Float
 from rankmon._util.compile import Make, largest_program, operations
 from rankmon._util.jaxpr import CUSTOM_VJP_CALLS, holds
 from rankmon.engines.dense_parts import HessianParts, is_wide, root_values
-from rankmon.hessian.jacobian import ExampleJacobians, chunk_shapes, is_of_whole_batch, one_example
+from rankmon.hessian.batching import OneByOne, is_of_whole_batch
+from rankmon.hessian.jacobian import JacobianOperator
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT, dense_bytes, refuse_oversize
 from rankmon.hessian.operators import HessianPrograms, compiled_product
 from rankmon.problem.flat import FlatProblem
@@ -54,7 +55,7 @@ class Curvature:
         self._functional_programs: dict[int, HessianPrograms] = {}
         #: Bytes of temporary memory that the compiled programs report, by the matrix assembled.
         self.workspace_used: dict[str, int] = {}
-        self._one_by_one = True
+        self._one_by_one = OneByOne()  # for `_outer_chunk`
 
     def compile(self, *, cotangents: int) -> None:
         """Compile the assembly now, so that what does not fit is known before training starts.
@@ -68,17 +69,12 @@ class Curvature:
         self.flat.compile()
         with self.flat.precision.scope():
             self._functional(cotangents)
-            if self._one_by_one:
-                if not is_wide(self.flat) and self._products_are_cheap():
-                    self._one_by_one = False
-            if self._one_by_one:
-                try:
-                    self._jacobians if is_wide(self.flat) else self._outer_chunk  # noqa: B018
-                except Exception:  # noqa: BLE001
-                    # Too large an example, or an apply that needs the whole batch: the slow way.
-                    self._one_by_one = False
-            if not self._one_by_one:
-                self.workspace_used["H_o"] = self._outer.rows[2]
+            if is_wide(self.flat):
+                self._jacobian.compile()
+            else:
+                if self._products_are_cheap():
+                    self._one_by_one.rule_out()
+                self._one_by_one.prepare(lambda: self._outer_chunk, lambda: self._outer)
 
     def parts(
         self,
@@ -112,16 +108,14 @@ class Curvature:
     ) -> tuple[Float[np.ndarray, "p p"], Float[np.ndarray, " nk"] | None]:
         """Return H_o at theta, in float64, and its eigenvalues if the Jacobian gives them."""
         with self.flat.precision.scope():
-            if self._one_by_one:
-                matrix, values = (
-                    self._outer_from_jacobian(theta, fixed, b)
-                    if is_wide(self.flat)
-                    else (self._outer_from_examples(theta, fixed), None)
-                )
-                if self._agrees_with_products(matrix, theta, fixed):
-                    return matrix, values
-                self._one_by_one = False
-            return self._outer.at(theta, fixed).as_matrix()[0], None
+            if is_wide(self.flat):
+                return self._outer_from_jacobian(theta, fixed, b)
+            matrix = self._one_by_one.result(
+                lambda: self._outer_from_examples(theta, fixed),
+                lambda: self._outer.at(theta, fixed).as_matrix()[0],
+                right=lambda matrix: self._agrees_with_products(matrix, theta, fixed),
+            )
+            return matrix, None
 
     # H_f
 
@@ -136,7 +130,9 @@ class Curvature:
 
     @cached_property
     def _outer(self) -> HessianPrograms:
-        return HessianPrograms(self.flat, outer=True, room=self._workspace)
+        programs = HessianPrograms(self.flat, outer=True, room=self._workspace)
+        self.workspace_used["H_o"] = programs.rows[2]
+        return programs
 
     def _products_are_cheap(self) -> bool:
         """Return whether p products take far fewer operations than J^T B J: many outputs."""
@@ -149,7 +145,8 @@ class Curvature:
     ) -> bool:
         """Return whether the matrix multiplies a vector as H_o of the whole batch does."""
         v = np.random.default_rng(0).standard_normal(self.flat.p).astype(self.flat.dtype)
-        return is_of_whole_batch(outer @ v, self._outer.at(theta, fixed).mv(v), self.flat)
+        want = HessianPrograms(self.flat, outer=True).at(theta, fixed).mv(v)
+        return is_of_whole_batch(outer @ v, want, self.flat)
 
     def _outer_from_examples(self, theta: np.ndarray, fixed: Sequence[np.ndarray]) -> np.ndarray:
         flat, n = self.flat, self.flat.problem.n
@@ -167,6 +164,7 @@ class Curvature:
             total = add(total, theta, tuple(fixed), inputs, chosen, weights[part] * live)
         return np.asarray(total, np.float64)
 
+    # Not of rows from `JacobianOperator`: summed on the device, none of them comes to the host.
     @cached_property
     def _outer_chunk(self) -> tuple[Callable[..., Any], int]:
         flat, n, k, p = self.flat, self.flat.problem.n, self.flat.k, self.flat.p
@@ -183,14 +181,14 @@ class Curvature:
 
         def make(chunk: int) -> Callable[..., Any]:
             def add(total: Any, theta: Any, fixed: Any, inputs: Any, targets: Any, w: Any) -> Any:
-                def example(x: Any) -> Any:
-                    return one_example(flat, theta, fixed, x)
+                def outputs(t: Any, x: Any) -> Any:
+                    return flat.outputs(t, fixed, jax.tree.map(lambda leaf: leaf[None], x))
 
-                z = jax.vmap(example)(inputs).reshape(chunk * per, k)
+                z = jax.vmap(partial(outputs, theta))(inputs).reshape(chunk * per, k)
                 flat_targets = jax.tree.map(lambda t: t.reshape(-1, *t.shape[2:]), targets)
-                jacobian = jax.vmap(
-                    lambda x: jacobian_of(lambda t: one_example(flat, t, fixed, x))(theta)
-                )(inputs).reshape(chunk * per, k, p)
+                jacobian = jax.vmap(lambda x: jacobian_of(lambda t: outputs(t, x))(theta))(
+                    inputs
+                ).reshape(chunk * per, k, p)
                 bj = jax.vmap(curved)(z, flat_targets, jacobian)
                 weighted = w.reshape(-1, 1, 1) * bj
                 return total + jacobian.reshape(-1, p).T @ weighted.reshape(-1, p)
@@ -206,7 +204,7 @@ class Curvature:
                 abstract_array((p, p), self.flat.dtype),
                 theta,
                 fixed,
-                chunk_shapes(flat.inputs, chunk),
+                jax.tree.map(lambda a: cut(a, a.shape[1:]), flat.inputs),
                 jax.tree.map(lambda t: cut(t, (per, *t.shape[1:])), flat.targets),
                 abstract_array((chunk, per), self.flat.dtype),
             )
@@ -217,7 +215,10 @@ class Curvature:
     def _outer_from_jacobian(
         self, theta: np.ndarray, fixed: Sequence[np.ndarray], b: OutputHessians
     ) -> tuple[Float[np.ndarray, "p p"], Float[np.ndarray, " nk"] | None]:
-        flat, J = self.flat, self._jacobians(theta, fixed)
+        flat = self.flat
+        J = self._jacobian.as_matrix(flat.joined(theta, fixed))
+        self.workspace_used["H_o"] = self._jacobian.workspace_used
+        J = J.reshape(flat.positions, flat.k, flat.p)
         with np.errstate(over="ignore", invalid="ignore"):  # overflow is found in the result
             weighted = flat.weights[:, None, None] * b.products(J)
             outer = J.reshape(-1, flat.p).T @ weighted.reshape(-1, flat.p)
@@ -228,10 +229,8 @@ class Curvature:
             return outer, root_values(roots.products(J).reshape(-1, flat.p))
 
     @cached_property
-    def _jacobians(self) -> ExampleJacobians:
-        jacobians = ExampleJacobians(self.flat, room=self._workspace)
-        self.workspace_used["H_o"] = jacobians.workspace_used
-        return jacobians
+    def _jacobian(self) -> JacobianOperator:
+        return JacobianOperator(self.flat, room=self._workspace)
 
     # Compilation
 

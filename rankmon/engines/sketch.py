@@ -17,12 +17,8 @@ from rankmon._util.text import bytes_text
 from rankmon.engines.base import Ranks
 from rankmon.engines.cuts import HessianCuts, below_rounding
 from rankmon.hessian.gauss_newton import OuterSpectrum
-from rankmon.hessian.operators import (
-    HessianOperator,
-    HessianPrograms,
-    compiled_product,
-    residual_gradient,
-)
+from rankmon.hessian.jacobian import compiled_gradient, transposed_product
+from rankmon.hessian.operators import HessianOperator, HessianPrograms, compiled_product
 from rankmon.linalg.numerical_rank import NumericalRank, Tolerance
 from rankmon.linalg.rank_bound import most_rank
 from rankmon.linalg.sketch import Products, Sketch, side_for, sketched, spectral_norm
@@ -102,8 +98,9 @@ class SketchEngine:
         """Compile the products with the Hessian for so many residuals."""
         self.flat.compile()
         kept = self.progress
-        for part in ("H_o", "H_f", "gradient"):
+        for part in ("H_o", "H_f"):
             compiled_product(self.flat, part)
+        compiled_gradient(self.flat)
         if cotangents not in kept.blocks:
             kept.blocks[cotangents] = HessianPrograms(
                 self.flat,
@@ -226,10 +223,11 @@ class SketchEngine:
     def _most_functional(self, point: Point, delta: Float[np.ndarray, "n k"], cut: float) -> int:
         at, flat = (point.theta, point.fixed), self.flat
         moving = [spec for spec in flat.specs if spec.differentiated and spec.size]
+        weights = flat.weights[:, None]
         draws = np.random.default_rng(_SEED).standard_normal((_GRADIENTS, flat.positions, 1))
         return most_rank(
             self._functional(point, delta).mv,
-            np.stack([residual_gradient(flat, *at, o * delta) for o in draws]),
+            np.stack([transposed_product(flat, *at, weights * (o * delta)) for o in draws]),
             [matrix_shape(spec) if is_matrix(spec) else (spec.size, 1) for spec in moving],
             cut,
             eps=flat.precision.eps,

@@ -1,4 +1,4 @@
-"""Compiled programs over the probe batch, some rows of some units at a time.
+"""One example at a time or the whole batch: the decision, and programs over some rows at a time.
 
 A unit is an example, or the whole batch if its examples interact. A row of a unit is one output at
 one position: a row of C_i^T, the vector that J_i^T is applied to.
@@ -6,7 +6,7 @@ one position: a row of C_i^T, the vector that J_i^T is applied to.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -28,6 +28,68 @@ _COTANGENTS_ALIVE = 8
 # From leaves, inputs of some units, cotangents [units, rows, positions, k] and a number to arrays
 # with an entry for each unit, and arrays with an entry for each unit and row.
 RowFunction = Callable[[Any, Any, Any, Any], tuple[list[Array], list[Array]]]
+
+
+_Result = TypeVar("_Result")
+
+
+class OneByOne:
+    """Decide whether one computation takes one example at a time or keeps the batch together.
+
+    One at a time is cheap. It is impossible if the network takes only the whole batch or an example
+    does not fit, and gives the Jacobian of another network if the examples interact (batch
+    statistics). Once it failed, the batch is kept together for good.
+    """
+
+    def __init__(self) -> None:
+        self._possible = True
+
+    def rule_out(self) -> None:
+        """Keep the batch together from now on."""
+        self._possible = False
+
+    def prepare(self, one: Callable[[], Any], whole: Callable[[], Any]) -> None:
+        """Prepare one example at a time; if that raises, the whole batch."""
+        if self._possible:
+            try:
+                one()
+                return
+            except Exception:  # noqa: BLE001  whatever it is, the whole batch may do
+                self._possible = False
+        whole()
+
+    def result(
+        self,
+        one: Callable[[], _Result],
+        whole: Callable[[], _Result],
+        *,
+        right: Callable[[_Result], bool],
+    ) -> _Result:
+        """Return the result of one example at a time if it is right, else of the whole batch."""
+        if self._possible:
+            found = one()
+            try:
+                self._possible = right(found)
+            except Exception:  # noqa: BLE001  a check that cannot be made has not passed
+                self._possible = False
+            if self._possible:
+                return found
+        return whole()
+
+
+def is_of_whole_batch(
+    got: Float[np.ndarray, "..."], want: Float[np.ndarray, "..."], flat: FlatProblem
+) -> bool:
+    """Return whether a product made one example at a time equals that of the whole batch."""
+    if not (np.all(np.isfinite(got)) and np.all(np.isfinite(want))):
+        return True  # overflow is logged as such; it says nothing of the examples
+    scale = max(np.max(np.abs(got)), np.max(np.abs(want)))
+    return is_rounding(np.max(np.abs(got - want)), scale, flat)
+
+
+def is_rounding(difference: float, scale: float, flat: FlatProblem) -> bool:
+    """Return whether two sums over the parameters that differ by this much may be the same."""
+    return bool(difference <= min(1e3 * flat.p * flat.precision.eps, 0.1) * scale)
 
 
 @dataclass(frozen=True)
@@ -59,6 +121,7 @@ class Units:
       count: the number of units.
       positions: the number of positions of each unit.
       inputs: the inputs, with a leading axis of units, then one of the examples in each.
+      workspace_used: the most bytes of temporary memory that a compiled program reports.
     """
 
     def __init__(self, flat: FlatProblem, *, apart: bool, room: int) -> None:
@@ -66,6 +129,7 @@ class Units:
         self.inputs = jax.tree.map(lambda a: a[:, None] if apart else a[None], flat.inputs)
         self.count = flat.problem.n if apart else 1
         self.positions = flat.positions // self.count
+        self.workspace_used = 0
         self._programs: dict[Any, tuple[Callable[..., Any], int]] = {}
 
     @property
@@ -105,6 +169,7 @@ class Units:
         roots: Roots,
         first: int,
         pace: Pace,
+        most: int | None = None,
     ) -> Iterator[tuple[Piece, list[np.ndarray], list[np.ndarray]]]:
         """Yield the function's results piece by piece, units and rows in one axis.
 
@@ -115,10 +180,11 @@ class Units:
           roots: C_i at every position.
           first: the function's last argument.
           pace: the time that these pieces may take.
+          most: the most rows at a time.
         """
         unit_rows = self.positions * roots.count
         with self._flat.precision.scope():
-            program, chunk = self._program(key, function, leaves, unit_rows)
+            program, chunk = self.program(key, function, leaves, unit_rows, most)
         column = np.asarray(first, np.int32)
         for piece in pace.over("the Jacobian", list(self._plan(chunk, unit_rows))):
             inputs = jax.tree.map(lambda a: a[piece.units], self.inputs)  # noqa: B023
@@ -128,10 +194,19 @@ class Units:
                 by_unit, by_row = jax.tree.map(lambda a: np.asarray(a, np.float64), results)
             yield piece, by_unit, [rows.reshape(-1, rows.shape[-1]) for rows in by_row]
 
-    def _program(
-        self, key: Any, function: RowFunction, leaves: Sequence[Any], unit_rows: int
+    def program(
+        self,
+        key: Any,
+        function: RowFunction,
+        leaves: Sequence[Any],
+        unit_rows: int,
+        most: int | None = None,
     ) -> tuple[Callable[..., Any], int]:
-        """Return the function compiled for parameters where they are, and its rows at a time."""
+        """Return the function compiled for parameters where they are, and its rows at a time.
+
+        Raises:
+          MemoryError: if a single row does not fit.
+        """
         placed = [_placed(leaf) for leaf in leaves]
         key = (key, tuple((leaf.dtype, leaf.sharding) for leaf in placed))
         if key not in self._programs:
@@ -150,14 +225,15 @@ class Units:
                     abstract_array((), np.int32),
                 )
 
-            program, chunk, _ = largest_program(
+            program, chunk, need = largest_program(
                 "the Jacobian",
                 lambda _: function,
                 shapes,
-                most=min(self.count * unit_rows, self._most_rows),
+                most=min(self.count * unit_rows, self._most_rows, max(1, most or _MOST_ROWS)),
                 room=self._room,
             )
             self._programs[key] = program, chunk
+            self.workspace_used = max(self.workspace_used, need)
         return self._programs[key]
 
     @property

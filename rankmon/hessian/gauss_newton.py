@@ -28,8 +28,7 @@ from jaxtyping import Array, Float
 from rankmon._util.distributed import gathered
 from rankmon._util.expected_time import OutOfTimeError, Pace
 from rankmon._util.text import bytes_text
-from rankmon.hessian.jacobian import pushed_forward
-from rankmon.hessian.weighted_jacobian import WeightedJacobian
+from rankmon.hessian.jacobian import JacobianOperator
 from rankmon.linalg.gram import (
     Block,
     BoundedSpectrum,
@@ -53,6 +52,19 @@ METHODS = ("auto", "gram", "qr")
 
 # One spectrum of a matrix of this order, order^3 times this: read off 7,000 rows on two cores.
 _SECONDS = 1.2e-10
+
+
+def pushed_forward(pull_back: Callable[[Any], Any], z: Any, v: Any) -> Any:
+    """Return J v as the transpose of u -> J^T u; traceable.
+
+    A function with a backward rule alone has no forward one.
+
+    Args:
+      pull_back: the function u -> (J^T u,), from `jax.vjp` at theta.
+      z: the outputs at theta.
+      v: a vector like theta.
+    """
+    return jax.vjp(lambda u: pull_back(u)[0], jnp.zeros_like(z))[1](v)[0]
 
 
 def outer_product(
@@ -113,7 +125,7 @@ class OuterSpectrum:
                 "smaller probe batch"
             )
         self._room = (memory_limit - need) // 2
-        self._jacobian = WeightedJacobian(flat, room=self._room)
+        self._jacobian = JacobianOperator(flat, room=self._room)
 
     @classmethod
     def if_it_fits(cls, flat: FlatProblem, *, memory_limit: int) -> "OuterSpectrum | None":

@@ -23,6 +23,7 @@ from rankmon._util.compile import Make, largest_program
 from rankmon._util.expected_time import compiled
 from rankmon._util.jaxpr import CUSTOM_VJP_CALLS, holds
 from rankmon.hessian.gauss_newton import outer_product
+from rankmon.hessian.jacobian import weighted_gradient
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.precision import abstract_array
@@ -32,17 +33,6 @@ _MOST_VECTORS = 16
 
 # More rows of a matrix at once cost memory and gain nothing: the products are already large.
 _MOST_ROWS = 128
-
-
-def weighted_gradient(
-    flat: FlatProblem,
-    theta: Float[Array, " p"],
-    fixed: Any,
-    inputs: Any,
-    weighted: Float[Array, "n k"],
-) -> Float[Array, " p"]:
-    """Return grad_theta sum_i <weighted_i, F(x_i)>; traceable."""
-    return jax.grad(lambda t: jnp.vdot(weighted, flat.outputs(t, fixed, inputs)))(theta)
 
 
 def functional_product(
@@ -93,45 +83,29 @@ def _lowers(flat: FlatProblem) -> bool:
 
 
 def traced_product(flat: FlatProblem, part: str) -> Any:
-    """Trace the program of H_o v or H_f v for one vector, or of the gradient of which H_f is made.
+    """Trace the program of H_o v or H_f v for one vector.
 
     Args:
       flat: the problem.
-      part: "H_o", "H_f" or "gradient".
+      part: "H_o" or "H_f".
     """
     theta, fixed, inputs, *known = flat.shapes_of(flat.inputs, flat.targets, flat.typed_weights)
-    weighted = abstract_array((flat.positions, flat.k), flat.dtype)
-    programs: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
-        "H_o": (outer_product, (*known, theta)),
-        "H_f": (functional_product, (weighted, theta)),
-        "gradient": (weighted_gradient, (weighted,)),
-    }
-    function, others = programs[part]
     with flat.precision.scope():
-        return jax.jit(partial(function, flat)).trace(theta, fixed, inputs, *others)
+        if part == "H_o":
+            product = jax.jit(partial(outer_product, flat))
+            return product.trace(theta, fixed, inputs, *known, theta)
+        weighted = abstract_array((flat.positions, flat.k), flat.dtype)
+        product = jax.jit(partial(functional_product, flat))
+        return product.trace(theta, fixed, inputs, weighted, theta)
 
 
 def compiled_product(flat: FlatProblem, part: str) -> Callable[..., Any]:
     """Return that program, compiled once for each problem."""
     key = ("product", part)
     if key not in flat.memo:
-        what = "a gradient" if part == "gradient" else f"a product with {part}"
         with flat.precision.scope():
-            flat.memo[key] = compiled(what, traced_product(flat, part))
+            flat.memo[key] = compiled(f"a product with {part}", traced_product(flat, part))
     return flat.memo[key]
-
-
-def residual_gradient(
-    flat: FlatProblem,
-    theta: np.ndarray,
-    fixed: Sequence[np.ndarray],
-    delta: Float[np.ndarray, "n k"],
-) -> Float[np.ndarray, " p"]:
-    """Return grad_theta sum_i w_i <delta_i, F(x_i)>, with delta held constant, in float64."""
-    weighted = (flat.weights[:, None] * delta).astype(flat.dtype)
-    with flat.precision.scope():
-        program = compiled_product(flat, "gradient")
-        return np.asarray(program(theta, tuple(fixed), flat.inputs, weighted), np.float64)
 
 
 class HessianPrograms:

@@ -5,7 +5,6 @@ With J = dF/dtheta, a row for each output of each example, the empirical kernel 
 """
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from jaxtyping import Float
 from rankmon._util.optional_readers import optionally
 from rankmon._util.text import bytes_text
 from rankmon._util.validate import check_engine
-from rankmon.hessian.jacobian import BatchJacobian, ExampleJacobians, is_of_whole_batch
+from rankmon.hessian.jacobian import JacobianOperator
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
 from rankmon.hessian.stack_jacobian import StackJacobian
 from rankmon.linalg.numerical_rank import (
@@ -32,7 +31,7 @@ from rankmon.problem.precision import DOUBLE
 from rankmon.problem.problem import Problem, check_problem
 
 ENGINES = ("auto", "stack", "dense")
-Assembly = Callable[[list[np.ndarray]], Float[np.ndarray, "n k p"]]
+Assembly = Callable[[list[np.ndarray]], Float[np.ndarray, "..."]]
 
 # J, LAPACK's copy of it, and one for the rows that come in another order.
 _JACOBIANS_ALIVE = 3
@@ -138,7 +137,7 @@ def _assembly(flat: FlatProblem, engine: str, room: int) -> Assembly:
             "expected a stack of dense layers that computes in float64 with every parameter "
             "differentiated, got a network that is not recognized as one; use engine='auto'"
         )
-    return _Differentiated(flat, room)
+    return JacobianOperator(flat, room=room).as_matrix
 
 
 def _stack_jacobian(flat: FlatProblem) -> StackJacobian | None:
@@ -155,27 +154,3 @@ def _if_supported(flat: FlatProblem, stack: DenseStack) -> StackJacobian | None:
         return StackJacobian(flat, stack)
     except UnsupportedActivationError:
         return None
-
-
-class _Differentiated:
-    """The Jacobian by automatic differentiation, one example at a time if that is right."""
-
-    def __init__(self, flat: FlatProblem, room: int) -> None:
-        self._flat = flat
-        self._batch = BatchJacobian(flat, room=room)
-        self._examples: ExampleJacobians | None = None
-        with suppress(Exception):  # an apply that only takes the whole batch
-            self._examples = ExampleJacobians(flat, room=room)
-
-    def __call__(self, leaves: list[np.ndarray]) -> Float[np.ndarray, "n k p"]:
-        """Return the Jacobian at these leaves, in float64."""
-        theta, fixed = self._flat.split(leaves)
-        if self._examples is not None:
-            J = self._examples(theta, fixed)
-            v = np.random.default_rng(0).standard_normal(self._flat.p)
-            if not np.all(np.isfinite(J)) or is_of_whole_batch(
-                J @ v, self._batch.product(theta, fixed, v), self._flat
-            ):
-                return J
-            self._examples = None
-        return self._batch(theta, fixed)

@@ -153,6 +153,10 @@ class FlatProblem:
         self, theta: Float[Array, " p"], fixed: Sequence[Any], inputs: Any
     ) -> Float[Array, "n k"]:
         """Return the network's outputs at theta, one row per position of the batch; traceable."""
+        return self.apply_leaves(self.joined(theta, fixed), inputs)
+
+    def joined(self, theta: Any, fixed: Sequence[Any]) -> list[Any]:
+        """Return all leaves from theta and those held fixed, as `split` gives them; traceable."""
         held, leaves, offset = iter(fixed), [], 0
         for spec in self.specs:
             if spec.differentiated:
@@ -161,7 +165,7 @@ class FlatProblem:
                 offset += spec.size
             else:
                 leaves.append(next(held))
-        return self.apply_leaves(leaves, inputs)
+        return leaves
 
     @cached_property
     def program(self) -> ClosedJaxpr:

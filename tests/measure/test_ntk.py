@@ -10,9 +10,8 @@ from jax.flatten_util import ravel_pytree
 
 from oracles import CASES, data, mlp
 from rankmon import Problem, Tolerance, ntk_gram, ntk_rank, theory
-from rankmon.hessian.jacobian import BatchJacobian, ExampleJacobians
 from refusals import refused
-from shared_problems import flat_of, problem_of
+from shared_problems import problem_of
 
 # One of each network, some with weights or another loss, which must not enter.
 NETWORKS = [
@@ -110,21 +109,3 @@ def test_what_does_not_fit_is_refused():
         ntk_rank(problem, case.params, memory_limit=jacobian)
     with refused(TypeError, "tolerance", "rankmon.Tolerance"):
         ntk_rank(problem, case.params, tolerance=1e-3)
-
-
-@pytest.mark.parametrize("kind", [ExampleJacobians, BatchJacobian])
-def test_chunks_give_the_same_as_the_whole(kind):
-    case, flat = CASES["tanh_bias-mse"], flat_of("tanh_bias-mse")
-    theta, fixed = flat.split(flat.leaves(case.params))
-    whole = kind(flat, room=2**30)(theta, fixed)
-    few = kind(flat, room=4 * 4 * 8 * flat.k * flat.p)
-    tight = few(theta, fixed)
-    if kind is ExampleJacobians:
-        assert few._chunk not in (1, 3, 9)  # the last chunk overlaps
-    np.testing.assert_allclose(tight, whole, rtol=0, atol=1e-14 * np.max(np.abs(whole)))
-    np.testing.assert_allclose(
-        whole.reshape(-1, flat.p),
-        jacobian_of("tanh_bias-mse"),
-        rtol=0,
-        atol=1e-13 * np.max(np.abs(whole)),
-    )

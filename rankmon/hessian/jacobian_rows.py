@@ -1,8 +1,8 @@
-"""C_i^T dF_i/dtheta of any network, in blocks of columns or of rows.
+"""Rows C_i^T dF_i/dtheta of the Jacobian, with each example a unit of its own or the batch as one.
 
 Symbols: w_i B_i = C_i C_i^T, a root of example i's weighted output Hessian, so that with A the rows
 C_i^T dF_i/dtheta of all examples, [N k, p], H_o = A^T A. Rows go example by example; the order of
-the columns is not that of theta, and does not matter to singular values.
+the columns of blocks is not that of theta, and does not matter to singular values.
 
 The parameters stay on their devices, sharded or not: only blocks of A come to the host.
 """
@@ -20,63 +20,33 @@ from jaxtyping import Float
 
 from rankmon._util.distributed import gathered
 from rankmon._util.expected_time import Pace
-from rankmon.hessian.batching import RowFunction, Units
-from rankmon.hessian.jacobian import is_rounding
+from rankmon.hessian.batching import RowFunction, Units, is_rounding
 from rankmon.linalg.gram import Block, KhatriRao
 from rankmon.network.dense_kernels import DenseKernel, DenseKernels
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.output_hessians import Roots
+from rankmon.problem.precision import abstract_array
 
 _T = TypeVar("_T")
 _Leaves = Sequence[Any]
 
 
-class WeightedJacobian:
-    """The rows C_i^T dF_i/dtheta of one problem; programs are compiled at their first use.
+@dataclass(frozen=True)
+class _Unweighted(Roots):
+    """C_i = I, of k outputs."""
 
-    Every example is a unit by itself if that is right, and the kernels of dense layers then come as
-    `KhatriRao` blocks. If the examples interact (batch statistics) the batch stays together, for n
-    times the work.
+    k: int
+    signs = None
 
-    Args:
-      flat: the problem.
-      room: bytes for a block and for the programs' temporary memory together.
-    """
+    @property
+    def count(self) -> int:
+        return self.k
 
-    def __init__(self, flat: FlatProblem, *, room: int) -> None:
-        self._flat, self._room = flat, room
-        self._rows: _Rows | None = None
+    def products(self, V: np.ndarray, part: slice = slice(None)) -> np.ndarray:
+        return V
 
-    def columns(self, leaves: _Leaves, roots: Roots, pace: Pace | None = None) -> Iterator[Block]:
-        """Yield blocks of columns, each with all N k rows.
-
-        Args:
-          leaves: all parameter leaves, as they are stored or lifted, on whatever devices.
-          roots: C_i at every position.
-          pace: the time that all blocks may take; any by default.
-
-        Raises:
-          OutOfTimeError: if they are expected to take longer.
-        """
-        return self._right_rows(leaves).columns(leaves, roots, pace or self._flat.pace)
-
-    def rows(
-        self, leaves: _Leaves, roots: Roots, pace: Pace | None = None
-    ) -> Iterator[Float[np.ndarray, "p s"]]:
-        """Yield blocks of rows, transposed, each with all p columns; arguments as for `columns`."""
-        return self._right_rows(leaves).rows(leaves, roots, pace or self._flat.pace)
-
-    def _right_rows(self, leaves: _Leaves) -> "_Rows":
-        if self._rows is None or not self._rows.agree(leaves):
-            self._rows = self._apart(leaves) or _Rows(self._flat, apart=False, room=self._room)
-        return self._rows
-
-    def _apart(self, leaves: _Leaves) -> "_Rows | None":
-        try:
-            rows = _Rows(self._flat, apart=True, room=self._room)
-            return rows if rows.agree(leaves) else None
-        except Exception:  # noqa: BLE001  an apply that only takes the whole batch
-            return None
+    def columns(self, example: np.ndarray, column: np.ndarray) -> np.ndarray:
+        return (column[..., None] == np.arange(self.k)).astype(float)
 
 
 @dataclass(frozen=True)
@@ -88,15 +58,26 @@ class _Group:
     width: int
 
 
-class _Rows:
-    """The rows if every example is a unit by itself (apart), or the whole batch is one."""
+class JacobianRows:
+    """The rows if every example is a unit by itself (apart), or the whole batch is one.
+
+    Arguments of its methods are those of `JacobianOperator`.
+
+    Attributes:
+      units: the units.
+    """
 
     def __init__(self, flat: FlatProblem, *, apart: bool, room: int) -> None:
         self._flat, self._room = flat, room
-        self._units = Units(flat, apart=apart, room=room // 2)
-        self._kernels = DenseKernels(flat, self._units.shape) if apart else None
+        self._apart = apart
+        self.units = Units(flat, apart=apart, room=room // 2)
+
+    @cached_property
+    def _kernels(self) -> DenseKernels | None:
+        return DenseKernels(self._flat, self.units.shape) if self._apart else None
 
     def columns(self, leaves: _Leaves, roots: Roots, pace: Pace) -> Iterator[Block]:
+        """Yield blocks of columns, each with all rows."""
         yield from self._dense_blocks(leaves, roots, pace)
         m = self._flat.positions * roots.count
         groups = self._groups(max(1, self._room // (2 * 8 * m)))
@@ -105,30 +86,61 @@ class _Rows:
             first = min(start, group.size - group.width)
             block = np.empty((m, group.width))
             differentiated = self._differentiated(group)
-            for piece, _, (part,) in self._units.pieces(
+            for piece, _, (part,) in self.units.pieces(
                 group, differentiated, leaves, roots, first, pace
             ):
                 block[piece.place] = part
             yield block[:, start - first :]
 
     def rows(self, leaves: _Leaves, roots: Roots, pace: Pace) -> Iterator[Float[np.ndarray, "p s"]]:
-        group = _Group(self._moving, self._flat.p, self._flat.p)
-        differentiated = self._differentiated(group)
-        for piece, _, (part,) in self._units.pieces(group, differentiated, leaves, roots, 0, pace):
+        """Yield blocks of rows, transposed, each with all columns in the order of theta."""
+        group, function = self._all
+        pieces = self.units.pieces(group, function, leaves, roots, 0, pace, self._most)
+        for piece, _, (part,) in pieces:
             yield part[len(part) - piece.fresh :].T
+
+    def matrix(self, leaves: _Leaves) -> Float[np.ndarray, "nk p"]:
+        """Return the rows of all outputs, unweighted."""
+        flat, done = self._flat, 0
+        J = np.empty((flat.positions * flat.k, flat.p))
+        for block in self.rows(leaves, _Unweighted(flat.k), flat.pace):
+            J[done : done + block.shape[1]] = block.T
+            done += block.shape[1]
+        return J
+
+    def compile(self) -> None:
+        """Compile `matrix` for parameters on the host."""
+        flat = self._flat
+        leaves = [
+            abstract_array(spec.shape, flat.precision.traced_dtype(spec.dtype))
+            for spec in flat.specs
+        ]
+        with flat.precision.scope():
+            self.units.program(*self._all, leaves, self.units.positions * flat.k, self._most)
+
+    @property
+    def _all(self) -> tuple[_Group, RowFunction]:
+        """All differentiated leaves together, and their function."""
+        group = _Group(self._moving, self._flat.p, self._flat.p)
+        return group, self._differentiated(group)
+
+    @property
+    def _most(self) -> int:
+        """The rows of all columns that take a quarter of the memory."""
+        return self._room // (4 * 8 * self._flat.p)
 
     def _dense_blocks(self, leaves: _Leaves, roots: Roots, pace: Pace) -> Iterator[KhatriRao]:
         """Yield the kernels that are applied to one vector an example, as many at a time as fit."""
         m = self._flat.positions * roots.count
 
         def need(kernel: DenseKernel) -> int:
-            return 8 * (self._units.count * math.prod(kernel.summed) + m * math.prod(kernel.left))
+            return 8 * (self.units.count * math.prod(kernel.summed) + m * math.prod(kernel.left))
 
         found = self._kernels.kernels if self._kernels else ()
         for kernels in _batched(found, need, self._room // 4):
-            met = [np.empty((self._units.count, math.prod(kernel.summed))) for kernel in kernels]
+            met = [np.empty((self.units.count, math.prod(kernel.summed))) for kernel in kernels]
             signals = [np.empty((m, math.prod(kernel.left))) for kernel in kernels]
-            for piece, h, g in self._units.pieces(
+            for piece, h, g in self.units.pieces(
                 kernels, self._signals(kernels), leaves, roots, 0, pace
             ):
                 for whole, part in zip(met, h, strict=True):
@@ -136,7 +148,7 @@ class _Rows:
                 for whole, part in zip(signals, g, strict=True):
                     whole[piece.place] = part
             for left, right in zip(met, signals, strict=True):
-                yield KhatriRao(left, right.reshape(self._units.count, m // self._units.count, -1))
+                yield KhatriRao(left, right.reshape(self.units.count, m // self.units.count, -1))
 
     @property
     def _moving(self) -> tuple[int, ...]:
@@ -171,7 +183,7 @@ class _Rows:
                 whole = jnp.concatenate(columns, axis=1)
                 return jax.lax.dynamic_slice_in_dim(whole, first, group.width, axis=1)
 
-            return [], [self._units.each(unit)(inputs, cotangents)]
+            return [], [self.units.each(unit)(inputs, cotangents)]
 
         return blocks
 
@@ -192,17 +204,15 @@ class _Rows:
                 rows = [gradients[kernel.leaf].reshape(len(u), -1) for kernel in kernels]
                 return [met[kernel.leaf] for kernel in kernels], rows
 
-            return self._units.each(unit)(inputs, cotangents)
+            return self.units.each(unit)(inputs, cotangents)
 
         return signals
 
     def agree(self, leaves: _Leaves) -> bool:
         """Return whether a sum over the units is the gradient of the batch kept together."""
-        if self._kernels is None:
-            return True
         u = np.random.default_rng(0).standard_normal((self._flat.positions, self._flat.k))
         with self._flat.precision.scope():
-            found = self._difference(list(leaves), self._flat.inputs, self._units.inputs, u)
+            found = self._difference(list(leaves), self._flat.inputs, self.units.inputs, u)
             difference, scale = (float(a) for a in gathered(found))
         if not np.isfinite(difference):
             return True  # overflow is logged as such; it says nothing of the examples
@@ -224,7 +234,7 @@ class _Rows:
                 def unit(x: Any) -> Any:
                     return flat.apply_leaves(_replaced(leaves, self._others, moving), x)
 
-                z = self._units.each(unit)(inputs).reshape(u.shape)
+                z = self.units.each(unit)(inputs).reshape(u.shape)
                 return jnp.vdot(u.astype(z.dtype), z)
 
             whole = dict(
@@ -237,7 +247,7 @@ class _Rows:
             sums = dict(
                 zip(self._others, jax.grad(apart)([leaves[i] for i in self._others]), strict=True)
             )
-            rows = u.reshape(self._units.count, 1, self._units.positions, flat.k)
+            rows = u.reshape(self.units.count, 1, self.units.positions, flat.k)
             met, signals = self._signals(kernels.kernels)(leaves, inputs, rows, 0)
             for kernel, h, g in zip(kernels.kernels, met, signals, strict=True):
                 sums[kernel.leaf] = kernel.gradient(h, g[:, 0])

@@ -1,4 +1,4 @@
-"""Blocks of the weighted Jacobian against plain autodiff of the whole batch."""
+"""The Jacobian and its weighted blocks against plain autodiff of the whole batch."""
 
 import functools
 
@@ -10,7 +10,8 @@ from jax.flatten_util import ravel_pytree
 
 from oracles import CASES, Case, data
 from rankmon import Problem
-from rankmon.hessian.weighted_jacobian import WeightedJacobian
+from rankmon.hessian.batching import OneByOne
+from rankmon.hessian.jacobian import JacobianOperator
 from rankmon.linalg.gram import Gram, KhatriRao
 from rankmon.problem.output_hessians import DenseRoots
 
@@ -45,8 +46,8 @@ OWN = {case.name: case for case in (scanned(), bundled())}
 
 
 @functools.cache
-def expected(name):
-    """J, and what `WeightedJacobian` is asked with: the problem, roots of its own, and C^T J."""
+def differentiated(name):
+    """Return the problem, its leaves and J [n, k, p]."""
     case = OWN.get(name) or CASES[name]
     problem = Problem(case.apply, **case.statement)
     flat = problem.flat(case.params)
@@ -56,9 +57,16 @@ def expected(name):
         inputs = jax.tree.map(jnp.asarray, case.inputs)
         jacobian = jax.jit(jax.jacfwd(lambda t: case.apply(unravel(t), inputs)))
         J = np.asarray(jacobian(theta)).reshape(flat.positions, flat.k, -1)
+    return flat, jax.tree.leaves(case.params), J
+
+
+@functools.cache
+def expected(name):
+    """Return the problem, its leaves, roots C of our own, and C^T J."""
+    flat, leaves, J = differentiated(name)
     roots = np.random.default_rng(7).standard_normal((flat.positions, flat.k, flat.k))
     A = np.einsum("nrk,nkp->nrp", roots, J).reshape(-1, flat.p)
-    return flat, jax.tree.leaves(case.params), DenseRoots(roots), A
+    return flat, leaves, DenseRoots(roots), A
 
 
 def assert_gives(jacobian, name):
@@ -84,14 +92,50 @@ def assert_gives(jacobian, name):
     ],
 )
 def test_blocks_are_those_of_the_whole(name, blocks):
-    assert assert_gives(WeightedJacobian(expected(name)[0], room=ROOM), name) == blocks
+    assert assert_gives(JacobianOperator(expected(name)[0], room=ROOM), name) == blocks
 
 
 @pytest.mark.parametrize(
     ("name", "room", "products"), [("bundled", 4000, 2), ("tokens-cross_entropy", 8000, 0)]
 )
 def test_little_room_changes_their_number_alone(name, room, products):
-    found = assert_gives(WeightedJacobian(expected(name)[0], room=room), name)
+    found = assert_gives(JacobianOperator(expected(name)[0], room=room), name)
     assert found[0] == products
     assert found[1] > 1  # large leaves in parts, the last of which starts early
     assert found[2] > 2
+
+
+@pytest.mark.parametrize("room", [ROOM, 8000])
+@pytest.mark.parametrize("name", ["tanh_bias-mse", "tokens-cross_entropy", "batch_statistics-mse"])
+def test_the_matrix_is_in_the_order_of_theta(name, room):
+    flat, leaves, J = differentiated(name)
+    want = J.reshape(-1, flat.p)
+    got = JacobianOperator(flat, room=room).as_matrix(leaves)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-13 * np.max(np.abs(want)))
+
+
+@pytest.mark.parametrize("fails", ["prepare", "result", "check"])
+def test_one_by_one_gives_way_to_the_whole_batch_for_good(fails):
+    taken, choice = [], OneByOne()
+
+    def one():
+        taken.append("one")
+        if fails == "prepare":
+            raise NotImplementedError
+        return 1
+
+    def right(_):
+        if fails == "check":
+            raise NotImplementedError
+        return False
+
+    choice.prepare(one, lambda: taken.append("whole"))
+    assert [choice.result(one, lambda: 2, right=right) for _ in range(2)] == [2, 2]
+    assert taken == (["one", "whole"] if fails == "prepare" else ["one", "one"])
+
+
+def test_one_by_one_is_kept_while_it_is_right():
+    choice = OneByOne()
+    assert [choice.result(lambda: 1, lambda: 2, right=lambda _: True) for _ in range(2)] == [1, 1]
+    with pytest.raises(ZeroDivisionError):
+        choice.result(lambda: 1 // 0, lambda: 2, right=lambda _: True)
