@@ -1,4 +1,4 @@
-"""A problem at parameters: a copy of them on the host, and what is computed there once."""
+"""A problem at parameters: a copy of them on the host, with values that are computed once."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -21,8 +21,8 @@ class Snapshot:
     """The parameters at one step, copied to the host.
 
     Attributes:
-      flat: the problem that they belong to.
-      step: the step of training.
+      flat: the problem of these parameters.
+      step: the training step.
       leaves: all parameter leaves, in the precision of the measurement.
     """
 
@@ -32,13 +32,13 @@ class Snapshot:
 
     @classmethod
     def take(cls, flat: FlatProblem, step: int, params: Any) -> "Snapshot":
-        """Copy the parameters, so that later changes by the training loop are not seen."""
+        """Copy the parameters, so that the training loop may change them."""
         return cls(flat, step, flat.leaves(params))
 
     @classmethod
     def of_leaves(cls, flat: FlatProblem, step: int, leaves: Sequence[Any]) -> "Snapshot":
-        """Copy leaves that are known to be those of the problem."""
-        with flat.precision.scope():  # it allows the transfer to the host
+        """Copy leaves that are known to match the problem, without checking them."""
+        with flat.precision.scope():  # permits the transfer to the host
             return cls(flat, step, [flat.precision.lift(leaf) for leaf in leaves])
 
     @cached_property
@@ -87,7 +87,7 @@ class Snapshot:
 
 @dataclass(frozen=True, eq=False)
 class Point(Snapshot):
-    """A problem at parameters, with the residuals to hold: all that an engine needs to know.
+    """A problem at parameters, with the residuals to hold: the input of every engine.
 
     Attributes:
       reference: the residuals that H_f_fixed holds; None without H_f_fixed.
@@ -100,7 +100,7 @@ class Point(Snapshot):
         """Check the problem, the parameters and the reference, and copy the parameters.
 
         Raises:
-          TypeError, ValueError: for input that does not fit.
+          TypeError, ValueError: for invalid input; the message says how to fix it.
         """
         check_problem(problem, params)
         flat = problem.flat(params)
@@ -115,7 +115,7 @@ class Point(Snapshot):
         return cls(flat, 0, flat.leaves(params), reference)
 
     def holding(self, reference: Float[np.ndarray, "n k"]) -> "Point":
-        """Return this point with other residuals to hold; what was computed here is kept."""
+        """Return this point with other residuals to hold, keeping all values computed so far."""
         point = copy(self)
         vars(point)["reference"] = reference
         return point
@@ -127,5 +127,5 @@ class Point(Snapshot):
 
     @property
     def functional_residuals(self) -> list[Float[np.ndarray, "n k"]]:
-        """The residuals for which H_f is formed: those at this point, and the reference."""
+        """The residuals for which H_f is formed: those at this point, and any reference."""
         return [self.residuals] if self.reference is None else [self.residuals, self.reference]
