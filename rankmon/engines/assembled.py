@@ -31,10 +31,10 @@ _MOST_USES = 1e4
 
 @runtime_checkable
 class Assembly(Protocol):
-    """One way to the matrices: `dense.Curvature` or `dense_stack.StackCurvature`."""
+    """An assembly of the matrices: `dense.Curvature` or `dense_stack.StackCurvature`."""
 
     def compile(self, *, cotangents: int) -> None:
-        """Compile what an assembly with so many residuals needs."""
+        """Compile the programs of an assembly with so many residuals."""
 
     def parts(self, leaves: list[np.ndarray], b: Any, deltas: Sequence[Any]) -> HessianParts:
         """Return H_o, and H_f for each of these residuals."""
@@ -42,17 +42,17 @@ class Assembly(Protocol):
 
 @dataclass(eq=False)
 class _AssembledEngine(ExactEngine):
-    """The eigenvalues of p x p matrices.
+    """An exact engine that computes the eigenvalues of p x p matrices.
 
     Attributes:
-      assembly: of the matrices.
+      assembly: computes the matrices.
     """
 
     assembly: Assembly
 
     @property
     def order(self) -> int:
-        """All parameters: p."""
+        """The number of parameters, p."""
         return self.flat.p
 
     def compile(self, *, cotangents: int) -> None:
@@ -124,19 +124,19 @@ class DenseEngine(_AssembledEngine):
         return "it is the first that applies to this network and fits in memory_limit"
 
     def seconds(self, *, time_limit: float) -> float:
-        """Return about how long p products and the spectra take."""
+        """Return the approximate seconds that p products and the spectra take."""
         flat, seconds = self.flat, self._spectra_seconds
         most = flat.p**2 * flat.positions * _MOST_USES
         if most < _OPERATIONS * time_limit:
-            return seconds  # the products take far less, so that they need not be compiled
+            return seconds  # the products take far less: do not compile them for an estimate
         return seconds + flat.p * self._operations / _OPERATIONS
 
     @cached_property
     def _operations(self) -> float:
-        """About how many operations the products with H_o and H_f take; 0 if unknown."""
+        """The approximate number of operations of one product with each part; 0 if unknown."""
         try:
             return _counted_operations(self.flat)
-        except Exception:  # noqa: BLE001  what cannot be differentiated is refused elsewhere
+        except Exception:  # noqa: BLE001  `compile_derivatives` refuses such a network
             return 0.0
 
 

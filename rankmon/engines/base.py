@@ -1,4 +1,4 @@
-"""The protocol of an engine, which gives the ranks of one Hessian, and what it returns."""
+"""The protocol of engines, which compute the ranks of a Hessian, and the type of their results."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,25 +22,25 @@ class Ranks:
       parts: "H_L", "H_o", "H_f" and, with a reference, "H_f_fixed".
       own_functional: the rank of H_f at its own cut.
       spectra: the eigenvalues of each part, if they were computed.
-      told: what the user should know of the ranks.
+      warnings: messages to the user about limits of these ranks.
     """
 
     parts: dict[str, NumericalRank]
     own_functional: int
     spectra: Mapping[str, Float[np.ndarray, " p"]] = field(default_factory=dict)
-    told: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """An engine: one way to the ranks of one problem."""
+    """An algorithm for the ranks of one problem."""
 
     @property
     def name(self) -> str:
-        """As in `select.ENGINES`, without "auto"."""
+        """The name by which users choose it: one of `select.ENGINES`, without "auto"."""
 
     def compile(self, *, cotangents: int) -> None:
-        """Compile what a measurement with so many residuals needs."""
+        """Compile the programs of a measurement with so many residuals."""
 
     def ranks(self, point: Point, tolerance: Tolerance) -> Ranks | None:
         """Return the ranks of the parts at a finite point; None if something overflows."""
@@ -50,7 +50,7 @@ class Engine(Protocol):
 
 
 def compile_derivatives(engine: Engine, *, cotangents: int) -> None:
-    """Compile what a measurement with so many residuals needs.
+    """Compile the programs of a measurement with so many residuals.
 
     Raises:
       ValueError: if JAX cannot differentiate the network or the loss twice.

@@ -9,7 +9,7 @@ from rankmon.problem.flat import FlatProblem
 
 
 class Cut(NamedTuple):
-    """A cut, and the least one that tells eigenvalues from the rounding of products."""
+    """A cut, and the finest one: below it eigenvalues cannot be distinguished from rounding."""
 
     value: float
     finest: float
@@ -42,7 +42,7 @@ class HessianCuts:
 
 
 def below_rounding(cuts: Iterable[Cut]) -> tuple[str, ...]:
-    """Return a warning if a cut is below the finest one, in a tuple that is else empty.
+    """Return a tuple of one warning if a cut is below its finest one, else an empty tuple.
 
     Its words are the same at every step, so that the user is warned once.
     """

@@ -20,7 +20,7 @@ from rankmon.problem.flat import FlatProblem
 from rankmon.problem.output_hessians import EVALUATED_ALIVE, OutputHessians
 from rankmon.problem.point import Point
 
-# H_L, H_f, the copy that LAPACK overwrites, and what their assembly holds for a moment.
+# H_L, H_f, the copy that LAPACK overwrites, and temporary arrays of their assembly.
 _REDUCED_MATRICES_ALIVE = 4
 
 
@@ -30,8 +30,8 @@ class DeepLinearEngine(ExactEngine):
 
     Attributes:
       stack: the network.
-      basis: of the probe batch's inputs.
-      coordinates: the most that can be non-zero.
+      basis: a basis of the probe batch's inputs.
+      coordinates: the largest number of coordinates that can be non-zero.
     """
 
     stack: DenseStack
@@ -44,7 +44,7 @@ class DeepLinearEngine(ExactEngine):
 
     @property
     def order(self) -> int:
-        """The coordinates that can be non-zero."""
+        """The number of coordinates that can be non-zero."""
         return self.coordinates
 
     @classmethod
@@ -73,7 +73,7 @@ class DeepLinearEngine(ExactEngine):
         return cls(flat, stack, basis, count)
 
     def compile(self, *, cotangents: int) -> None:
-        """Compile what is evaluated at every measurement; the reduction is NumPy's."""
+        """Compile the loss and its derivatives in the outputs; the reduction uses NumPy."""
         self.flat.compile()
 
     def _spectra(self, point: Point) -> Spectra | None:
@@ -88,7 +88,8 @@ class DeepLinearEngine(ExactEngine):
         leaves, p = point.leaves, self.flat.p
         layers = Layers.at(self.stack.weights(leaves), self.stack.biases(leaves), self.basis.axes)
         moment = self.basis.second_moment(b)
-        if not np.all(np.isfinite(moment)):  # zero weights would drop it, and not every BLAS raises
+        # Zero weights would hide it, and some BLAS do not raise.
+        if not np.all(np.isfinite(moment)):
             raise OverflowError("expected finite output Hessians, got NaN or infinite entries")
         reduction = Reduction(layers, self.basis.omega(point.residuals))
         spectra = {

@@ -58,7 +58,7 @@ class Curvature:
         self._one_by_one = OneByOne()  # for `_outer_chunk`
 
     def compile(self, *, cotangents: int) -> None:
-        """Compile the assembly now, so that what does not fit is known before training starts.
+        """Compile the assembly now, so that a lack of memory shows before training starts.
 
         Args:
           cotangents: for how many residuals H_f will be asked at once.
@@ -156,7 +156,7 @@ class Curvature:
         weights = self.flat.typed_weights.reshape(n, per)
         total = jnp.zeros((flat.p, flat.p), self.flat.dtype)
         for start in flat.pace.over("H_o", range(0, n, chunk)):
-            # The last chunk starts early to keep its shape; what it repeats gets weight 0.
+            # The last chunk starts early to keep its shape; repeated examples get weight 0.
             first = min(start, n - chunk)
             part = slice(first, first + chunk)
             live = (np.arange(first, first + chunk) >= start)[:, None]

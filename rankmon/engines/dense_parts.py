@@ -29,7 +29,7 @@ class HessianParts:
 def is_wide(flat: FlatProblem) -> bool:
     """Return whether the Jacobian, n k x p, has so few rows that its singular values are cheaper.
 
-    An SVD costs about three times what the eigenvalues of a symmetric matrix of that size cost.
+    An SVD takes about three times as long as the eigenvalues of a symmetric matrix of that size.
     """
     return 2 * flat.positions * flat.k <= flat.p
 

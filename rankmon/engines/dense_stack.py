@@ -45,7 +45,7 @@ class StackCurvature:
 
     Args:
       flat: the problem.
-      stack: what `recognized_stack` found in it.
+      stack: the network, as `recognized_stack` returns it.
       memory_limit: bytes that the dense matrices and the workspace may take together.
 
     Raises:
@@ -66,7 +66,7 @@ class StackCurvature:
         return parameter_places(self.flat, self._stack)
 
     def compile(self, *, cotangents: int) -> None:
-        """Compile what is evaluated at every measurement; the contractions are NumPy's."""
+        """Compile the loss and its derivatives in the outputs; the contractions use NumPy."""
         self.flat.compile()
 
     def parts(

@@ -14,17 +14,17 @@ from rankmon.linalg.numerical_rank import NumericalRank, Tolerance, numerical_ra
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Point
 
-# Three spectra of matrices of this order, order^3 times this: read off 7,000 rows on two cores.
+# Seconds that three spectra take, divided by order^3: measured at 7,000 rows on two cores.
 _SECONDS = 3.5e-10
 
 
 @dataclass(eq=False)
 class ExactEngine(ABC):
-    """An `Engine` that computes all eigenvalues; it does not measure one point twice in a row.
+    """An `Engine` that computes all eigenvalues and remembers those of the last point.
 
     Attributes:
       flat: the problem.
-      name: as in `select.ENGINES`.
+      name: the name by which users choose it: one of `select.ENGINES`.
       kind: the networks that it can measure, in words.
     """
 
@@ -46,7 +46,7 @@ class ExactEngine(ABC):
     @property
     @abstractmethod
     def why(self) -> str:
-        """The reason why "auto" takes it."""
+        """The reason why "auto" takes this engine."""
 
     @property
     @abstractmethod
@@ -55,7 +55,7 @@ class ExactEngine(ABC):
 
     @abstractmethod
     def compile(self, *, cotangents: int) -> None:
-        """Compile what a measurement with so many residuals needs."""
+        """Compile the programs of a measurement with so many residuals."""
 
     @abstractmethod
     def describe(self) -> str:
@@ -93,7 +93,7 @@ class ExactEngine(ABC):
             {part: counted(part, cut) for part, cut in cuts.parts.items()},
             counted("H_f", cuts.own_functional).rank or 0,
             spectra,
-            told=below_rounding(cuts.parts.values()),
+            warnings=below_rounding(cuts.parts.values()),
         )
 
     @property
@@ -101,7 +101,11 @@ class ExactEngine(ABC):
         return _SECONDS * self.order**3
 
     def seconds(self, *, time_limit: float) -> float:
-        """Return about how long a measurement takes, or less if that is surely within the limit."""
+        """Return the approximate seconds of a measurement.
+
+        Args:
+          time_limit: times that are certainly far below it may be left out of the estimate.
+        """
         return self._spectra_seconds
 
 

@@ -1,6 +1,6 @@
 """The engine "slq": ranks of the Hessian's parts by stochastic Lanczos quadrature, at any p.
 
-The Lanczos steps are matfree's; `linalg.lanczos` has what they tell of a spectrum.
+The Lanczos steps are matfree's; `linalg.lanczos` computes estimates of a spectrum from them.
 """
 
 import math
@@ -147,9 +147,9 @@ class LanczosEngine:
         return cls(flat, steps, outer, time_limit)
 
     def compile(self, *, cotangents: int) -> None:
-        """Compile what is evaluated besides Lanczos' steps, which compile when they are used."""
+        """Compile the loss and its derivatives in the outputs; the steps compile at first use."""
         self.flat.compile()
-        traced_product(self.flat, "H_f")  # that it has derivatives should be known now
+        traced_product(self.flat, "H_f")  # fail now if it has no derivatives
 
     def ranks(self, point: Point, tolerance: Tolerance) -> Ranks | None:
         """Return the ranks of the parts as intervals; None if something overflows."""
@@ -172,7 +172,7 @@ class LanczosEngine:
         return Ranks(
             ranks,
             _counted(spectra["H_f"], cuts.own_functional).rank or 0,
-            told=below_rounding(cuts.parts.values()),
+            warnings=below_rounding(cuts.parts.values()),
         )
 
     def _spectra(
@@ -199,11 +199,11 @@ class LanczosEngine:
 def _counted(spectrum: StochasticSpectrum, cut: Cut) -> NumericalRank:
     """Return the rank at a cut; low and high end 95 % intervals at ten times more and less.
 
-    Below the finest cut that tells values from rounding, rank and low are counted at that one.
+    If the cut is below its finest one, rank and low are counted at the finest.
     """
-    told = max(cut)
-    value = spectrum.count(told).value
-    low = spectrum.count(10 * told).low
+    counted_at = max(cut)
+    value = spectrum.count(counted_at).value
+    low = spectrum.count(10 * counted_at).low
     high = spectrum.count(cut.value / 10).high if cut.value >= cut.finest else float(spectrum.p)
     high = min(math.floor(high + 1e-6), spectrum.p)
     low = min(max(math.ceil(low - 1e-6), 0), high)

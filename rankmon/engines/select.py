@@ -26,11 +26,11 @@ DEFAULT_TIME_LIMIT = 120.0
 
 @dataclass(frozen=True)
 class Choice:
-    """An engine, why it was chosen, and what the user should know of that."""
+    """An engine, why it was chosen, and warnings to the user about the choice."""
 
     engine: Engine
     why: str
-    told: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def select_engine(flat: FlatProblem, *, name: str, memory_limit: int, time_limit: float) -> Choice:
@@ -103,13 +103,13 @@ def _first_exact(flat: FlatProblem, name: str, memory_limit: int) -> ExactEngine
 
 def _sketch_instead(sketch: SketchEngine, reason: str) -> Choice:
     exact = "" if sketch.outer is None else "H_o's is exact, those of H_L and H_f "
-    told = (
+    warning = (
         f"the Hessian's ranks come from a sketch, since {reason}: {exact or 'they '}are intervals, "
         f"and a probe may take {sketch.time_limit:g} s; "
         "RankMonitor(overhead=0.05) keeps probes to that share of the time, engine='dense' insists "
         "on matrices"
     )
-    return Choice(sketch, f"chosen since {reason}", (told,))
+    return Choice(sketch, f"chosen since {reason}", (warning,))
 
 
 def _sketch(flat: FlatProblem, memory_limit: int, time_limit: float) -> SketchEngine:

@@ -129,8 +129,8 @@ class SketchEngine:
                 return None
         others = [part for part in point.parts if part not in ranks]
         products = _products(self.progress.blocks[residuals], point, others)
-        told = {part: max(cuts[part]) for part in others}
-        sketches = self._grown(products, self._sizes(residuals), told, begun)
+        counted_at = {part: max(cuts[part]) for part in others}
+        sketches = self._grown(products, self._sizes(residuals), counted_at, begun)
         if not all(sketch.is_finite for sketch in sketches.values()):
             return None
         counted = {
@@ -145,8 +145,8 @@ class SketchEngine:
         return Ranks(
             {part: ranks[part] for part in norms},
             sketches["H_f"].counted(own.value, finest=own.finest).rank or 0,
-            told=(
-                *((self._told(incomplete),) if incomplete else ()),
+            warnings=(
+                *((self._incomplete_warning(incomplete),) if incomplete else ()),
                 *below_rounding(cuts[part] for part in others),
             ),
         )
@@ -238,7 +238,7 @@ class SketchEngine:
         return HessianPrograms(self.flat, residuals=1).at(point.theta, point.fixed, [delta])
 
     def _sizes(self, residuals: int) -> _Sizes:
-        """Return what fits, each in its share of memory, with so many residuals."""
+        """Return the largest sizes that fit, each in its share of memory, for so many residuals."""
         share, p = self.memory_limit // 4, self.flat.p
         outer = self.outer is None or self.progress.outer_is_slow
         parts = 1 + residuals + outer  # H_L, H_f, H_f_fixed, perhaps H_o
@@ -248,7 +248,7 @@ class SketchEngine:
             side=math.isqrt(share // (8 * (parts + 1))),
         )
 
-    def _told(self, parts: Sequence[str]) -> str:
+    def _incomplete_warning(self, parts: Sequence[str]) -> str:
         return (
             f"the ranks of {', '.join(parts)} are more than a sketch shows within memory_limit = "
             f"{bytes_text(self.memory_limit)} and time_limit = {self.time_limit:g} s: rank is the "

@@ -67,7 +67,7 @@ def hessian_ranks(
     found = choice.engine.ranks(point, tolerance) if point.is_finite else None
     if found is None:
         return {part: undefined_rank(point.flat.p) for part in point.parts}
-    for text in (*choice.told, *found.told):
+    for text in (*choice.warnings, *found.warnings):
         warn_user(text)
     return found.parts
 

@@ -51,7 +51,7 @@ def ntk_gram(
       params: the parameters, any pytree of arrays.
       engine: "stack" (dense layers with elementwise activations), "dense" (any network, by
         automatic differentiation), or "auto", the first that applies.
-      memory_limit: bytes for the Jacobian and what is made of it.
+      memory_limit: bytes for the Jacobian and the matrices computed from it.
 
     Returns:
       [N k, N k], the outputs of one example side by side; NaN or infinite if the network is.
@@ -86,7 +86,7 @@ def ntk_rank(
       params: the parameters, any pytree of arrays.
       tolerance: another cut, in the units of J's singular values.
       engine: as for `ntk_gram`.
-      memory_limit: bytes for the Jacobian and what is made of it.
+      memory_limit: bytes for the Jacobian and the matrices computed from it.
 
     Returns:
       The rank with its margin; `size` is min(N k, p), `rank` None if J is not finite.
@@ -128,7 +128,7 @@ def _jacobian(
 
 
 def _assembly(flat: FlatProblem, engine: str, room: int) -> Assembly:
-    """Return what gives the Jacobian at the leaves; compiled once."""
+    """Return a function that computes the Jacobian at given leaves; it is compiled once."""
     stacked = None if engine == "dense" else _stack_jacobian(flat)
     if stacked is not None:
         return stacked

@@ -30,13 +30,13 @@ def outer_rank(
       tolerance: another cut than p * eps * ||H_o||_2. (The common cut of `hessian_ranks` is
         p * eps * ||H_L||_2 if that is more: pass it as Tolerance(absolute=...) if known.)
       method: "gram", the eigenvalues of the Gram matrix of the rows, which are off by about N k eps
-        ||H_o||_2; "qr", the squares of singular values, which tell far smaller ones, for more time;
-        or "auto", the first of these whose error the cut allows, and that fits.
+        ||H_o||_2; "qr", the squares of singular values, which resolves far smaller ones in more
+        time; or "auto", the first of these whose error the cut allows, and that fits.
       memory_limit: bytes for the matrices and for blocks of the Jacobian.
 
     Returns:
-      The rank with its margin and what cut the digits allow; `size` is p, `rank` None if the
-      weights or the Hessian are not finite.
+      The rank with its margin and the finest cut that rounding allows; `size` is p, `rank` None if
+      the weights or the Hessian are not finite.
 
     Raises:
       TypeError, ValueError: for input that does not fit, before anything is computed.

@@ -97,7 +97,7 @@ def closed_forms_at(measured: MeasuredSymbols, s: int, held: int) -> dict[str, i
 
     An input direction of relative size t enters H_f as t and H_o as t^2: between p * eps and its
     root it is seen in H_f alone. H_o is predicted at the visible rank, H_f at the own one, and H_L
-    if s does not tell the two apart.
+    only if s does not exceed the visible rank.
     """
     assert measured.stack is not None
     assert measured.loss is not None

@@ -25,7 +25,7 @@ from rankmon.problem.precision import DOUBLE
 
 @dataclass(frozen=True)
 class MeasuredSymbols:
-    """What the closed forms depend on, as far as a network and a probe batch have it.
+    """The arguments of the closed forms, as far as a network and a probe batch have them.
 
     Attributes:
       stack: the network as a stack of dense layers, or None.

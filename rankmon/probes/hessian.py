@@ -70,7 +70,7 @@ class HessianProbe:
         Raises:
           ValueError: if the outputs do not depend on the parameters, JAX cannot differentiate
             the network twice, or a filter matches nothing.
-          MemoryError: if p is past what dense matrices allow in `memory_limit`.
+          MemoryError: if the matrices of the engine do not fit in `memory_limit`.
         """
         flat = flat.narrowed(self.include, self.exclude)
         check_uses_parameters(flat)
@@ -112,8 +112,8 @@ class PreparedHessian:
             point = point.holding(point.residuals)
         found = self.choice.engine.ranks(point, self.tolerance) if point.is_finite else None
         if found is None:
-            told = "the outputs or the Hessian are not finite: its ranks are logged as NaN"
-            return self._undefined(point.loss, told), state
+            warning = "the outputs or the Hessian are not finite: its ranks are logged as NaN"
+            return self._undefined(point.loss, warning), state
         scalars = {"loss": point.loss}
         for part, rank in found.parts.items():
             scalars |= rank_scalars("rank", part, rank)
@@ -125,7 +125,7 @@ class PreparedHessian:
             nonzero = spectrum[spectrum != 0]
             arrays[f"spectrum/{part}"] = np.log10(np.abs(nonzero))
             scalars[f"spectrum_zeros/{part}"] = spectrum.size - nonzero.size
-        warnings = (*self._precision_warning(), *self.choice.told, *found.told)
+        warnings = (*self._precision_warning(), *self.choice.warnings, *found.warnings)
         return Measurement(scalars, arrays, warnings), state
 
     def _predicted(self, point: Point, *, vanished: bool) -> dict[str, float]:
@@ -144,11 +144,11 @@ class PreparedHessian:
         ranks = closed_forms_at(measured, 0 if vanished else omega.rank, held[0].rank or 0)
         return scalars | {f"rank_theory/{part}": rank for part, rank in ranks.items()}
 
-    def _undefined(self, loss: float, *told: str) -> Measurement:
+    def _undefined(self, loss: float, *warnings: str) -> Measurement:
         scalars = {"loss": loss, "rank_self/H_f": float("nan")}
         for part in HESSIAN_PARTS:
             scalars |= rank_scalars("rank", part, undefined_rank(self.flat.p))
-        return Measurement(scalars, warnings=(*self._precision_warning(), *told))
+        return Measurement(scalars, warnings=(*self._precision_warning(), *warnings))
 
     def _precision_warning(self) -> tuple[str, ...]:
         return (self.flat.warning,) if self.flat.warning else ()

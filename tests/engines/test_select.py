@@ -33,7 +33,7 @@ def test_auto_takes_a_sketch_where_matrices_do_not_fit():
     chosen = choice((100, 20, 10), memory=8 * 2**20)
     assert chosen.engine.name == "sketch"
     assert "memory_limit = 8 MiB" in chosen.why
-    (told,) = chosen.told
+    (told,) = chosen.warnings
     assert "sketch" in told
     assert "memory_limit = 8 MiB" in told
     assert "sketch" in chosen.engine.describe()
@@ -49,7 +49,7 @@ def test_auto_takes_a_sketch_where_spectra_take_too_long():
 def test_what_is_asked_for_is_taken_or_refused():
     assert choice(name="dense", time=1e-9).engine.name == "dense"
     assert "asked" in choice(name="sketch").why
-    assert not choice(name="sketch").told
+    assert not choice(name="sketch").warnings
     with refused(MemoryError, "2,200", "memory_limit"):
         choice((100, 20, 10), name="dense", memory=2**20)
     with refused(MemoryError, "sketch", "memory_limit"):
