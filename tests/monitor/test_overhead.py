@@ -1,7 +1,9 @@
 """The share of the wall time: when another probe fits, told by a clock that the tests turn."""
 
+import numpy as np
 import pytest
 
+from rankmon import Problem, RankMonitor
 from rankmon.monitor.overhead import Overhead
 
 
@@ -57,3 +59,17 @@ def test_without_a_share_everything_is_affordable():
     clock.now += 3.0
     assert overhead.share_taken() == 0.25
     assert overhead.share_taken(1.0) == 0.5
+
+
+class Always:
+    def due(self, step, last):
+        return True
+
+
+def test_the_same_step_again_keeps_to_the_limit():
+    """Only a step before the last one is measured whatever it takes."""
+    problem = Problem(lambda W, x: x @ W, loss="mse", inputs=np.eye(3), targets=np.ones((3, 2)))
+    params = np.ones((3, 2))
+    with RankMonitor(problem, schedule=Always(), overhead=1e-9, probes=["weights"]) as monitor:
+        measured = [monitor(step, params) is not None for step in (5, 5, 6, 4)]
+    assert measured == [True, False, False, True]

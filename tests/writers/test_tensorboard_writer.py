@@ -15,6 +15,7 @@ from tensorboard.util import tensor_util
 
 from full_disk import files_limited_to
 from rankmon.writers.base import Record
+from rankmon.writers.events import BUCKETS
 from rankmon.writers.jsonl import JsonlWriter, read_jsonl
 from rankmon.writers.layout import custom_scalars_layout
 from rankmon.writers.tensorboard import TensorBoardWriter
@@ -131,6 +132,7 @@ def test_arrays_of_every_kind(tmp_path, array, finite):
     assert histogram.num == sum(histogram.bucket) == len(finite)
     if finite:
         assert (histogram.min, histogram.max) == (min(finite), max(finite))
+        assert len(histogram.bucket) == BUCKETS
         assert histogram.bucket_limit == sorted(histogram.bucket_limit)
         assert histogram.bucket_limit[-1] == max(finite)
         np.testing.assert_allclose(histogram.sum, sum(finite), rtol=1e-15)
