@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmark_plot import save_bars, table_of, time_text
 from peers import LARGEST_DENSE, MATRICES, NETWORKS, PARTS, QUICK, Network
-from rankmon.theory.closed_forms import number_of_parameters, rank_functional, rank_loss, rank_outer
+from rankmon.theory import number_of_parameters, rank_functional, rank_loss, rank_outer
 
 CHILD = Path(__file__).with_name("benchmark_child.py")
 

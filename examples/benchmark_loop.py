@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from rankmon.hessian.memory import dense_bytes
-from rankmon.theory.closed_forms import number_of_parameters
+from rankmon.theory import number_of_parameters
 
 MIB = 2**20
 CHILD = Path(__file__).with_name("loop_costs.py")

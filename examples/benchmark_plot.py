@@ -8,7 +8,7 @@ from matplotlib.ticker import FuncFormatter
 from peers import PARTS, Network
 from plotting import plt, save
 from rankmon.report.style import BLUE, GREEN, ORANGE, PURPLE, VERMILION
-from rankmon.theory.closed_forms import number_of_parameters
+from rankmon.theory import number_of_parameters
 
 PEERS = {
     "rankmon": ("rankmon, a probe of RankMonitor", GREEN),

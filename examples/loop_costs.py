@@ -16,8 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import rankmon
 from networks import glorot_normal, linear, relu
+from rankmon import (  # here, so that no measurement loads them
+    HessianProbe,
+    Problem,
+    RankMonitor,
+    WeightsProbe,
+    hessian_ranks,
+    read_jsonl,
+)
 
 
 def setting(dims, n, apply):
@@ -25,7 +32,7 @@ def setting(dims, n, apply):
     weights = glorot_normal(jax.random.key(0), dims)
     x = jax.random.normal(jax.random.key(1), (n, dims[0]))
     y = jax.random.normal(jax.random.key(2), (n, dims[-1]))
-    return weights, rankmon.Problem(apply, loss="mse", inputs=x, targets=y)
+    return weights, Problem(apply, loss="mse", inputs=x, targets=y)
 
 
 def train_step(problem):
@@ -41,7 +48,7 @@ def train_step(problem):
 def idle_call(calls=100_000, repeats=5):
     """Microseconds of a call that is not due."""
     weights, problem = setting((4, 3, 2), 8, linear)
-    monitor = rankmon.RankMonitor(problem, every=10**9, probes=["weights"])
+    monitor = RankMonitor(problem, every=10**9, probes=["weights"])
     monitor(0, weights)
 
     def once(first):
@@ -56,10 +63,10 @@ def idle_call(calls=100_000, repeats=5):
 def peak_growth(dims, limit):
     """Bytes by which one probe raises the peak of the resident set."""
     small, problem = setting((4, 3, 2), 8, relu)
-    rankmon.hessian_ranks(problem, small)  # JAX's compiler and LAPACK are in memory from here on
+    hessian_ranks(problem, small)  # JAX's compiler and LAPACK are in memory from here on
     weights, problem = setting(dims, 300, relu)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    rankmon.hessian_ranks(problem, weights, reference=np.ones((300, dims[-1])), memory_limit=limit)
+    hessian_ranks(problem, weights, reference=np.ones((300, dims[-1])), memory_limit=limit)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
 
 
@@ -90,7 +97,7 @@ def overhead(dims, seconds, pairs):
     step = train_step(problem)
     options = {"every": 50, "background": True, "overhead": 0.05}
     # Compilation is paid before: of the problem, by another monitor, and of the step.
-    with rankmon.RankMonitor(problem, every=1) as warm:
+    with RankMonitor(problem, every=1) as warm:
         warm(0, weights)
         warm(1, step(weights))
     steps = int(1000 * seconds * 1.2 / trained(step, weights, 1000)[0])
@@ -100,9 +107,9 @@ def overhead(dims, seconds, pairs):
         while (bare := trained(step, weights, steps)[0]) < seconds:
             steps = int(1.2 * steps * seconds / bare)
         with tempfile.TemporaryDirectory() as logdir:
-            monitor = rankmon.RankMonitor(problem, logdir=logdir, **options)
+            monitor = RankMonitor(problem, logdir=logdir, **options)
             watched, drain = trained(step, weights, steps, monitor)
-            records = rankmon.read_jsonl(Path(logdir) / "rankmon.jsonl")
+            records = read_jsonl(Path(logdir) / "rankmon.jsonl")
         share = records[-1].scalars["monitor/overhead"]
         rows.append([bare, watched, drain, len(records), share])
         told = f"{bare:.2f} s without, {watched:.2f} s with the monitor, {drain:.2f} s at close"
@@ -118,13 +125,13 @@ def resident():
 def endurance(dims, probes, engine):
     """Memory after ten and all probes, compilations after the second, versions of the step."""
     weights, problem = setting(dims, 32, linear if engine == "deep_linear" else relu)
-    watched = [rankmon.HessianProbe(engine=engine), rankmon.WeightsProbe()]
+    watched = [HessianProbe(engine=engine), WeightsProbe()]
     step, compiled = train_step(problem), []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
     )
     with tempfile.TemporaryDirectory() as logdir:
-        with rankmon.RankMonitor(problem, logdir=logdir, every=1, probes=watched) as monitor:
+        with RankMonitor(problem, logdir=logdir, every=1, probes=watched) as monitor:
             for i in range(probes):
                 monitor(i, weights)
                 weights = step(weights)

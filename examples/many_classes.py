@@ -15,8 +15,12 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
-import rankmon
 from plotting import check
+from rankmon import (  # here, so that no measurement loads them
+    Problem,
+    hessian_ranks,
+    hessian_spectra,
+)
 
 N, INPUTS, HIDDEN, LIMIT = 64, 32, 64, 2**30
 INCLUDE = ["hidden/*"]
@@ -51,8 +55,8 @@ def measured(k, n, engine, limit):
     options = {"loss": "cross_entropy", "inputs": x, "targets": labels, "include": INCLUDE}
     jax.block_until_ready(jnp.ones(1000) @ jnp.ones((1000, 1000)))  # loads what products need
     before, begun = resident("VmRSS"), time.perf_counter()
-    problem = rankmon.Problem(apply, **options)
-    ranks = rankmon.hessian_ranks(problem, params, engine=engine, memory_limit=limit)
+    problem = Problem(apply, **options)
+    ranks = hessian_ranks(problem, params, engine=engine, memory_limit=limit)
     seconds, grown = time.perf_counter() - begun, resident("VmHWM") - before
     return ranks, seconds, grown
 
@@ -60,10 +64,8 @@ def measured(k, n, engine, limit):
 def spectra(k, n):
     """The eigenvalues of the parts, and those of plain automatic differentiation."""
     apply, params, x, labels = stated(k, n)
-    problem = rankmon.Problem(
-        apply, loss="cross_entropy", inputs=x, targets=labels, include=INCLUDE
-    )
-    found = rankmon.hessian_spectra(problem, params, memory_limit=LIMIT)
+    problem = Problem(apply, loss="cross_entropy", inputs=x, targets=labels, include=INCLUDE)
+    found = hessian_spectra(problem, params, memory_limit=LIMIT)
     with jax.enable_x64(True):
         theta, unravel = jax.flatten_util.ravel_pytree(params["hidden"])
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-import rankmon
 from plotting import LAYERS, plt
+from rankmon import hessian_ranks, outer_rank  # here, so that no measurement loads them
 from scale_coverage import drawn, truth
 
 BASE = {"d": 100, "n": 30, "k": 3}
@@ -33,9 +33,9 @@ def seconds(engine, d, n, k):
         weights = [1.001 * w for w in weights]  # engines remember what they have measured
         begun = time.perf_counter()
         if engine is None:
-            found = {"H_o": rankmon.outer_rank(problem, weights)}
+            found = {"H_o": outer_rank(problem, weights)}
         else:
-            found = rankmon.hessian_ranks(problem, weights, engine=engine, time_limit=600)
+            found = hessian_ranks(problem, weights, engine=engine, time_limit=600)
         taken = time.perf_counter() - begun
     wrong = {part: r.rank for part, r in found.items() if r.rank != truth(dims, n)[part]}
     if wrong:

@@ -13,9 +13,9 @@ from concurrent.futures import ProcessPoolExecutor
 import jax
 import numpy as np
 
-import rankmon
 from large_cnn import CNN
 from plotting import check
+from rankmon import Problem, hessian_ranks, outer_rank  # here, so that no measurement loads them
 
 LARGE = {"dims": (784, 1000, 190, 150, 10), "side": 28, "width": 650, "n": 128}
 SMALL = {"dims": (64, 30, 12, 10, 5), "side": 8, "width": 8, "n": 12}
@@ -25,7 +25,7 @@ SECONDS, GIB = 120, 6
 def stated(apply, params, inputs, k):
     """The problem with these inputs, every class in turn, and its parameters."""
     targets = np.arange(len(inputs)) % k
-    return rankmon.Problem(apply, loss="cross_entropy", inputs=inputs, targets=targets), params
+    return Problem(apply, loss="cross_entropy", inputs=inputs, targets=targets), params
 
 
 def relu(size, layer=lambda x, w: x @ w):
@@ -71,7 +71,7 @@ def measured(row, size):
     seconds = []
     for _ in range(2):
         begun = time.perf_counter()
-        found = rankmon.outer_rank(problem, params, method=method)
+        found = outer_rank(problem, params, method=method)
         seconds.append(time.perf_counter() - begun)
     gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return found, *seconds, gib
@@ -81,8 +81,8 @@ def as_dense_engine(row):
     """Whether the small twin has the rank that dense matrices give."""
     make, method = ROWS[row]
     problem, params = make(SMALL)
-    dense = rankmon.hessian_ranks(problem, params, engine="dense")["H_o"]
-    return rankmon.outer_rank(problem, params, method=method).rank == dense.rank
+    dense = hessian_ranks(problem, params, engine="dense")["H_o"]
+    return outer_rank(problem, params, method=method).rank == dense.rank
 
 
 def main():

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from figure_plots import THREE, save_simulated
 from figure_runs import Sweep, Task, parse_options, show, swept
 from plotting import PARTS, check
-from rankmon.theory.closed_forms import rank_per_parameter
+from rankmon.theory import rank_per_parameter
 
 
 @dataclass(frozen=True)
