@@ -165,3 +165,11 @@ def test_what_is_written_without_tensorflow_can_be_read(fresh):
     assert scalar_steps(folder / "writer", "a") == [0]
     (group,) = page_of(folder / "run").groups.values()
     assert values(group)["a"] == 1
+
+
+def test_ci_names_tests_that_exist():
+    """The lowest-versions leg would end at once without them."""
+    words = (ROOT / ".ci" / "run").read_text().replace("\\\n", " ").split()
+    named = [word for word in words if word.startswith("tests/")]
+    assert named
+    subprocess.run(["bash", "-c", f"ls {' '.join(named)}"], cwd=ROOT, check=True)
