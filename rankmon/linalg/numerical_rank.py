@@ -122,8 +122,8 @@ def numerical_rank(
     values = np.asarray(values, np.float64)
     off = np.zeros_like(values) if errors is None else errors
     ordered = np.sort(values)[::-1]
-    told = max(cut, finest)
-    rank = int(np.sum(ordered > told))
+    resolved = max(cut, finest)
+    rank = int(np.sum(ordered > resolved))
     below = ordered[rank] if rank < ordered.size else 0.0
     if rank == 0:
         gap = float("nan")
@@ -134,7 +134,7 @@ def numerical_rank(
         rank=rank,
         tolerance=float(cut),
         size=ordered.size if size is None else size,
-        low=int(np.sum(values - off > 10 * told)),
+        low=int(np.sum(values - off > 10 * resolved)),
         high=int(np.sum(values + off > (cut / 10 if cut >= finest else 0.0))),
         gap=gap,
     )

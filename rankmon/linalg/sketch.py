@@ -124,13 +124,13 @@ class Sketch:
           finest: the smallest cut above the rounding error of the products. For a cut below it,
             `rank` and `low` are counted at `finest` instead, and `high` is p.
         """
-        told = max(cut, finest)
-        complete = self.is_complete(told / 10)
+        resolved = max(cut, finest)
+        complete = self.is_complete(resolved / 10)
         seen = complete and cut >= finest
         high = min(int(np.sum(self.at_most() > cut / 10)), self.p) if seen else self.p
-        low = min(self.exceeding(10 * told), high)
+        low = min(self.exceeding(10 * resolved), high)
         estimates = self.estimates()
-        rank = min(max(int(np.sum(estimates > told)), low), high) if complete else low
+        rank = min(max(int(np.sum(estimates > resolved)), low), high) if complete else low
         below = estimates[rank] if rank < self.side else 0.0
         gap = math.nan
         if rank and complete:

@@ -7,7 +7,6 @@ import numpy as np
 from rankmon._util.facts import Fact
 from rankmon._util.text import listed
 from rankmon._util.validate import as_integer
-from rankmon._util.warnings import warn_user
 from rankmon.linalg.numerical_rank import DEFAULT_TOLERANCE, Tolerance, as_tolerance
 from rankmon.network.kernel_axes import kernel_axes
 from rankmon.network.matrix_views import MatrixView, Views, matrix_views, tag_names
@@ -16,7 +15,7 @@ from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Snapshot
 from rankmon.problem.precision import eps_of
 from rankmon.problem.problem import Problem
-from rankmon.problem.pytree import left_out
+from rankmon.problem.pytree import warn_of_left_out
 from rankmon.weights.ranks import weight_count, weight_rank
 
 
@@ -62,9 +61,7 @@ class WeightsProbe:
         matrices = matrix_views(
             flat.specs, known=kernel_axes(flat), views=self.views, by_head=self.by_head
         )
-        told = left_out(flat.specs)
-        if told:
-            warn_user(told)
+        warn_of_left_out(flat.specs)
         if not matrices:
             raise ValueError(
                 "expected parameters with at least one matrix, got shapes "

@@ -216,10 +216,10 @@ class Problem:
             try:
                 self._flat[key] = flat_problem(self, params, specs)
             except Exception as error:
-                told = explained(self, params, error)
-                if told is error:
+                explanation = explained(self, params, error)
+                if explanation is error:
                     raise
-                raise told from error
+                raise explanation from error
         return self._flat[key]
 
     def residuals(self, params: Any) -> Float[np.ndarray, "n k"]:

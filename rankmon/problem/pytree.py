@@ -15,6 +15,7 @@ import numpy as np
 
 from rankmon._util.globs import as_patterns, matching
 from rankmon._util.tags import told_apart
+from rankmon._util.warnings import warn_user
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,8 @@ def _is_quantized(dtype: np.dtype) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.integer)) and dtype.itemsize == 1
 
 
-def left_out(specs: Sequence[LeafSpec]) -> str | None:
-    """Return the warning about integer matrices that do not count as weights, or None."""
+def warn_of_left_out(specs: Sequence[LeafSpec]) -> None:
+    """Warn if there are integer matrices, which do not count as weights."""
     wide = [
         f"{spec.name} {spec.dtype}{list(spec.shape)}"
         for spec in specs
@@ -176,9 +177,8 @@ def left_out(specs: Sequence[LeafSpec]) -> str | None:
         and jnp.issubdtype(spec.dtype, jnp.integer)
         and not _is_quantized(spec.dtype)
     ]
-    if not wide:
-        return None
-    return (
-        f"expected matrices of floats or of one-byte integers, got {', '.join(wide)}, which are "
-        "left out; convert them to floats if they are weights"
-    )
+    if wide:
+        warn_user(
+            f"expected matrices of floats or of one-byte integers, got {', '.join(wide)}, which "
+            "are left out; convert them to floats if they are weights"
+        )

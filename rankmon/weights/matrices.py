@@ -5,12 +5,11 @@ from typing import Any
 
 import jax
 
-from rankmon._util.warnings import warn_user
 from rankmon.network.kernel_axes import kernel_axes
 from rankmon.network.matrix_views import MatrixView, Views, matrix_views
 from rankmon.problem.equinox_keras import as_arrays
 from rankmon.problem.problem import Problem
-from rankmon.problem.pytree import LeafSpec, leaf_specs, left_out
+from rankmon.problem.pytree import LeafSpec, leaf_specs, warn_of_left_out
 
 
 def matrices(
@@ -40,9 +39,7 @@ def matrices(
     params = as_arrays(params)
     specs = leaf_specs(params, include=include, exclude=exclude)
     found = matrix_views(specs, known=known, views=views)
-    told = left_out(specs)
-    if told:
-        warn_user(told)
+    warn_of_left_out(specs)
     if not found:
         raise ValueError(
             "expected parameters with at least one matrix, got shapes "
