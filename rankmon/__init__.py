@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     )
     from rankmon._util.warnings import RankmonWarning
     from rankmon.hessian.gauss_newton import OuterRank
-    from rankmon.linalg.lanczos import Estimate, StochasticSpectrum
+    from rankmon.linalg.estimate import Estimate
+    from rankmon.linalg.lanczos import StochasticSpectrum
     from rankmon.linalg.numerical_rank import NumericalRank, Tolerance
     from rankmon.linalg.sketch import SketchedRank
     from rankmon.linalg.spectrum import reconstruction_error
@@ -45,7 +46,8 @@ if TYPE_CHECKING:
 _NAMES = {
     "_util.warnings": ["RankmonWarning"],
     "hessian.gauss_newton": ["OuterRank"],
-    "linalg.lanczos": ["Estimate", "StochasticSpectrum"],
+    "linalg.estimate": ["Estimate"],
+    "linalg.lanczos": ["StochasticSpectrum"],
     "linalg.numerical_rank": ["NumericalRank", "Tolerance"],
     "linalg.sketch": ["SketchedRank"],
     "linalg.spectrum": ["reconstruction_error"],

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rankmon.linalg.numerical_rank import NumericalRank, Tolerance
+from rankmon.linalg.signed_spectrum import SignedSpectrum
 from rankmon.problem.point import Point
 
 # The eigenvalues of each part, by falling magnitude.
@@ -23,12 +24,15 @@ class Ranks:
       own_functional: the rank of H_f at its own cut.
       spectra: the eigenvalues of each part, if they were computed.
       warnings: messages to the user about limits of these ranks.
+      curvature: of each part the extremes, moments and counts of its signed eigenvalues, if they
+        were computed.
     """
 
     parts: dict[str, NumericalRank]
     own_functional: int
     spectra: Mapping[str, Float[np.ndarray, " p"]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    curvature: Mapping[str, SignedSpectrum] = field(default_factory=dict)
 
 
 @runtime_checkable

@@ -27,25 +27,10 @@ import scipy.linalg
 import scipy.special
 from jaxtyping import Float
 
+from rankmon.linalg.estimate import Estimate
+
 # The recurrence ends at an off-diagonal entry below this times the norm: later ones are rounding.
 _BREAKDOWN = 1e-12
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its confidence interval.
-
-    Attributes:
-      value: the estimate.
-      low: the interval's lower end.
-      high: its upper end.
-      confidence: the probability that such an interval contains the true value.
-    """
-
-    value: float
-    low: float
-    high: float
-    confidence: float
 
 
 @dataclass(frozen=True)
