@@ -25,6 +25,13 @@ COPIES = frozenset({CONVERT, "copy", "copy_p"})
 TRANSPOSE, BROADCAST, RESHAPE, SQUEEZE = "transpose", "broadcast_in_dim", "reshape", "squeeze"
 SLICE, DYNAMIC_SLICE, REVERSE = "slice", "dynamic_slice", "rev"
 SPLIT, PAD, CONCATENATE = "split", "pad", "concatenate"
+GATHER = "gather"
+
+# Operations whose results are entries of their first operand, and zeros.
+MOVES = frozenset(
+    {TRANSPOSE, BROADCAST, RESHAPE, SQUEEZE, SLICE, DYNAMIC_SLICE, REVERSE, PAD, GATHER}
+)
+SCALINGS = frozenset({"mul", "div", "neg"})
 
 DOT, CONVOLUTION = "dot_general", "conv_general_dilated"
 SUMS = frozenset({"add", "add_any"})
@@ -116,6 +123,11 @@ def dot_axes(eqn: JaxprEqn) -> tuple[tuple[_Axes, _Axes], tuple[_Axes, _Axes]]:
 def convolution_axes(eqn: JaxprEqn) -> Any:
     """Return the `ConvDimensionNumbers` of a convolution."""
     return eqn.params["dimension_numbers"]
+
+
+def convolution_groups(eqn: JaxprEqn) -> _Axes:
+    """Return the numbers of groups of features and of examples of a convolution."""
+    return eqn.params["feature_group_count"], eqn.params["batch_group_count"]
 
 
 def permutation(eqn: JaxprEqn) -> _Axes:

@@ -1,29 +1,34 @@
 """The exact engines of p x p matrices: "stack", assembled by contractions, and "dense"."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Int
 
 from rankmon._util.compile import operations
 from rankmon._util.optional_readers import optionally
 from rankmon.engines.base import Spectra
 from rankmon.engines.dense import Curvature
-from rankmon.engines.dense_parts import HessianParts
+from rankmon.engines.dense_parts import HessianParts, is_wide, largest_layer, small_order
 from rankmon.engines.dense_stack import StackCurvature
-from rankmon.engines.exact import ExactEngine
+from rankmon.engines.exact import SPECTRUM_SECONDS, ExactEngine
+from rankmon.hessian.memory import refuse_oversize
 from rankmon.hessian.operators import HessianPrograms, traced_product
-from rankmon.linalg.spectrum import padded, symmetric_spectrum
+from rankmon.linalg.spectrum import padded
 from rankmon.network.activations import UnsupportedActivationError
+from rankmon.network.coordinates import Coordinates, coordinates_of
 from rankmon.network.recognized_stack import DenseStack, recognized_stack
-from rankmon.problem.flat import FlatProblem
+from rankmon.problem.flat import FlatProblem, gaussian_leaves
 from rankmon.problem.point import Point
 from rankmon.problem.precision import DOUBLE
 
 # Operations of products in a second, about.
 _OPERATIONS = 1.5e10
+
+# Seconds; a shorter estimate is not refined.
+_SHORT = 1.0
 
 # Operations with one parameter for one example: a convolution's kernels are used at every place.
 _MOST_USES = 1e4
@@ -33,53 +38,88 @@ _MOST_USES = 1e4
 class Assembly(Protocol):
     """An assembly of the matrices: `dense.Curvature` or `dense_stack.StackCurvature`."""
 
+    @property
+    def layers(self) -> tuple[slice, ...]:
+        """The rows of the parameters of each layer, or of each leaf."""
+
+    @property
+    def order(self) -> Int[np.ndarray, " q"]:
+        """The place of each row among the coordinates."""
+
     def compile(self, *, cotangents: int) -> None:
         """Compile the programs of an assembly with so many residuals."""
 
-    def parts(self, leaves: list[np.ndarray], b: Any, deltas: Sequence[Any]) -> HessianParts:
-        """Return H_o, and H_f for each of these residuals."""
+    def parts(self, point: Point) -> HessianParts:
+        """Return H_o, and H_f for each of the point's residuals."""
 
 
 @dataclass(eq=False)
 class _AssembledEngine(ExactEngine):
-    """An exact engine that computes the eigenvalues of p x p matrices.
+    """An exact engine that computes the eigenvalues of q x q matrices.
 
     Attributes:
+      coordinates: the q directions of the parameters on which the outputs depend.
       assembly: computes the matrices.
     """
 
+    coordinates: Coordinates
     assembly: Assembly
 
     @property
     def order(self) -> int:
-        """The number of parameters, p."""
-        return self.flat.p
+        """The number of coordinates, q."""
+        return self.coordinates.reduced.p
 
     def compile(self, *, cotangents: int) -> None:
         """Compile the assembly."""
         self.assembly.compile(cotangents=cotangents)
 
+    def _parts(self, point: Point) -> HessianParts:
+        """Return the matrices at this point."""
+        return self.assembly.parts(point)
+
     def _spectra(self, point: Point) -> Spectra | None:
-        parts = self.assembly.parts(point.leaves, point.output_hessians, point.functional_residuals)
-        functional, *held = parts.functional
-        if not all(np.all(np.isfinite(H)) for H in (parts.outer, functional, *held)):
+        parts = self._parts(point)
+        if not parts.is_finite:
             return None
-        spectra = {"H_f": symmetric_spectrum(functional)}
-        spectra["H_o"] = (
-            symmetric_spectrum(parts.outer)
-            if parts.outer_values is None
-            else padded(parts.outer_values, self.flat.p)
-        )
-        functional += parts.outer
-        spectra["H_L"] = symmetric_spectrum(functional)
+        loss, outer, functional, *held = (padded(v, self.flat.p) for v in parts.spectra())
+        spectra = {"H_L": loss, "H_o": outer, "H_f": functional}
         if point.reference is not None:
-            same = np.array_equal(point.reference, point.residuals)
-            spectra["H_f_fixed"] = spectra["H_f"] if same else symmetric_spectrum(held[0])
+            spectra["H_f_fixed"] = held[0]
         return spectra
+
+    @property
+    def _spectra_seconds(self) -> float:
+        """The approximate seconds of the spectra, with the zero block of H_f if there is one."""
+        reduced, q = self.coordinates.reduced, self.order
+        whole = 3 * SPECTRUM_SECONDS * q**3
+        if whole < _SHORT or not self._has_zero_block:
+            return whole
+        largest = largest_layer(self.assembly.layers)
+        rows = reduced.root_rows if is_wide(reduced) else q
+        orders = [small_order(q, largest, rows), *2 * [small_order(q, largest)], min(rows, q)]
+        return sum(SPECTRUM_SECONDS * order**3 + 2 * q * order**2 / _OPERATIONS for order in orders)
+
+    @cached_property
+    def _has_zero_block(self) -> bool:
+        """Whether H_f is zero in the largest layer, at Gaussian parameters."""
+        reduced, rng = self.coordinates.reduced, np.random.default_rng(0)
+        theta, fixed = reduced.split(gaussian_leaves(reduced, rng))
+        delta = rng.standard_normal((reduced.positions, reduced.k))
+        block = self.assembly.order[largest_layer(self.assembly.layers)]
+        v = np.zeros(reduced.p)
+        v[block] = rng.standard_normal(len(block))
+        image = HessianPrograms(reduced, residuals=1).at(theta, fixed, [delta]).mv(v)
+        return not np.any(image[block])
 
     def describe(self) -> str:
         """Return the engine's line of the run's card."""
-        return f"{self.name}, {self.flat.p} x {self.flat.p} matrices"
+        if self.coordinates.is_whole:
+            return f"{self.name}, {self.flat.p} x {self.flat.p} matrices"
+        return (
+            f"{self.name}, {self.order} x {self.order} matrices: the outputs depend on "
+            f"{self.order:,} of {self.flat.p:,} directions"
+        )
 
 
 class StackEngine(_AssembledEngine):
@@ -96,13 +136,14 @@ class StackEngine(_AssembledEngine):
         # A float32 operation inside rounds as the network does only if the network is evaluated.
         if stack is None or flat.precision.eps > DOUBLE.eps:
             return None
+        coordinates = coordinates_of(flat)
         assembly = optionally(
             flat.problem,
             "the layers' activations",
-            lambda: _contraction(flat, stack, memory_limit),
+            lambda: _contraction(coordinates, stack, memory_limit),
             otherwise=None,
         )
-        return None if assembly is None else cls(flat, assembly)
+        return None if assembly is None else cls(flat, coordinates, assembly)
 
 
 class DenseEngine(_AssembledEngine):
@@ -114,7 +155,13 @@ class DenseEngine(_AssembledEngine):
     @classmethod
     def of(cls, flat: FlatProblem, *, memory_limit: int) -> "DenseEngine":
         """Return the engine for this problem; errors as for `ExactEngine.of`."""
-        return cls(flat, Curvature(flat, memory_limit=memory_limit))
+        coordinates = coordinates_of(flat)
+        reduced = coordinates.reduced
+        refuse_oversize(flat.p, memory_limit, active=reduced.p)
+        return cls(flat, coordinates, Curvature(reduced, memory_limit=memory_limit))
+
+    def _parts(self, point: Point) -> HessianParts:
+        return self.assembly.parts(self.coordinates.at(point))
 
     @property
     def why(self) -> str:
@@ -124,8 +171,8 @@ class DenseEngine(_AssembledEngine):
         return "it is the first that applies to this network and fits in memory_limit"
 
     def seconds(self, *, time_limit: float) -> float:
-        """Return the approximate seconds that p products and the spectra take."""
-        flat, seconds = self.flat, self._spectra_seconds
+        """Return the approximate seconds that q products and the spectra take."""
+        flat, seconds = self.coordinates.reduced, self._spectra_seconds
         most = flat.p**2 * flat.positions * _MOST_USES
         if most < _OPERATIONS * time_limit:
             return seconds  # the products take far less: do not compile them for an estimate
@@ -135,7 +182,7 @@ class DenseEngine(_AssembledEngine):
     def _operations(self) -> float:
         """The approximate number of operations of one product with each part; 0 if unknown."""
         try:
-            return _counted_operations(self.flat)
+            return _counted_operations(self.coordinates.reduced)
         except Exception:  # noqa: BLE001  `compile_derivatives` refuses such a network
             return 0.0
 
@@ -145,32 +192,33 @@ def _counted_operations(flat: FlatProblem) -> float:
         return sum(operations(traced_product(flat, part).lower()) for part in ("H_o", "H_f"))
 
 
-def _contraction(flat: FlatProblem, stack: DenseStack, memory_limit: int) -> StackCurvature | None:
+def _contraction(
+    coordinates: Coordinates, stack: DenseStack, memory_limit: int
+) -> StackCurvature | None:
     """Return the assembly by contractions; None if it cannot be trusted with this network."""
     try:
-        contraction = StackCurvature(flat, stack, memory_limit=memory_limit)
+        contraction = StackCurvature(coordinates, stack, memory_limit=memory_limit)
     except UnsupportedActivationError:
         return None
-    return contraction if _agree(flat, contraction) else None
+    return contraction if _agree(coordinates, contraction) else None
 
 
-def _agree(flat: FlatProblem, contraction: StackCurvature) -> bool:
+def _agree(coordinates: Coordinates, contraction: StackCurvature) -> bool:
     """Return whether both multiply a vector alike, at Gaussian parameters.
 
     They do not if the derivative rules of an activation contradict one another.
     """
-    rng = np.random.default_rng(0)
-    leaves = [
-        rng.standard_normal(spec.shape) / np.sqrt(max(spec.shape[:-1], default=1))
-        for spec in flat.specs
-    ]
-    theta, fixed = flat.split(leaves)
+    flat, rng = coordinates.flat, np.random.default_rng(0)
+    leaves = gaussian_leaves(flat, rng)
     delta = rng.standard_normal((flat.positions, flat.k))
-    v = rng.standard_normal(flat.p)
-    parts = contraction.parts(leaves, flat.output_hessians(theta, fixed), [delta])
+    point = Point(flat, 0, leaves, delta)
+    parts = contraction.parts(point)
+    reduced = coordinates.reduced
+    theta, fixed = reduced.split(coordinates.inward(leaves))
+    v = rng.standard_normal(reduced.p)
     pairs = (
-        (parts.outer, HessianPrograms(flat, outer=True).at(theta, fixed)),
-        (parts.functional[0], HessianPrograms(flat, residuals=1).at(theta, fixed, [delta])),
+        (parts.outer, HessianPrograms(reduced, outer=True).at(theta, fixed)),
+        (parts.functional[1], HessianPrograms(reduced, residuals=1).at(theta, fixed, [delta])),
     )
     for matrix, operator in pairs:
         want = operator.mv(v)

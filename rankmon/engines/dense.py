@@ -19,17 +19,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from rankmon._util.compile import Make, largest_program, operations
 from rankmon._util.jaxpr import CUSTOM_VJP_CALLS, holds
-from rankmon.engines.dense_parts import HessianParts, is_wide, root_values
+from rankmon.engines.dense_parts import HessianParts, is_wide
 from rankmon.hessian.batching import OneByOne, is_of_whole_batch
 from rankmon.hessian.jacobian import JacobianOperator
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT, dense_bytes, refuse_oversize
 from rankmon.hessian.operators import HessianPrograms, compiled_product
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.output_hessians import OutputHessians
+from rankmon.problem.point import Point
 from rankmon.problem.precision import abstract_array
 
 # Times that an operation of a product takes longer than one of J^T B J, a product of matrices.
@@ -76,23 +77,26 @@ class Curvature:
                     self._one_by_one.rule_out()
                 self._one_by_one.prepare(lambda: self._outer_chunk, lambda: self._outer)
 
-    def parts(
-        self,
-        leaves: list[np.ndarray],
-        b: OutputHessians,
-        deltas: Sequence[Float[np.ndarray, "n k"]],
-    ) -> HessianParts:
-        """Return H_o, and H_f for each of these residuals, in the parameter order.
+    @property
+    def layers(self) -> tuple[slice, ...]:
+        """The rows of each differentiated leaf."""
+        sizes = [spec.size for spec in self.flat.specs if spec.differentiated]
+        ends = np.cumsum(sizes).tolist()
+        return tuple(slice(end - size, end) for end, size in zip(ends, sizes, strict=True))
 
-        Args:
-          leaves: the parameters.
-          b: the output Hessians there.
-          deltas: residuals, held constant.
-        """
+    @property
+    def order(self) -> Int[np.ndarray, " p"]:
+        """The place of each row in theta."""
+        return np.arange(self.flat.p)
+
+    def parts(self, point: Point) -> HessianParts:
+        """Return H_o, and H_f for each of the point's residuals, in the parameter order."""
+        deltas = point.functional_residuals
         self.compile(cotangents=len(deltas))
-        theta, fixed = self.flat.split(leaves)
-        outer, values = self.outer(theta, fixed, b)
-        return HessianParts(outer, tuple(self.functional(theta, fixed, deltas)), values)
+        theta, fixed = point.theta, point.fixed
+        outer, root = self.outer(theta, fixed, point.output_hessians)
+        functional = tuple(self.functional(theta, fixed, deltas))
+        return HessianParts(outer, functional, root, self.layers)
 
     def functional(
         self,
@@ -105,8 +109,8 @@ class Curvature:
 
     def outer(
         self, theta: np.ndarray, fixed: Sequence[np.ndarray], b: OutputHessians
-    ) -> tuple[Float[np.ndarray, "p p"], Float[np.ndarray, " nk"] | None]:
-        """Return H_o at theta, in float64, and its eigenvalues if the Jacobian gives them."""
+    ) -> tuple[Float[np.ndarray, "p p"], Float[np.ndarray, "m p"] | None]:
+        """Return H_o = A^T A at theta, in float64, and A if the Jacobian gives it."""
         with self.flat.precision.scope():
             if is_wide(self.flat):
                 return self._outer_from_jacobian(theta, fixed, b)
@@ -214,7 +218,7 @@ class Curvature:
 
     def _outer_from_jacobian(
         self, theta: np.ndarray, fixed: Sequence[np.ndarray], b: OutputHessians
-    ) -> tuple[Float[np.ndarray, "p p"], Float[np.ndarray, " nk"] | None]:
+    ) -> tuple[Float[np.ndarray, "p p"], Float[np.ndarray, "m p"] | None]:
         flat = self.flat
         J = self._jacobian.as_matrix(flat.joined(theta, fixed))
         self.workspace_used["H_o"] = self._jacobian.workspace_used
@@ -226,7 +230,7 @@ class Curvature:
             roots = b.roots(flat.weights)
             if roots is None or roots.signs is not None or not np.all(np.isfinite(J)):
                 return outer, None
-            return outer, root_values(roots.products(J).reshape(-1, flat.p))
+            return outer, roots.products(J).reshape(-1, flat.p)
 
     @cached_property
     def _jacobian(self) -> JacobianOperator:

@@ -17,20 +17,22 @@ about n p^2 operations; p products with basis vectors take about 12 n p^2.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from rankmon._util.text import bytes_text
-from rankmon.engines.dense_parts import HessianParts, is_wide, root_values
+from rankmon.engines.dense_parts import HessianParts, is_wide
 from rankmon.hessian.memory import dense_bytes, refuse_oversize
 from rankmon.hessian.stack_jacobian import StackBatch, parameter_places
 from rankmon.network.activations import layer_states
+from rankmon.network.coordinates import Coordinates
+from rankmon.network.leaf_maps import Rows, Span
 from rankmon.network.recognized_stack import DenseStack
-from rankmon.problem.flat import FlatProblem
-from rankmon.problem.output_hessians import EVALUATED_ALIVE, OutputHessians
+from rankmon.problem.output_hessians import EVALUATED_ALIVE
+from rankmon.problem.point import Point
 
 _Matrix = Float[np.ndarray, "p p"]
 # By layers (l, k), l <= k, counted from 0.
@@ -40,12 +42,12 @@ _Blocks = dict[tuple[int, int], Float[np.ndarray, "_out _c _out _c"]]
 class StackCurvature:
     """The parts of the Hessian of one recognized stack, assembled in chunks of examples.
 
-    Rows and columns go layer by layer, in C order of [W^l b^l]; `order` has the place of each in
-    the parameter order.
+    Rows and columns go layer by layer, in C order of [W^l b^l], W^1 in coordinates; `order` has
+    the place of each among the coordinates.
 
     Args:
-      flat: the problem.
-      stack: the network, as `recognized_stack` returns it.
+      coordinates: the directions of the parameters on which the outputs depend.
+      stack: the network, as `recognized_stack` returns it for `coordinates.flat`.
       memory_limit: bytes that the dense matrices and the workspace may take together.
 
     Raises:
@@ -53,46 +55,44 @@ class StackCurvature:
         single example does not.
     """
 
-    def __init__(self, flat: FlatProblem, stack: DenseStack, *, memory_limit: int) -> None:
-        refuse_oversize(flat.p, memory_limit)
-        self.flat = flat
-        self._stack = stack
-        self._chunk = self._largest_chunk(memory_limit - dense_bytes(flat.p))
-        self._states = layer_states(flat, stack)
+    def __init__(self, coordinates: Coordinates, stack: DenseStack, *, memory_limit: int) -> None:
+        self.flat = coordinates.reduced
+        refuse_oversize(coordinates.flat.p, memory_limit, active=self.flat.p)
+        self._coordinates, self._stack = coordinates, stack
+        self._reduced_stack, self._project = _in_coordinates(stack, coordinates)
+        self._chunk = self._largest_chunk(memory_limit - dense_bytes(self.flat.p))
+        self._states = layer_states(coordinates.flat, stack)
+
+    @property
+    def layers(self) -> tuple[slice, ...]:
+        """The rows of each layer's weights and biases."""
+        stack = self._reduced_stack
+        pairs = zip(stack.layers, stack.dims[:-1], stack.dims[1:], strict=True)
+        return tuple(_spans([(M, c + (layer.bias is not None)) for layer, c, M in pairs]))
 
     @cached_property
-    def order(self) -> Int[np.ndarray, " p"]:
-        """The place in theta of each row."""
-        return parameter_places(self.flat, self._stack)
+    def order(self) -> Int[np.ndarray, " q"]:
+        """The place of each row among the coordinates."""
+        return parameter_places(self.flat, self._reduced_stack)
 
     def compile(self, *, cotangents: int) -> None:
         """Compile the loss and its derivatives in the outputs; the contractions use NumPy."""
-        self.flat.compile()
+        self._coordinates.flat.compile()
 
-    def parts(
-        self,
-        leaves: Sequence[np.ndarray],
-        b: OutputHessians,
-        deltas: Sequence[Float[np.ndarray, "n k"]],
-    ) -> HessianParts:
-        """Return H_o, and H_f for each of these residuals.
+    def parts(self, point: Point) -> HessianParts:
+        """Return H_o, and H_f for each of the point's residuals.
 
         Args:
-          leaves: the parameters.
-          b: the output Hessians there.
-          deltas: residuals, held constant.
+          point: the parameters themselves, not their coordinates.
         """
         with np.errstate(over="ignore", invalid="ignore"):  # overflow is found in the result
-            return self._parts(leaves, b, deltas)
+            return self._parts(point)
 
-    def _parts(
-        self,
-        leaves: Sequence[np.ndarray],
-        b: OutputHessians,
-        deltas: Sequence[Float[np.ndarray, "n k"]],
-    ) -> HessianParts:
-        flat = self.flat
-        batch = StackBatch.at(self._stack, leaves, self._states(leaves))
+    def _parts(self, point: Point) -> HessianParts:
+        flat, b, deltas = self.flat, point.output_hessians, point.functional_residuals
+        states = self._states(point.leaves)
+        states = replace(states, received=(self._project(states.received[0]), *states.received[1:]))
+        batch = StackBatch.at(self._reduced_stack, self._coordinates.inward(point.leaves), states)
         outer, *functional = (np.zeros((flat.p, flat.p)) for _ in range(1 + len(deltas)))
         roots = b.roots(flat.weights) if is_wide(flat) else None
         if roots is not None and roots.signs is not None:
@@ -112,10 +112,10 @@ class StackCurvature:
                 root[part] = chunk.batch.weighted_jacobian(rooted)
         for H in (outer, *functional):
             _mirror(H, batch)
-        values = None
-        if root is not None and np.all(np.isfinite(root)):
-            values = root_values(root.reshape(-1, flat.p))
-        return HessianParts(outer, tuple(functional), values)
+        if root is not None and not np.all(np.isfinite(root)):
+            root = None
+        rows = None if root is None else root.reshape(-1, flat.p)
+        return HessianParts(outer, tuple(functional), rows, self.layers)
 
     def _largest_chunk(self, room: int) -> int:
         """Return how many examples at once fit."""
@@ -130,6 +130,22 @@ class StackCurvature:
                 "for a single example; raise memory_limit"
             )
         return min(self.flat.positions, room // example)
+
+
+def _in_coordinates(
+    stack: DenseStack, coordinates: Coordinates
+) -> tuple[DenseStack, Callable[[np.ndarray], np.ndarray]]:
+    """Return the stack with W^1 in coordinates, and the map of its inputs to that layer's."""
+    first, *others = stack.layers
+    found = coordinates.maps[first.kernel]
+    if isinstance(found, Span):
+        first = replace(first, transposed=True)
+        dims = (found.shape[0], *stack.dims[1:])
+        return DenseStack((first, *others), dims), lambda x: x @ found.basis
+    if isinstance(found, Rows):
+        dims = (found.shape[0], *stack.dims[1:])
+        return DenseStack(stack.layers, dims), lambda x: x[:, found.rows]
+    return stack, lambda x: x
 
 
 def _shapes(batch: StackBatch) -> list[tuple[int, int]]:

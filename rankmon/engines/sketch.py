@@ -6,7 +6,7 @@
 import math
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ from rankmon.hessian.operators import HessianOperator, HessianPrograms, compiled
 from rankmon.linalg.numerical_rank import NumericalRank, Tolerance
 from rankmon.linalg.rank_bound import most_rank
 from rankmon.linalg.sketch import Products, Sketch, side_for, sketched, spectral_norm
+from rankmon.network.coordinates import Coordinates, coordinates_of
 from rankmon.network.matrix_views import matrix_shape
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Point
@@ -31,7 +32,7 @@ from rankmon.problem.pytree import is_matrix
 _FIRST_SIDE = 64
 _MOST_VECTORS, _MOST_ROWS = 1024, 256
 
-# Gradients that show which directions of a weight matrix are reached.
+# Gradients that show the directions of a weight matrix with a non-zero derivative.
 _GRADIENTS = 8
 
 # Products that the norms of all parts take, about.
@@ -61,14 +62,14 @@ class SketchEngine:
     """H_o by `outer`, the other parts by sketches that grow until they show the whole rank.
 
     Attributes:
-      flat: the problem.
+      coordinates: the directions of the parameters on which the outputs depend.
       memory_limit: bytes for sketches, products and blocks of the Jacobian.
       time_limit: seconds for a measurement; a sketch that would take longer is not begun, but for
         the first one of 64 rows.
       outer: None if the Gram matrix of N k rows does not fit: then H_o is sketched as well.
     """
 
-    flat: FlatProblem
+    coordinates: Coordinates
     memory_limit: int
     time_limit: float
     outer: OuterSpectrum | None
@@ -82,21 +83,28 @@ class SketchEngine:
         Raises:
           MemoryError: if not even a small sketch fits.
         """
-        least = 8 * 4 * (_FIRST_SIDE**2 + 8 * flat.p)
+        coordinates = coordinates_of(flat)
+        q = coordinates.reduced.p
+        least = 8 * 4 * (_FIRST_SIDE**2 + 8 * q)
         if 2 * least > memory_limit:
             raise MemoryError(
-                f"expected a sketch of {_FIRST_SIDE} rows and some vectors of p = {flat.p:,} "
+                f"expected a sketch of {_FIRST_SIDE} rows and some vectors of {q:,} "
                 f"parameters to fit in memory_limit = {bytes_text(memory_limit)}, got "
                 f"{bytes_text(2 * least)}; raise memory_limit, choose fewer parameters with "
                 "Problem(include=...), or watch the weights alone (RankMonitor: "
                 "oversize='weights')"
             )
         outer = OuterSpectrum.if_it_fits(flat, memory_limit=memory_limit)
-        return cls(flat, memory_limit, time_limit, outer)
+        return cls(coordinates, memory_limit, time_limit, outer)
+
+    @property
+    def flat(self) -> FlatProblem:
+        """The problem in these coordinates."""
+        return self.coordinates.reduced
 
     def compile(self, *, cotangents: int) -> None:
         """Compile the products with the Hessian for so many residuals."""
-        self.flat.compile()
+        self.coordinates.flat.compile()
         kept = self.progress
         for part in ("H_o", "H_f"):
             compiled_product(self.flat, part)
@@ -116,13 +124,14 @@ class SketchEngine:
         begun = time.monotonic()
         residuals = len(point.functional_residuals)
         self.compile(cotangents=residuals)
+        whole, point = point, self.coordinates.at(point)
         norms = self._norms(point)
         if not all(map(math.isfinite, norms.values())):
             return None
-        common = HessianCuts.of(norms, tolerance, self.flat)
+        common = HessianCuts.of(norms, tolerance, whole.flat)
         own, cuts = common.own_functional, common.parts
         ranks: dict[str, NumericalRank] = {}
-        outer = self._outer_rank(point, cuts["H_o"].value)
+        outer = self._outer_rank(whole, cuts["H_o"].value)
         if outer is not None:
             ranks["H_o"] = outer
             if outer.rank is None:
@@ -141,7 +150,8 @@ class SketchEngine:
         if incomplete:
             most = self._most(point, min(cut.value for cut in cuts.values()) / 10)
             counted |= {part: counted[part].at_most(most[part]) for part in incomplete}
-        ranks |= counted
+        p = whole.flat.p
+        ranks |= {part: replace(rank, size=p) for part, rank in counted.items()}
         return Ranks(
             {part: ranks[part] for part in norms},
             sketches["H_f"].counted(own.value, finest=own.finest).rank or 0,

@@ -324,6 +324,19 @@ class FlatProblem:
         return compiled("the loss and its derivatives in the outputs", traced)
 
 
+def gaussian_leaves(flat: FlatProblem, rng: np.random.Generator) -> list[np.ndarray]:
+    """Return random leaves at which two ways to the same result are compared.
+
+    Kernels are scaled so that outputs neither vanish nor explode; leaves of integers are zero.
+    """
+    return [
+        rng.standard_normal(spec.shape) / np.sqrt(max(spec.shape[:-1], default=1) or 1)
+        if jnp.issubdtype(spec.dtype, jnp.floating)
+        else np.zeros(spec.shape, spec.dtype)
+        for spec in flat.specs
+    ]
+
+
 def _common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype:
     """Return a dtype that can represent all of these; at least float32 if they differ."""
     if len(set(dtypes)) == 1:

@@ -120,6 +120,19 @@ class Point(Snapshot):
         vars(point)["reference"] = reference
         return point
 
+    def moved_to(self, flat: FlatProblem, leaves: list[np.ndarray]) -> "Point":
+        """Return this point of an equivalent problem, with the outputs that it has here.
+
+        Args:
+          flat: the problem in other parameters.
+          leaves: those parameters at this point.
+        """
+        point = Point(flat, self.step, leaves, self.reference)
+        vars(point).update(
+            _loss_and_residuals=self._loss_and_residuals, output_hessians=self.output_hessians
+        )
+        return point
+
     @property
     def parts(self) -> tuple[str, ...]:
         """The parts of the Hessian to measure: H_f_fixed only with a reference."""

@@ -17,6 +17,7 @@ from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
 from rankmon.linalg.nested_basis import nested_basis
 from rankmon.linalg.numerical_rank import numerical_rank
 from rankmon.linalg.spectrum import padded, symmetric_spectrum
+from rankmon.network.coordinates import Coordinates
 from rankmon.network.recognized_stack import recognized_stack
 from rankmon.problem.losses import Root
 from rankmon.problem.output_hessians import DenseHessians, FactoredHessians
@@ -239,6 +240,7 @@ def engine_spectra(seed, draw, reference):
     flat.inputs[...] = draw.inputs
     jax.tree.map(np.copyto, flat.targets, draw.targets)
     flat.memo.pop(("engine", "deep_linear", DEFAULT_MEMORY_LIMIT), None)
+    flat.memo["coordinates"] = Coordinates.whole(flat)  # those of other data do not apply
     return [spectra_of(problem, draw.params, name, reference) for name in ("deep_linear", "dense")]
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,10 @@ from oracles import Case, dense_parts, student_t
 from rankmon._util.text import bytes_text
 from rankmon.engines.dense_stack import StackCurvature
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT, dense_bytes
+from rankmon.network.coordinates import Coordinates
 from rankmon.network.recognized_stack import recognized_stack
 from rankmon.problem.output_hessians import DenseHessians
+from rankmon.problem.point import Point
 from rankmon.problem.problem import Problem
 from refusals import refused
 
@@ -91,14 +93,42 @@ def named(name):
     return next(case for case in CASES if case.name == name)
 
 
+def curvature_of(flat, memory_limit):
+    return StackCurvature(
+        Coordinates.whole(flat), recognized_stack(flat), memory_limit=memory_limit
+    )
+
+
 def bind(case, memory_limit=DEFAULT_MEMORY_LIMIT):
     """(curvature, parameter leaves, output Hessians, residuals)."""
     problem = Problem(case.apply, **case.statement)
     flat = problem.flat(case.params)
     leaves = flat.leaves(case.params)
     split = flat.split(leaves)
-    curvature = StackCurvature(flat, recognized_stack(flat), memory_limit=memory_limit)
+    curvature = StackCurvature(
+        Coordinates.whole(flat), recognized_stack(flat), memory_limit=memory_limit
+    )
     return curvature, leaves, flat.output_hessians(*split), flat.loss_and_residuals(*split)[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Held(Point):
+    """A point whose output Hessians and residuals are given."""
+
+    given: tuple = ()
+
+    @property
+    def functional_residuals(self):
+        return self.given[1]
+
+    @property
+    def output_hessians(self):
+        return self.given[0]
+
+
+def parts_of(curvature, leaves, b, deltas):
+    """H_o, and H_f for these residuals."""
+    return curvature.parts(Held(curvature.flat, 0, leaves, None, (b, deltas)))
 
 
 @functools.cache
@@ -119,7 +149,7 @@ def test_parts_equal_autodiff(name):
     curvature, leaves, b, delta = bound(name)
     reference = held(curvature.flat)
     want, at = dense_parts(named(name), reference), np.ix_(curvature.order, curvature.order)
-    parts = curvature.parts(leaves, b, [delta, reference])
+    parts = parts_of(curvature, leaves, b, [delta, reference])
     functional, functional_held = parts.functional
     scale = np.max(np.abs(want["H_L"]))
     assert_close(parts.outer, want["H_o"][at], scale)
@@ -168,9 +198,9 @@ def test_the_result_does_not_depend_on_how_the_network_is_written():
         return h.T
 
     curvature, leaves, b, delta = bound("bias-output-sigmoid")
-    want = curvature.parts(leaves, b, [delta])
+    want = parts_of(curvature, leaves, b, [delta])
     other, leaves, *_ = bind(replace(case, apply=columns, params=stored))
-    got = other.parts(leaves, b, [delta])
+    got = parts_of(other, leaves, b, [delta])
     assert not np.array_equal(other.order, curvature.order)
     assert_close(got.outer, want.outer, np.max(np.abs(want.outer)))
     assert_close(got.functional[0], want.functional[0], np.max(np.abs(want.functional[0])))
@@ -179,31 +209,31 @@ def test_the_result_does_not_depend_on_how_the_network_is_written():
 def test_several_residuals_at_once_are_what_each_is_alone():
     curvature, leaves, b, delta = bound("bias-of-one-layer")
     other = held(curvature.flat)
-    outer = curvature.parts(leaves, b, []).outer
-    together = curvature.parts(leaves, b, [delta, other, 2 * other - delta])
+    outer = parts_of(curvature, leaves, b, []).outer
+    together = parts_of(curvature, leaves, b, [delta, other, 2 * other - delta])
     np.testing.assert_array_equal(together.outer, outer)
     first, second, combined = together.functional
-    np.testing.assert_array_equal(first, curvature.parts(leaves, b, [delta]).functional[0])
-    np.testing.assert_array_equal(second, curvature.parts(leaves, b, [other]).functional[0])
+    np.testing.assert_array_equal(first, parts_of(curvature, leaves, b, [delta]).functional[0])
+    np.testing.assert_array_equal(second, parts_of(curvature, leaves, b, [other]).functional[0])
     assert_close(combined, 2 * second - first, np.max(np.abs(combined)))
 
 
 def test_every_call_takes_its_own_parameters():
     case = named("bias-soft-weights")
     curvature, leaves, b, delta = bound("bias-soft-weights")
-    curvature.parts(leaves, b, [delta])
+    parts_of(curvature, leaves, b, [delta])
     moved = replace(case, params=jax.tree.map(lambda a: 0.5 * a + 0.1, case.params))
     fresh, leaves, b, delta = bind(moved)
-    got, want = curvature.parts(leaves, b, [delta]), fresh.parts(leaves, b, [delta])
+    got, want = parts_of(curvature, leaves, b, [delta]), parts_of(fresh, leaves, b, [delta])
     np.testing.assert_array_equal(got.outer, want.outer)
     np.testing.assert_array_equal(got.functional[0], want.functional[0])
 
 
 def test_functional_vanishes_at_zero_residual_and_for_one_linear_layer():
     curvature, leaves, b, delta = bound("bias-output-sigmoid")
-    assert not np.any(curvature.parts(leaves, b, [0 * delta]).functional[0])
+    assert not np.any(parts_of(curvature, leaves, b, [0 * delta]).functional[0])
     curvature, leaves, b, delta = bound("one-layer")
-    assert not np.any(curvature.parts(leaves, b, [delta]).functional[0])
+    assert not np.any(parts_of(curvature, leaves, b, [delta]).functional[0])
 
 
 def least_room(curvature, chunk):
@@ -228,9 +258,9 @@ def test_chunks_change_nothing(name, chunk):
     whole, leaves, b, delta = bound(name)
     flat, deltas = whole.flat, [delta, held(whole.flat)]
     limit = dense_bytes(flat.p) + least_room(whole, chunk)
-    tight = StackCurvature(flat, recognized_stack(flat), memory_limit=limit)
+    tight = curvature_of(flat, limit)
     assert tight._chunk == chunk < whole._chunk == N
-    want, got = whole.parts(leaves, b, deltas), tight.parts(leaves, b, deltas)
+    want, got = parts_of(whole, leaves, b, deltas), parts_of(tight, leaves, b, deltas)
     assert_close(got.outer, want.outer, np.max(np.abs(want.outer)))
     for H, same in zip(got.functional, want.functional, strict=True):
         assert_close(H, same, np.max(np.abs(same)))
@@ -249,7 +279,7 @@ def test_values_of_a_wide_jacobian_keep_the_digits_that_the_matrix_loses():
     apply, params = network((d, 1), (None,))
     case = Case("graded", apply, params, x, np.ones((n, 1)), "mse", oracles.mse)
     curvature, leaves, b, _ = bind(case)
-    parts = curvature.parts(leaves, b, [])
+    parts = parts_of(curvature, leaves, b, [])
     # Singular values are good to eps of the largest; eigenvalues of the square are, too.
     atol = 10 * np.finfo(np.float64).eps / np.sqrt(n)
     np.testing.assert_allclose(np.sqrt(parts.outer_values), spectrum / np.sqrt(n), 0, atol)
@@ -263,7 +293,7 @@ def test_values_of_a_wide_jacobian_keep_the_digits_that_the_matrix_loses():
 @pytest.mark.parametrize(("n", "wide"), [(3, True), (4, False)], ids=["just-wide", "just-not"])
 def test_values_are_given_where_the_jacobian_has_half_as_many_rows_as_columns(n, wide):
     curvature, leaves, b, _ = bind(case_of("boundary", (6, 2), (None,), n=n))
-    assert (curvature.parts(leaves, b, []).outer_values is not None) == wide
+    assert (parts_of(curvature, leaves, b, []).outer_values is not None) == wide
 
 
 def test_no_values_where_an_output_hessian_is_indefinite():
@@ -271,15 +301,17 @@ def test_no_values_where_an_output_hessian_is_indefinite():
     matrices = b.at(slice(None))
     assert np.linalg.eigvalsh(matrices).min() < -0.1
     assert 2 * N * 2 <= curvature.flat.p
-    assert curvature.parts(leaves, b, []).outer_values is None
-    assert curvature.parts(leaves, given(np.abs(matrices)), []).outer_values is not None
+    assert parts_of(curvature, leaves, b, []).outer_values is None
+    assert parts_of(curvature, leaves, given(np.abs(matrices)), []).outer_values is not None
 
 
 def test_too_large_is_refused_with_the_size_and_the_memory():
     flat = bound("relu")[0].flat
     need = bytes_text(dense_bytes(flat.p))
     with refused(MemoryError, f"p = {flat.p}", need, "memory_limit"):
-        StackCurvature(flat, recognized_stack(flat), memory_limit=dense_bytes(flat.p))
+        StackCurvature(
+            Coordinates.whole(flat), recognized_stack(flat), memory_limit=dense_bytes(flat.p)
+        )
 
 
 def test_too_little_room_for_one_example_is_refused_with_the_size_and_the_memory():
@@ -287,9 +319,9 @@ def test_too_little_room_for_one_example_is_refused_with_the_size_and_the_memory
     flat, stack = curvature.flat, recognized_stack(curvature.flat)
     room = least_room(curvature, 1)
     limit = dense_bytes(flat.p) + room
-    assert StackCurvature(flat, stack, memory_limit=limit)._chunk == 1
+    assert StackCurvature(Coordinates.whole(flat), stack, memory_limit=limit)._chunk == 1
     with refused(MemoryError, bytes_text(room - 8), bytes_text(room), "memory_limit"):
-        StackCurvature(flat, stack, memory_limit=limit - 8)
+        StackCurvature(Coordinates.whole(flat), stack, memory_limit=limit - 8)
 
 
 @pytest.mark.parametrize(
@@ -311,7 +343,7 @@ def test_overflow_is_found_in_the_result(functions, loss, n):
         large = [scale * leaf for leaf in leaves]
         theta, fixed = flat.split(large)
         _, delta = flat.loss_and_residuals(theta, fixed)
-        parts = curvature.parts(large, flat.output_hessians(theta, fixed), [delta])
+        parts = parts_of(curvature, large, flat.output_hessians(theta, fixed), [delta])
         if functions == (None, relu, None) and scale > 1e100:
             assert not np.all(np.isfinite(parts.outer + parts.functional[0])), scale
         if loss == "mse" and functions[-1] is None and scale > 1e100:

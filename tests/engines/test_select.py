@@ -16,7 +16,7 @@ from shared_problems import problem_of
 @cache
 def stated(dims):
     apply, params = mlp(dims, jnp.tanh)
-    x, y = data(9, dims[0], dims[-1])
+    x, y = data(dims[0] + 9, dims[0], dims[-1])  # inputs of full rank
     return Problem(apply, loss="mse", inputs=x, targets=y).flat(params)
 
 
