@@ -28,7 +28,7 @@ def refuse_oversize(p: int, memory_limit: int, *, active: int | None = None) -> 
         raise MemoryError(
             f"expected the dense Hessian's {DENSE_MATRICES_ALIVE} matrices to fit in "
             f"memory_limit = {bytes_text(memory_limit)}, got p = {p:,} "
-            f"parameters{depending} which need {bytes_text(dense_bytes(rows))}; raise memory_limit, "
-            "choose fewer parameters with Problem(include=...), or watch the weights alone "
+            f"parameters{depending} which need {bytes_text(dense_bytes(rows))}; raise "
+            "memory_limit, choose fewer parameters with Problem(include=...), or watch the weights alone "
             "(RankMonitor: oversize='weights')"
         )

@@ -70,7 +70,7 @@ class Coordinates:
 
 
 def coordinates_of(flat: FlatProblem) -> Coordinates:
-    """Return the coordinates of the directions on which the outputs depend; found once a problem."""
+    """Return the coordinates of a problem, which are found once."""
     if "coordinates" not in flat.memo:
         whole = Coordinates.whole(flat)
         flat.memo["coordinates"] = optionally(
