@@ -104,7 +104,7 @@ class Curvature:
         fixed: Sequence[np.ndarray],
         deltas: Sequence[Float[np.ndarray, "n k"]],
     ) -> list[Float[np.ndarray, "p p"]]:
-        """Return H_f at theta for each of these residuals, in one pass, in float64."""
+        """Compute the matrix H_f at theta for each of these residuals, in float64."""
         return self._functional(len(deltas)).at(theta, fixed, deltas).as_matrix()
 
     def outer(

@@ -1,7 +1,7 @@
-"""One example at a time or the whole batch: the decision, and programs over some rows at a time.
+"""Split the probe batch into units, and run compiled programs on a few rows of them at a time.
 
-A unit is an example, or the whole batch if its examples interact. A row of a unit is one output at
-one position: a row of C_i^T, the vector that J_i^T is applied to.
+A unit is one example, or the whole batch if its examples interact. A row of a unit belongs to one
+output at one position: it is a row of C_i^T, the vector that J_i^T is applied to.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,11 +22,12 @@ from rankmon.problem.precision import abstract_array
 # More rows at once cost memory and gain nothing: the products are already large.
 _MOST_ROWS = 512
 
-# Copies of the cotangents on the host and the device, and of what they are made of.
+# Arrays of the size of the cotangents that exist at once: copies on the host and on the device, and
+# intermediate results.
 _COTANGENTS_ALIVE = 8
 
-# From leaves, inputs of some units, cotangents [units, rows, positions, k] and a number to arrays
-# with an entry for each unit, and arrays with an entry for each unit and row.
+# A function of the leaves, the inputs of some units, cotangents [units, rows, positions, k] and an
+# integer. It returns arrays with one entry per unit, and arrays with one entry per unit and row.
 RowFunction = Callable[[Any, Any, Any, Any], tuple[list[Array], list[Array]]]
 
 
@@ -34,27 +35,27 @@ _Result = TypeVar("_Result")
 
 
 class OneByOne:
-    """Decide whether one computation takes one example at a time or keeps the batch together.
+    """Decide whether a computation evaluates one example at a time or the whole batch at once.
 
-    One at a time is cheap. It is impossible if the network takes only the whole batch or an example
-    does not fit, and gives the Jacobian of another network if the examples interact (batch
-    statistics). Once it failed, the batch is kept together for good.
+    One at a time is cheaper. It is impossible if the network accepts only the whole batch or if one
+    example needs too much memory, and it is wrong if the examples interact (batch statistics). Once
+    it has failed, this object always chooses the whole batch.
     """
 
     def __init__(self) -> None:
         self._possible = True
 
     def rule_out(self) -> None:
-        """Keep the batch together from now on."""
+        """Use the whole batch from now on."""
         self._possible = False
 
     def prepare(self, one: Callable[[], Any], whole: Callable[[], Any]) -> None:
-        """Prepare one example at a time; if that raises, the whole batch."""
+        """Call `one`, or `whole` if `one` is ruled out or raises, which rules it out."""
         if self._possible:
             try:
                 one()
                 return
-            except Exception:  # noqa: BLE001  whatever it is, the whole batch may do
+            except Exception:  # noqa: BLE001  whatever the error, the whole batch may work
                 self._possible = False
         whole()
 
@@ -65,12 +66,12 @@ class OneByOne:
         *,
         right: Callable[[_Result], bool],
     ) -> _Result:
-        """Return the result of one example at a time if it is right, else of the whole batch."""
+        """Return `one()` if it is not ruled out and `right` accepts it, else `whole()`."""
         if self._possible:
             found = one()
             try:
                 self._possible = right(found)
-            except Exception:  # noqa: BLE001  a check that cannot be made has not passed
+            except Exception:  # noqa: BLE001  a check that raises has not passed
                 self._possible = False
             if self._possible:
                 return found
@@ -82,13 +83,14 @@ def is_of_whole_batch(
 ) -> bool:
     """Return whether a product made one example at a time equals that of the whole batch."""
     if not (np.all(np.isfinite(got)) and np.all(np.isfinite(want))):
-        return True  # overflow is logged as such; it says nothing of the examples
+        return True  # overflow is reported elsewhere and does not show that examples interact
     scale = max(np.max(np.abs(got)), np.max(np.abs(want)))
     return is_rounding(np.max(np.abs(got - want)), scale, flat)
 
 
 def is_rounding(difference: float, scale: float, flat: FlatProblem) -> bool:
-    """Return whether two sums over the parameters that differ by this much may be the same."""
+    """Return whether a difference between arrays of this scale can be rounding."""
+    # 0.1, because 1e3 p eps exceeds 1 in low precision and would accept any difference.
     return bool(difference <= min(1e3 * flat.p * flat.precision.eps, 0.1) * scale)
 
 
@@ -99,8 +101,8 @@ class Piece:
     Attributes:
       units: the units.
       rows: the rows of each of these units.
-      place: the place of these rows among those of all units.
-      fresh: the number of rows, the last ones, that no earlier piece has.
+      place: the indices of these rows among the rows of all units.
+      fresh: the number of rows at the end that no earlier piece contains.
     """
 
     units: slice
@@ -110,24 +112,24 @@ class Piece:
 
 
 class Units:
-    """The probe batch in units: every example by itself (apart), or the whole batch as one.
+    """The probe batch as units: each example is one, or the whole batch is the only one.
 
     Args:
       flat: the problem.
-      apart: whether every example is a unit.
+      per_example: whether each example is a unit.
       room: bytes of temporary memory for a program.
 
     Attributes:
       count: the number of units.
       positions: the number of positions of each unit.
-      inputs: the inputs, with a leading axis of units, then one of the examples in each.
+      inputs: the inputs, with a first axis for the units and a second for the examples in a unit.
       workspace_used: the most bytes of temporary memory that a compiled program reports.
     """
 
-    def __init__(self, flat: FlatProblem, *, apart: bool, room: int) -> None:
+    def __init__(self, flat: FlatProblem, *, per_example: bool, room: int) -> None:
         self._flat, self._room = flat, room
-        self.inputs = jax.tree.map(lambda a: a[:, None] if apart else a[None], flat.inputs)
-        self.count = flat.problem.n if apart else 1
+        self.inputs = jax.tree.map(lambda a: a[:, None] if per_example else a[None], flat.inputs)
+        self.count = flat.problem.n if per_example else 1
         self.positions = flat.positions // self.count
         self.workspace_used = 0
         self._programs: dict[Any, tuple[Callable[..., Any], int]] = {}
@@ -138,7 +140,7 @@ class Units:
         return jax.tree.map(lambda a: abstract_array(a.shape[1:], a.dtype), self.inputs)
 
     def each(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function of every unit, without vmap if there is only one."""
+        """Map a function over the units; without vmap if there is only one."""
         if self.count > 1:
             return jax.vmap(function)
         return lambda *trees: jax.tree.map(
@@ -146,9 +148,10 @@ class Units:
         )
 
     def _plan(self, chunk: int, unit_rows: int) -> Iterator[Piece]:
+        """Yield pieces of one size, at most `chunk` rows each, that together contain all rows."""
         units, rows = max(1, chunk // unit_rows), min(chunk, unit_rows)
         for unit in range(0, self.count, units):
-            first = min(unit, self.count - units)  # the last piece starts early to keep its size
+            first = min(unit, self.count - units)  # the last piece overlaps, to have the same size
             for row in range(0, unit_rows, rows):
                 top = min(row, unit_rows - rows)
                 fresh = (first + units - unit) * rows if units > 1 else top + rows - row
@@ -174,12 +177,12 @@ class Units:
         """Yield the function's results piece by piece, units and rows in one axis.
 
         Args:
-          key: the key under which the compiled function is kept.
+          key: the key of the compiled function in the cache.
           function: the function, traceable.
           leaves: all parameter leaves, on whatever devices.
           roots: C_i at every position.
-          first: the function's last argument.
-          pace: the time that these pieces may take.
+          first: the function's last argument, such as the first column of a block.
+          pace: the time limit for these pieces.
           most: the most rows at a time.
         """
         unit_rows = self.positions * roots.count
@@ -202,7 +205,7 @@ class Units:
         unit_rows: int,
         most: int | None = None,
     ) -> tuple[Callable[..., Any], int]:
-        """Return the function compiled for parameters where they are, and its rows at a time.
+        """Compile a function for the devices of these leaves; also return its rows per call.
 
         Raises:
           MemoryError: if a single row does not fit.
@@ -238,14 +241,14 @@ class Units:
 
     @property
     def _most_rows(self) -> int:
-        """The rows whose cotangents take a small part of the memory."""
+        """The most rows whose cotangents, with all copies, fit in the memory."""
         one = 8 * self.positions * self._flat.k
         return max(1, min(_MOST_ROWS, self._room // (_COTANGENTS_ALIVE * one)))
 
     def _cotangents(
         self, roots: Roots, piece: Piece
     ) -> Float[np.ndarray, "units rows positions k"]:
-        """Return for each row the vector that J_i^T is applied to: zero except at its position."""
+        """Return each row's vector for J_i^T: a column of C_i at its position, zero elsewhere."""
         units = np.arange(self.count)[piece.units]
         place, column = np.divmod(np.arange(piece.rows.start, piece.rows.stop), roots.count)
         u = np.zeros((len(units), len(place), self.positions, self._flat.k), self._flat.dtype)
@@ -255,5 +258,6 @@ class Units:
 
 
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Return a leaf's shape and dtype, with its sharding if it is on devices."""
     sharding = leaf.sharding if isinstance(leaf, jax.Array) else None
     return abstract_array(np.shape(leaf), leaf.dtype, sharding=sharding)

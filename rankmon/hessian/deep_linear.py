@@ -20,8 +20,8 @@ so the rows of H that belong to W^l, seen as M_l x c_l matrices, lie in a sum of
   H_f, layers k > l       row(Z_{kl})               (x)  col(U_l Omega^T B_k)
 
 On either side these spaces are nested, so that one orthonormal basis is adapted to all of them and
-the spaces become rectangles of its coordinates. What lies outside every rectangle is zero; the
-rotation is orthogonal, so what is left has the non-zero spectrum of the whole.
+the spaces become rectangles of its coordinates. Entries outside every rectangle are zero and the
+rotation is orthogonal, so the matrix inside the rectangles has the Hessian's non-zero spectrum.
 """
 
 from collections.abc import Sequence
@@ -37,8 +37,7 @@ from rankmon.problem.output_hessians import OutputHessians
 # Rows and columns of a rectangle that starts at the first coordinate.
 Rectangle = tuple[int, int]
 
-
-# Of the coordinates of one layer, columns of its P_l by columns of its R_l.
+# Which coordinates of one layer are kept: columns of its P_l by columns of its R_l.
 Mask = Bool[np.ndarray, "_a _b"]
 
 
@@ -47,8 +46,8 @@ class InputBasis:
     """The probe batch in an orthonormal basis of the space that it spans.
 
     Attributes:
-      axes: Q, [d, r], from the data's own SVD, which keeps the digits that X^T X would lose; with
-        any bias [d + 1, r], the last row for the constant 1.
+      axes: Q, [d, r], from the SVD of X, because X^T X would halve the number of correct digits; if
+        any layer has a bias, [d + 1, r] with the last row for the constant 1.
       coordinates: X Q, [n, r].
       weights: of the examples in the mean, [n].
     """
@@ -61,7 +60,10 @@ class InputBasis:
     def of(
         cls, x: Float[np.ndarray, "n d"], weights: Float[np.ndarray, " n"], *, affine: bool
     ) -> "InputBasis":
-        """Return the basis for this batch, with the constant 1 if `affine`, without weight 0."""
+        """Return the basis for this batch; with the constant 1 if `affine`.
+
+        Examples of weight 0 add no direction.
+        """
         if affine:
             x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
         axes, _ = nested_basis([(np.sqrt(weights)[:, None] * x).T])
@@ -78,7 +80,7 @@ class InputBasis:
 
 @dataclass(frozen=True)
 class Layers:
-    """The products of weights that the Hessian is made of, at given weights.
+    """The products of weights that appear in the Hessian.
 
     Attributes:
       forward: U_1, ..., U_L.
@@ -150,16 +152,17 @@ class LayerBasis:
         return cls(left, right, rectangles[:at] + rectangles[at + 1 :], rectangles[at])
 
     @property
-    def outer_reach(self) -> Mask:
-        """The coordinates that H_o can reach."""
+    def outer_mask(self) -> Mask:
+        """The coordinates at which H_o can be non-zero."""
         return self._inside([self.outer])
 
     @property
-    def functional_reach(self) -> Mask:
-        """The coordinates that H_f can reach."""
+    def functional_mask(self) -> Mask:
+        """The coordinates at which H_f can be non-zero."""
         return self._inside(self.functional)
 
     def _inside(self, rectangles: Sequence[Rectangle]) -> Mask:
+        """Return the coordinates in the union of these rectangles."""
         inside = np.zeros((self.left.shape[1], self.right.shape[1]), bool)
         for rows, columns in rectangles:
             inside[:rows, :columns] = True
@@ -200,17 +203,16 @@ class Reduction:
 
     @cached_property
     def loss_groups(self) -> list[Group]:
-        """The coordinates that H_L can reach, those of H_o first."""
-        outer = [basis.outer_reach for basis in self.bases]
+        """The coordinates at which H_L can be non-zero, those of H_o first."""
+        outer = [basis.outer_mask for basis in self.bases]
         others = [
-            basis.functional_reach & ~reached
-            for basis, reached in zip(self.bases, outer, strict=True)
+            basis.functional_mask & ~mask for basis, mask in zip(self.bases, outer, strict=True)
         ]
         return Group.of_each_layer(outer) + Group.of_each_layer(others)
 
     def functional(self) -> Float[np.ndarray, "f f"]:
-        """Return H_f in the coordinates that it can reach."""
-        return self._functional(Group.of_each_layer([b.functional_reach for b in self.bases]))
+        """Return H_f in the coordinates at which it can be non-zero."""
+        return self._functional(Group.of_each_layer([b.functional_mask for b in self.bases]))
 
     def outer(self, S: Float[np.ndarray, "kr kr"]) -> Float[np.ndarray, "o o"]:
         """Return R S R^T, where J^T = Q R: H_o = J^T S J in the columns of Q."""
@@ -218,7 +220,7 @@ class Reduction:
         return R @ S @ R.T
 
     def loss(self, S: Float[np.ndarray, "kr kr"]) -> Float[np.ndarray, "m m"]:
-        """Return H_L = H_o + H_f in the coordinates that it can reach, those of H_o first."""
+        """Return H_L = H_o + H_f in the coordinates of `loss_groups`."""
         J = self._jacobian()
         H = self._functional(self.loss_groups)
         H[: J.shape[1], : J.shape[1]] += J.T @ (S @ J)
@@ -247,7 +249,10 @@ class Reduction:
         }
 
     def _functional(self, groups: Sequence[Group]) -> Float[np.ndarray, "m m"]:
-        """Return H_f in these: (Z_kl)_{b' a} (U_l Omega^T B_k)_{b a'} at (l, a, b), (k, a', b')."""
+        """Return H_f in the coordinates of these groups.
+
+        The entry at (l, a, b), (k, a', b') is (Z_kl)_{b' a} (U_l Omega^T B_k)_{b a'}.
+        """
         ends = np.cumsum([len(group.a) for group in groups])
         spans = [slice(end - len(g.a), end) for end, g in zip(ends, groups, strict=True)]
         H = np.zeros((ends[-1], ends[-1]))
@@ -263,9 +268,10 @@ class Reduction:
 
 
 def coordinate_count(dims: Sequence[int], biases: Sequence[bool], basis: InputBasis) -> int:
-    """Return the most coordinates that H_L can need: for Gaussian weights and a Gaussian Omega.
+    """Return the largest number of coordinates of `loss_groups` for these dimensions.
 
-    Every space has its largest dimension there. Weights of lower rank need fewer.
+    It is counted at Gaussian weights and a Gaussian Omega, at which every space has its largest
+    dimension with probability one. Weights of lower rank need fewer coordinates.
     """
     rng = np.random.default_rng(0)
     shapes = list(zip(dims[1:], dims[:-1], strict=True))

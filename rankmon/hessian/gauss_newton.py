@@ -8,10 +8,10 @@ Symbols: weights w_i that sum to 1, output Hessians B_i = d2l/dF2 [k, k] and J_i
 With w_i B_i = C_i S_i C_i^T, S_i the signs of B_i's eigenvalues (all 1 for a convex loss), and A
 the rows C_i^T J_i, [N k, p]:
 
-  H_o = A^T S A     has the non-zero eigenvalues of   A A^T     [N k, N k], where S = I
-                                                  and of R S R^T   where A^T = Q R
+  H_o = A^T S A     has the non-zero eigenvalues of   R S R^T with A^T = Q R     [N k, N k]
+                                          and of      A A^T                      if S = I
 
-so that nothing of the size p x p or p x N k is held. Where p < N k, H_o itself is the small matrix.
+so that no array of size p x p or p x N k is needed. If p < N k, H_o itself is the smaller matrix.
 """
 
 import math
@@ -50,14 +50,14 @@ from rankmon.problem.output_hessians import ROOTED_ALIVE, OutputHessians, Roots
 
 METHODS = ("auto", "gram", "qr")
 
-# One spectrum of a matrix of this order, order^3 times this: read off 7,000 rows on two cores.
+# Seconds for a spectrum divided by the matrix's order^3, measured at order 7,000 on two cores.
 _SECONDS = 1.2e-10
 
 
 def pushed_forward(pull_back: Callable[[Any], Any], z: Any, v: Any) -> Any:
     """Return J v as the transpose of u -> J^T u; traceable.
 
-    A function with a backward rule alone has no forward one.
+    Forward mode would fail for a function with a custom backward rule alone.
 
     Args:
       pull_back: the function u -> (J^T u,), from `jax.vjp` at theta.
@@ -80,20 +80,23 @@ def outer_product(
     z, pull_back = jax.vjp(lambda t: flat.outputs(t, fixed, inputs), theta)
     jv = pushed_forward(pull_back, z, v)
     bjv = jax.vmap(flat.problem.loss.hessian_product)(z, targets, jv)
-    cotangent = (weights[:, None] * bjv).astype(z.dtype)  # a module may end in float32
+    cotangent = (weights[:, None] * bjv).astype(
+        z.dtype
+    )  # outputs may be float32 in a float64 network
     return pull_back(cotangent)[0]
 
 
 @dataclass(frozen=True)
 class OuterRank(NumericalRank):
-    """The `NumericalRank` of H_o, and what its digits allow.
+    """The `NumericalRank` of H_o, with the method and the smallest cut that it resolves.
 
-    `low` counts the eigenvalues above 10 x tolerance for certain, `high` those that may be above
-    tolerance / 10: the error of the eigenvalues as computed widens them.
+    `low` counts the eigenvalues that are certainly above 10 x tolerance, `high` those that may be
+    above tolerance / 10: both allow for the error of the computed eigenvalues.
 
     Attributes:
       method: "gram" or "qr".
-      finest_cut: the smallest cut that this way can tell; below it `high` counts rounding.
+      finest_cut: the smallest cut that this method resolves; with a smaller one, `high` counts
+        rounding errors.
     """
 
     method: str
@@ -101,14 +104,14 @@ class OuterRank(NumericalRank):
 
 
 class OuterSpectrum:
-    """The non-zero eigenvalues of H_o of one problem; compiled at the first use.
+    """The non-zero eigenvalues of one problem's H_o; its programs are compiled at the first use.
 
     Args:
       flat: the problem.
       memory_limit: bytes for the matrices and for blocks of the Jacobian.
 
     Raises:
-      MemoryError: if the matrices do not fit, with what they need.
+      MemoryError: if the matrices do not fit; the message gives the bytes that they need.
     """
 
     def __init__(self, flat: FlatProblem, *, memory_limit: int) -> None:
@@ -146,7 +149,7 @@ class OuterSpectrum:
         """Return the rank at these leaves, sharded or not; other arguments as for `outer_rank`.
 
         Raises:
-          OutOfTimeError: if it is expected to take more than so many seconds.
+          OutOfTimeError: if it is expected to take longer than `time_limit` seconds.
         """
         seconds = _SECONDS * self._order**3
         if seconds > time_limit:
@@ -170,7 +173,7 @@ class OuterSpectrum:
         return found
 
     def _ways(self, tolerance: Tolerance, method: str, *, convex: bool) -> list[str]:
-        """Return the methods to try in turn."""
+        """Return the methods to try, the fastest first."""
         small_is_outer = self._order < self._rows
         able = ["gram", "qr"] if convex else ["gram"] if small_is_outer else ["qr"]
         if method not in ("auto", *able):
@@ -188,18 +191,20 @@ class OuterSpectrum:
             )
         if need > self._room:
             return ways[:1]
-        # At its best known before it is formed, unless the cut is absolute.
-        reached = tolerance.cut(1.0, default=self._default) >= gram_resolution(self._order)
-        return ways if tolerance.absolute is not None or reached else ways[-1:]
+        # "gram" resolves cuts above a known multiple of the norm, so a relative cut can be checked
+        # before the matrix exists; `rank` checks an absolute cut when it knows the norm.
+        resolved = tolerance.cut(1.0, default=self._default) >= gram_resolution(self._order)
+        return ways if tolerance.absolute is not None or resolved else ways[-1:]
 
     @property
     def _default(self) -> float:
+        """The default cut as a multiple of the norm."""
         return self._flat.p * self._flat.precision.eps
 
     def _spectrum(
         self, way: str, leaves: Sequence[Any], roots: Roots, pace: Pace
     ) -> BoundedSpectrum | None:
-        """Return the eigenvalues, as many as the smaller side has; None if something overflows."""
+        """Return the min(N k, p) eigenvalues that can be non-zero; None if something overflows."""
         with np.errstate(over="ignore", invalid="ignore"):  # overflow is found in the result
             if way == "gram":
                 gram = Gram.of(self._blocks(leaves, roots.of_sign(1), pace), self._order)
@@ -207,24 +212,26 @@ class OuterSpectrum:
                     gram -= Gram.of(self._blocks(leaves, roots.of_sign(-1), pace), self._order)
                 return gram.spectrum() if np.all(np.isfinite(gram.matrix)) else None
             R = triangular_factor(self._blocks(leaves, roots, pace), self._order)
-            if not np.isfinite(np.sum(R**2)):  # of which the eigenvalues are a part
+            if not np.isfinite(np.sum(R**2)):  # it bounds every eigenvalue
                 return None
             return factor_spectrum(R, None if roots.signs is None else roots.signs.ravel())
 
     def _blocks(self, leaves: Sequence[Any], roots: Roots, pace: Pace) -> Iterator[Block]:
-        """Return columns of A, or of A^T if A has fewer columns than rows."""
+        """Return blocks of columns of A, or of A^T if p < N k."""
         jacobian = self._jacobian
         if self._order < self._rows:
             return jacobian.rows(leaves, roots, pace)
         return jacobian.columns(leaves, roots, pace)
 
     def _counted(self, spectrum: BoundedSpectrum, tolerance: Tolerance, way: str) -> OuterRank:
+        """Return the number of eigenvalues above the cut."""
         flat, values = self._flat, spectrum.values
         cut = tolerance.cut(float(values[0]), default=self._default)
         rank = numerical_rank(values, cut, size=flat.p, errors=spectrum.errors)
         return OuterRank(**asdict(rank), method=way, finest_cut=spectrum.finest_cut)
 
     def _undefined(self, method: str) -> OuterRank:
+        """Return the result for numbers that are not finite."""
         nothing = undefined_rank(self._flat.p)
         return OuterRank(**asdict(nothing), method=method, finest_cut=float("nan"))
 
@@ -237,6 +244,7 @@ class OuterSpectrum:
 
     @cached_property
     def _state(self) -> Callable[..., Any]:
+        """The program for the data of the output Hessians and whether all parameters are finite."""
         flat = self._flat
 
         def state(leaves: Any, inputs: Any, targets: Any) -> Any:
@@ -250,7 +258,7 @@ class OuterSpectrum:
 
 
 def _roots_bytes(flat: FlatProblem) -> int:
-    """Return the bytes for the roots of the output Hessians and what they are made of."""
+    """Return the bytes for the roots of the output Hessians and their intermediate arrays."""
     each = 1 if flat.problem.loss.root is not None else flat.k
     return ROOTED_ALIVE * 8 * flat.positions * flat.k * each
 

@@ -1,6 +1,6 @@
-"""dF/dtheta of any network as an operator, weighted or not: the matrix, its columns or its rows.
+"""The Jacobian dF/dtheta of any network: the matrix, or blocks of its weighted rows or columns.
 
-`stack_jacobian` has it for a stack of dense layers, without differentiation in theta.
+`stack_jacobian` computes it for a stack of dense layers, without differentiation in theta.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -60,9 +60,9 @@ def transposed_product(
 class JacobianOperator:
     """The rows C_i^T dF_i/dtheta of one problem; programs are compiled at their first use.
 
-    Every example is a unit by itself if that is right, and the kernels of dense layers then come as
-    `KhatriRao` blocks. If the examples interact (batch statistics) the batch stays together, for n
-    times the work.
+    Examples are evaluated one at a time if that is right, and the kernels of dense layers then come
+    as `KhatriRao` blocks. If the examples interact (batch statistics), every row is computed from
+    the whole batch, which takes n times the work.
 
     Args:
       flat: the problem.
@@ -79,7 +79,7 @@ class JacobianOperator:
         Raises:
           MemoryError: if a single row does not fit.
         """
-        self._one_by_one.prepare(lambda: self._apart.compile(), lambda: self._whole.compile())
+        self._one_by_one.prepare(lambda: self._per_example.compile(), lambda: self._whole.compile())
 
     def as_matrix(self, leaves: _Leaves) -> Float[np.ndarray, "nk p"]:
         """Return dF/dtheta at leaves on the host, in float64 and in the order of theta."""
@@ -92,13 +92,15 @@ class JacobianOperator:
                 return is_of_whole_batch(u.ravel() @ J, want, flat)
 
         return self._one_by_one.result(
-            lambda: self._apart.matrix(leaves), lambda: self._whole.matrix(leaves), right=right
+            lambda: self._per_example.matrix(leaves),
+            lambda: self._whole.matrix(leaves),
+            right=right,
         )
 
     @property
     def workspace_used(self) -> int:
         """The most bytes of temporary memory that a compiled program reports."""
-        return max(rows.units.workspace_used for rows in (self._apart, self._whole))
+        return max(rows.units.workspace_used for rows in (self._per_example, self._whole))
 
     def columns(self, leaves: _Leaves, roots: Roots, pace: Pace | None = None) -> Iterator[Block]:
         """Yield blocks of columns, each with all N k rows.
@@ -106,7 +108,7 @@ class JacobianOperator:
         Args:
           leaves: all parameter leaves, as they are stored or lifted, on whatever devices.
           roots: C_i at every position.
-          pace: the time that all blocks may take; any by default.
+          pace: the time limit for all blocks together; by default that of the problem.
 
         Raises:
           OutOfTimeError: if they are expected to take longer.
@@ -120,14 +122,15 @@ class JacobianOperator:
         return self._right_rows(leaves).rows(leaves, roots, pace or self._flat.pace)
 
     def _right_rows(self, leaves: _Leaves) -> JacobianRows:
+        """Return the rows from single examples if these are right, else from the whole batch."""
         return self._one_by_one.result(
-            lambda: self._apart, lambda: self._whole, right=lambda rows: rows.agree(leaves)
+            lambda: self._per_example, lambda: self._whole, right=lambda rows: rows.agree(leaves)
         )
 
     @cached_property
-    def _apart(self) -> JacobianRows:
-        return JacobianRows(self._flat, apart=True, room=self._room)
+    def _per_example(self) -> JacobianRows:
+        return JacobianRows(self._flat, per_example=True, room=self._room)
 
     @cached_property
     def _whole(self) -> JacobianRows:
-        return JacobianRows(self._flat, apart=False, room=self._room)
+        return JacobianRows(self._flat, per_example=False, room=self._room)

@@ -1,4 +1,4 @@
-"""Rows C_i^T dF_i/dtheta of the Jacobian, with each example a unit of its own or the batch as one.
+"""Rows C_i^T dF_i/dtheta of the Jacobian, from one example at a time or from the whole batch.
 
 Symbols: w_i B_i = C_i C_i^T, a root of example i's weighted output Hessian, so that with A the rows
 C_i^T dF_i/dtheta of all examples, [N k, p], H_o = A^T A. Rows go example by example; the order of
@@ -33,7 +33,7 @@ _Leaves = Sequence[Any]
 
 @dataclass(frozen=True)
 class _Unweighted(Roots):
-    """C_i = I, of k outputs."""
+    """Roots C_i = I of k outputs, for the rows dF_i/dtheta themselves."""
 
     k: int
     signs = None
@@ -59,22 +59,23 @@ class _Group:
 
 
 class JacobianRows:
-    """The rows if every example is a unit by itself (apart), or the whole batch is one.
+    """Rows of the Jacobian, with each example as a unit (`per_example`) or the whole batch as one.
 
-    Arguments of its methods are those of `JacobianOperator`.
+    The arguments of the methods are those of `JacobianOperator`.
 
     Attributes:
       units: the units.
     """
 
-    def __init__(self, flat: FlatProblem, *, apart: bool, room: int) -> None:
+    def __init__(self, flat: FlatProblem, *, per_example: bool, room: int) -> None:
         self._flat, self._room = flat, room
-        self._apart = apart
-        self.units = Units(flat, apart=apart, room=room // 2)
+        self._per_example = per_example
+        self.units = Units(flat, per_example=per_example, room=room // 2)
 
     @cached_property
     def _kernels(self) -> DenseKernels | None:
-        return DenseKernels(self._flat, self.units.shape) if self._apart else None
+        """The kernels that are applied to one vector per example; None for the whole batch."""
+        return DenseKernels(self._flat, self.units.shape) if self._per_example else None
 
     def columns(self, leaves: _Leaves, roots: Roots, pace: Pace) -> Iterator[Block]:
         """Yield blocks of columns, each with all rows."""
@@ -126,11 +127,14 @@ class JacobianRows:
 
     @property
     def _most(self) -> int:
-        """The rows of all columns that take a quarter of the memory."""
+        """The number of rows with all columns that take a quarter of the memory."""
         return self._room // (4 * 8 * self._flat.p)
 
     def _dense_blocks(self, leaves: _Leaves, roots: Roots, pace: Pace) -> Iterator[KhatriRao]:
-        """Yield the kernels that are applied to one vector an example, as many at a time as fit."""
+        """Yield one block for each kernel that is applied to one vector per example.
+
+        Kernels that fit in the memory together share a pass over the batch.
+        """
         m = self._flat.positions * roots.count
 
         def need(kernel: DenseKernel) -> int:
@@ -138,36 +142,38 @@ class JacobianRows:
 
         found = self._kernels.kernels if self._kernels else ()
         for kernels in _batched(found, need, self._room // 4):
-            met = [np.empty((self.units.count, math.prod(kernel.summed))) for kernel in kernels]
+            inputs = [np.empty((self.units.count, math.prod(kernel.summed))) for kernel in kernels]
             signals = [np.empty((m, math.prod(kernel.left))) for kernel in kernels]
             for piece, h, g in self.units.pieces(
                 kernels, self._signals(kernels), leaves, roots, 0, pace
             ):
-                for whole, part in zip(met, h, strict=True):
+                for whole, part in zip(inputs, h, strict=True):
                     whole[piece.units] = part
                 for whole, part in zip(signals, g, strict=True):
                     whole[piece.place] = part
-            for left, right in zip(met, signals, strict=True):
+            for left, right in zip(inputs, signals, strict=True):
                 yield KhatriRao(left, right.reshape(self.units.count, m // self.units.count, -1))
 
     @property
     def _moving(self) -> tuple[int, ...]:
+        """The indices of the differentiated leaves."""
         return tuple(i for i, spec in enumerate(self._flat.specs) if spec.differentiated)
 
     @property
     def _others(self) -> tuple[int, ...]:
-        """The differentiated leaves except kernels that are applied to one vector an example."""
+        """The differentiated leaves except kernels that are applied to one vector per example."""
         dense = {kernel.leaf for kernel in self._kernels.kernels} if self._kernels else set()
         return tuple(i for i in self._moving if i not in dense)
 
     def _groups(self, width: int) -> list[_Group]:
-        """Return groups of small leaves together, and of large ones in parts."""
+        """Group neighboring leaves up to this many columns; a larger leaf is computed in parts."""
         sizes = {i: self._flat.specs[i].size for i in self._others if self._flat.specs[i].size}
         batches = _batched(tuple(sizes), lambda i: sizes[i], width)
         totals = [(leaves, sum(sizes[i] for i in leaves)) for leaves in batches]
         return [_Group(leaves, size, min(size, width)) for leaves, size in totals]
 
     def _differentiated(self, group: _Group) -> RowFunction:
+        """Return the function that computes `group.width` columns, beginning with a given one."""
         flat = self._flat
 
         def blocks(leaves: Any, inputs: Any, cotangents: Any, first: Any) -> Any:
@@ -188,7 +194,7 @@ class JacobianRows:
         return blocks
 
     def _signals(self, kernels: Sequence[DenseKernel]) -> RowFunction:
-        """Return a function to each kernel's input and the gradients at its product."""
+        """Return the function to each kernel's input and the gradients at its product."""
         assert self._kernels is not None
         traced = self._kernels.traced
 
@@ -197,29 +203,34 @@ class JacobianRows:
             zeros = {kernel.leaf: kernel.zero for kernel in kernels}
 
             def unit(x: Any, u: Any) -> Any:
-                z, pull_back, met = jax.vjp(
+                z, pull_back, received = jax.vjp(
                     lambda shifts: traced(leaves, x, shifts), zeros, has_aux=True
                 )
                 (gradients,) = jax.vmap(pull_back)(u.astype(z.dtype))
                 rows = [gradients[kernel.leaf].reshape(len(u), -1) for kernel in kernels]
-                return [met[kernel.leaf] for kernel in kernels], rows
+                return [received[kernel.leaf] for kernel in kernels], rows
 
             return self.units.each(unit)(inputs, cotangents)
 
         return signals
 
     def agree(self, leaves: _Leaves) -> bool:
-        """Return whether a sum over the units is the gradient of the batch kept together."""
+        """Return whether the gradients of the units add up to the gradient of the whole batch.
+
+        They do not if the examples interact. Any combination of the outputs shows it, so one random
+        combination is differentiated instead of all rows.
+        """
         u = np.random.default_rng(0).standard_normal((self._flat.positions, self._flat.k))
         with self._flat.precision.scope():
             found = self._difference(list(leaves), self._flat.inputs, self.units.inputs, u)
             difference, scale = (float(a) for a in gathered(found))
         if not np.isfinite(difference):
-            return True  # overflow is logged as such; it says nothing of the examples
+            return True  # overflow is reported elsewhere and does not show that examples interact
         return is_rounding(difference, scale, self._flat)
 
     @cached_property
     def _difference(self) -> Callable[..., Any]:
+        """The program for the largest difference of the two gradients and for their size."""
         flat, kernels = self._flat, self._kernels
         assert kernels is not None
 
@@ -230,7 +241,7 @@ class JacobianRows:
                 z = flat.apply_leaves(_replaced(leaves, self._moving, moving), batch)
                 return jnp.vdot(u.astype(z.dtype), z)
 
-            def apart(moving: Any) -> Any:
+            def by_unit(moving: Any) -> Any:
                 def unit(x: Any) -> Any:
                     return flat.apply_leaves(_replaced(leaves, self._others, moving), x)
 
@@ -245,11 +256,11 @@ class JacobianRows:
                 )
             )
             sums = dict(
-                zip(self._others, jax.grad(apart)([leaves[i] for i in self._others]), strict=True)
+                zip(self._others, jax.grad(by_unit)([leaves[i] for i in self._others]), strict=True)
             )
             rows = u.reshape(self.units.count, 1, self.units.positions, flat.k)
-            met, signals = self._signals(kernels.kernels)(leaves, inputs, rows, 0)
-            for kernel, h, g in zip(kernels.kernels, met, signals, strict=True):
+            received, signals = self._signals(kernels.kernels)(leaves, inputs, rows, 0)
+            for kernel, h, g in zip(kernels.kernels, received, signals, strict=True):
                 sums[kernel.leaf] = kernel.gradient(h, g[:, 0])
             off = [jnp.max(jnp.abs(whole[i] - sums[i]), initial=0.0) for i in self._moving]
             sizes = [jnp.max(jnp.abs(whole[i]), initial=0.0) for i in self._moving]
@@ -261,7 +272,7 @@ class JacobianRows:
 def _batched(
     items: Sequence[_T], size: Callable[[_T], int], limit: int
 ) -> Iterator[tuple[_T, ...]]:
-    """Yield neighbors together up to this size, larger ones by themselves."""
+    """Yield runs of neighbors of at most this size; a larger item is a run of its own."""
     batch: list[_T] = []
     for item in items:
         if batch and sum(map(size, batch)) + size(item) > limit:
@@ -273,7 +284,7 @@ def _batched(
 
 
 def _replaced(leaves: Sequence[Any], which: Sequence[int], values: Sequence[Any]) -> list[Any]:
-    """Return the leaves with those of these indices replaced."""
+    """Return the leaves with the values at these indices replaced."""
     new = list(leaves)
     for i, value in zip(which, values, strict=True):
         new[i] = value

@@ -14,7 +14,7 @@ def dense_bytes(p: int) -> int:
 
 
 def refuse_oversize(p: int, memory_limit: int, *, active: int | None = None) -> None:
-    """Raise MemoryError if the dense matrices do not fit, with what they need.
+    """Raise MemoryError if the dense matrices do not fit; the message gives their size.
 
     Args:
       p: the number of parameters.
@@ -29,6 +29,6 @@ def refuse_oversize(p: int, memory_limit: int, *, active: int | None = None) -> 
             f"expected the dense Hessian's {DENSE_MATRICES_ALIVE} matrices to fit in "
             f"memory_limit = {bytes_text(memory_limit)}, got p = {p:,} "
             f"parameters{depending} which need {bytes_text(dense_bytes(rows))}; raise "
-            "memory_limit, choose fewer parameters with Problem(include=...), or watch the weights alone "
-            "(RankMonitor: oversize='weights')"
+            "memory_limit, choose fewer parameters with Problem(include=...), or watch the weights "
+            "alone (RankMonitor: oversize='weights')"
         )

@@ -1,7 +1,7 @@
 """H_o and H_f of any network as operators: products with one vector or many, and the matrices.
 
-The batch is kept together. Each program is compiled once for its parts and its width. With weights
-w_i that sum to 1 and residuals delta_i = dl/dF [k]:
+A product evaluates the whole batch at once. Each program is compiled once for its parts and its
+number of vectors. With weights w_i that sum to 1 and residuals delta_i = dl/dF [k]:
 
   H_f v = d/de grad_theta sum_i w_i <delta_i, F(x_i)> at theta + e v, with delta held constant
 
@@ -28,7 +28,7 @@ from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.precision import abstract_array
 
-# More vectors at once take longer each: what lies between two layers leaves the cache.
+# More vectors at once take longer each: the arrays between two layers no longer fit in the cache.
 _MOST_VECTORS = 16
 
 # More rows of a matrix at once cost memory and gain nothing: the products are already large.
@@ -43,7 +43,7 @@ def functional_product(
     weighted: Float[Array, "n k"],
     v: Float[Array, " p"],
 ) -> Float[Array, " p"]:
-    """Return H_f v, with the residuals times the weights of the mean; traceable."""
+    """Return H_f v, given the residuals times the weights of the mean; traceable."""
 
     def gradient(t: Any) -> Any:
         return weighted_gradient(flat, t, fixed, inputs, weighted)
@@ -56,8 +56,8 @@ def functional_product(
 def _takes_forward_mode(flat: FlatProblem) -> bool:
     """Return whether a gradient can be differentiated in forward mode, which is cheaper.
 
-    It cannot if the forward rule of a `custom_vjp` calls the function itself, which has reverse
-    mode only. JAX raises when such a program is lowered.
+    It cannot if the forward rule of a `custom_vjp` calls the function itself, which leaves reverse
+    mode only. JAX does not raise until it lowers such a program.
     """
     key = "forward mode"
     if key not in flat.memo:
@@ -66,6 +66,7 @@ def _takes_forward_mode(flat: FlatProblem) -> bool:
 
 
 def _lowers(flat: FlatProblem) -> bool:
+    """Return whether JAX can lower the forward derivative of a gradient."""
     theta, *known = flat.shapes_of(flat.inputs)
     weighted = abstract_array((flat.positions, flat.k), flat.dtype)
 
@@ -77,7 +78,7 @@ def _lowers(flat: FlatProblem) -> bool:
     try:
         with flat.precision.scope():
             jax.jit(product).lower(theta, *known, weighted, theta)
-    except Exception:  # noqa: BLE001  of several kinds
+    except Exception:  # noqa: BLE001  JAX raises several kinds
         return False
     return True
 
@@ -100,7 +101,7 @@ def traced_product(flat: FlatProblem, part: str) -> Any:
 
 
 def compiled_product(flat: FlatProblem, part: str) -> Callable[..., Any]:
-    """Return that program, compiled once for each problem."""
+    """Return the program of `traced_product`, compiled once for each problem."""
     key = ("product", part)
     if key not in flat.memo:
         with flat.precision.scope():
@@ -111,13 +112,13 @@ def compiled_product(flat: FlatProblem, part: str) -> Callable[..., Any]:
 class HessianPrograms:
     """Compiled products with some parts of one problem's Hessian, for any parameters.
 
-    Parts that are asked for at once share a program, and so the network's evaluation.
+    The parts share one program, and with it the evaluation of the network.
 
     Args:
       flat: the problem.
       outer: whether H_o is one of the parts.
-      residuals: for how many residuals H_f is asked at once.
-      batch: how many vectors will come at once; it is divided evenly.
+      residuals: the number of residuals for which H_f is computed.
+      batch: the number of vectors to multiply; if they need several calls, these are of one size.
       room: bytes of temporary memory of a product with several vectors.
     """
 
@@ -135,7 +136,7 @@ class HessianPrograms:
 
     @property
     def part(self) -> str:
-        """The part, for logs and errors."""
+        """The name of the parts in logs and errors."""
         if self.outer and self.residuals:
             return "a product with the Hessian"
         return "H_o" if self.outer else "H_f"
@@ -155,12 +156,12 @@ class HessianPrograms:
 
     @cached_property
     def block(self) -> tuple[Callable[..., Any], int, int]:
-        """The products with several vectors: the program, their number, and its temporary bytes.
+        """The program for several vectors, their number, and the bytes of its temporary memory.
 
         Raises:
           MemoryError: if a single vector does not fit.
         """
-        arrays = 8 * self.flat.p * (1 + self.outer + self.residuals)
+        arrays = 8 * self.flat.p * (1 + self.outer + self.residuals)  # a vector and its products
         most = max(1, min(_MOST_VECTORS, self._batch, self._room // arrays))
         most = math.ceil(self._batch / math.ceil(self._batch / most))
         return self._compiled(
@@ -171,9 +172,9 @@ class HessianPrograms:
 
     @cached_property
     def rows(self) -> tuple[Callable[..., Any], int, int]:
-        """The products with basis vectors from a given one on, as for `block`.
+        """The program for basis vectors, beginning with a given one; also its rows and its bytes.
 
-        The program makes these vectors itself, so that their memory is counted.
+        The program makes these vectors itself, so that the compiler counts their memory.
 
         Raises:
           MemoryError: if a single row does not fit.
@@ -204,7 +205,7 @@ class HessianPrograms:
             )
 
     def _products(self, *arguments: Any) -> list[Float[Array, "m ..."]]:
-        """Return H_o V [m, p] and H_f V [m, c, p], of the parts there are; traceable."""
+        """Return H_o V [m, p] and H_f V [m, residuals, p], if these are parts; traceable."""
         theta, fixed, inputs, targets, weights, weighted, vectors = arguments
         flat = self.flat
 
@@ -226,7 +227,7 @@ class HessianOperator:
 
     Attributes:
       programs: the compiled products, shared by all points.
-      known: their first arguments.
+      known: all arguments of the programs but the vectors.
     """
 
     programs: HessianPrograms
@@ -250,7 +251,7 @@ class HessianOperator:
             return np.asarray(product, np.float64)
 
     def matmat(self, vectors: Float[np.ndarray, "m p"]) -> list[Float[np.ndarray, "m p"]]:
-        """Return the product of each part with up to `programs.block`'s number of vectors."""
+        """Return each part's products with vectors, at most as many as `programs.block` takes."""
         program, width, _ = self.programs.block
         m, flat = len(vectors), self.programs.flat
         padded = np.pad(vectors, ((0, width - m), (0, 0))) if m < width else vectors
@@ -265,13 +266,14 @@ class HessianOperator:
         matrices = [np.empty((p, p)) for _ in range(programs.outer + programs.residuals)]
         with programs.flat.precision.scope():
             for start in programs.flat.pace.over(programs.part, range(0, p, chunk)):
-                start = min(start, p - chunk)
+                start = min(start, p - chunk)  # the last block overlaps, to have the same size
                 found = self._parts(program(*self.known, np.asarray(start, np.int32)))
                 for matrix, block in zip(matrices, found, strict=True):
                     matrix[start : start + chunk] = block
         return matrices
 
     def _parts(self, products: list[Any]) -> list[np.ndarray]:
+        """Return the programs' results as one array for each part."""
         arrays = [np.asarray(product) for product in products]
         if self.programs.residuals:
             functional = arrays.pop()

@@ -20,14 +20,14 @@ from rankmon.problem.flat import FlatProblem
 
 
 class StackJacobian:
-    """dF/dtheta of one recognized stack on its probe batch, in the parameter order; compiled once.
+    """Compute dF/dtheta of a recognized stack on its probe batch, in the parameter order.
 
     Args:
       flat: the problem.
-      stack: what `recognized_stack` found in it.
+      stack: its layers, from `recognized_stack`.
 
     Raises:
-      ValueError: if an activation has a backward rule of its own.
+      ValueError: if an activation has a custom backward rule.
     """
 
     def __init__(self, flat: FlatProblem, stack: DenseStack) -> None:
@@ -65,7 +65,7 @@ class StackBatch:
     Attributes:
       kernels: W^1, ..., W^L.
       biased: whether each layer has a bias.
-      states: of each layer, for these examples.
+      states: the layers' inputs and their activations' derivatives, for these examples.
     """
 
     kernels: Sequence[Float[np.ndarray, "_out _in"]]
@@ -76,7 +76,7 @@ class StackBatch:
     def at(
         cls, stack: DenseStack, leaves: Sequence[np.ndarray], states: LayerStates
     ) -> "StackBatch":
-        """Return the examples of these states, at the parameters that gave them."""
+        """Return the batch with these states, which were computed at these parameters."""
         biased = [layer.bias is not None for layer in stack.layers]
         return cls(stack.weights(leaves), biased, states)
 
@@ -110,7 +110,7 @@ class StackBatch:
     def weighted_jacobian(
         self, rooted: Callable[[np.ndarray], np.ndarray]
     ) -> Float[np.ndarray, "n r p"]:
-        """Return C_i^T dF_i/dtheta, where w_i B_i = C_i C_i^T and rooted is C^T."""
+        """Return C_i^T dF_i/dtheta, where w_i B_i = C_i C_i^T and `rooted` applies C_i^T."""
         rows = []
         for J, h in zip(self.jacobians, self.received, strict=True):
             block = rooted(J)[:, :, :, None] * h[:, None, None, :]

@@ -1,9 +1,9 @@
 """Find the directions of each parameter on which the outputs for the probe batch can depend.
 
 An operation whose other operand comes from data alone fixes them for all parameters: the outputs
-depend on a kernel W that is applied to inputs x_i only in span(x_i) along its input axis, on a table
-only in the rows that are looked up, on a masked kernel only in its unmasked entries, and not at all
-on a parameter that the outputs do not use.
+depend on a kernel W that is applied to inputs x_i only in span(x_i) along its input axis, on a
+table only in the rows that are looked up, on a masked kernel only in its unmasked entries, and not
+at all on a parameter that is not used.
 
 Each leaf is followed through the program as an array of its own indices, to which every operation
 that only moves entries is applied. An entry that any other operation uses is kept.
