@@ -1,7 +1,7 @@
-"""A probe of rankmon beside the obvious ways to the same ranks, on the same weights and data.
+"""Compare rankmon with the obvious ways to compute the same ranks, on the same weights and data.
 
-Seconds are medians after warm-up; memory is how far the peak of the resident set rises. Each row is
-a process of its own. What a training loop pays is in `benchmark_loop.py`.
+Seconds are medians after warm-up; memory is the rise of the peak resident set. Each row is measured
+in a process of its own. `benchmark_loop.py` measures the cost in a training loop.
 """
 
 import argparse
@@ -22,7 +22,7 @@ CHILD = Path(__file__).with_name("benchmark_child.py")
 
 
 def measured(way: str, network: Network, quick: bool, sizes: list[int]) -> dict:
-    """What the child of this way found; or why there is nothing, under "absent"."""
+    """Return the numbers of this way, measured in a child process, or under "absent" why not."""
     p = number_of_parameters(network.dims)
     if way in MATRICES and p > LARGEST_DENSE:
         return {"absent": f"not run, p x p matrices: {MATRICES[way] * 8 * p * p / 2**30:.3g} GiB"}
@@ -37,7 +37,7 @@ def measured(way: str, network: Network, quick: bool, sizes: list[int]) -> dict:
 
 
 def compared(networks, ways, quick: bool) -> dict[str, dict[str, dict]]:
-    """All ways on all networks, one after another."""
+    """Measure all ways on all networks, one after another."""
     results: dict[str, dict[str, dict]] = {}
     for network in networks:
         found = results.setdefault(network.name, {})
@@ -48,13 +48,13 @@ def compared(networks, ways, quick: bool) -> dict[str, dict[str, dict]]:
                 continue
             print(f"measuring {network.name}: {way}", end=" ... ", file=sys.stderr, flush=True)
             found[way] = row = measured(way, network, quick, sizes)
-            told = row["absent"] if "absent" in row else time_text(row["seconds"])
-            print(told, file=sys.stderr, flush=True)
+            text = row["absent"] if "absent" in row else time_text(row["seconds"])
+            print(text, file=sys.stderr, flush=True)
     return results
 
 
 def bounds_of(results: dict[str, dict[str, dict]]) -> list[tuple[str, str, bool]]:
-    """What is promised, what was seen, and whether it is kept."""
+    """Return each promised bound with the measured value and whether the bound holds."""
 
     def seconds(network: str, way: str) -> float:
         return results[network].get(way, {}).get("seconds", float("nan"))
@@ -78,7 +78,7 @@ def bounds_of(results: dict[str, dict[str, dict]]) -> list[tuple[str, str, bool]
 
 
 def agreement(results: dict[str, dict[str, dict]]) -> list[tuple[str, str, bool]]:
-    """Whether rankmon and the obvious way count the same."""
+    """Return for each network the ranks of rankmon and whether JAX counts the same."""
     what = "JAX counts what rankmon counts"
     pairs = {n: [f[w].get("ranks") for w in ("rankmon", "JAX")] for n, f in results.items()}
     return [
@@ -87,7 +87,7 @@ def agreement(results: dict[str, dict[str, dict]]) -> list[tuple[str, str, bool]
 
 
 def main() -> None:
-    """Measures, writes the table, the numbers and the bars, and checks the bounds."""
+    """Measure, write the table, the numbers and the bar chart, and check the bounds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--logdir", type=Path, default=Path("logs/benchmark"))
     parser.add_argument("--quick", action="store_true", help="tiny networks, some seconds")

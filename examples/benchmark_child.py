@@ -1,4 +1,4 @@
-"""One way to count ranks, measured in a process of its own: seconds, ranks, peak memory as JSON.
+"""Measure one way to count ranks in this process; print seconds, ranks and peak memory as JSON.
 
 `python examples/benchmark_child.py WAY NETWORK WARMUPS REPEATS SIZES`, as `benchmark.py` calls it.
 """
@@ -20,7 +20,7 @@ TINY = Network("tiny", "linear", (4, 3, 2), 8)
 
 
 def problem_of(network: Network):
-    """What rankmon measures."""
+    """Return the problem that rankmon measures."""
     import jax
 
     import rankmon
@@ -31,7 +31,7 @@ def problem_of(network: Network):
 
 
 def engine(network: Network, name: str) -> Way:
-    """rankmon.hessian_ranks with one engine."""
+    """Return a function that counts ranks by `rankmon.hessian_ranks` with one engine."""
     import rankmon
 
     problem, held = problem_of(network), network.held()
@@ -44,7 +44,10 @@ def engine(network: Network, name: str) -> Way:
 
 
 def monitor(network: Network) -> Way:
-    """A probe of RankMonitor; its own monitor/seconds, and how many eigenvalues it found."""
+    """Return a function that counts ranks by a step of RankMonitor.
+
+    It also returns the monitor/seconds of the record and the number of eigenvalues of each part.
+    """
     import rankmon
 
     watch = rankmon.RankMonitor(problem_of(network), every=1, on_error="raise")
@@ -62,7 +65,7 @@ def monitor(network: Network) -> Way:
 
 
 def floor(network: Network, sizes: list[int]) -> Way:
-    """Nothing but LAPACK's eigenvalues of random symmetric matrices of rankmon's sizes."""
+    """Return a function that only times LAPACK on random symmetric matrices of rankmon's sizes."""
     import scipy.linalg
 
     rng = np.random.default_rng(0)
@@ -89,15 +92,15 @@ WAYS = {
 
 
 def peak() -> int:
-    """The peak of this process's resident set in bytes."""
+    """Return the peak of this process's resident set in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def measured(way: str, network: Network, warmups: int, repeats: int, sizes: list[int]) -> dict:
-    """Medians over the repeats, the ranks of the last one, and how far the peak of memory rose.
+    """Return medians over the repeats, the ranks of the last one, and the rise of peak memory.
 
     The weights change slightly before each call. A call on a tiny network comes first, so that
-    compilers and LAPACK are in memory and count for no one.
+    the memory of compilers and LAPACK is not counted.
     """
     ways = WAYS | {"floor": partial(floor, sizes=sizes)}
     ways[way](TINY)(TINY.data()[0])
@@ -109,7 +112,7 @@ def measured(way: str, network: Network, warmups: int, repeats: int, sizes: list
         found = dict(count(weights))
         seconds.append(found.pop("seconds", time.perf_counter() - began))
         each.append(found.pop("each", [seconds[-1]]))
-    # Of a sum of parts, the sum of their medians.
+    # If a call is timed in parts, add the medians of the parts.
     median = sum(statistics.median(part) for part in zip(*each[warmups:], strict=True))
     return {
         "seconds": median,

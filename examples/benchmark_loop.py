@@ -1,6 +1,6 @@
-"""What the monitor costs a training loop: idle calls, memory, wall time, and a thousand probes.
+"""Measure the cost of the monitor in a training loop: idle calls, memory, wall time, 1,000 probes.
 
-Each figure is measured in a process of its own and printed with the bound that it must keep.
+Each number is measured in a process of its own and printed with the bound that it must keep.
 """
 
 import argparse
@@ -19,7 +19,7 @@ CHILD = Path(__file__).with_name("loop_costs.py")
 
 
 def child(name: str, *arguments):
-    """What a function of `loop_costs` gives in a process of its own, with one BLAS thread."""
+    """Call a function of `loop_costs` in a new process with one BLAS thread; return its result."""
     print(f"measuring: {name}{arguments}", file=sys.stderr, flush=True)
     command = [sys.executable, str(CHILD), name, json.dumps(arguments)]
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
@@ -32,13 +32,13 @@ def child(name: str, *arguments):
 
 
 def idle_rows():
-    """A call that is not due."""
+    """Yield the row of a call at a step that is not due."""
     micros = child("idle_call")
     yield "a call that is not due", f"{micros:.2f} us", "under 10 us", micros < 10
 
 
 def memory_rows(dims):
-    """The peak of a probe of a ReLU network under two limits."""
+    """Yield the peak memory of a measurement of a ReLU network under two limits."""
     p = number_of_parameters(dims)
     for spare in (64, 512):
         limit = dense_bytes(p) + spare * MIB
@@ -49,7 +49,7 @@ def memory_rows(dims):
 
 
 def overhead_rows(dims, seconds, pairs, enforced):
-    """Training with the monitor in the background, beside training without."""
+    """Yield the rows that compare training with a monitor in the background and without."""
     runs = child("overhead", dims, seconds, pairs)
     ratio = statistics.median(watched / bare for bare, watched, *_ in runs)
     bare, _, drain, probes, share = (
@@ -64,7 +64,7 @@ def overhead_rows(dims, seconds, pairs, enforced):
 
 
 def endurance_rows(dims, probes, engine, enforced):
-    """Many probes in one process, by one engine."""
+    """Yield the rows of many probes in one process, by one engine."""
     early, late, compiled, versions = child("endurance", dims, probes, engine)
     growth = late / early - 1
     bound = "under 2 %" if enforced else "not checked in --quick"
@@ -75,7 +75,7 @@ def endurance_rows(dims, probes, engine, enforced):
 
 
 def main() -> None:
-    """Measures and prints; leaves with an error where a bound is broken."""
+    """Measure and print; exit with an error if a bound is broken."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--logdir", type=Path, default=Path("logs/benchmark"))
     parser.add_argument("--seconds", type=float, default=60, help="of a loop without the monitor")

@@ -1,4 +1,4 @@
-"""The table and the bars of `benchmark.py`; no measuring."""
+"""The table and the bar chart of `benchmark.py`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,19 +22,19 @@ Results = Mapping[str, Mapping[str, Mapping]]
 
 
 def title_of(network: Network) -> str:
-    """Name, kind, widths and size."""
+    """Return a network's name, kind, widths and size."""
     widths, p = "-".join(map(str, network.dims)), number_of_parameters(network.dims)
     name = "" if network.name == widths else f"{network.name}: "
     return f"{name}{network.kind} {widths}, N = {network.n}, p = {p:,}"
 
 
 def time_text(seconds: float) -> str:
-    """Three digits, in ms or s."""
+    """Return seconds as text, with three digits, in ms or s."""
     return f"{1e3 * seconds:.3g} ms" if seconds < 0.9995 else f"{seconds:.3g} s"
 
 
 def table_of(networks: Sequence[Network], results: Results) -> str:
-    """A block of rows for each network."""
+    """Return the table, with a block of rows for each network."""
     lines = []
     for network in networks:
         found = results[network.name]
@@ -60,7 +60,7 @@ def table_of(networks: Sequence[Network], results: Results) -> str:
 
 
 def save_bars(networks: Sequence[Network], results: Results, path: Path) -> None:
-    """Seconds of each way on a logarithmic axis, grouped by network."""
+    """Draw seconds of each way on a logarithmic axis, grouped by network."""
     seconds = [r["seconds"] for f in results.values() for r in f.values() if "seconds" in r]
     left = min(seconds, default=1e-3) / 3
     count = sum(len(found) for found in results.values())

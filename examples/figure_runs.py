@@ -1,7 +1,7 @@
-"""What the scripts of the supplement's figures share: options, data, runs that resume; no drawing.
+"""Options, data and resumable runs, shared by the scripts of the supplement's figures.
 
-A run holds one record for each value of the swept variable, which takes the place of the step. What
-a stopped script has written is read back, and only what is missing is measured.
+A run holds one record for each value of the swept variable, which takes the place of the step. A
+script that was stopped reads its records and measures only the values that are missing.
 """
 
 import argparse
@@ -31,7 +31,7 @@ Key = tuple[str, str]  # figure and panel
 
 
 def parse_options(doc: str, name: str, figures: Iterable[str]) -> argparse.Namespace:
-    """The command line that all these scripts have; `figure` becomes a list."""
+    """Parse the command line that all these scripts share; `figure` becomes a list."""
     figures = list(figures)
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--figure", choices=[*figures, "all"], nargs="+", default=["all"])
@@ -44,7 +44,7 @@ def parse_options(doc: str, name: str, figures: Iterable[str]) -> argparse.Names
     options = parser.parse_args()
     if options.jobs < 1:
         parser.error(f"expected at least 1 of --jobs, got {options.jobs}")
-    # A run that tries something out leaves the full one's records alone.
+    # Quick runs have their own folder, so that they never overwrite records of full ones.
     options.logdir = options.logdir or Path("logs") / f"{name}{'-quick' * options.quick}"
     options.heading = "Small stand-in, on digits, for figure" if options.quick else "Figure"
     options.figure = figures if "all" in options.figure else list(dict.fromkeys(options.figure))
@@ -54,8 +54,8 @@ def parse_options(doc: str, name: str, figures: Iterable[str]) -> argparse.Names
 def images(
     name: str, side: int, n: int, options: argparse.Namespace
 ) -> tuple[Float[np.ndarray, "n d"], Int[np.ndarray, "n"]]:
-    """The first n standardized images of a data set at side x side pixels, and their labels."""
-    # Here, since it takes two seconds, as long as the figures that need no data.
+    """Load n standardized images of a data set at side x side pixels, and their labels."""
+    # Imported here, because it takes two seconds and some figures need no data.
     from datasets import load, standardize_pixels
 
     npz = options.cifar_npz if name == "cifar10" else None
@@ -68,13 +68,13 @@ def images(
 
 
 def source(name: str, options: argparse.Namespace) -> dict[str, str]:
-    """Where a data set comes from, as a part of a run's settings."""
+    """Return the source of a data set, as a part of a run's settings."""
     from_file = name == "cifar10" and options.cifar_npz is not None
     return {"dataset": name} | ({"file": options.cifar_npz.name} if from_file else {})
 
 
 def rank_scalars(ranks: Mapping[str, NumericalRank], suffix: str = "") -> dict[str, float]:
-    """Each count and its margin, under tags like those of the monitor."""
+    """Return each rank and its margin, under tags like those of the monitor."""
     return {
         f"rank{margin}{suffix}/{part}": count
         for part, rank in ranks.items()
@@ -84,7 +84,7 @@ def rank_scalars(ranks: Mapping[str, NumericalRank], suffix: str = "") -> dict[s
 
 @dataclass(frozen=True)
 class Sweep:
-    """One run: what its measurements depend on, and the values of the swept variable, ascending."""
+    """One run: the settings of its measurements, and the ascending values of the swept variable."""
 
     settings: Mapping[str, Any]
     values: Sequence[int]
@@ -92,7 +92,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Task:
-    """One measurement: for which panel of which figure, at which value."""
+    """One measurement: a figure, one of its panels, and a value of the swept variable."""
 
     figure: str
     panel: str
@@ -103,7 +103,7 @@ class Task:
 def swept(
     sweeps: Mapping[Key, Sweep], measure: Callable[[Task], Measured], options: argparse.Namespace
 ) -> dict[Key, list[Record]]:
-    """The records of every run; what an earlier go has not measured is measured now."""
+    """Return the records of every run; measure those that no earlier call has measured."""
     common = {
         "seed": options.seed,
         "quick": options.quick,
@@ -123,13 +123,13 @@ def swept(
 
 
 class Run:
-    """The records of one run folder over a swept variable; goes on where it was stopped.
+    """The records of one run folder over a swept variable; continues a run that was stopped.
 
     Args:
-        folder: of the run.
-        settings: what the measurements depend on beside the swept variable; with other settings
-            the run begins anew, and what was there is superseded, not lost.
-        values: of the swept variable, ascending integers.
+        folder: the folder of the run.
+        settings: everything that the measurements depend on except the swept variable. If the
+            settings have changed, the run starts again and supersedes the old records.
+        values: the values of the swept variable, ascending integers.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], values: Sequence[int]) -> None:
@@ -155,22 +155,22 @@ class Run:
 
     @property
     def missing(self) -> list[int]:
-        """The values still to be measured."""
+        """The values that are not measured yet."""
         return self.values[len(self.records) :]
 
     @cached_property
     def _writers(self) -> list[TensorBoardWriter | JsonlWriter]:
         board = TensorBoardWriter(self.folder, layout=custom_scalars_layout())
-        # The file that is read back comes last: what it holds, TensorBoard has too.
+        # The file that is read back is written last, so that TensorBoard has all of its records.
         writers = [board, JsonlWriter(self.folder / "rankmon.jsonl")]
         for writer in writers:
             self._open.enter_context(writer)
-            # What is there of other settings or values is superseded, all of it.
+            # Supersede all records of other settings or values.
             writer.start(min([self.missing[0], *(record.step for record in self._others)]))
         return writers
 
     def write(self, measured: Measured) -> None:
-        """Takes what was measured at the first of the missing values."""
+        """Write a record of the measurement at the first missing value."""
         scalars, arrays = measured
         texts = {"settings": self._settings}
         record = Record(self.missing[0], 1, time.time(), scalars, arrays, texts)
@@ -180,8 +180,8 @@ class Run:
 
 
 def show(folder: Path, png: Path) -> None:
-    """Puts a figure's picture beside its runs, for TensorBoard's "Images" page."""
-    # In a run of its own: an attempt begins at a step, and supersedes what is there.
+    """Write a figure's picture as a run, for TensorBoard's "Images" page."""
+    # In a run of its own: step 0 of an existing run would supersede all of its records.
     with RunLock(folder), TensorBoardWriter(folder) as writer:
         writer.write_image(0, png.stem, png.read_bytes())
 
@@ -189,14 +189,14 @@ def show(folder: Path, png: Path) -> None:
 def _measured(
     measure: Callable[[Task], Measured], tasks: Sequence[Task], jobs: int
 ) -> Iterator[Measured]:
-    """measure(task) for each of the tasks, in order, by so many processes."""
+    """Yield measure(task) for each of the tasks, in order, from this many processes."""
     if jobs == 1 or len(tasks) < 2:
         yield from map(measure, tasks)
         return
-    # Threads of several BLAS at once would wait for one another.
+    # BLAS threads of several processes would wait for one another.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
-    # Spawned: a forked process inherits locks of JAX's threads, and not the threads.
-    # An interrupt ends the workers at once: what they had begun is begun again another time.
+    # Spawned, because a forked process inherits the locks of JAX's threads without the threads.
+    # An interrupt ends the workers at once; the next call repeats their unfinished measurements.
     interrupted = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_DFL)}
     with ProcessPoolExecutor(jobs, get_context("spawn"), **interrupted) as pool:
         yield from pool.map(measure, tasks)

@@ -1,4 +1,4 @@
-"""Measured against predicted: counts, table and verdict of the supplement's rank sweeps."""
+"""Compare measured with predicted ranks: the table and verdict of the supplement's rank sweeps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ WAYS = ("", "_autodiff")
 def ranks_at_own_cuts(
     spectra: Mapping[str, Float[np.ndarray, " p"]],
 ) -> dict[str, NumericalRank]:
-    """The rank of each part X of the Hessian above p * eps * ||X||_2, as `matrix_rank` counts.
+    """Return the rank of each part X of the Hessian above p * eps * ||X||_2, as in `matrix_rank`.
 
-    At initialization no part vanishes, and the smallest eigenvalues of H_f can lie below the common
-    cut, which goes by the norm of H_L.
+    At initialization no part vanishes, and the smallest eigenvalues of H_f can lie below rankmon's
+    default cut, which is relative to the norm of H_L for all parts.
     """
     eps = np.finfo(np.float64).eps
     return {
@@ -32,15 +32,15 @@ def ranks_at_own_cuts(
 
 @dataclass(frozen=True)
 class Verdict:
-    """How many predicted ranks were met.
+    """The numbers of predicted ranks that were measured, or not.
 
     Attributes:
-        ranks: predictions compared.
-        exact: those that every engine's count equals.
-        interval: those that some count misses, but every engine's [low, high] contains.
-        mismatches: those outside some [low, high], or missed where low = high.
-        outside: predictions left out, since a weight has not full rank (Assumption A1).
-        few: those among the compared whose inputs do not span all dimensions, r < d.
+        ranks: predictions that were compared.
+        exact: those that equal every engine's count.
+        interval: those that differ from some count, but lie in every engine's [low, high].
+        mismatches: those outside some engine's [low, high].
+        outside: predictions not compared, because a weight lacks full rank (Assumption A1).
+        few: those compared for inputs that do not span all dimensions, r < d.
     """
 
     ranks: int = 0
@@ -56,7 +56,7 @@ class Verdict:
 
 
 def rank_verdict(records: Sequence[Record]) -> Verdict:
-    """The verdict on a run that holds ranks of every part by both engines, and predictions."""
+    """Compare the predictions of a run with the ranks of every part by both engines."""
     return sum((_of_one(r.scalars, part) for r in records for part in THREE), Verdict())
 
 
@@ -78,11 +78,11 @@ def _of_one(scalars: Mapping[str, float], part: str) -> Verdict:
 
 
 def report(runs: Mapping[tuple[str, str], Sequence[Record]], folder: Path) -> None:
-    """Prints every point and the verdicts, keeps both, and leaves with an error at a mismatch.
+    """Print and save every point and the verdicts; exit with an error if there is a mismatch.
 
     Args:
         runs: records by figure and panel.
-        folder: where the table is kept.
+        folder: the folder in which to save the table.
     """
     verdicts: dict[str, Verdict] = {}
     for (figure, _), records in runs.items():

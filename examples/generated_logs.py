@@ -1,4 +1,4 @@
-"""Log folders of any number of probes, written by rankmon's own writer; measures nothing."""
+"""Write log folders with any number of invented probes, through rankmon's own writer."""
 
 from pathlib import Path
 
@@ -10,14 +10,14 @@ from rankmon.writers.tensorboard import TensorBoardWriter
 
 
 def spectrum(rank: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """log10 of absolute eigenvalues, descending: `rank` of them above 1e-10, the others below."""
+    """Draw log10 of absolute eigenvalues, descending: `rank` of them above 1e-10, others below."""
     above = rng.uniform(-6, 1, rank)
     below = rng.uniform(-18, -12, size - rank)
     return np.sort(np.concatenate([above, below]))[::-1].astype(np.float32)
 
 
 def record(step: int, share: float, size: int, rng: np.random.Generator) -> Record:
-    """A probe after this share of training: ranks fall from `size` to half of it."""
+    """Invent a record after this share of training: ranks fall from `size` to half of it."""
     scalars, arrays = {"loss": float(10 ** (-20 * share))}, {}
     for at, part in enumerate(HESSIAN_PARTS):
         rank = int(size * (1 - 0.5 * share * (at != 3)) * (1 - 0.05 * rng.random()))
@@ -39,7 +39,7 @@ def record(step: int, share: float, size: int, rng: np.random.Generator) -> Reco
 
 
 def write_run(folder: Path, probes: int, size: int, seed: int) -> None:
-    """One run of this many probes, every 10 steps, with spectra of `size` eigenvalues."""
+    """Write a run of this many probes, every 10 steps, with spectra of `size` eigenvalues."""
     rng = np.random.default_rng(seed)
     writer = TensorBoardWriter(folder)
     for at in range(probes):

@@ -1,6 +1,6 @@
 """Lemma 8: along the gradient flow log|det W| falls as predicted, and no rank changes.
 
-Balanced 6 x 6 weights, class-centered inputs, mse: the flow by Diffrax, and descent by Optax.
+Balanced 6 x 6 weights, class-centered inputs, mse. Diffrax solves the flow; Optax does descent.
 """
 
 import argparse
@@ -24,7 +24,7 @@ STEP = 1e-4  # the flow time of one step of gradient descent
 
 
 def class_centered_data(rng):
-    """Rotated Gaussian inputs of unequal variance, every class with mean zero; one-hot targets."""
+    """Draw rotated Gaussian inputs of unequal variance, class means zero; and one-hot targets."""
     labels = np.arange(EXAMPLES) % WIDTH
     x = rng.normal(size=(EXAMPLES, WIDTH)) * np.geomspace(0.5, 2.0, WIDTH)
     x = x @ np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))[0]
@@ -32,12 +32,12 @@ def class_centered_data(rng):
 
 
 def network(weights, x):
-    """W^L ... W^1 x, the weights stored (out, in)."""
+    """Return W^L ... W^1 x, the weights stored (out, in)."""
     return linear([weight.T for weight in weights], x)
 
 
 def main():
-    """Solves the flow, trains, monitors both, draws."""
+    """Solve the flow, train, monitor both, and draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--logdir", type=Path, default=Path("logs/gradient_flow"))
     parser.add_argument("--quick", action="store_true", help="flow time 1 instead of 20")
@@ -45,7 +45,7 @@ def main():
     x, y = class_centered_data(np.random.default_rng(0))
     start = rankmon.lemma8.balanced_stack(jax.random.key(0), layers=LAYERS, width=WIDTH)
     problem = rankmon.Problem(network, loss="mse", inputs=x, targets=y)
-    # Probes lie denser at the start, where tr B is large and the trapezoids would miss most.
+    # Probes are denser at the start, because the trapezoids' error is largest while tr B is large.
     times = 0.1 * np.expm1(np.linspace(0, np.log1p(10 if options.quick else 200), 41))
     marks = np.rint(times / STEP).astype(int)
 
@@ -67,7 +67,7 @@ def main():
 
 
 def along_flow(loss, start, sigma, marks):
-    """(step, weights, prediction) of dW/dt = -grad loss, with the integral of tr B^l beside."""
+    """Yield (step, weights, prediction) of dW/dt = -grad loss and the integral of tr B^l."""
 
     def field(t, state, args):
         downhill = jax.tree.map(jnp.negative, jax.grad(loss)(state[0]))
@@ -85,7 +85,7 @@ def along_flow(loss, start, sigma, marks):
 
 
 def along_descent(loss, weights, marks):
-    """(step, weights, no prediction) of gradient descent."""
+    """Yield (step, weights, no prediction) of gradient descent."""
     optimizer = optax.sgd(STEP)
 
     def step(_, carry):
@@ -100,7 +100,7 @@ def along_descent(loss, weights, marks):
 
 
 def claims(flow):
-    """What Lemma 8 says of the flow."""
+    """Check the statements of Lemma 8 on the flow."""
     values = {tag: series(flow, tag)[1] for tag in flow[0].scalars}
     balance = max(values[f"lemma8/balancedness/{k}"].max() for k in range(LAYERS - 1))
     pairs = [(values[f"flow/log_abs_det/{k}"], values[f"log_abs_det/{k}"]) for k in range(LAYERS)]

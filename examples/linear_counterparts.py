@@ -1,7 +1,7 @@
-"""Figures S30 to S34: spectra of a linear and a non-linear network of the same weights.
+"""Figures S30 to S34: spectra of a linear and a non-linear network with the same weights.
 
 Hidden widths 30 and 20 on MNIST at 8 x 8, N = 200, at initialization, under mse and cross entropy.
-Dashed: the ranks that theory predicts of the linear network, the size of the bulk.
+Dashed lines are the predicted ranks of the linear network: the size of the bulk.
 """
 
 from dataclasses import asdict, dataclass
@@ -23,7 +23,7 @@ PARTS = ("H_L", "H_f", "H_o")
 
 @dataclass(frozen=True)
 class Setting:
-    """Activation and loss."""
+    """The activation and the loss of a figure."""
 
     activation: str
     loss: str = "mse"
@@ -39,7 +39,7 @@ FIGURES = {
 
 
 def measure(task: Task):
-    """Spectra and ranks of one of the two networks, and the linear one's predictions."""
+    """Measure spectra and ranks of one of the two networks, and the linear one's predictions."""
     setting, options = FIGURES[task.figure], task.options
     side, hidden, samples = (4, (6, 5), 30) if options.quick else (8, HIDDEN, SAMPLES)
     x, labels = images("mnist", side, samples, options)
@@ -51,7 +51,7 @@ def measure(task: Task):
     scalars = rank_scalars(rankmon.hessian_ranks(problem, weights))
     predicted = rankmon.predicted_ranks(problem, weights).ranks
     scalars |= {f"rank_theory/{part}": rank for part, rank in predicted.items()}
-    spectra = rankmon.hessian_spectra(problem, weights)  # remembered: measured once
+    spectra = rankmon.hessian_spectra(problem, weights)  # cached: measured once
     return scalars, {
         f"spectrum/{part}": np.log10(np.abs(values[values != 0]))
         for part, values in spectra.items()
@@ -59,7 +59,7 @@ def measure(task: Task):
 
 
 def main() -> None:
-    """Measures what is missing, draws, and checks the linear network's ranks."""
+    """Measure missing values, draw, and check the linear network's ranks."""
     options = parse_options(__doc__, "linear_counterparts", FIGURES)
     sweeps = {
         (figure, network): Sweep(asdict(FIGURES[figure]), [0])

@@ -15,12 +15,12 @@ import rankmon
 from networks import glorot_normal, linear
 from plotting import Phase, finish, save_rank_evolution, series
 
-# Training in float32 stops at a loss near 1e-10 and would never empty H_f.
+# Training in float32 stops at a loss near 1e-10, at which H_f has not vanished.
 jax.config.update("jax_enable_x64", True)
 
 
 def main():
-    """Trains, monitors, draws."""
+    """Train, monitor, and draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--logdir", type=Path, default=Path("logs/linear_teacher"))
     parser.add_argument("--epochs", type=int, default=2000)
@@ -56,12 +56,12 @@ def main():
 
 
 def claims(records, dims):
-    """What figure S1 shows, and what theory says at every probe."""
+    """Check the statements of figure S1, and the predictions at every probe."""
     predicted = rankmon.theory.rank_loss(dims), rankmon.theory.rank_outer(dims)
     expected = dict(zip(("H_L", "H_o"), predicted, strict=True))
     expected["H_f"] = expected["H_f_fixed"] = rankmon.theory.rank_functional(dims)
     first, last = records[0].scalars, records[-1].scalars
-    # Where all of H_f is below the cut, the residual is rounding noise beside H_L.
+    # If all of H_f is below the cut, the residual is rounding error relative to H_L.
     signal = [r.scalars for r in records if r.scalars["rank_high/H_f"] > 0]
     certain = [
         (s[f"rank/{part}"], s[f"rank_theory/{part}"])

@@ -1,4 +1,4 @@
-"""A Linen CNN on MNIST in the shape of Flax's own example; the lines that watch it are marked."""
+"""A Linen CNN on MNIST, like Flax's own example; numbers mark the three lines that monitor it."""
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,11 @@ IMAGES, BATCH, PROBE, EVERY = 6000, 64, 100, 20
 
 
 class CNN(nn.Module):
-    """Two convolutions, a hidden layer, a small head."""
+    """Two convolutions, a hidden layer and a small head."""
 
     @nn.compact
     def __call__(self, x):
-        """Logits [n, 10] of images [n, h, w, 1]."""
+        """Return logits [n, 10] of images [n, h, w, 1]."""
         x = nn.relu(nn.Conv(features=8, kernel_size=(3, 3))(x))
         x = nn.avg_pool(x, window_shape=(2, 2), strides=(2, 2))
         x = nn.relu(nn.Conv(features=16, kernel_size=(3, 3))(x))
@@ -29,7 +29,7 @@ class CNN(nn.Module):
 
 @jax.jit
 def train_step(state, images, labels):
-    """One step of gradient descent."""
+    """Return the state after one step of Adam."""
 
     def loss_fn(params):
         logits = state.apply_fn({"params": params}, images)
@@ -39,12 +39,12 @@ def train_step(state, images, labels):
 
 
 def train(options, cnn, images, labels, monitor=None):
-    """The parameters after training."""
+    """Train, and return the parameters."""
     params = cnn.init(jax.random.key(0), images[:1])["params"]
     state = TrainState.create(apply_fn=cnn.apply, params=params, tx=optax.adam(1e-3))
     for batch in batches(options.steps, len(images), BATCH):
         if monitor is not None:
-            monitor(state)  # 3: measures when due
+            monitor(state)  # 3: measures if the step is due
         state = train_step(state, images[batch], labels[batch])
     if monitor is not None:
         monitor.close(state)
@@ -52,15 +52,17 @@ def train(options, cnn, images, labels, monitor=None):
 
 
 def main():
-    """Trains twice, with the monitor and without."""
+    """Train twice, with the monitor and without."""
     options = parse_options(__doc__, "linen_cnn", steps=200)
     images, labels = digits(options, 500 if options.quick else IMAGES)
     cnn = CNN()
 
     probe = {"inputs": images[:PROBE], "targets": labels[:PROBE]}
-    problem = rankmon.Problem.from_linen(cnn, loss="cross_entropy", **probe)  # 1: what is measured
+    problem = rankmon.Problem.from_linen(
+        cnn, loss="cross_entropy", **probe
+    )  # 1: the network and its data
     probes = [rankmon.HessianProbe(include="head/*"), "weights", "features"]
-    monitor = rankmon.RankMonitor(  # 2: when, which ranks, where to
+    monitor = rankmon.RankMonitor(  # 2: steps, ranks, folder
         problem, every=EVERY, probes=probes, logdir=options.logdir
     )
     watched = train(options, cnn, images, labels, monitor)

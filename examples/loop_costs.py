@@ -1,4 +1,4 @@
-"""What `benchmark_loop.py` measures, each in a process of its own that prints JSON.
+"""Measurements of `benchmark_loop.py`: each runs in a process of its own and prints JSON.
 
 `python examples/loop_costs.py NAME ARGUMENTS`.
 """
@@ -28,7 +28,7 @@ from rankmon import (  # here, so that no measurement loads them
 
 
 def setting(dims, n, apply):
-    """Random weights and a problem of this size, in float32 as users have it."""
+    """Return random weights and a problem of this size, in float32 like most users' networks."""
     weights = glorot_normal(jax.random.key(0), dims)
     x = jax.random.normal(jax.random.key(1), (n, dims[0]))
     y = jax.random.normal(jax.random.key(2), (n, dims[-1]))
@@ -36,7 +36,7 @@ def setting(dims, n, apply):
 
 
 def train_step(problem):
-    """One step of full-batch gradient descent, compiled."""
+    """Return a compiled step of full-batch gradient descent."""
     x, y = jnp.asarray(problem.inputs), jnp.asarray(problem.targets)
 
     def loss(weights):
@@ -46,7 +46,7 @@ def train_step(problem):
 
 
 def idle_call(calls=100_000, repeats=5):
-    """Microseconds of a call that is not due."""
+    """Measure the microseconds of a call that is not due."""
     weights, problem = setting((4, 3, 2), 8, linear)
     monitor = RankMonitor(problem, every=10**9, probes=["weights"])
     monitor(0, weights)
@@ -61,7 +61,7 @@ def idle_call(calls=100_000, repeats=5):
 
 
 def peak_growth(dims, limit):
-    """Bytes by which one probe raises the peak of the resident set."""
+    """Measure by how many bytes one measurement raises the peak of the resident set."""
     small, problem = setting((4, 3, 2), 8, relu)
     hessian_ranks(problem, small)  # JAX's compiler and LAPACK are in memory from here on
     weights, problem = setting(dims, 300, relu)
@@ -71,9 +71,10 @@ def peak_growth(dims, limit):
 
 
 def trained(step, weights, steps, monitor=None):
-    """Wall seconds of this many steps, at most eight of them in flight; and of the monitor's close.
+    """Return the wall seconds of this many steps, and the seconds of the monitor's close.
 
-    The bounded queue makes wall times mean something; both loops have it.
+    JAX returns before a step is computed. Both loops have at most eight steps in flight, without
+    which their wall times could not be compared.
     """
     began = time.perf_counter()
     flying = []
@@ -92,18 +93,18 @@ def trained(step, weights, steps, monitor=None):
 
 
 def overhead(dims, seconds, pairs):
-    """Interleaved pairs of loops without and with the monitor: their wall times and what it did."""
+    """Run pairs of loops without and with the monitor; return wall times, probes and overhead."""
     weights, problem = setting(dims, 300, linear)
     step = train_step(problem)
     options = {"every": 50, "background": True, "overhead": 0.05}
-    # Compilation is paid before: of the problem, by another monitor, and of the step.
+    # Compile the problem's programs and the step before anything is timed.
     with RankMonitor(problem, every=1) as warm:
         warm(0, weights)
         warm(1, step(weights))
     steps = int(1000 * seconds * 1.2 / trained(step, weights, 1000)[0])
     rows = []
     for pair in range(pairs):
-        # A machine that has become faster would end the loop too early.
+        # Repeat with more steps if the loop was shorter than asked for: the machine is faster now.
         while (bare := trained(step, weights, steps)[0]) < seconds:
             steps = int(1.2 * steps * seconds / bare)
         with tempfile.TemporaryDirectory() as logdir:
@@ -112,18 +113,18 @@ def overhead(dims, seconds, pairs):
             records = read_jsonl(Path(logdir) / "rankmon.jsonl")
         share = records[-1].scalars["monitor/overhead"]
         rows.append([bare, watched, drain, len(records), share])
-        told = f"{bare:.2f} s without, {watched:.2f} s with the monitor, {drain:.2f} s at close"
-        print(f"pair {pair + 1} of {pairs}: {told}", file=sys.stderr, flush=True)
+        text = f"{bare:.2f} s without, {watched:.2f} s with the monitor, {drain:.2f} s at close"
+        print(f"pair {pair + 1} of {pairs}: {text}", file=sys.stderr, flush=True)
     return rows
 
 
 def resident():
-    """Bytes resident now."""
+    """Return the bytes that are resident now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 def endurance(dims, probes, engine):
-    """Memory after ten and all probes, compilations after the second, versions of the step."""
+    """Return memory after ten and all probes, later compilations, and versions of the step."""
     weights, problem = setting(dims, 32, linear if engine == "deep_linear" else relu)
     watched = [HessianProbe(engine=engine), WeightsProbe()]
     step, compiled = train_step(problem), []

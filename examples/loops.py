@@ -1,4 +1,4 @@
-"""What the scripts of the training loops share: options, batches of digits, the comparison."""
+"""Options, batches of digits and the final checks, shared by the training-loop examples."""
 
 import argparse
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from plotting import check
 
 
 def parse_options(doc: str, name: str, *, steps: int) -> argparse.Namespace:
-    """The command line that all these scripts have."""
+    """Parse the command line that all these scripts share."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--logdir", type=Path, default=Path("logs") / name)
     parser.add_argument("--steps", type=int, default=steps)
@@ -29,21 +29,21 @@ def parse_options(doc: str, name: str, *, steps: int) -> argparse.Namespace:
 def digits(
     options: argparse.Namespace, n: int
 ) -> tuple[Float[np.ndarray, "n side side 1"], Int[np.ndarray, "n"]]:
-    """The first n images in float32, and their labels: of MNIST, or scikit-learn's when quick."""
+    """Load n images in float32 and their labels, from MNIST, or scikit-learn's digits if quick."""
     name, side = ("digits", 8) if options.quick else ("mnist", 28)
     pixels, labels = load(name, side=side, n=n, data_dir=options.data_dir)
     return pixels.reshape(n, side, side, 1).astype(np.float32), labels.astype(np.int32)
 
 
 def batches(steps: int, n: int, size: int) -> Int[np.ndarray, "steps size"]:
-    """Which images each step takes."""
+    """Draw the indices of the images for each step."""
     return np.random.default_rng(0).integers(0, n, (steps, size), dtype=np.int32)
 
 
 def finish(
     options: argparse.Namespace, watched: Any, bare: Any, tags: Sequence[str], *, every: int
 ) -> None:
-    """Prints the curves' first and last values; holds what was trained against training alone."""
+    """Print the curves' first and last values; check that the monitor left training unchanged."""
     records = rankmon.read_jsonl(options.logdir / "rankmon.jsonl")
     shown = [tag for tag in records[0].scalars if tag.startswith(tuple(tags))]
     print(f"{'':36}{'first':>12}{'last':>12}")

@@ -1,7 +1,7 @@
-"""Cross entropy over 16,000 classes: memory that the ranks take, and small twins against autodiff.
+"""Cross entropy with 16,000 classes: the memory of the ranks; small cases checked by autodiff.
 
-One output Hessian, diag(p) - p p^T, would take 2 GB here. Each row is a process of its own, so that
-its memory is its own; it differentiates the hidden layer alone.
+One output Hessian, diag(p) - p p^T, would take 2 GB here. Each row is measured in a process of its
+own, so that memory is counted separately. Only the hidden layer is differentiated.
 """
 
 import argparse
@@ -27,7 +27,7 @@ INCLUDE = ["hidden/*"]
 
 
 def stated(k, n):
-    """The network's apply, its parameters, inputs and labels."""
+    """Return the network's apply, its parameters, inputs and labels."""
     rng = np.random.default_rng(0)
     params = {
         "hidden": {
@@ -44,16 +44,18 @@ def stated(k, n):
 
 
 def resident(field):
-    """Bytes of this process, now ("VmRSS") or at the most ("VmHWM")."""
+    """Return the resident bytes of this process, now ("VmRSS") or at their peak ("VmHWM")."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
 
 
 def measured(k, n, engine, limit):
-    """The ranks of the parts, seconds, and by how much resident memory grew."""
+    """Measure the ranks of the parts, the seconds, and the growth of resident memory."""
     apply, params, x, labels = stated(k, n)
     options = {"loss": "cross_entropy", "inputs": x, "targets": labels, "include": INCLUDE}
-    jax.block_until_ready(jnp.ones(1000) @ jnp.ones((1000, 1000)))  # loads what products need
+    jax.block_until_ready(
+        jnp.ones(1000) @ jnp.ones((1000, 1000))
+    )  # loads the libraries for products
     before, begun = resident("VmRSS"), time.perf_counter()
     problem = Problem(apply, **options)
     ranks = hessian_ranks(problem, params, engine=engine, memory_limit=limit)
@@ -62,7 +64,7 @@ def measured(k, n, engine, limit):
 
 
 def spectra(k, n):
-    """The eigenvalues of the parts, and those of plain automatic differentiation."""
+    """Return the largest error of the parts' eigenvalues against plain autodiff, over the norm."""
     apply, params, x, labels = stated(k, n)
     problem = Problem(apply, loss="cross_entropy", inputs=x, targets=labels, include=INCLUDE)
     found = hessian_spectra(problem, params, memory_limit=LIMIT)
@@ -90,13 +92,13 @@ def spectra(k, n):
 
 
 def alone(function, *arguments):
-    """The function's result, from a process of its own."""
+    """Call a function in a process of its own; return its result."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def main():
-    """Measures the rows and checks the claims."""
+    """Measure the rows and check the claims."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--classes", type=int, default=16_000)
     parser.add_argument("--quick", action="store_true", help="400 classes and 8 examples")

@@ -23,41 +23,41 @@ ACTIVATIONS = {"ReLU": jax.nn.relu, "ELU": jax.nn.elu, "tanh": jnp.tanh}
 
 
 def glorot_normal(key: Array, dims: Sequence[int]) -> Weights:
-    """Random weights for the widths (d, M_1, ..., K), as the paper initializes them."""
+    """Draw random weights for the widths (d, M_1, ..., K), as the paper initializes them."""
     return initial_weights(key, dims, "Glorot")
 
 
 def initial_weights(key: Array, dims: Sequence[int], initializer: str) -> Weights:
-    """Random weights for the widths (d, M_1, ..., K), by one of the `INITIALIZERS`."""
+    """Draw random weights for the widths (d, M_1, ..., K), by one of the `INITIALIZERS`."""
     keys = jax.random.split(key, len(dims) - 1)
     shapes = zip(dims[:-1], dims[1:], strict=True)
     return [INITIALIZERS[initializer](k, shape) for k, shape in zip(keys, shapes, strict=True)]
 
 
 def with_biases(weights: Weights) -> Layers:
-    """Layers of these kernels and biases of zero, as Flax initializes them."""
+    """Return layers with these kernels and with zero biases, as Flax initializes them."""
     return [{"kernel": weight, "bias": jnp.zeros(weight.shape[1:])} for weight in weights]
 
 
 def linear(weights: Weights, x: Float[Array, "n d"]) -> Float[Array, "n k"]:
-    """W^L ... W^1 x."""
+    """Return W^L ... W^1 x."""
     return stack(lambda z: z)(weights, x)
 
 
 def affine(layers: Layers, x: Float[Array, "n d"]) -> Float[Array, "n k"]:
-    """W^L (... (W^1 x + b^1) ...) + b^L."""
+    """Return W^L (... (W^1 x + b^1) ...) + b^L."""
     for layer in layers:
         x = x @ layer["kernel"] + layer["bias"]
     return x
 
 
 def relu(weights: Weights, x: Float[Array, "n d"]) -> Float[Array, "n k"]:
-    """A ReLU between the layers."""
+    """Return the outputs of a network with ReLU between its layers."""
     return stack(jax.nn.relu)(weights, x)
 
 
 def stack(activation: Callable[[Array], Array]) -> Callable[[Weights, Array], Array]:
-    """The network with this activation between its layers."""
+    """Return the function of a network with this activation between its layers."""
 
     def apply(weights: Weights, x: Float[Array, "n d"]) -> Float[Array, "n k"]:
         return features(activation, weights, x) @ weights[-1]
@@ -68,7 +68,7 @@ def stack(activation: Callable[[Array], Array]) -> Callable[[Weights, Array], Ar
 def features(
     activation: Callable[[Array], Array], weights: Weights, x: Float[Array, "n d"]
 ) -> Float[Array, "n m"]:
-    """What the last layer receives."""
+    """Return the inputs of the last layer."""
     for weight in weights[:-1]:
         x = activation(x @ weight)
     return x

@@ -1,4 +1,4 @@
-"""The same CNN in NNX, with batch norm and dropout: the monitor evaluates it in inference mode."""
+"""The CNN of linen_cnn.py in NNX, with batch norm and dropout, monitored in inference mode."""
 
 import jax.numpy as jnp
 import optax
@@ -11,7 +11,7 @@ IMAGES, BATCH, PROBE, EVERY = 6000, 64, 100, 20
 
 
 class CNN(nnx.Module):
-    """Two convolutions, a hidden layer, a small head."""
+    """Two convolutions, a hidden layer and a small head."""
 
     def __init__(self, side, rngs):
         self.conv1 = nnx.Conv(1, 8, kernel_size=(3, 3), rngs=rngs)
@@ -22,7 +22,7 @@ class CNN(nnx.Module):
         self.head = nnx.Linear(32, 10, rngs=rngs)
 
     def __call__(self, x):
-        """Logits [n, 10] of images [n, h, w, 1]."""
+        """Return logits [n, 10] of images [n, h, w, 1]."""
         x = nnx.avg_pool(nnx.relu(self.norm(self.conv1(x))), (2, 2), strides=(2, 2))
         x = nnx.avg_pool(nnx.relu(self.conv2(x)), (2, 2), strides=(2, 2))
         x = nnx.relu(self.dense(x.reshape(x.shape[0], -1)))
@@ -31,7 +31,7 @@ class CNN(nnx.Module):
 
 @nnx.jit
 def train_step(model, optimizer, images, labels):
-    """One step of gradient descent, in place."""
+    """Update the model in place by one step of Adam."""
 
     def loss_fn(model):
         logits = model(images)
@@ -41,11 +41,11 @@ def train_step(model, optimizer, images, labels):
 
 
 def train(options, model, images, labels, monitor=None):
-    """The model's parameters and statistics after training."""
+    """Train, and return the model's parameters and statistics."""
     optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
     for step, batch in enumerate(batches(options.steps, len(images), BATCH)):
         if monitor is not None:
-            monitor(step, model)  # 3: measures when due
+            monitor(step, model)  # 3: measures if the step is due
         train_step(model, optimizer, images[batch], labels[batch])
     if monitor is not None:
         monitor.close(options.steps, model)
@@ -53,15 +53,17 @@ def train(options, model, images, labels, monitor=None):
 
 
 def main():
-    """Trains twice, with the monitor and without."""
+    """Train twice, with the monitor and without."""
     options = parse_options(__doc__, "nnx_cnn", steps=200)
     images, labels = digits(options, 500 if options.quick else IMAGES)
     model, twin = (CNN(images.shape[1], nnx.Rngs(0)) for _ in range(2))
 
     probe = {"inputs": images[:PROBE], "targets": labels[:PROBE]}
-    problem = rankmon.Problem.from_nnx(model, loss="cross_entropy", **probe)  # 1: what is measured
+    problem = rankmon.Problem.from_nnx(
+        model, loss="cross_entropy", **probe
+    )  # 1: the network and its data
     probes = [rankmon.HessianProbe(include="head/*"), "weights", "features"]
-    monitor = rankmon.RankMonitor(  # 2: when, which ranks, where to
+    monitor = rankmon.RankMonitor(  # 2: steps, ranks, folder
         problem, every=EVERY, probes=probes, logdir=options.logdir
     )
     watched = train(options, model, images, labels, monitor)

@@ -1,7 +1,7 @@
 """Figure S35: the rank of the neural tangent kernel's Gram matrix over sample size.
 
-Linear networks 64-20-20-1 on three data sets. The count of J's singular values, by contractions and
-by automatic differentiation, that of the Gram matrix's own eigenvalues, and theory's rank_outer.
+Linear networks 64-20-20-1 on three data sets. The rank is counted from J's singular values, with J
+by contractions and by automatic differentiation, and from the Gram matrix; theory gives rank_outer.
 """
 
 import jax
@@ -21,7 +21,7 @@ COUNTS = ("rank_theory", "rank", "rank_autodiff", "rank_gram")
 
 
 def measure(task: Task):
-    """The ranks at one sample size."""
+    """Measure the ranks at one sample size."""
     options = task.options
     side, hidden = (3, (5, 4)) if options.quick else (8, (20, 20))
     x, _ = images(task.panel, side, task.value, options)
@@ -39,7 +39,7 @@ def measure(task: Task):
 
 
 def main() -> None:
-    """Measures what is missing, draws, and checks every sample size."""
+    """Measure missing values, draw, and check every sample size."""
     options = parse_options(__doc__, "ntk_rank", FIGURES)
     sizes = SAMPLES[:4] if options.quick else SAMPLES
     claims = {}

@@ -1,4 +1,4 @@
-"""Weights alone, by a transformation in the optimizer's chain: no line in the loop is touched."""
+"""Ranks of weights from a transformation in the optimizer's chain, without a line in the loop."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ IMAGES, BATCH, EVERY = 6000, 64, 20
 
 
 def train(options, images, labels, optimizer):
-    """The weights and the optimizer's state after training."""
+    """Train, and return the weights and the optimizer's state."""
 
     @jax.jit
     def train_step(weights, state, images, labels):
@@ -31,7 +31,7 @@ def train(options, images, labels, optimizer):
 
 
 def main():
-    """Trains twice, with the transformation and without."""
+    """Train twice, with the transformation and without."""
     options = parse_options(__doc__, "optax_weights", steps=200)
     images, labels = digits(options, 500 if options.quick else IMAGES)
     images = images.reshape(len(images), -1)

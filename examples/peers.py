@@ -1,7 +1,7 @@
-"""What `benchmark.py` holds rankmon against: the same ranks by JAX, PyTorch and curvlinops alone.
+"""The ranks by JAX, PyTorch and curvlinops alone, which `benchmark.py` compares with rankmon.
 
-Each way is a function of a network that returns a function of its weights; all see the same float64
-numbers. Nothing of rankmon is here.
+Each way is a function of a network that returns a function of its weights. All of them compute with
+the same float64 numbers, and none of them uses rankmon.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ class Network:
     n: int = 300
 
     def data(self) -> tuple[Weights, np.ndarray, np.ndarray]:
-        """Glorot-normal weights, and standard normal inputs and targets."""
+        """Draw Glorot-normal weights, and standard normal inputs and targets."""
         rng = np.random.default_rng(0)
         shapes = list(zip(self.dims[:-1], self.dims[1:], strict=True))
         weights = [rng.normal(size=shape) * np.sqrt(2 / sum(shape)) for shape in shapes]
@@ -33,20 +33,20 @@ class Network:
         return weights, x, y
 
     def apply(self, activation, weights, x):
-        """The outputs, by whatever library the arrays are of."""
+        """Return the outputs, in the library of the arrays: NumPy, JAX or PyTorch."""
         for weight in weights[:-1]:
             x = activation(x @ weight) if self.kind == "ReLU" else x @ weight
         return x @ weights[-1]
 
     def split(self, theta):
-        """The weights from one vector."""
+        """Split one vector into the weights."""
         shapes = list(zip(self.dims[:-1], self.dims[1:], strict=True))
         ends = np.cumsum([a * b for a, b in shapes]).tolist()
         starts = [0, *ends[:-1]]
         return [theta[i:j].reshape(s) for i, j, s in zip(starts, ends, shapes, strict=True)]
 
     def held(self):
-        """The residuals of the first weights."""
+        """Return the residuals at the weights of `data`, for H_f_fixed."""
         weights, x, y = self.data()
         return self.apply(lambda z: np.maximum(z, 0), weights, x) - y
 
@@ -58,19 +58,19 @@ NETWORKS = (
     Network("wide", "linear", (64, 100, 100, 100, 10)),
 )
 QUICK = (Network("S1", "linear", (6, 5, 4, 3), 20), Network("S2", "ReLU", (6, 5, 4, 3), 20))
-# Beyond this, dense p x p matrices and their O(p^3) eigenproblems are not tried.
+# The benchmark skips dense p x p matrices and their O(p^3) eigenproblems above this p.
 LARGEST_DENSE = 12_000
 MATRICES = {"JAX": 4, "PyTorch": 4, "curvlinops": 3, "engine dense": 4}
 
 
 def counted(matrix_rank, matrices, weights):
-    """The rank of each part, in the order of PARTS, and of each weight."""
+    """Count the rank of each part, in the order of PARTS, and of each weight."""
     ranks = {part: int(matrix_rank(m)) for part, m in zip(PARTS, matrices, strict=False)}
     return ranks | {f"W{i + 1}": int(matrix_rank(w)) for i, w in enumerate(weights)}
 
 
 def obvious_jax(network: Network) -> Way:
-    """jax.hessian of the loss and of <held residual, F>, H_o from jacrev, matrix_rank."""
+    """Use jax.hessian for H_L and H_f_fixed, jax.jacrev for H_o, and matrix_rank."""
     import jax
     import jax.numpy as jnp
 
@@ -95,7 +95,7 @@ def obvious_jax(network: Network) -> Way:
 
 
 def pytorch(network: Network) -> Way:
-    """The same with torch.func, as it comes: torch.linalg.matrix_rank with hermitian=False."""
+    """Use torch.func for the same matrices, and torch.linalg.matrix_rank as it is by default."""
     import torch
 
     _, x, y = network.data()
@@ -120,7 +120,7 @@ def pytorch(network: Network) -> Way:
 
 
 def curvlinops(network: Network) -> Way:
-    """Its Hessian and GGN times the identity; it has no operator for H_f_fixed."""
+    """Multiply its Hessian and GGN with the identity; it has no operator for H_f_fixed."""
     import torch
     from curvlinops import GGNLinearOperator, HessianLinearOperator
 

@@ -1,4 +1,4 @@
-"""Figures S4 to S7: eigenvalues of H_o and H_f that repeat, where and how often theory says.
+"""Figures S4 to S7: repeated eigenvalues of H_o and H_f, at the predicted levels and counts.
 
 S4, S5: ReLU networks d-8-M-K with K > M: H_o has M plateaus of width K - M. S6, S7: linear networks
 d-M-K: H_f has 2 K plateaus of width M. Data: a mixture of Gaussians, and MNIST at 5 x 5.
@@ -24,11 +24,11 @@ SAMPLES = 300
 
 @dataclass(frozen=True)
 class Setting:
-    """Data, part of the Hessian, and what is swept: M of H_o's figures, K of H_f's."""
+    """The data, the part of the Hessian, and the swept widths: M for H_o, K for H_f."""
 
     data: str
     part: str
-    fixed: int  # K where M is swept, M where K is
+    fixed: int  # K if M is swept, M if K is
     values: Sequence[int]
 
 
@@ -41,7 +41,7 @@ FIGURES = {
 
 
 def data(setting: Setting, classes: int, options):
-    """Inputs and labels below `classes`: of a mixture of Gaussians in 5 dimensions, or digits."""
+    """Return inputs, of a mixture of Gaussians or digits, and labels from 0 to classes - 1."""
     if setting.data == "mixture":
         rng = np.random.default_rng(options.seed)
         labels = np.arange(SAMPLES) % classes
@@ -52,7 +52,7 @@ def data(setting: Setting, classes: int, options):
 
 
 def measure(task: Task):
-    """The spectrum and the plateaus at one width; how far the closed form of H_o is off."""
+    """Measure the spectrum, its plateaus and the error of H_o's closed form at one width."""
     setting, options = FIGURES[task.figure], task.options
     is_outer = setting.part == "H_o"
     hidden, classes = (task.value, setting.fixed)[:: 1 if is_outer else -1]
@@ -80,7 +80,7 @@ def measure(task: Task):
 
 
 def main() -> None:
-    """Measures what is missing, draws, and checks every plateau."""
+    """Measure missing values, draw, and check every plateau."""
     options = parse_options(__doc__, "plateaus", FIGURES)
     sweeps = {(f, "spectra"): Sweep(asdict(FIGURES[f]), FIGURES[f].values) for f in options.figure}
     found = swept(sweeps, measure, options)
@@ -97,7 +97,7 @@ def main() -> None:
             plateaus = spectral_theory.Plateaus(levels, int(width))
             matches = spectral_theory.match_plateaus(plateaus, values)
             panels.append((name, values[np.abs(values) > 1e-12 * np.abs(values[0])], matches))
-            # H_o may have more: a unit that is never active with another adds to a level.
+            # H_o may have more: a unit that is never active with another one adds to a level.
             exact = setting.part == "H_f"
             matched += [m.found == m.width if exact else m.holds for m in matches]
             worst = max(match.error for match in matches)

@@ -1,4 +1,4 @@
-"""Figures and tables of the examples, drawn from a run's records; no training, no measuring."""
+"""Draw the figures and print the tables of the examples from a run's records."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,27 +12,27 @@ from rankmon.report.style import CIRCLE, GRAY, LAYERS, PARTS, STYLE, draw_loss, 
 from rankmon.runs.series import ScalarSeries
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  the backend comes first
+from matplotlib import pyplot as plt  # noqa: E402  the backend is chosen first
 from matplotlib.axes import Axes  # noqa: E402
 
 plt.rcParams.update({**STYLE, "figure.constrained_layout.use": True})
 
 
 def series(records: Sequence[Record], tag: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of one tag, where it was logged."""
+    """Return the steps at which a tag was logged, and its values."""
     pairs = [(r.step, r.scalars[tag]) for r in records if tag in r.scalars]
     steps, values = zip(*pairs, strict=True) if pairs else ((), ())
     return np.array(steps), np.array(values, float)
 
 
 def layers(records: Sequence[Record], prefix: str) -> list[str]:
-    """The layers that have a tag with this prefix, in the order logged."""
+    """Return the layers that have a tag with this prefix, in the order of the log."""
     tags = [tag for tag in records[0].scalars if tag.startswith(prefix + "/")]
     return [tag.removeprefix(prefix + "/") for tag in tags]
 
 
 def draw_hessian_ranks(axes: Axes, records: Sequence[Record]) -> None:
-    """Figure S1: the four ranks, the band from low to high, theory as open circles."""
+    """Draw the four ranks, bands from low to high, and theory as open circles."""
     tags = {tag for record in records for tag in record.scalars}
     draw_ranks(axes, {tag: ScalarSeries(*series(records, tag)) for tag in tags})
     axes.plot([], [], color=GRAY, label="theory of linear networks", **CIRCLE)
@@ -40,7 +40,7 @@ def draw_hessian_ranks(axes: Axes, records: Sequence[Record]) -> None:
 
 
 def draw_weight_ranks(axes: Axes, records: Sequence[Record]) -> None:
-    """The rank of each weight, named at the end of its line."""
+    """Draw the rank of each weight, with its name at the end of the line."""
     ends = []
     for i, layer in enumerate(layers(records, "rank_weights")):
         steps, ranks = series(records, f"rank_weights/{layer}")
@@ -62,7 +62,7 @@ def draw_weight_ranks(axes: Axes, records: Sequence[Record]) -> None:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training: the step it begins at, its name, and what a step of it is."""
+    """A phase of training: its first step, its name, and the unit of its steps ("epoch")."""
 
     start: int
     name: str
@@ -72,13 +72,13 @@ class Phase:
 def save_rank_evolution(
     records: Sequence[Record], path: Path, *, title: str, phases: Sequence[Phase]
 ) -> None:
-    """Figures S1 and S2: ranks of the Hessian with the loss, a panel a phase, and of the weights.
+    """Draw figures S1 and S2: ranks of the Hessian with the loss, and ranks of the weights.
 
     Args:
-      records: of one run.
+      records: the records of one run.
       path: the PNG to write.
-      title: above the panels.
-      phases: of the training, in order; steps are counted from each one's start.
+      title: the title above the panels.
+      phases: the phases of training, in order, one panel each with steps from its start.
     """
     widths = [2.4 / len(phases) * (1.1 if len(phases) > 1 else 1)] * len(phases)
     figure = plt.figure(figsize=(11, 4.6))
@@ -95,7 +95,7 @@ def save_rank_evolution(
         steps, loss = series(part, "loss")
         right = draw_loss(axes, ScalarSeries(steps, np.maximum(loss, least)))
         right.set_ylim(least, most)
-        if i < len(phases) - 1:  # the last panel's numbers are those of all
+        if i < len(phases) - 1:  # all panels share the last one's scale
             right.tick_params(axis="y", labelright=False)
             right.set_ylabel("")
         draw_hessian_ranks(axes, part)
@@ -121,7 +121,7 @@ def _loss_range(records: Sequence[Record]) -> tuple[float, float]:
 def save_determinants(
     flow: Sequence[Record], descent: Sequence[Record], path: Path, time_of_step: float
 ) -> Path:
-    """Lemma 8: log|det W^1| measured and predicted, and how far apart the two are.
+    """Draw log|det W^1| as measured and as Lemma 8 predicts it, and the difference of the two.
 
     Args:
       flow: records along the gradient flow, with the ODE's own prediction at flow/log_abs_det/*.
@@ -165,14 +165,14 @@ def save_determinants(
 
 
 def save(figure: plt.Figure, path: Path, *, dpi: int = 130) -> None:
-    """Writes the PNG, and its folder where that is missing."""
+    """Write the PNG; make its folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=dpi)
     plt.close(figure)
 
 
 def print_ranks(records: Sequence[Record]) -> None:
-    """A short table: each rank at the first and last step, its range, and theory at the start."""
+    """Print each rank at the first and last step, its range, and its prediction at the start."""
     names = [f"rank/{part}" for part in PARTS] + [
         f"rank_weights/{layer}" for layer in layers(records, "rank_weights")
     ]
@@ -188,14 +188,14 @@ def print_ranks(records: Sequence[Record]) -> None:
 def finish(
     records: Sequence[Record], figure: Path, logdir: Path, claims: Mapping[str, bool]
 ) -> None:
-    """The end of a script: its table, where the curves are, and its claims."""
+    """End a script: print the ranks and the folder of the curves, and check the claims."""
     print_ranks(records)
     print(f"\n{figure}\nSee the curves: tensorboard --logdir {logdir.parent}\n")
     check(claims)
 
 
 def check(claims: Mapping[str, bool]) -> None:
-    """Prints each claim with its verdict; leaves with an error where one fails."""
+    """Print each claim and whether it holds; exit with an error if one fails."""
     for claim, holds in claims.items():
         print(f"{'holds' if holds else 'FAILS':>6}  {claim}")
     if not all(claims.values()):

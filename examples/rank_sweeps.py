@@ -1,7 +1,7 @@
 """Figures S8 to S19: the ranks of deep linear networks over sample size, width and depth.
 
 At every point the ranks of H_L, H_o and H_f at initialization, by the exact reduction and by
-automatic differentiation alone, beside the closed forms at the measured ranks of inputs and Omega.
+automatic differentiation, are compared with the closed forms at the ranks of inputs and Omega.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ CLASSES = 10
 
 @dataclass(frozen=True)
 class Setting:
-    """What the panels of one figure have in common."""
+    """The settings that the panels of one figure share."""
 
     dataset: str
     loss: str = "mse"
@@ -32,7 +32,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Panel:
-    """One sweep: side of the images, and hidden widths and sample size at each value."""
+    """One sweep: the side of the images, and hidden widths and sample size at each value."""
 
     side: int
     hidden: Callable[[int], Sequence[int]]
@@ -67,12 +67,12 @@ QUICK_PANELS = {
 
 
 def measure(task: Task):
-    """Ranks by both engines, predictions, and what the predictions rest on, at one point."""
+    """Measure ranks by both engines at one point; predict them from the ranks of the data."""
     setting, options = FIGURES[task.figure], task.options
     panel = (QUICK_PANELS if options.quick else PANELS)[task.panel]
     x, labels = images(setting.dataset, panel.side, panel.samples(task.value), options)
     dims = (x.shape[1], *panel.hidden(task.value), CLASSES)
-    key, _ = jax.random.split(jax.random.key(options.seed))  # as the committed pictures were drawn
+    key, _ = jax.random.split(jax.random.key(options.seed))  # the key of the committed pictures
     weights = initial_weights(key, dims, setting.initializer)
     network, params = (affine, with_biases(weights)) if setting.bias else (linear, weights)
     targets = labels if setting.loss == "cross_entropy" else jax.nn.one_hot(labels, CLASSES)
@@ -93,13 +93,13 @@ def measure(task: Task):
 
 
 def main() -> None:
-    """Measures what is missing, draws, and checks every point."""
+    """Measure missing values, draw, and check every point."""
     options = parse_options(__doc__, "rank_sweeps", FIGURES)
     panels = QUICK_PANELS if options.quick else PANELS
     sweeps = {}
     for figure in options.figure:
         setting = FIGURES[figure]
-        # What is not prepared fails here, not an hour later.
+        # Load once now, so that missing data fail here and not an hour later.
         images(setting.dataset, 4, 300, options)
         settings = asdict(setting) | source(setting.dataset, options) | {"cut": "own"}
         sweeps |= {(figure, name): Sweep(settings, panel.values) for name, panel in panels.items()}

@@ -1,7 +1,7 @@
-"""Figures S21 to S29: how well H_L's largest eigenvectors rebuild it, and three ranks as cut-offs.
+"""Figures S21 to S29: the error of H_L's best approximation over its rank, and three cut-offs.
 
-Networks with ReLU, ELU and tanh on MNIST, N = 200, at initialization. The lines: the rank of the
-linear counterpart, the rank measured, and the bound n (K + 2 M), which grows with the sample.
+Networks with ReLU, ELU and tanh on MNIST, N = 200, at initialization. The cut-offs: the rank of the
+linear counterpart, the measured rank, and the bound n (K + 2 M), which grows with the sample.
 """
 
 from dataclasses import asdict, dataclass
@@ -23,7 +23,7 @@ LINES = {"linear counterpart": "rank_theory", "measured": "rank", "bound from N"
 
 @dataclass(frozen=True)
 class Setting:
-    """Activation, side of the images, hidden widths, loss."""
+    """The activation, the side of the images, the hidden widths and the loss."""
 
     activation: str
     side: int
@@ -44,7 +44,7 @@ FIGURES = {
 
 
 def measure(task: Task):
-    """The spectrum of H_L, the ranks that cut it, and the error of each approximation."""
+    """Measure the spectrum of H_L, the cut-offs, and the error of each approximation."""
     setting, options = FIGURES[task.figure], task.options
     side, hidden, samples = setting.side, setting.hidden, SAMPLES
     if options.quick:
@@ -58,7 +58,7 @@ def measure(task: Task):
     scalars = rank_scalars(rankmon.hessian_ranks(problem, weights))
     scalars["rank_theory/H_L"] = rankmon.predicted_ranks(problem, weights).ranks["H_L"]
     scalars["rank_bound/H_L"] = rankmon.theory.rank_loss_bound(dims, n=samples, loss=setting.loss)
-    eigenvalues = rankmon.hessian_spectra(problem, weights)["H_L"]  # remembered: measured once
+    eigenvalues = rankmon.hessian_spectra(problem, weights)["H_L"]  # cached: measured once
     return scalars, {
         "spectrum/H_L": np.log10(np.abs(eigenvalues[eigenvalues != 0])),
         "reconstruction_error/H_L": rankmon.reconstruction_error(eigenvalues),
@@ -66,7 +66,7 @@ def measure(task: Task):
 
 
 def main() -> None:
-    """Measures what is missing, draws, prints the error at the prediction."""
+    """Measure missing values, draw, and print the error at the predicted rank."""
     options = parse_options(__doc__, "reconstruction_error", FIGURES)
     sweeps = {(f, "spectrum"): Sweep(asdict(FIGURES[f]), [0]) for f in options.figure}
     found = swept(sweeps, measure, options)

@@ -1,8 +1,8 @@
 """Figure S2: a ReLU network on MNIST; the weights keep their ranks while H_f vanishes.
 
 ReLU network 25-25-20-15-10 on 40 MNIST digits at 5 x 5 in float64. First the paper's training: SGD,
-rate 0.09, 2,000 epochs. It leaves too much loss for H_f to vanish, so Levenberg-Marquardt steps,
-which are not the paper's, finish it.
+rate 0.09, 2,000 epochs. After it the loss is too large for H_f to vanish, so Levenberg-Marquardt
+steps follow, which are not in the paper.
 """
 
 import argparse
@@ -28,7 +28,7 @@ HIDDEN, CLASSES, BATCH = (25, 20, 15), 10, 10
 
 
 def sgd(weights, x, y, *, key, epochs):
-    """Weights after each epoch of SGD on the mean over a batch of 1/2 ||F - y||^2."""
+    """Yield the weights after each epoch of SGD on the batch mean of 1/2 ||F - y||^2."""
     optimizer = optax.sgd(0.09)
 
     def loss(weights, rows):
@@ -50,7 +50,7 @@ def sgd(weights, x, y, *, key, epochs):
 
 
 def levenberg_marquardt(weights, x, y, *, steps):
-    """Weights after each step; a step that would not lower the loss leaves them as they are."""
+    """Yield the weights after each step; a step that would raise the loss leaves them unchanged."""
     # With its default search the solver stalls near a loss of 1e-7.
     cutoffs = {"high_cutoff": 0.25, "low_cutoff": 1e-3}
     search = optx.ClassicalTrustRegion(**cutoffs, high_constant=10.0, low_constant=0.2)
@@ -69,7 +69,7 @@ def levenberg_marquardt(weights, x, y, *, steps):
 
 
 def main():
-    """Trains in two phases, monitors, draws."""
+    """Train in two phases, monitor, and draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", choices=NAMES, default="mnist")
     parser.add_argument("--data-dir", type=Path, help="where TFDS keeps its data")
@@ -101,7 +101,7 @@ def main():
 
 
 def claims(records, least):
-    """What figure S2 shows."""
+    """Check the statements of figure S2."""
     full = [*HIDDEN, CLASSES]
     ranks = {part: series(records, f"rank/{part}")[1] for part in PARTS}
     ranks_seen = [set(series(records, f"rank_weights/{i}")[1]) for i in range(len(full))]

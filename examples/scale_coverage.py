@@ -1,6 +1,6 @@
-"""How often a sketch's interval holds the true rank: linear networks of up to a million parameters.
+"""How often a sketch's interval contains the true rank, for up to a million parameters.
 
-The closed forms of theory are the truth; each seed draws weights, inputs and teacher anew.
+The networks are linear, with known ranks; each seed draws other weights, inputs and teacher.
 """
 
 import argparse
@@ -23,14 +23,14 @@ MEMORY = 6 * 2**30
 
 
 def linear(weights, x):
-    """W^L ... W^1 x."""
+    """Return W^L ... W^1 x."""
     for w in weights:
         x = x @ w
     return x
 
 
 def drawn(dims, n, seed):
-    """A network and a batch of this seed."""
+    """Draw a problem and weights with this seed."""
     rng = np.random.default_rng(seed)
     weights = [rng.standard_normal(s) / np.sqrt(s[0]) for s in zip(dims, dims[1:], strict=False)]
     x = rng.standard_normal((n, dims[0]))
@@ -39,7 +39,7 @@ def drawn(dims, n, seed):
 
 
 def truth(dims, n):
-    """The ranks by the closed forms."""
+    """Return the ranks by the closed forms."""
     r = min(n, dims[0])
     s = min(r, dims[-1])
     return {
@@ -50,7 +50,7 @@ def truth(dims, n):
 
 
 def main():
-    """Prints a row for each network, and whether what is promised is kept."""
+    """Print a row for each network, and check the promises."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one small network, four seeds")
     parser.add_argument("--seeds", type=int, default=20)
@@ -69,7 +69,7 @@ def main():
                 problem, weights, engine="sketch", memory_limit=MEMORY, time_limit=600
             )
             seconds.append(time.perf_counter() - begun)
-            for part in ("H_L", "H_f"):  # H_o is exact by itself
+            for part in ("H_L", "H_f"):  # H_o is always exact
                 inside += found[part].low <= expected[part] <= found[part].high
                 same += found[part].rank == expected[part] and found[part].certain
         p = theory.number_of_parameters(dims)

@@ -1,7 +1,7 @@
 """How the cost of a measurement grows with p, n and k: the dense engine, sketches, and H_o alone.
 
-Deep linear networks d-10-k, for the ranks are then known; each engine is forced, so that none of
-them uses that they are linear. Seconds of a second measurement, as a monitor pays them.
+The networks d-10-k are linear, so that their ranks are known; the engines do not use it. The second
+measurement is timed, because a monitor compiles only once.
 """
 
 import argparse
@@ -26,11 +26,11 @@ ENGINES = {"dense: all parts": "dense", "sketch: all parts": "sketch", "outer_ra
 
 
 def seconds(engine, d, n, k):
-    """Of the second measurement; its ranks are held against the closed forms."""
+    """Return the seconds of the second measurement; check its ranks by the closed forms."""
     dims = (d, 10, k)
     problem, weights = drawn(dims, n, 0)
     for _ in range(2):
-        weights = [1.001 * w for w in weights]  # engines remember what they have measured
+        weights = [1.001 * w for w in weights]  # else cached results would be returned
         begun = time.perf_counter()
         if engine is None:
             found = {"H_o": outer_rank(problem, weights)}
@@ -44,7 +44,7 @@ def seconds(engine, d, n, k):
 
 
 def measured(sweeps):
-    """For each swept quantity and engine, its values and the seconds."""
+    """Return the values of each swept quantity with the seconds of each engine."""
     results = {}
     for quantity, (name, values) in sweeps.items():
         for label, engine in ENGINES.items():
@@ -61,10 +61,10 @@ def measured(sweeps):
 
 
 def draw(results, path):
-    """Log-log, one panel a quantity, with the slope of the last half of each line."""
+    """Draw seconds on log-log axes, with the slope of the last half of each line."""
     figure, panels = plt.subplots(1, 3, figsize=(13, 4.2), sharey=True)
-    said = {"p": "parameters p", "n": "examples n", "k": "outputs k"}
-    for panel, quantity in zip(panels, said, strict=True):
+    axis = {"p": "parameters p", "n": "examples n", "k": "outputs k"}
+    for panel, quantity in zip(panels, axis, strict=True):
         for color, label in zip(LAYERS, ENGINES, strict=False):
             x, y = results[quantity, label]
             half = len(x) // 2
@@ -72,7 +72,7 @@ def draw(results, path):
             text = label if slope is None else f"{label} (slope {slope:.1f})"
             panel.loglog(x, y, "o-", color=color, label=text)
         fixed = {"p": "n = 30, k = 3", "n": "p = 1,030, k = 3", "k": "p = 1,000 + 10 k, n = 30"}
-        panel.set(xlabel=said[quantity], title=fixed[quantity])
+        panel.set(xlabel=axis[quantity], title=fixed[quantity])
         if quantity == "k":
             panel.set_xticks(x, map(str, map(int, x)))
             panel.minorticks_off()
@@ -82,7 +82,7 @@ def draw(results, path):
 
 
 def main():
-    """Measures, draws, and names the file."""
+    """Measure, draw, and print the name of the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few small networks")
     parser.add_argument("--logdir", type=Path, default=Path("logs") / "scale_growth")

@@ -1,7 +1,7 @@
-"""H_o's rank at a million parameters: seconds, peak memory, and a small twin measured densely.
+"""H_o's rank at a million parameters: seconds, peak memory, and small networks checked densely.
 
-Softmax over k classes has one direction in which nothing changes: with a generic batch of n
-examples the rank is n (k - 1). Each row is a process of its own, so that its memory is its own.
+Softmax does not change if all k logits are shifted, so that a generic batch of n examples has rank
+n (k - 1). Each row is measured in a process of its own, so that memory is counted separately.
 """
 
 import argparse
@@ -23,13 +23,13 @@ SECONDS, GIB = 120, 6
 
 
 def stated(apply, params, inputs, k):
-    """The problem with these inputs, every class in turn, and its parameters."""
+    """Return the problem with these inputs and with every class in turn, and the parameters."""
     targets = np.arange(len(inputs)) % k
     return Problem(apply, loss="cross_entropy", inputs=inputs, targets=targets), params
 
 
 def relu(size, layer=lambda x, w: x @ w):
-    """A ReLU network."""
+    """Return the problem of a ReLU network, and its parameters."""
     rng, dims = np.random.default_rng(0), size["dims"]
     shapes = zip(dims, dims[1:], strict=False)
     params = [(rng.standard_normal(s) * np.sqrt(2 / s[0])).astype(np.float32) for s in shapes]
@@ -43,12 +43,12 @@ def relu(size, layer=lambda x, w: x @ w):
 
 
 def used_twice(size):
-    """The same with each kernel used twice, so that nothing is recognized."""
+    """Return the same with each kernel used twice, so that no layer is recognized."""
     return relu(size, lambda x, w: (x @ w + x[:, ::-1] @ w) / 2)
 
 
 def convolutional(size):
-    """The Linen CNN of large_cnn.py."""
+    """Return the problem of the Linen CNN in large_cnn.py, and its parameters."""
     shape = (size["n"], size["side"], size["side"], 1)
     images = np.random.default_rng(0).uniform(size=shape).astype(np.float32)
     cnn = CNN(width=size["width"])
@@ -65,7 +65,7 @@ ROWS = {
 
 
 def measured(row, size):
-    """The `OuterRank`, seconds of the first and of the second time, and peak GiB."""
+    """Return the `OuterRank`, the seconds of a first and of a second call, and peak GiB."""
     make, method = ROWS[row]
     problem, params = make(size)
     seconds = []
@@ -78,7 +78,7 @@ def measured(row, size):
 
 
 def as_dense_engine(row):
-    """Whether the small twin has the rank that dense matrices give."""
+    """Return whether the small network has the rank that dense matrices give."""
     make, method = ROWS[row]
     problem, params = make(SMALL)
     dense = hessian_ranks(problem, params, engine="dense")["H_o"]
@@ -86,7 +86,7 @@ def as_dense_engine(row):
 
 
 def main():
-    """Prints a row for each network and way, and whether what is promised is kept."""
+    """Print a row for each network and method, and check the promises."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small networks")
     size = SMALL if parser.parse_args().quick else LARGE
@@ -97,7 +97,7 @@ def main():
         with ProcessPoolExecutor(1, mp_context=fresh) as pool:
             found, first, then, gib = pool.submit(measured, row, size).result()
         print(f"{row:26}{found.size:10,}{found.rank:7}{first:7.1f} s{then:7.1f} s{gib:6.1f} GiB")
-        if size is LARGE:  # in the narrow CNN units die, and the rank is less than n (k - 1)
+        if size is LARGE:  # dead units of the narrow CNN lower the rank below n (k - 1)
             exact = found.certain and found.rank == size["n"] * (size["dims"][-1] - 1)
             within = first <= SECONDS and gib <= GIB
             kept[f"{row}: exact, in {SECONDS} s and {GIB} GiB"] = exact and within

@@ -1,4 +1,4 @@
-"""A compiled loop: one program runs from each due step to the next, on whatever schedule."""
+"""A compiled loop: one program runs from each due step to the next, for any schedule."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ IMAGES, BATCH, PROBE, EVERY = 6000, 64, 50, 200
 
 
 def main():
-    """Trains by `monitor.scan`, then by `jax.lax.scan`."""
+    """Train by `monitor.scan`, then by `jax.lax.scan`."""
     options = parse_options(__doc__, "scanned_loop", steps=1000)
     every = 10 if options.quick else EVERY
     images, labels = digits(options, 500 if options.quick else IMAGES)

@@ -1,4 +1,4 @@
-"""Eight seeds side by side under `jax.vmap`: a run for each, and their median with its range."""
+"""Eight seeds at once under `jax.vmap`: a run for each, and their median with its range."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ SEEDS, IMAGES, BATCH, PROBE, EVERY = 8, 6000, 64, 50, 100
 
 
 def train(options, images, labels, monitor=None):
-    """The seeds' weights after training."""
+    """Train all seeds, and return their weights."""
     optimizer = optax.adam(1e-3)
 
     def start(key):
@@ -31,7 +31,7 @@ def train(options, images, labels, monitor=None):
     steps = jax.jit(jax.vmap(train_step, in_axes=(0, 0, None, None)))
     for step, batch in enumerate(batches(options.steps, len(images), BATCH)):
         if monitor is not None:
-            monitor(step, weights)  # every leaf has a leading axis of the seeds
+            monitor(step, weights)  # the first axis of every leaf is that of the seeds
         weights, state = steps(weights, state, images[batch], labels[batch])
     if monitor is not None:
         monitor.close(options.steps, weights)
@@ -39,7 +39,7 @@ def train(options, images, labels, monitor=None):
 
 
 def main():
-    """Trains twice, with the monitor and without."""
+    """Train twice, with the monitor and without."""
     options = parse_options(__doc__, "seeds", steps=400)
     every = 12 if options.quick else EVERY
     images, labels = digits(options, 500 if options.quick else IMAGES)

@@ -1,7 +1,7 @@
 """Figures S3 and S20: rank/#params over depth and width, from the closed forms alone.
 
 S3: M = 1000, d = r = 784, K = 100, with and without biases. S20: r = 2352, four layers over width,
-and hidden width 5000 over depth; its K is not stated, and is 10 here (CIFAR-10's).
+and hidden width 5000 over depth; the paper does not state K, which is 10 here, as for CIFAR-10.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from rankmon.theory import rank_per_parameter
 
 @dataclass(frozen=True)
 class Family:
-    """The widths of the network at each value of the variable on the axis."""
+    """One curve: the widths of the network as a function of the value on the axis."""
 
     axis: str
     values: Sequence[int]
@@ -41,14 +41,14 @@ TITLES = {
 
 
 def measure(task: Task):
-    """The shares of H_L, H_o and H_f."""
+    """Compute rank/#params of H_L, H_o and H_f."""
     family = FIGURES[task.figure][task.panel]
     shares = rank_per_parameter(family.dims(task.value), bias=family.bias)
     return {f"rank_per_parameter/{part}": share for part, share in shares.items()}, {}
 
 
 def main() -> None:
-    """Evaluates, draws, and checks what the figures show."""
+    """Evaluate the formulas, draw, and check the statements of the figures."""
     options = parse_options(__doc__, "simulated_ranks", FIGURES)
     options.jobs = 1  # formulas take less time than a process
     found = swept(

@@ -1,7 +1,7 @@
-"""Stochastic Lanczos quadrature of H_L by rankmon and by its peers: seconds, and error of counts.
+"""Stochastic Lanczos quadrature of H_L by rankmon and by other libraries: seconds and errors.
 
-The same network, numbers of vectors and of steps; the truth is the dense spectrum. Each row is a
-process of its own, warmed up once.
+All use the same network and the same numbers of vectors and steps; the truth is the dense spectrum.
+Each row is measured in a process of its own, after one call to warm up.
 """
 
 import argparse
@@ -23,7 +23,7 @@ SHARES = (0.1, 0.03, 0.01)
 
 
 def child(way, quick, cuts):
-    """Prints seconds and counts as JSON."""
+    """Measure one way, and print seconds and counts as JSON."""
     network, sizes = (SMALL, FEW) if quick else (NETWORK, SIZES)
     counts = WAYS[way](network, *sizes)
     counts(cuts)
@@ -33,7 +33,7 @@ def child(way, quick, cuts):
 
 
 def measured(way, quick, cuts):
-    """What the child of this way prints; None where its library is missing."""
+    """Measure one way in a child process; return None if its library is missing."""
     needed = "matfree" if way == "rankmon" else "curvlinops"
     if importlib.util.find_spec(needed) is None:
         print(f"{way:17} not run: {needed} is not installed: pip install -e '.[benchmark]'")
@@ -43,14 +43,14 @@ def measured(way, quick, cuts):
 
 
 def cell(count, truth):
-    """The count, how far off it is, and its interval if there is one."""
+    """Return a count with its relative error, and its interval if it has one, as text."""
     value, *interval = count
     between = " [{:.0f}, {:.0f}]".format(*interval) if interval else ""
     return f"{value:.0f} ({100 * (value / truth - 1):+.1f} %){between}"
 
 
 def main():
-    """Prints the table."""
+    """Measure, print the table, and check rankmon's intervals."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a small network")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)

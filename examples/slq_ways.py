@@ -1,6 +1,6 @@
-"""Counts of H_L's eigenvalues by stochastic Lanczos quadrature, in three ways; times nothing.
+"""Three ways to count H_L's eigenvalues by stochastic Lanczos quadrature, for `slq_peers.py`.
 
-PyHessian itself ends with PyTorch 1, so that its density is written out here.
+PyHessian itself requires PyTorch 1, so that its algorithm is repeated here.
 """
 
 from functools import partial
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def problem_of(network):
-    """H_L's problem, and weights."""
+    """Return the problem of a network, and its weights."""
     import jax
 
     import rankmon
@@ -20,14 +20,14 @@ def problem_of(network):
 
 
 def truth(network):
-    """Absolute eigenvalues, the largest first."""
+    """Return the absolute eigenvalues of H_L, the largest first."""
     import rankmon
 
     return np.abs(rankmon.hessian_spectra(*problem_of(network))["H_L"])
 
 
 def ours(network, probes, steps):
-    """rankmon.stochastic_spectra, of all three parts; intervals beside the counts."""
+    """Use rankmon.stochastic_spectra, which estimates all parts, and gives intervals."""
     import rankmon
 
     problem, weights = problem_of(network)
@@ -40,7 +40,7 @@ def ours(network, probes, steps):
 
 
 def torch_operator(network):
-    """Curvlinops' Hessian of the mean loss."""
+    """Return the product with curvlinops' Hessian of the mean loss, and p."""
     import torch
     from curvlinops import HessianLinearOperator
 
@@ -57,12 +57,12 @@ def torch_operator(network):
 
 
 def quadrature_counts(rules, p, cuts):
-    """The mean over vectors of p times the weight of nodes beyond each cut."""
+    """Return for each cut p times the weight of the nodes beyond it, as a mean over vectors."""
     return [(p * np.mean([w[np.abs(n) > cut].sum() for n, w in rules]),) for cut in cuts]
 
 
 def curvlinops(network, probes, steps):
-    """Its fast_lanczos, which does not orthogonalize again."""
+    """Use curvlinops' fast_lanczos, which does not reorthogonalize."""
     from curvlinops.papyan2020traces.spectrum import fast_lanczos
 
     product, p = torch_operator(network)
@@ -80,7 +80,7 @@ def curvlinops(network, probes, steps):
 
 
 def pyhessian_style(network, probes, steps):
-    """Rademacher vectors and Lanczos with full orthogonalization, as PyHessian's density."""
+    """Use Rademacher vectors and Lanczos with full reorthogonalization, like PyHessian."""
     import torch
 
     product, p = torch_operator(network)

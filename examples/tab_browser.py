@@ -1,4 +1,4 @@
-"""The Ranks tab of a real TensorBoard in a real Chromium; not what is done with it."""
+"""Start a TensorBoard server, and open its Ranks tab in Chromium."""
 
 import re
 import shutil
@@ -13,38 +13,38 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu")
-# Nothing of the browser's own that asks the network while pages are tested and timed.
+# No network requests of the browser's own while pages are tested and timed.
 QUIET = ("--no-first-run", "--disable-background-networking", "--disable-component-update")
 QUIET += ("--disable-sync", "--disable-quic")
 
 
 @contextmanager
 def server(folder: Path, *flags: str) -> Iterator[str]:
-    """The address of a TensorBoard server of a log folder."""
+    """Start a TensorBoard server for a log folder; yield its address."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", "0"]
     command += flags
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
-            said = iter(process.stderr.readline, "")
-            yield next(filter(None, (re.search(r"http://\S+/", line) for line in said)))[0]
+            lines = iter(process.stderr.readline, "")
+            yield next(filter(None, (re.search(r"http://\S+/", line) for line in lines)))[0]
         finally:
             process.terminate()
 
 
 def browser(width: int, height: int) -> webdriver.Chrome:
-    """Debian's Chromium (packages chromium and chromium-driver), without a window."""
+    """Start Debian's Chromium (packages chromium and chromium-driver), without a window."""
     options = webdriver.ChromeOptions()
     for flag in (*FLAGS, *QUIET, f"--window-size={width},{height}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     options.binary_location = shutil.which("chromium")
-    # Selenium would else ask the network which driver fits.
+    # Without a path, Selenium would ask the network which driver fits.
     service = webdriver.ChromeService(shutil.which("chromedriver"))
     return webdriver.Chrome(options=options, service=service)
 
 
 def open_tab(driver: webdriver.Chrome, address: str) -> None:
-    """Opens the tab and goes into its frame, as soon as TensorBoard has made it."""
+    """Open the tab and switch to its frame as soon as TensorBoard has created it."""
     driver.get("about:blank")
     driver.get(f"{address}#ranks")
     while not (frames := driver.find_elements(By.TAG_NAME, "iframe")):
@@ -53,7 +53,7 @@ def open_tab(driver: webdriver.Chrome, address: str) -> None:
 
 
 def until(driver: webdriver.Chrome, script: str, *arguments) -> None:
-    """Waits until a script says yes, at most a minute."""
+    """Wait until a script returns a true value; raise TimeoutError after a minute."""
     deadline = time.monotonic() + 60
     while not driver.execute_script(script, *arguments):
         if time.monotonic() > deadline:

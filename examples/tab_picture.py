@@ -1,4 +1,4 @@
-"""Takes the README's picture of the Ranks tab, of the reference run of figure S1."""
+"""Take the README's picture of the Ranks tab, with the reference run of figure S1."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from tab_browser import browser, open_tab, server, until
 
 ROOT = Path(__file__).parents[1]
 LISTED = "return window.rankmonApp?.all.length > 0"
-# One run, without the weights, so that the spectrum at the step in the middle comes into view.
+# One run, with the weights' section closed, so that the spectrum is in view.
 CHOSEN = """
 rankmonApp.runList.selectOnly("linear_teacher");
 document.querySelector("[data-testid=section-weights]").open = false;
@@ -21,7 +21,7 @@ SHOWN = "return rankmonCharts.get('spectrum').drawn.title.includes('step 1100')"
 
 
 def main() -> None:
-    """Writes the picture."""
+    """Write the picture."""
     target = ROOT / "examples" / "pictures" / "ranks_tab.png"
     with server(ROOT / "logs" / "reference") as address, browser(1400, 1290) as driver:
         open_tab(driver, address)
