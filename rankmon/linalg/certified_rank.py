@@ -32,8 +32,9 @@ _UNIT = float(np.finfo(np.float64).eps) / 2
 
 def spectral_norm(gram: Float[np.ndarray, "s s"]) -> float:
     """Return ||W||_2 from W W^T, by Lanczos iterations."""
-    if len(gram) < 3:
+    if len(gram) < 3:  # too small for ARPACK
         return math.sqrt(np.linalg.eigvalsh(gram)[-1])
+    # SciPy's own start vector is random, which would change the last digits from call to call.
     start = np.random.default_rng(0).standard_normal(len(gram))
     (largest,) = scipy.sparse.linalg.eigsh(
         gram, k=1, v0=start, tol=1e-12, return_eigenvectors=False
@@ -63,7 +64,7 @@ def certified_count(
     factor, order, r, _ = lapack.dpstrf(gram.matrix, tol=max(above * below, rounding), lower=1)
     if r == s:  # `_all_exceed` has failed to certify this
         return None
-    picked = order[:r] - 1
+    picked = order[:r] - 1  # LAPACK counts from 1
     if not _all_exceed(Gram(gram.matrix[np.ix_(picked, picked)], gram.error), above):
         return None
     F = np.empty((s, r))
@@ -97,10 +98,12 @@ def _has_rank_below(
 
 
 def _all_exceed(gram: Gram, cut: float) -> bool:
+    """Return whether all singular values certainly exceed the cut."""
     return _is_definite(gram.matrix - cut**2 * np.eye(len(gram.matrix)), gram.error)
 
 
 def _all_below(gram: Gram, cut: float) -> bool:
+    """Return whether all singular values are certainly less than the cut."""
     return cut > 0 and _is_definite(cut**2 * np.eye(len(gram.matrix)) - gram.matrix, gram.error)
 
 

@@ -94,6 +94,7 @@ class Gram:
             error += sum_rounding(terms) * float(np.trace(product))
             K += product
             count += 1
+        # Adding up the blocks rounds too.
         return cls(K, error + sum_rounding(count) * float(np.trace(K)))
 
     def __sub__(self, other: "Gram") -> "Gram":
@@ -133,11 +134,13 @@ def _block_gram(block: Block) -> tuple[Float[np.ndarray, "m m"], int]:
     n, r, b = block.right.shape
     inner, few = _summed_gram(block.left, _SHORT_SUM)
     outer, many = _summed_gram(block.right.reshape(n * r, b), _SHORT_SUM)
+    # The reshaped array is a view: entry (i r, j s) of `outer` is multiplied by <h_i, h_j>.
     outer.reshape(n, r, n, r)[...] *= inner[:, None, :, None]
     return outer, few + many + 1
 
 
 def _summed_gram(rows: Float[np.ndarray, "m s"], chunk: int) -> tuple[np.ndarray, int]:
+    """Sum the Gram matrix over chunks of columns; also return the roundings of each entry."""
     columns = rows.shape[1]
     total = rows[:, :chunk] @ rows[:, :chunk].T
     for start in range(chunk, columns, chunk):
@@ -153,6 +156,7 @@ def triangular_factor(blocks: Iterable[Block], m: int) -> Float[np.ndarray, "_ m
     def step() -> np.ndarray:
         return np.asarray(np.linalg.qr(np.concatenate([R, *waiting]), mode="r"))
 
+    # R and the waiting pieces always have the Gram matrix of all columns so far.
     for block in blocks:
         for piece in _tall_pieces(block, height):
             if sum(map(len, waiting)) + len(piece) > height:

@@ -50,7 +50,7 @@ class Tridiagonal:
     def of(cls, diagonal: np.ndarray, beside: np.ndarray) -> "Tridiagonal":
         """Truncate the entries at an invariant subspace: those after it are rounding errors."""
         scale = float(np.nanmax(np.abs(np.concatenate([diagonal, beside])), initial=0.0))
-        ends = ~(beside > _BREAKDOWN * scale)
+        ends = ~(beside > _BREAKDOWN * scale)  # true for NaN too
         m = int(np.argmax(ends)) + 1 if np.any(ends) else len(diagonal)
         beside = np.where(ends[:m], 0.0, beside[:m])
         return cls(diagonal[:m], beside)
@@ -147,6 +147,7 @@ class StochasticSpectrum:
         """Return bounds from below and above on mu(|lambda| > cut)."""
         below_least, below_most = tridiagonal.before(-cut)
         upto_least, upto_most = tridiagonal.before(cut)
+        # Either side is bounded by itself: mu(lambda < -cut), and 1 - mu(lambda <= cut).
         least = max(below_least + 1.0 - upto_most, 0.0)
         most = min(below_most + 1.0 - upto_least, 1.0)
         return min(least, most), most  # rounding errors can make least the larger
@@ -164,6 +165,11 @@ class StochasticSpectrum:
         least: float = -math.inf,
         most: float = math.inf,
     ) -> Estimate:
+        """Return p times the mean over the vectors of bounds from below and above, as one estimate.
+
+        The interval extends from the mean of the lower bounds, less its sampling error, to the mean
+        of the upper bounds, plus its sampling error.
+        """
         if not 0 < confidence < 1:
             raise ValueError(f"expected 0 < confidence < 1, got {confidence}; 0.95 is usual")
         if not len(self.tridiagonals):

@@ -30,10 +30,11 @@ def nested_basis(
         if not np.isfinite(largest):
             raise OverflowError("expected finite products of weights, got NaN or infinite entries")
         if largest > 0 and basis.shape[1] < len(basis):
-            G = G / largest  # whose norm cannot overflow
+            G = G / largest  # so that its norm cannot overflow
             norm = np.linalg.norm(G)
             vectors, values, _ = np.linalg.svd(_orthogonal_to(basis, G), full_matrices=False)
             new = vectors[:, values > max(G.shape) * _EPS * norm]
+            # The vectors of small singular values are orthogonal to the basis only to few digits.
             new, _ = np.linalg.qr(_orthogonal_to(basis, new))
             basis = np.concatenate([basis, new], axis=1)
         counts.append(basis.shape[1])
@@ -41,6 +42,6 @@ def nested_basis(
 
 
 def _orthogonal_to(basis: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    for _ in range(2):  # once leaves rounding of the part that is removed
+    for _ in range(2):  # the first pass leaves rounding errors of the part that it removes
         vectors = vectors - basis @ (basis.T @ vectors)
     return vectors

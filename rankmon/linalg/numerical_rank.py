@@ -128,7 +128,7 @@ def numerical_rank(
     if rank == 0:
         gap = float("nan")
     else:
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore"):  # a ratio to a subnormal number may be infinite
             gap = float(ordered[rank - 1] / below) if below > 0 else float("inf")
     return NumericalRank(
         rank=rank,

@@ -76,6 +76,7 @@ def most_rank(
     ]
     largest = int(np.argmax(reached))
     others = sum(reached) - reached[largest]
+    # With a zero block at one leaf, the rank is at most twice the directions of the other leaves.
     if 2 * others < sum(reached):
         block = leaves[largest]
         if _is_zero(product, p, block, cut * tau / 2, rng):

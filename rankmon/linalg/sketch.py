@@ -140,6 +140,7 @@ class Sketch:
     def next_side(self, cut: float) -> int:
         """Return the side to try next if this sketch is not complete at the cut."""
         seen = int(np.sum(self.estimates() > cut))
+        # If nearly all estimates exceed the cut, the rank may be far above the side.
         end_is_in_sight = seen < 0.98 * self.side
         return max(side_for(seen), self.side * 5 // 4) if end_is_in_sight else 2 * self.side
 
@@ -211,6 +212,7 @@ def sketched(
 
 
 def _whole(products: Products, p: int, batch: int) -> dict[str, Sketch]:
+    """Assemble the matrices from products with unit vectors, and return their eigenvalues."""
     matrices: dict[str, np.ndarray] = {}
     for start in range(0, p, batch):
         units = np.eye(min(batch, p - start), p, start)
@@ -238,6 +240,7 @@ class _Gaussian:
 
     def rows(self, first: int, count: int) -> Float[np.ndarray, "m p"]:
         """Return `count` rows, starting at row `first`; the next call overwrites them."""
+        # One random stream for each first row, so that the same rows can be drawn again.
         generator = np.random.Generator(np.random.SFC64([*self._seed, first]))
         for i in range(count):
             self._rows[i] = generator.standard_normal(out=self._row, dtype=np.float32)

@@ -82,6 +82,7 @@ def singular_values(matrix: Float[np.ndarray, "m n"]) -> Float[np.ndarray, " min
 
 
 def _refuse_nonfinite(matrix: Float[np.ndarray, "m n"]) -> None:
+    """Raise ValueError if an entry is NaN or infinite."""
     if not np.all(np.isfinite(matrix)):
         raise ValueError(
             "expected a finite matrix, got NaN or infinite entries; test np.isfinite before "

@@ -42,8 +42,7 @@ def hessian_ranks(
         that applies, fits and is done in time. All but the last give the same ranks, and but for a
         few dozen parameters, for which a tenth of the cut is rounding, the same `high`.
       memory_limit: bytes for the matrices and their assembly.
-      time_limit: seconds, for "auto" and "sketch" to decide by: no sketch is begun that would end
-        later.
+      time_limit: seconds; "auto" and "sketch" begin no sketch that is expected to end later.
 
     Returns:
       A dict from "H_L", "H_o", "H_f" (and "H_f_fixed") to `NumericalRank`; `rank` is None if
@@ -62,6 +61,7 @@ def hessian_ranks(
     choice = select_engine(
         point.flat, name=engine, memory_limit=memory_limit, time_limit=time_limit
     )
+    # One residual for H_f, and another one for H_f_fixed.
     compile_derivatives(choice.engine, cotangents=len(point.parts) - 2)
     point.flat.warn_once()
     found = choice.engine.ranks(point, tolerance) if point.is_finite else None

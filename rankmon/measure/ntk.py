@@ -109,9 +109,11 @@ def ntk_rank(
 def _jacobian(
     problem: Problem, params: Any, engine: str, memory_limit: int
 ) -> tuple[FlatProblem, Float[np.ndarray, "nk p"]]:
+    """Return the problem and its Jacobian at these parameters; arguments as for `ntk_gram`."""
     check_engine(engine, ENGINES)
     check_problem(problem, params)
     flat = problem.flat(params)
+    # The Gram matrix is counted too.
     need = 8 * flat.positions * flat.k * (_JACOBIANS_ALIVE * flat.p + flat.positions * flat.k)
     if need > memory_limit:
         raise MemoryError(
@@ -141,6 +143,7 @@ def _assembly(flat: FlatProblem, engine: str, room: int) -> Assembly:
 
 
 def _stack_jacobian(flat: FlatProblem) -> StackJacobian | None:
+    """Return the Jacobian in closed form; None if this is not a stack that computes in float64."""
     stack = recognized_stack(flat)
     if stack is None or flat.precision.eps > DOUBLE.eps:
         return None
@@ -150,6 +153,7 @@ def _stack_jacobian(flat: FlatProblem) -> StackJacobian | None:
 
 
 def _if_supported(flat: FlatProblem, stack: DenseStack) -> StackJacobian | None:
+    """Return the Jacobian of a stack; None if an activation has a custom backward rule."""
     try:
         return StackJacobian(flat, stack)
     except UnsupportedActivationError:

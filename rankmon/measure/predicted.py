@@ -28,7 +28,7 @@ class PredictedRanks:
         largest.
       s: the rank of Omega = E[delta x^T], with its margin.
       full_rank: whether every weight has full rank, which the formulas assume (A1).
-      ranks: "H_L", "H_o", "H_f" -> predicted rank; H_L is left out if s exceeds what is visible.
+      ranks: "H_L", "H_o", "H_f" -> predicted rank; H_L is left out if s exceeds the visible rank.
     """
 
     dims: tuple[int, ...]
@@ -46,7 +46,8 @@ def predicted_ranks(problem: Problem, params: Any) -> PredictedRanks:
 
     The closed forms of `theory` at the widths found in the network, the measured rank r of the
     inputs and the measured rank s of Omega, the covariance of residuals and inputs. Omega is
-    counted at its own cut: if the residual is rounding beside H_L, `hessian_ranks` finds less.
+    counted at its own cut: if the residual is rounding error relative to H_L, the ranks that
+    `hessian_ranks` measures are lower.
 
     Args:
       problem: network, loss and probe batch.
@@ -103,7 +104,7 @@ def closed_forms_at(measured: MeasuredSymbols, s: int, held: int) -> dict[str, i
     assert measured.loss is not None
     dims, bias = measured.stack.dims, bool(measured.stack.bias)
     r, visible, loss = measured.r, measured.visible, measured.loss
-    outputs = dims[-1] - (loss == "cross_entropy")
+    outputs = dims[-1] - (loss == "cross_entropy")  # its residuals sum to zero over the outputs
     most, seen = (min(outputs, rank + bias) for rank in (r, visible))
     s, held = min(s, most), min(held, most)
     ranks = {
@@ -128,6 +129,7 @@ def closed_forms_apply(measured: MeasuredSymbols, snapshot: Snapshot) -> bool:
 
 
 def _full_rank(stack: DenseStack, snapshot: Snapshot) -> bool:
+    """Return whether every weight has full rank, as the closed forms assume (A1)."""
     return all(
         w.size == 0 or weight_rank(np.asarray(w, np.float64)).rank == min(w.shape)
         for w in stack.weights(snapshot.leaves)

@@ -85,11 +85,13 @@ def _input_ranks(
     live = weights > 0
     own = _own_rank(X[live], DOUBLE.eps).rank or 0
     values = singular_values(np.sqrt(weights[live])[:, None] * X[live])
+    # A cut of the eigenvalues of E[x x^T] is the root of it for singular values of x.
     seen = numerical_rank(values, np.sqrt(relative) * float(values[0])).rank or 0
     return own, min(own, seen)
 
 
 def _own_rank(matrix: Float[np.ndarray, "m n"], eps: float) -> NumericalRank:
+    """Return the rank of a matrix with a cut relative to its own norm."""
     if not np.all(np.isfinite(matrix)):
         return undefined_rank(min(matrix.shape))
     values = singular_values(matrix)

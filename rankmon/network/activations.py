@@ -153,6 +153,7 @@ def _name(eqn: JaxprEqn) -> str:
 
 def _live(program: ClosedJaxpr) -> ClosedJaxpr:
     """Return the program without dead code; the dead code contains no layer of the stack."""
+    # `instantiate` keeps arguments that are not used, so that the arguments do not change.
     jaxpr, _ = dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars), instantiate=True)
     return ClosedJaxpr(jaxpr, program.consts)
 
@@ -205,7 +206,10 @@ class _Walk:
 
 
 def _order(axes: Axes) -> list[int]:
-    """Return an order of axes: examples, then features; axes of size one may be anywhere."""
+    """Return the permutation of the axes to examples first, then features in their own order.
+
+    Axes of size one may be anywhere, because their place does not change the order of the values.
+    """
 
     def place(i: int) -> int:
         label = axes[i]

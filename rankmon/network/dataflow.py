@@ -117,6 +117,7 @@ def _leaf(index: int, array: Any) -> Value:
 
 
 def _batch(shape: _Shape) -> Activation:
+    """Return the kind of the network's input: the state before the first layer."""
     # Several feature axes keep their numbers until a reshape flattens them in C order.
     flat = sum(size > 1 for size in shape[1:]) <= 1
     features = [Label.FEATURE if flat else i for i in range(1, len(shape))]
@@ -155,6 +156,7 @@ def transparent_call(eqn: JaxprEqn) -> ClosedJaxpr | None:
 
 
 def _with_own_derivative(result: Value, arguments: list[Value]) -> Value:
+    """Return the kind of the result of a function with a custom derivative rule."""
     # Gradient reversal is the identity only in value, so its result on a parameter is unknown.
     if isinstance(result, Activation):
         return None if any(isinstance(a, Leaf) for a in arguments) else _mapped(result)
@@ -188,6 +190,7 @@ def _shape(atom: Any) -> _Shape:
 
 
 def _broadcast_axes(axes: Axes, old: _Shape, new: _Shape, kept: Sequence[SupportsIndex]) -> Axes:
+    """Return the labels after a broadcast to a new shape; `kept` are the new places of the axes."""
     labels: list[Label | int] = [Label.REPEATED] * len(new)
     for target, label, size in zip(kept, axes, old, strict=True):
         if size == new[target]:
@@ -207,10 +210,11 @@ def _reshaped_axes(value: Leaf | Activation, old: _Shape, new: _Shape) -> Axes |
 
 
 def _flattened(axes: list[tuple[Label | int, int]]) -> list[tuple[Label | int, int]]:
+    """Merge an input's feature axes into one if they are in C order, as a reshape would."""
     first = axes[:1] if axes and axes[0][0] is Label.EXAMPLE else []
     features = [label for label, _ in axes[len(first) :]]
     if features != sorted(label for label in features if isinstance(label, int)):
-        return axes
+        return axes  # transposed, or not axes of the input
     return [*first, (Label.FEATURE, math.prod(n for _, n in axes[len(first) :]))]
 
 

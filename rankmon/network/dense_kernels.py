@@ -88,12 +88,14 @@ class DenseKernels:
         )
 
     def _found(self, shapes: Sequence[Any], example: Any) -> tuple[DenseKernel, ...]:
+        """Find the kernels in the program, and check that `traced` can evaluate it."""
         uses = _Uses()
         views = [
             _View(i, tuple(range(len(spec.shape)))) if spec.differentiated else None
             for i, spec in enumerate(self._flat.specs)
         ]
         others = [None] * (len(self._program.in_avals) - len(views))
+        # A leaf that is a result of the program is used there too.
         uses.note_other(uses.through(self._program, [*views, *others]))
         kernels = uses.dense_alone()
         with self._flat.precision.scope():  # to raise errors of `traced` now
@@ -181,6 +183,7 @@ def _dense_kernel(eqn: JaxprEqn, views: Sequence[_View | None]) -> DenseKernel |
         return None
     kernel, vector = _aval(eqn.invars[at]).shape, _aval(eqn.invars[1 - at]).shape
     product = _aval(eqn.outvars[0])
+    # The operand has further axes: several vectors, as for each position of a sequence.
     if math.prod(n for i, n in enumerate(vector) if i not in contracted[1 - at]) != 1:
         return None
     summed = list(contracted[at])

@@ -50,7 +50,7 @@ from rankmon.problem.flat import FlatProblem
 
 _ENTRY_BY_ENTRY = ELEMENTWISE | SUMS | COPIES | ROUNDINGS | {REVERSE}
 _CUTS = frozenset({SLICE, DYNAMIC_SLICE, SPLIT, PAD})
-_NO_AXIS = -1
+_NO_AXIS = -1  # in the label of an axis that runs over none of the leaf's axes
 
 _Shape = tuple[int, ...]
 # The leaf's axes that one axis of a value runs over, slowest first, with their sizes.
@@ -119,7 +119,7 @@ def _agreed(name: str, shape: _Shape, uses: Sequence[_Use]) -> MatrixAxes | None
     """Return the layer axes and matrix axes that all uses of a leaf agree on, or None."""
     found = {use.layers for use in uses}
     layers = found.pop() if len(found) == 1 else frozenset()
-    if len(shape) - len(layers) < 2:
+    if len(shape) - len(layers) < 2:  # each layer's entry is a vector, not a matrix
         return None
     products = [use for use in uses if use.operation and use.layers == layers]
     if len({use.sides for use in products}) == 1:
@@ -169,6 +169,7 @@ class _Walk:
         return results
 
     def _scan(self, eqn: JaxprEqn, operands: list[_Value]) -> list[_Value]:
+        """Record the uses of leaves in the body of a loop, whose results are not followed."""
         scan = scan_of(eqn)
         xs = scan.consts + scan.carry
         # Each iteration sees one entry of xs: their first axis counts layers.
@@ -195,6 +196,7 @@ def _entry(part: _Part, axis: int) -> _Part:
 
 
 def _product(eqn: JaxprEqn, place: int, part: _Part) -> _Use:
+    """Return the use of a part of a leaf as an operand of a product or convolution."""
     if eqn.primitive.name == DOT:
         contracted, batch = (axes[place] for axes in dot_axes(eqn))
         rows = [part.labels[axis] for axis in contracted]
@@ -247,6 +249,7 @@ def _shape(atom: Any) -> _Shape:
 def _broadcast(
     labels: tuple[_Label, ...], old: _Shape, new: _Shape, places: Sequence[int]
 ) -> tuple[_Label, ...]:
+    """Return the labels after a broadcast; repeated axes run over no axis of the leaf."""
     results: list[_Label] = [((_NO_AXIS, size),) for size in new]
     for place, label, size in zip(places, labels, old, strict=True):
         if size == new[place]:

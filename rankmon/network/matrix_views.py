@@ -129,6 +129,7 @@ def _views_of(spec: LeafSpec, axes: MatrixAxes, by_head: bool) -> Iterator[Matri
 def _view(
     name: str, spec: LeafSpec, axes: MatrixAxes, layers: Sequence[int], place: tuple[int, ...]
 ) -> MatrixView:
+    """Return the view of one matrix, given its index along the axes of layers and heads."""
     m, n = (int(np.prod([spec.shape[a] for a in side])) for side in (axes.rows, axes.columns))
     return MatrixView(name, (*layers, *axes.rows, *axes.columns), place, (m, n), axes)
 
@@ -138,7 +139,11 @@ def _without(axes: tuple[int, ...], axis: int) -> tuple[int, ...]:
 
 
 def _head_axis(spec: LeafSpec, axes: MatrixAxes) -> int | None:
-    """Return the axis of heads in a projection of Flax's attention; None for other kernels."""
+    """Return the axis that counts the heads of an attention layer; None for any other kernel.
+
+    In Flax the kernels of query, key and value are (in, heads, head_dim), that of the output
+    (heads, head_dim, out); they are recognized by these names and by their numbers of axes.
+    """
     if axes.source == "convolution":
         return None
     sides = len(axes.rows), len(axes.columns)
@@ -194,7 +199,7 @@ def given_axes(specs: Sequence[LeafSpec], views: Views) -> dict[int, MatrixAxes]
                 f"expected the pattern {pattern!r} in views to match a matrix, got none among "
                 f"{names}; correct the pattern (globs over these names)"
             )
-        chosen = dict.fromkeys(matched, (pattern, axes)) | chosen
+        chosen = dict.fromkeys(matched, (pattern, axes)) | chosen  # the first pattern wins
     return {
         index: _given(spec, *chosen[spec.name])
         for index, spec in enumerate(specs)
@@ -203,8 +208,10 @@ def given_axes(specs: Sequence[LeafSpec], views: Views) -> dict[int, MatrixAxes]
 
 
 def _given(spec: LeafSpec, pattern: str, axes: Any) -> MatrixAxes:
+    """Return the axes that the user gives for a leaf, counted from 0."""
     count = len(spec.shape)
     try:
+        # Indexing a range converts negative axes, and refuses axes that the leaf does not have.
         rows, columns = (tuple(range(count)[axis] for axis in side) for side in axes)
         if not rows or not columns or len({*rows, *columns}) < len(rows + columns):
             raise IndexError

@@ -106,6 +106,7 @@ def recognized_stack(flat: FlatProblem) -> DenseStack | None:
 
 
 def _recognized(flat: FlatProblem) -> DenseStack | None:
+    """Return `dense_stack` of a problem with float64 arithmetic and all leaves differentiated."""
     if flat.precision.dtype is None or not all(spec.differentiated for spec in flat.specs):
         return None
     leaves = [np.zeros(spec.shape, flat.precision.dtype) for spec in flat.specs]
@@ -114,6 +115,7 @@ def _recognized(flat: FlatProblem) -> DenseStack | None:
 
 
 def _stack(result: Value, leaves: Sequence[Any], input_shape: tuple[int, ...]) -> DenseStack | None:
+    """Return the stack that ends in this result, if it is one and uses each leaf exactly once."""
     if not isinstance(result, Activation) or not result.stage.layers:
         return None
     rows, columns = result.axes
@@ -136,6 +138,7 @@ def _equals_chain(apply: Callable[..., Any], stack: DenseStack, leaves: Any, inp
 
     drawn, batch = jax.tree_util.tree_map(gaussian, (list(leaves), inputs))
     for layer, fan_in in zip(stack.layers, stack.dims[:-1], strict=True):
+        # Keeps the outputs of the same order as the inputs.
         drawn[layer.kernel] = drawn[layer.kernel] / math.sqrt(fan_in)
     (chain,) = (np.reshape(x, (len(x), -1)) for x in jax.tree_util.tree_leaves(batch))
     for W, b in zip(stack.weights(drawn), stack.biases(drawn), strict=True):

@@ -114,6 +114,7 @@ def check_outputs(outputs: Any, n: int) -> None:
 
 
 def _how_to_give_one(outputs: Any, n: int) -> str:
+    """Return the code that turns several outputs into one array, as text."""
     picked = "[0]" if isinstance(outputs, (tuple, list)) else "[...]"
     if isinstance(outputs, dict) and outputs:
         picked = f"[{next(iter(outputs))!r}]"
@@ -166,6 +167,7 @@ def check_targets(
 
 
 def _check_classes(targets: np.ndarray, outputs: tuple[int, ...]) -> None:
+    """Refuse targets of cross entropy unless they are labels or distributions over the outputs."""
     k = outputs[-1]
     if k < 2:
         raise ValueError(
@@ -179,6 +181,7 @@ def _check_classes(targets: np.ndarray, outputs: tuple[int, ...]) -> None:
                 f"{targets.max()}; mask padding with weights= and a valid label"
             )
     elif targets.shape == outputs:
+        # The tolerance allows for probabilities that were stored in a low precision.
         if np.min(targets) < 0 or not np.allclose(np.sum(targets, -1), 1.0, atol=1e-3):
             raise ValueError(
                 "expected each row of one-hot targets to be a distribution (non-negative, sum 1), "
@@ -229,6 +232,7 @@ def warn_of_python_numbers(specs: Sequence[LeafSpec]) -> None:
 
 
 def _python_floats(specs: Sequence[LeafSpec]) -> list[str]:
+    """Return the names of the leaves that are Python numbers and pass the path filters."""
     return [
         spec.name
         for spec in specs

@@ -21,6 +21,7 @@ def copies(leaves: Sequence[Any]) -> list[Any]:
     arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
     with jax.transfer_guard("allow"):
         shardings = [array.sharding for array in arrays]
+        # An alias would share the buffer, which a donation of the original deletes.
         copied = iter(jax.device_put(arrays, shardings, may_alias=False))
     return [next(copied) if isinstance(leaf, jax.Array) else np.array(leaf) for leaf in leaves]
 

@@ -102,7 +102,7 @@ def _confirmed(
 ) -> str | None:
     """Return the explanation of the trial's first attempt that can be traced, or None."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # warnings of a trial are not about the user's own code
         try:
             return next((said for p, at, said in trial(problem, params) if _fits(p, at)), None)
         except Exception:  # noqa: BLE001  a trial that fails explains nothing
@@ -110,6 +110,7 @@ def _confirmed(
 
 
 def _fits(problem: Any, params: Any) -> bool:
+    """Return whether the network can be traced at these parameters."""
     try:
         specs = leaf_specs(params, include=problem.include, exclude=problem.exclude)
         flat_problem(problem, params, specs)
@@ -125,6 +126,7 @@ def _with_apply(problem: Any, apply: Callable[..., Any]) -> Any:
 
 
 def _stacked(problem: Any, params: Any) -> Iterator[_Trial]:
+    """Try one of several networks whose parameters are stacked along a first axis."""
     sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(params)}
     if len(sizes) == 1 and (size := sizes.pop()):
         one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), params)
@@ -205,6 +207,7 @@ _TRIALS = (_other_arguments, _more_than_parameters, _in_training_mode)
 
 
 def _inside(kind: str, place: str) -> str:
+    """Return the explanation for an object that contains the parameters at a place."""
     return (
         f"expected the parameters alone, got {kind} that also contains other things; pass {place}"
     )

@@ -85,6 +85,8 @@ def _mapped(change: Callable[[Any], Any], tree: Any, at: Callable[[Any], bool]) 
 
 
 def _static_but_arrays(model: Any) -> Any:
+    """Wrap each leaf of a model that is not an array as `Static`."""
+
     def is_array(leaf: Any) -> bool:
         return isinstance(leaf, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))
 
@@ -96,6 +98,7 @@ def _is_keras_variable(value: Any) -> bool:
 
 
 def _are_keras_variables(node: Any) -> bool:
+    """Return whether this is a Keras variable, or a list or tuple of them; refuse a Keras layer."""
     if isinstance(node, kinds("keras", "Layer")):
         raise TypeError(
             f"expected parameters to be a pytree of arrays, got a Keras {type(node).__name__}; "
@@ -106,6 +109,7 @@ def _are_keras_variables(node: Any) -> bool:
 
 
 def _named(variables: Any) -> Any:
+    """Return the array of a Keras variable, or several variables as `Named` arrays."""
     if _is_keras_variable(variables):
         return _array_of(variables)
     paths = [variable.path for variable in variables]

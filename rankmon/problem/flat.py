@@ -110,7 +110,9 @@ class FlatProblem:
         return self if specs == self.specs else replace(self, specs=specs, memo={})
 
     def leaves(self, params: Any) -> list[np.ndarray]:
-        """Copy all leaves to the host in this problem's precision.
+        """Check that parameters have this problem's structure, and copy their leaves to the host.
+
+        The copies are in this problem's precision.
 
         Raises:
           ValueError: if the structure, a shape or a dtype has changed.
@@ -270,6 +272,7 @@ class FlatProblem:
 
     @cached_property
     def _evaluate(self) -> Callable[..., Any]:
+        """The compiled function for the mean loss and the residuals."""
         loss = self.problem.loss
 
         def evaluate(theta: Any, fixed: Any, inputs: Any, targets: Any, weights: Any) -> Any:
@@ -290,6 +293,8 @@ class FlatProblem:
 
     @cached_property
     def _output_hessians(self) -> Callable[..., Any]:
+        """The compiled function for the data of the output Hessians."""
+
         def output_hessians(theta: Any, fixed: Any, inputs: Any, targets: Any) -> Any:
             return self.hessian_data(self.outputs(theta, fixed, inputs), targets)
 

@@ -38,6 +38,8 @@ def flat_problem(problem: Statement, params: Any, specs: tuple[LeafSpec, ...]) -
     k = shape[-1]
 
     def measured(network: Network) -> Callable[..., Any]:
+        """Return the losses and residuals as a function, whose operations fix the precision."""
+
         def losses(leaves: Any, inputs: Any, targets: Any) -> Any:
             z = network(leaves, inputs).reshape(-1, k)
             rows = jax.tree.map(lambda t: t.reshape(-1, *t.shape[len(shape) - 1 :]), targets)

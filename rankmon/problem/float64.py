@@ -149,6 +149,7 @@ def _call(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
 
 
 def _scan(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
+    """Apply a scan with a lifted body, so that its carry is float64 throughout."""
     scan = scan_of(eqn)
     at = (scan.consts, scan.consts + scan.carry)
     consts, carry, xs = values[: at[0]], values[at[0] : at[1]], values[at[1] :]
@@ -184,6 +185,7 @@ def _custom_jvp(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
 
     def pushed(primals: _Values, directions: _Values) -> tuple[_Values, _Values]:
         rest = iter(directions)
+        # JAX requires tangents of the dtype float0 for integers and booleans.
         tangents = [
             next(rest) if moves else np.zeros(np.shape(x), jax.dtypes.float0)
             for x, moves in zip(primals, floats, strict=True)
@@ -209,6 +211,7 @@ def _custom_jvp(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
 
 
 def _custom_vjp(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
+    """Apply a function with a custom backward rule; the rule is traced, then lifted."""
     floats = [is_inexact(var) for var in eqn.invars]
     arguments, outputs = _shapes(eqn.invars), _shapes(eqn.outvars)
 
@@ -228,6 +231,7 @@ def _custom_vjp(jaxpr: Jaxpr, eqn: JaxprEqn, values: _Values) -> _Values:
 
     def backward(args: _Values, cotangents: _Values) -> tuple[Any, ...]:
         rest = iter(lifted_at(pulled, arguments, outputs)(args, cotangents))
+        # JAX reads None as the zero cotangent, also of an integer.
         return tuple(next(rest) if moves else None for moves in floats)
 
     function.defvjp(forward, backward)

@@ -58,6 +58,7 @@ def check_loss(loss: Loss, outputs: Any, targets: Any) -> None:
 
 
 def _check_scalar(value: Callable[[Any, Any], Any], z: Any, target: Any) -> None:
+    """Refuse a loss that raises or does not return a floating scalar for one example."""
     try:
         got: Any = jax.eval_shape(value, z, target)
     except Exception as error:
@@ -68,6 +69,7 @@ def _check_scalar(value: Callable[[Any, Any], Any], z: Any, target: Any) -> None
 
 
 def _expected(z: Any, target: Any, got: str) -> str:
+    """Return the error message for a loss of these arguments; `got` describes its result."""
     return (
         "expected loss(output [k], target) to give a floating scalar for one example, output "
         f"{_shapes(z)} and target {_shapes(target)}, got {got}; write it for one example and sum "

@@ -68,12 +68,14 @@ class Loss:
         """Return B v without forming a k x k array."""
         if self.root is not None:
             return self.root(z, target).hessian_product(v)
+        # In reverse mode, because a loss with a custom backward rule has no forward mode.
         return jax.vjp(lambda z: self.residual(z, target), z)[1](v)[0]
 
     def output_hessian(self, z: Float[Array, " k"], target: Any) -> Float[Array, "k k"]:
         """Return B, a k x k array."""
         if self.root is not None:
             b = self.root(z, target).hessian_product(jnp.eye(z.shape[0], dtype=z.dtype))
+            # Rounding would leave it slightly asymmetric.
             return (b + b.T) / 2
         return jax.jacrev(self.residual)(z, target)
 
@@ -126,6 +128,7 @@ def _mse_root(z: Float[Array, " k"], y: Float[Array, " k"]) -> Root:
 def _log_cosh(z: Float[Array, " k"], y: Float[Array, " k"]) -> Float[Array, ""]:
     u = jnp.abs(z - y)
     # log cosh u = log(1 + sinh(u)^2) / 2 is accurate for small u, the other form for large u.
+    # `minimum` keeps the sinh that is not used from overflowing.
     small = 0.5 * jnp.log1p(jnp.sinh(jnp.minimum(u, 1.0)) ** 2)
     large = u + jnp.log1p(jnp.exp(-2.0 * u)) - jnp.log(2.0).astype(u.dtype)
     return jnp.sum(jnp.where(u < 1.0, small, large))

@@ -58,6 +58,7 @@ def chosen_network(
         return _lifted(problem, network, measured, shapes, leaves)
     precision = choose_precision(measured(network), *arguments)
     stored = max((eps_of(shape.dtype) for shape in shapes), default=DOUBLE.eps)
+    # It cannot be traced in float64, but computes nowhere below the dtype of its parameters.
     if precision.dtype is None and precision.eps <= stored:
         try:
             program = _lift(network, shapes, problem.inputs)
@@ -70,6 +71,7 @@ def chosen_network(
 
 
 def _lift(network: Network, shapes: Sequence[Any], inputs: Any) -> Network:
+    """Trace the network in its own dtypes, and return the trace lifted to float64."""
     with NATIVE.scope():
         return lifted_at(network, list(shapes), inputs)
 
@@ -127,6 +129,7 @@ def _difference(
 
 
 def _has_values(leaf: Any) -> bool:
+    """Return whether all values of a leaf are available in this process."""
     if isinstance(leaf, jax.Array):
         return not isinstance(leaf, jax.core.Tracer) and leaf.is_fully_addressable
     return isinstance(leaf, (np.ndarray, np.generic, float, int))

@@ -116,8 +116,8 @@ class Point(Snapshot):
 
     def holding(self, reference: Float[np.ndarray, "n k"]) -> "Point":
         """Return this point with other residuals to hold, keeping all values computed so far."""
-        point = copy(self)
-        vars(point)["reference"] = reference
+        point = copy(self)  # with the values of cached properties
+        vars(point)["reference"] = reference  # a frozen dataclass refuses assignment
         return point
 
     def moved_to(self, flat: FlatProblem, leaves: list[np.ndarray]) -> "Point":

@@ -48,7 +48,11 @@ class Precision:
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """Enter a context in which JAX computes in this precision, for any user configuration."""
+        """Enter a context in which JAX computes in this precision, for any user configuration.
+
+        Settings with which the user debugs training (no jit, errors for NaN, no transfers, strict
+        promotion) are suspended: a measurement copies arrays to the host, and NaN is a result.
+        """
         with ExitStack() as stack:
             stack.enter_context(jax.disable_jit(False))
             if self.dtype is not None:
@@ -208,6 +212,7 @@ def coarsest_eps(program: ClosedJaxpr) -> float:
 def _native_precision(
     function: Callable[..., Any], args: Any, error: Exception, *, lifts: bool
 ) -> Precision:
+    """Return the precision of the arrays' own dtypes; its warning gives the error of float64."""
     with NATIVE.scope():
         jaxpr = jax.make_jaxpr(function)(*args)
     found, unread = _coarsest(jaxpr)
@@ -248,6 +253,7 @@ def _rounded(eqn: JaxprEqn) -> Iterator[_Operation]:
 
 def _coarsest_of(found: _Found) -> _Operation | None:
     """Return the first operation with the largest eps above float64's, if there is one."""
+    # Of equal items, `max` returns the first.
     coarse = (item for item in found if eps_of(item[1]) > DOUBLE.eps)
     return max(coarse, key=lambda item: eps_of(item[1]), default=None)
 
@@ -281,6 +287,7 @@ def _collect(program: ClosedJaxpr, depends: Sequence[bool], found: _Found) -> li
 
 
 def _floating(flags: Sequence[bool], variables: Sequence[Any]) -> list[bool]:
+    """Set the flags of variables that are not floats to False."""
     return [flag and is_inexact(v) for flag, v in zip(flags, variables, strict=True)]
 
 

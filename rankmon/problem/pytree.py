@@ -72,6 +72,7 @@ def _is_variable_value(key: Any) -> bool:
 
 
 def _key_text(key: Any) -> str:
+    """Return an entry of a path as text: a dict's key, an attribute's name, or an index."""
     for attribute in ("key", "name", "idx"):
         if hasattr(key, attribute):
             return str(getattr(key, attribute))
@@ -134,6 +135,7 @@ def passing_names(
 
 
 def _dtype_of(name: str, leaf: Any) -> np.dtype:
+    """Return a leaf's dtype in native byte order; refuse leaves that are not arrays of numbers."""
     dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         raise TypeError(

@@ -64,7 +64,7 @@ def class_means(
     if y.size and not 0 <= y.min() <= y.max() < classes:
         raise ValueError(f"labels must lie in 0, ..., {classes - 1}, got {y.min()} to {y.max()}")
     sums = np.zeros((classes, x.shape[1]))
-    np.add.at(sums, y, x)
+    np.add.at(sums, y, x)  # `sums[y] += x` would add only one row for each class
     return sums / np.maximum(np.bincount(y, minlength=classes), 1)[:, None]
 
 
@@ -124,6 +124,7 @@ def balancedness(weights: Sequence[Float[Array | np.ndarray, "_ _"]]) -> Float[A
 def _imbalance(
     lower: Float[Array | np.ndarray, "m _"], upper: Float[Array | np.ndarray, "_ m"]
 ) -> Float[Array, ""]:
+    """Return one entry of `balancedness`."""
     # Scaled, because fourth powers of small weights underflow. The ratio does not depend on a
     # common scale.
     scale = jnp.maximum(jnp.max(jnp.abs(lower)), jnp.max(jnp.abs(upper)))
@@ -158,7 +159,7 @@ def trace_B(
         )
     if jnp.shape(Sigma) != jnp.shape(weights[0]):
         raise ValueError(f"expected Sigma {jnp.shape(weights[0])}, got shape {jnp.shape(Sigma)}")
-    covariance, traces = jnp.asarray(Sigma), []
+    covariance, traces = jnp.asarray(Sigma), []  # of the layer's input, W^{l-1:1} Sigma W^{1:l-1}
     for layer, W in enumerate(weights, start=1):
         gram, product = _matmul(W.T, W), covariance
         for _ in range(len(weights) - layer):

@@ -97,7 +97,7 @@ def outer_spectrum(
         B = reduce(lambda A, W: A @ W, chain[:at:-1], np.eye(K))
         U = reduce(lambda A, W: W @ A, chain[:at], root)
         total += np.kron(B @ B.T, U.T @ U)
-    return np.maximum(np.linalg.eigvalsh(total)[::-1], 0.0)
+    return np.maximum(np.linalg.eigvalsh(total)[::-1], 0.0)  # zeros can be rounded below zero
 
 
 def outer_plateaus(
@@ -131,6 +131,7 @@ def outer_plateaus(
     if as_flag("bias", bias):
         h = np.concatenate([h, np.ones((len(h), 1))], axis=1)
     values = singular_values(h / np.sqrt(len(h))) ** 2
+    # With fewer examples than features, the other eigenvalues of E[h h^T] are zero.
     return Plateaus(np.concatenate([values, np.zeros(h.shape[1] - values.size)]), width)
 
 
@@ -186,6 +187,7 @@ def match_plateaus(
         )
     found = []
     sizes = np.abs(plateaus.levels)
+    # A level at zero is computed as rounding error, which has no meaningful relative distance.
     rounding = measured.size * np.finfo(np.float64).eps * np.max(sizes, initial=0.0)
     for level in plateaus.levels[sizes > rounding]:
         off = np.sort(np.abs(measured - level)) / abs(level)
@@ -202,6 +204,7 @@ def match_plateaus(
 
 
 def _check_chain(chain: Sequence[np.ndarray], x: np.ndarray) -> None:
+    """Refuse weights whose shapes do not chain from the inputs on."""
     if not chain:
         raise ValueError("expected at least one weight matrix, got none; pass (W^1, ..., W^L)")
     widths = [x.shape[1], *(W.shape[0] for W in chain)]

@@ -108,6 +108,7 @@ def symbols_of(dims: Sequence[int], r: int | None, s: int | None, bias: bool, lo
         widths = (*widths[:-1], widths[-1] - 1)
     o = int(as_flag("bias", bias))
     rank = widths[0] if r is None else within("r", r, widths[0], "d")
+    # The rows of Omega are combinations of the inputs: of x of rank r, or of (x, 1) of rank r + 1.
     most = min(widths[-1], rank + o)
     K = "K - 1" if loss == "cross_entropy" else "K"
     limit = f"min({K}, r + 1)" if bias else f"min({K}, r)"

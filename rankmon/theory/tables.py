@@ -118,6 +118,7 @@ def closed_forms(
 def _bounds(
     dims: Sequence[int], *, r: int | None, s: int | None, bias: bool, loss: str, n: int | None
 ) -> list[Bound]:
+    """Return the proved bounds that apply to a network with these widths and biases."""
     bounds = []
     if not bias and len(dims) == 3:
         value = rank_outer_bound(dims, r=r, loss=loss)

@@ -118,6 +118,7 @@ def weight_ranks(
 
 
 def _without_soft_ranks(count: NumericalRank) -> WeightRank:
+    """Return a count as a `WeightRank` with NaN for the soft ranks."""
     return WeightRank(**asdict(count), **asdict(SoftRanks()), det_sign=None, log_abs_det=None)
 
 
@@ -229,6 +230,7 @@ def weight_count(
         found = _certified(live, cut_of)
         if found is not None:
             cut, count = found
+            # The certificate: no singular value lies between a tenth of the cut and ten times it.
             gap = float("inf") if count == min(live.shape) else 100.0
             return NumericalRank(count, float(cut * scale), size, count, count, gap)
     values = singular_values(live) if live.size else np.zeros(1)

@@ -55,6 +55,7 @@ def weight_scalars(
 
 
 def _scalars_of(name: str, matrix: Real[Array, "m n"]) -> Scalars:
+    """Return the scalars of one matrix; traceable, so every case is a `jnp.where`."""
     m, n = matrix.shape
     stored = eps_of(matrix.dtype)
     matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
@@ -62,7 +63,7 @@ def _scalars_of(name: str, matrix: Real[Array, "m n"]) -> Scalars:
     # LAPACK's result for NaN differs between releases.
     values = jnp.linalg.svd(jnp.where(finite, matrix, 0), compute_uv=False)
     norm = values[0]
-    scaled = values / jnp.where(norm > 0, norm, 1)
+    scaled = values / jnp.where(norm > 0, norm, 1)  # squares of the values could over- or underflow
     share = scaled / jnp.sum(jnp.where(norm > 0, scaled, 1))
     stable = jnp.where(norm > 0, jnp.sum(scaled**2), jnp.nan)
     entropy = -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1)), 0))
