@@ -170,7 +170,7 @@ class Watch:
         return bool(self._alerts)
 
     def resume(self, earlier: Iterable[tuple[int, Mapping[str, float]]]) -> None:
-        """Continue a run: alerts on its earlier records were raised in the earlier attempts.
+        """Read the earlier records of a run without raising alerts on them a second time.
 
         Args:
           earlier: step and scalars of the earlier records.

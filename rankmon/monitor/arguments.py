@@ -164,6 +164,7 @@ def check_processes(
 
 
 def _listed(name: str, things: Any) -> list[Any]:
+    """Return the sequence as a list; refuse a single object."""
     try:
         return list(things)
     except TypeError:
@@ -174,6 +175,7 @@ def _listed(name: str, things: Any) -> list[Any]:
 
 
 def _with_every_method(writer: Any) -> Any:
+    """Wrap a writer that has only `write_scalars`; return any other object unchanged."""
     takes_scalars = _has(writer, "write_scalars") and not _has(writer, "start", "write")
     return ScalarsWriter(writer) if takes_scalars else writer
 

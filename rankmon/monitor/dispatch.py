@@ -95,8 +95,10 @@ class Dispatcher:
         return self.measure_here(call) if is_unchanged(call, self._errors) else None
 
     def _measure(self, call: Call) -> Record | None:
+        """Measure a call on this thread, or queue it if there is a worker."""
         if self.worker is None:
             return self._measure_here(call)
+        # Not guarded: parameters that cannot be measured raise at the first call.
         flat = self._ready(call)
         what = f"the measurement at step {call.step}"
         self._errors.guard(what, self._submit, self.worker, flat, call)
@@ -108,7 +110,7 @@ class Dispatcher:
         if self._pipeline.flat is not None:
             return self._pipeline.flat
         check_concrete("parameters to be measured", (call.params, call.extra))
-        with self._overhead.spending():
+        with self._overhead.spending():  # compilation counts as overhead
             return self._pipeline.prepare(self._problem.unpack(call.params, call.extra))
 
     def _measure_here(self, call: Call) -> Record:
@@ -122,7 +124,7 @@ class Dispatcher:
             record = self._pipeline.record(call.step, take, call.scalars, counts)
         finally:
             self._errors.tell_warnings()
-        self._seen = None
+        self._seen = None  # only now: after an interrupt, `close` still measures the call
         return record
 
     def _tree(self, call: Call) -> Any:

@@ -48,6 +48,7 @@ class DueSteps:
     def last(self) -> int | None:
         """The last step that was submitted or skipped: the schedule counts from it."""
         submitted = self.submitted
+        # Once another step is submitted, the skipped one no longer counts.
         if self._skipped is not None and self._skipped[1] == submitted:
             return self._skipped[0]
         return submitted
@@ -57,7 +58,10 @@ class DueSteps:
         return self._schedule.due(step, self.last)
 
     def is_due(self, step: int) -> bool:
-        """Return whether the step is due and the overhead limit allows another probe."""
+        """Return whether the step is due and the overhead limit allows another probe.
+
+        A step back is due whatever the limit, because it begins a new attempt.
+        """
         if not self._schedule.due(step, self.last):
             return False
         under_way = 0 if self._worker is None else self._worker.unfinished

@@ -65,6 +65,7 @@ class _Backlog:
         Starts are kept, because they supersede records that were written earlier.
         """
         before = self.dropped
+        # Entries are removed only by the thread that may write them.
         with self._mine() as is_mine:
             while is_mine and self.records > count_of_records:
                 kinds = (isinstance(entry, Record) for entry in self._waiting)
@@ -84,6 +85,7 @@ class _Backlog:
                     self.writer.start(entry.step)
                 else:
                     self.writer.write(entry)
+                # A re-entrant call by the writer may have removed the entry already.
                 if self._waiting and self._waiting[0] is entry:
                     self._waiting.popleft()
 
@@ -100,6 +102,7 @@ class _Backlog:
         """
         here = threading.get_ident()
         try:
+            # `setdefault` is atomic: only one thread can store its identity.
             yield self._holder.setdefault("thread", here) == here
         finally:
             if self.is_here:
@@ -232,7 +235,7 @@ class Fanout:
         if self._closed:
             return
         self._closed = True
-        with ExitStack() as stack:
+        with ExitStack() as stack:  # runs all callbacks in reverse order, even if one raises
             stack.callback(self._give_back)
             for backlog in reversed(self._backlogs):
                 writer = backlog.writer
@@ -252,6 +255,7 @@ class Fanout:
 def _folder_writers(
     folder: Path | None, layout: layout_pb2.Layout, warn: Callable[[str], None]
 ) -> list[Writer]:
+    """Open the writers of a run folder; return an empty list without a folder."""
     if folder is None:
         return []
     # First the writer that may refuse the folder: the other one creates a file as it opens.

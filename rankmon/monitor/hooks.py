@@ -151,6 +151,7 @@ def report_weights(
 def _measured_bits(
     params: Any, *, include: Sequence[str], exclude: Sequence[str], views: Views | Problem | None
 ) -> dict[str, UInt[Array, ""]]:
+    """Return the bits of the scalars of `weight_scalars`; traceable."""
     with jax.debug_nans(False), jax.debug_infs(False):  # the checks run without jit
         scalars = weight_scalars(params, include=include, exclude=exclude, views=views)
         return {
@@ -176,6 +177,7 @@ def _blank(measure: Callable[[Any], Any], params: Any) -> dict[str, UInt[Array, 
 
 
 def _report(reporter: Reporter, due: Array, step: Array, bits: dict[str, UInt[Array, ""]]) -> None:
+    """Add a callback to the traced program that reports the numbers if the step is due."""
     tags = list(bits)
 
     def on_host(step: np.ndarray, *values: np.ndarray) -> None:

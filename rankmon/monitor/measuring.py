@@ -78,7 +78,7 @@ def measure_probes(
         )
     scalars: dict[str, float] = {"monitor/nonfinite": snapshot.nonfinite}
     arrays: dict[str, np.ndarray] = {}
-    states = dict(states)
+    states = dict(states)  # a copy: the caller keeps the old states until the record is written
     for name, probe in prepared.items():
         what = f"probe {name!r} at step {step}"
         result = errors.guard(what, _measured, probe, snapshot, states[name])
@@ -99,6 +99,7 @@ def _measured(probe: PreparedProbe, snapshot: Snapshot, state: State) -> tuple[M
 
 
 def _description(probe: PreparedProbe) -> Description:
+    """Return a probe's description; raise, within the guard, if its type is wrong."""
     described = probe.describe()
     if not isinstance(described, Description):
         raise TypeError(

@@ -37,7 +37,7 @@ class Overhead:
         """
         if self._share is None or self._began is None:
             return True
-        if self._last is None:
+        if self._last is None:  # the time of the first probe is not known yet: wait for it
             return not under_way
         expected = self._last * (under_way + 1)
         wall = self._clock() - self._began

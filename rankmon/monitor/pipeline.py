@@ -173,15 +173,17 @@ class Pipeline:
             numbers = self._builder.user_scalars.numbers(scalars, step)
             write = partial(self._record, step, measured, numbers, counts, began)
             record: Record = self._writing.do(write, step=step)
-            self._others.deliver()
+            self._others.deliver()  # on this thread; an interrupt leaves records in the backlog
         finally:
             self._overhead.probe_ends(time.monotonic() - began)
+        # Last, because it may raise StopTraining: the record is written by now.
         act(self._found, self._errors)
         return record
 
     def _measure(
         self, step: int, take: Callable[[], Snapshot]
     ) -> tuple[Measurement, dict[str, State]]:
+        """Measure a snapshot with the probes' states after the previous measurement."""
         _, states = self._progress.measured
         return measure_probes(self._prepared, states, step, take, self._errors)
 
@@ -193,6 +195,7 @@ class Pipeline:
         counts: Mapping[str, float],
         began: float,
     ) -> Record:
+        """Build a record and pass it to the writers; called on the writing thread."""
         last, states = self._progress.measured
         measurement, states = measured or (Measurement({}), states)
         if not self._progress.begun or (last is not None and step < last):

@@ -76,6 +76,7 @@ class CompiledLoop:
                     "give one entry for each step"
                 )
         self._steps, self._length, self._done = steps, length, 0
+        # The user's transfer guard is for the training step, not for these copies before it.
         with jax.transfer_guard("allow"):
             leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, carry))
             self.carry = jax.tree.unflatten(structure, copies(leaves))

@@ -217,13 +217,15 @@ class SeedsMonitor(ClosesOnExit):
             return {tag: np.broadcast_to(value, self._seeds) for tag, value in scalars.items()}
 
     def _write_median(self, records: Sequence[Record]) -> None:
+        """Write the median of these records on the writing thread."""
         try:
             self._writing.do(partial(self._median_of, records))
         finally:
             self._errors.tell_warnings()
 
     def _median_of(self, records: Sequence[Record]) -> None:
-        self._under_way = None
+        """Write the median of these records, and end the call that they belong to."""
+        self._under_way = None  # an interrupt no longer repeats the call
         if self._folder is None or not records:
             return
         step, scalars = records[0].step, _over_seeds(records)
@@ -290,6 +292,7 @@ class SeedsMonitor(ClosesOnExit):
         return self._calls(seen)
 
     def _close_all(self) -> None:
+        """Close the seeds' monitors, then the median, even if one of them raises."""
         with ExitStack() as stack:
             stack.callback(self._errors.tell)
             stack.callback(self._writing.close, self._close_median)

@@ -73,11 +73,13 @@ def digest(arrays: Iterable[Any]) -> float:
     """
     found = hashlib.sha256()
     for array in map(np.asarray, arrays):
+        # By kind, so that the hash is the same with x64 on and off.
         dtype = {"b": "i8", "i": "i8", "u": "i8", "c": "c8"}.get(array.dtype.kind, "f4")
         with np.errstate(over="ignore"):
             values = array.astype(dtype) + np.zeros((), dtype)  # -0 is 0
         found.update(f"{array.shape} ".encode())
         found.update(values.tobytes())
+    # 48 bits, which a float64 of the state holds exactly.
     return float(int.from_bytes(found.digest()[:6], "little"))
 
 
@@ -87,6 +89,7 @@ def _to_bits(value: np.ndarray | np.generic) -> np.ndarray:
 
 
 def _from_bits(name: str, key: str, bits: Any) -> np.ndarray:
+    """Return the float64 array with these words; refuse anything but pairs of uint32."""
     array = np.asarray(bits)
     if array.dtype != np.uint32 or array.ndim < 1 or array.shape[-1] != 2:
         raise ValueError(

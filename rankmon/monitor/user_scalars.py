@@ -33,6 +33,8 @@ class UserScalars:
     def _each(
         self, convert: Callable[[Any], Any], scalars: Mapping[str, Any] | None, step: int
     ) -> dict[str, Any]:
+        """Convert each scalar under the error policy; one that fails is NaN."""
+
         def converted() -> dict[str, Any]:
             values = {}
             for tag, value in (scalars if scalars is not None else {}).items():
@@ -55,10 +57,12 @@ class UserScalars:
 
 
 def _held(value: Any) -> Any:
+    """Return a copy on the device of a jax.Array, and any other scalar as a float."""
     return copies([value])[0] if isinstance(value, jax.Array) else _number(value)
 
 
 def _number(value: Any) -> float:
+    """Return a real scalar as a float."""
     with jax.transfer_guard("allow"):
         array = np.asarray(value)
     if array.shape or np.iscomplexobj(array):

@@ -70,6 +70,8 @@ class _Job:
         self.step, self.done = step, False
         self.result: Any = None
         self._action: Callable[[], Any] | None = action
+        # A lock that the thread releases once: an Event has a lock of its own, which an interrupt
+        # could leave locked.
         self._bell = threading.Lock()
         self._bell.acquire()
 
@@ -141,11 +143,13 @@ class _Queue:
         self._run_all()
 
     def _run_all(self) -> None:
+        """Run all jobs in order, on one thread at a time."""
         with self._running:
             self.runner = threading.get_ident()
             while self.jobs:
                 job = self.jobs[0]
                 job.run()
+                # It stays first while it runs, so that `unfinished` counts it.
                 self.jobs.popleft()
                 job.finish()
             self.runner = None
@@ -171,7 +175,8 @@ class Worker:
         self._errors = errors
         self._skipped = self._blocked = 0
         self._queue = _Queue()
-        # At exit `_finish_all` ends the thread, and waits for it.
+        # The finalizer ends the thread if the worker is dropped; at exit `_finish_all` does it, and
+        # also waits.
         weakref.finalize(self, self._queue.end).atexit = False
         self._thread = threading.Thread(target=self._queue.serve, name="rankmon", daemon=True)
         _threads[self._thread] = self._queue
@@ -202,6 +207,7 @@ class Worker:
         return True
 
     def _admit(self, must: bool) -> bool:
+        """Return whether a job may be queued; wait for space unless the policy is to skip it."""
         if self.unfinished <= self._waiting:
             return True
         if self._when_full == "skip" and not must:
@@ -308,8 +314,9 @@ def _finish_at_exit() -> None:
 
 
 def _finish_all() -> None:
+    """Finish all jobs of all workers."""
     threads = list(_threads.items())
-    for _, queue in threads:
+    for _, queue in threads:  # all of them first, so that they finish at the same time
         queue.end()
     for thread, _ in threads:
         _join(thread)

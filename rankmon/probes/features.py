@@ -125,6 +125,7 @@ class PreparedFeatures:
         return rows if rest else rows[np.repeat(kept, pixels)]
 
     def _rank(self, matrix: Float[np.ndarray, "rows m"]) -> NumericalRank:
+        """Return the rank of a layer's features."""
         if not np.all(np.isfinite(matrix)):
             return undefined_rank(min(matrix.shape))
         # A tall matrix has the singular values of its much smaller QR factor R.

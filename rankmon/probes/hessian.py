@@ -131,8 +131,8 @@ class PreparedHessian:
     def _predicted(self, point: Point, *, vanished: bool) -> dict[str, float]:
         """Return rank/Omega, and rank_theory/* if the closed forms apply.
 
-        If all of H_f is below a tenth of the common cut (vanished), the residual is rounding beside
-        H_L and counts as zero, s = 0, although Omega has a rank at its own cut.
+        If all of H_f is below a tenth of the common cut (vanished), the residual is rounding error
+        relative to H_L and counts as zero, s = 0, although Omega has a rank at its own cut.
         """
         measured = self.measured
         if measured.inputs is None:
@@ -145,6 +145,7 @@ class PreparedHessian:
         return scalars | {f"rank_theory/{part}": rank for part, rank in ranks.items()}
 
     def _undefined(self, loss: float, *warnings: str) -> Measurement:
+        """Return a measurement in which all ranks are NaN."""
         scalars = {"loss": loss, "rank_self/H_f": float("nan")}
         for part in HESSIAN_PARTS:
             scalars |= rank_scalars("rank", part, undefined_rank(self.flat.p))

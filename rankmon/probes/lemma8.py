@@ -126,6 +126,7 @@ class PreparedLemma8:
         return np.argmax(y, axis=1) if one_hot else None
 
     def _advance(self, path: lemma8.DeterminantPath, snapshot: Snapshot) -> lemma8.DeterminantPath:
+        """Return the path extended to the snapshot."""
         time = self.learning_rate * snapshot.step
         with self.flat.precision.scope():
             weights = self.stack.weights(snapshot.leaves)
@@ -141,6 +142,7 @@ class PreparedLemma8:
         return np.array([log_abs_det(np.asarray(w, np.float64)) for w in weights])
 
     def _path_scalars(self, path: lemma8.DeterminantPath, snapshot: Snapshot) -> dict[str, float]:
+        """Return the predicted log|det W^l|, its error, and the estimated error of the integral."""
         scalars = {}
         measured = self._log_abs_dets(snapshot)
         with np.errstate(invalid="ignore"):  # both are -inf for a singular weight

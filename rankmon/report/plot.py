@@ -38,6 +38,7 @@ def png_of(runs: Sequence[RunSeries]) -> bytes:
 
 
 def _one_run(run: RunSeries) -> Figure:
+    """Draw the ranks of the Hessian and of the weights of one run, if it has both."""
     both = _has(run, "rank") and _has(run, "rank_weights")
     figure = Figure(figsize=(11, 4.6) if both else (7.5, 4.6), layout="constrained")
     if both:
@@ -55,8 +56,9 @@ def _one_run(run: RunSeries) -> Figure:
 
 
 def _panels(runs: Sequence[RunSeries]) -> Figure:
+    """Draw one panel for each run."""
     columns = 2 if len(runs) in (2, 4) else 3
-    rows = -(-len(runs) // columns)
+    rows = -(-len(runs) // columns)  # rounded up
     figure = Figure(figsize=(4.8 * columns, 3.6 * rows + 0.5), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for axes, run in zip(panels, runs, strict=False):
@@ -92,6 +94,7 @@ def _draw_hessian(axes: Axes, run: RunSeries) -> None:
 
 
 def _draw_weights(axes: Axes, run: RunSeries) -> None:
+    """Draw the ranks of the weights, with names at the ends of the lines."""
     tags = [tag for tag in run.scalars if tag.startswith("rank_weights/")]
     for i, tag in enumerate(tags):
         series, dot = run.scalars[tag], "." if len(run.scalars[tag].steps) == 1 else ""
@@ -128,6 +131,7 @@ def _labels(run: RunSeries, tags: Sequence[str]) -> list[tuple[float, str, str]]
         last_drawn, name = ends[rank][-1], printable(tags[ends[rank][-1]].partition("/")[2])
         name = name if len(name) <= LABEL else "\u2026" + name[-LABEL:]
         more = f" and {len(ends[rank]) - 1} more" if len(ends[rank]) > 1 else ""
+        # About the height of a line of text, as a share of the highest rank.
         if not labels or labels[-1][0] - rank > 0.06 * labels[0][0]:
             labels.append((rank, name + more, LAYERS[last_drawn % len(LAYERS)]))
     return labels

@@ -225,6 +225,7 @@ def as_single_run(run: RunSeries) -> RunSeries:
 
 
 def _all_steps(run: RunSeries) -> list[int]:
+    """Return all steps at which anything was logged."""
     steps = {int(step) for series in run.scalars.values() for step in series.steps}
     steps |= {int(step) for series in run.arrays.values() for step in series.steps}
     steps |= {step for texts in run.texts.values() for step in texts}
@@ -246,6 +247,7 @@ def _curve(run: RunSeries, tag: str) -> Curve:
 
 
 def _rank_curve(run: RunSeries, tag: str) -> RankCurve:
+    """Summarize a curve of ranks, with its margin and prediction if they were logged."""
     series = run.scalars[tag]
     group, _, name = tag.partition("/")
     has_margin = tag.startswith(_WITH_MARGIN)
@@ -274,7 +276,7 @@ def _first_change(series: ScalarSeries) -> int | None:
     """Return the first step at which the value differs from the first finite value."""
     finite = np.isfinite(series.values)
     steps, values = series.steps[finite], series.values[finite]
-    other = steps[values != values[:1]]
+    other = steps[values != values[:1]]  # a slice, because there may be no value
     return int(other[0]) if other.size else None
 
 

@@ -111,6 +111,7 @@ def comparison(compared: Comparison) -> RenderableType:
         steps = f"{run.first_step}..{run.last_step}"
         loss = _first_to_last(run.loss)
         legend.add_row(str(number), _name(run.name), str(run.probes), steps, loss)
+    # Many runs need several tables: the spread over all runs first, then eight runs in each.
     if count <= RUNS_A_TABLE:
         tables = [_final_ranks(compared.ranks, range(count), with_spread=True)]
     else:
@@ -138,6 +139,7 @@ def _final_ranks(ranks: Sequence[ComparedTag], runs: range, *, with_spread: bool
 
 
 def _sentences(compared: Comparison) -> list[str]:
+    """Return the conclusions below the tables."""
     lines, loss = [_first_difference(compared)], compared.loss
     if loss is not None:
         lines.append(
@@ -147,6 +149,7 @@ def _sentences(compared: Comparison) -> list[str]:
 
 
 def _first_difference(compared: Comparison) -> str:
+    """Return a sentence that says at which step the runs' ranks begin to differ, and which do."""
     if not any(_is_shared(rank) for rank in compared.ranks):
         return "No rank was logged by more than one of the runs."
     first = compared.first_differing
@@ -202,6 +205,7 @@ def _stacked(parts: Sequence[RenderableType]) -> Group:
 
 
 def _table(first: str, *others: str) -> Table:
+    """Return an empty table with these headings; all columns but the first are numbers."""
     table = Table(box=None, pad_edge=False, padding=(0, 1))
     table.add_column(first, overflow="fold")
     for heading in others:

@@ -144,7 +144,7 @@ def _from_events(name: str, folder: Path) -> RunSeries:
         steps = {event.step: make_ndarray(event.tensor_proto) for event in events.Tensors(tag)}
         if plugin == "rankmon":
             into[tag.removesuffix("/values")] = steps
-        elif all(array.size == 1 for array in steps.values()):
+        elif all(array.size == 1 for array in steps.values()):  # as rankmon writes them
             into[tag] = {step: array.item() for step, array in steps.items()}
     return _series(name, scalars, arrays, texts)
 
@@ -155,6 +155,7 @@ def _series(
     arrays: Mapping[str, _Steps],
     texts: Mapping[str, _Steps],
 ) -> RunSeries:
+    """Return a run with the values in the order of their steps."""
     return RunSeries(
         name=name,
         scalars={tag: _scalar_series(steps) for tag, steps in scalars.items()},

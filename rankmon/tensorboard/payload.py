@@ -63,9 +63,10 @@ def counts(spectrum: ArraySeries, cuts: ScalarSeries) -> Json:
     logs = [_log10(cut) for cut in cuts.values[where]]
     for row, index, log in zip(table, at, logs, strict=True):
         values = np.sort(spectrum.values[index])
+        # Values and cuts are logarithms, so the slider's factors are added.
         if not np.isnan(log) and not np.isnan(values).any():
             row[:] = len(values) - np.searchsorted(values, log + factors, side="right")
-    bits = 16 if table.max(initial=0) < 2**16 else 32
+    bits = 16 if table.max(initial=0) < 2**16 else 32  # half the bytes for most runs
     return {
         "steps": steps.tolist(),
         "bits": bits,

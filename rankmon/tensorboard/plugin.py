@@ -21,7 +21,7 @@ from rankmon.tensorboard.provider import ARRAYS, TEXTS, Stored, Tags
 # By default, TensorBoard's readers keep only 10 or 100 samples of such a tag. Keep as many spectra
 # as scalars (1000), and as many texts as the Text tab shows (100).
 _SAMPLES = MappingProxyType({ARRAYS: 1000, TEXTS: 100})
-_STEP = re.compile(r"-?[0-9]{1,18}")
+_STEP = re.compile(r"-?[0-9]{1,18}")  # fits in int64, as NumPy's arithmetic needs
 _Answer = Callable[[Stored, Request], payload.Json]
 
 
@@ -76,6 +76,7 @@ class RanksPlugin(base_plugin.TBPlugin):
         )
 
     def _serve(self, answer: _Answer, request: Request) -> Response:
+        """Answer a request for data with JSON; TensorBoard turns errors into status codes."""
         environ = request.environ
         stored = Stored(
             self._provider, plugin_util.context(environ), plugin_util.experiment_id(environ)
@@ -104,6 +105,7 @@ def _get_only(serve: Callable[[Request], Response]) -> Callable[..., Any]:
 
 
 def _argument(request: Request, name: str) -> str:
+    """Return an argument of the address; raise if it is missing."""
     value = request.args.get(name)
     if value is None:
         raise errors.InvalidArgumentError(f"expected {name}=... in the address, got none; name one")
@@ -120,6 +122,7 @@ def _tags(stored: Stored, runs: Sequence[str]) -> dict[str, Tags]:
 
 
 def _part(stored: Stored, run: str, part: str) -> ArraySeries:
+    """Return the spectra of a part of the Hessian; raise if there are none."""
     series = stored.spectrum(run, part)
     if series is None or not len(series.steps):
         raise errors.NotFoundError(
@@ -129,6 +132,7 @@ def _part(stored: Stored, run: str, part: str) -> ArraySeries:
 
 
 def _runs(stored: Stored, _: Request) -> payload.Json:
+    """Return an overview of each of rankmon's runs."""
     overviews = [
         payload.overview(run, tags.scalars, tags.arrays, tags.texts)
         for run, tags in sorted(stored.tags().items(), key=lambda item: natural_order(item[0]))
@@ -138,6 +142,7 @@ def _runs(stored: Stored, _: Request) -> payload.Json:
 
 
 def _scalars(stored: Stored, request: Request) -> payload.Json:
+    """Return the scalars of some runs whose tags have one of some prefixes."""
     runs, prefixes = request.args.getlist("run"), request.args.getlist("prefix")
     if not runs or not prefixes:
         raise errors.InvalidArgumentError(
@@ -150,6 +155,7 @@ def _scalars(stored: Stored, request: Request) -> payload.Json:
 
 
 def _counts(stored: Stored, request: Request) -> payload.Json:
+    """Return the numbers of eigenvalues above each position of the cut's slider."""
     run = _argument(request, "run")
     tags = _tags(stored, [run])[run]
     parts = [part for part in payload.parts(tags.arrays) if f"tolerance/{part}" in tags.scalars]
@@ -162,6 +168,7 @@ def _counts(stored: Stored, request: Request) -> payload.Json:
 
 
 def _spectrum(stored: Stored, request: Request) -> payload.Json:
+    """Return the spectrum at the logged step nearest to a given one."""
     run, part, step = (_argument(request, name) for name in ("run", "part", "step"))
     if not _STEP.fullmatch(step):
         raise errors.InvalidArgumentError(
@@ -175,6 +182,7 @@ def _spectrum(stored: Stored, request: Request) -> payload.Json:
 
 
 def _heatmap(stored: Stored, request: Request) -> payload.Json:
+    """Return the spectra of all steps as a table."""
     run, part = _argument(request, "run"), _argument(request, "part")
     _tags(stored, [run])
     series = _part(stored, run, part)

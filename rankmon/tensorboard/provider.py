@@ -84,6 +84,7 @@ class Stored:
         }
 
     def _wanted(self, plugin: str, runs: Collection[str], tags: Collection[str]) -> dict[str, Any]:
+        """Return the arguments for TensorBoard's data provider to read these tags of these runs."""
         return {
             **self._where,
             "plugin_name": plugin,

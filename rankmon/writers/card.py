@@ -207,6 +207,7 @@ def _fact_row(fact: Fact) -> tuple[str, str]:
 def _prediction_row(
     prediction: Prediction, scalars: Mapping[str, float]
 ) -> tuple[str, str, str, str]:
+    """Return the row of a prediction in the card's table, with its value at this step."""
     rank = prediction.rank
     number = scalars.get(rank, math.nan) if isinstance(rank, str) else rank
     shown = f"{number:.0f}" if math.isfinite(number) else "none at this step"

@@ -147,6 +147,7 @@ def _histogram(tag: str, array: np.ndarray) -> summary_pb2.Summary.Value:
 
 
 def _values(tag: str, array: np.ndarray) -> summary_pb2.Summary.Value:
+    """Return an array as a tensor of the plugin "rankmon", which the Ranks tab reads."""
     plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name="rankmon")
     with np.errstate(over="ignore"):  # values beyond float32's range become infinite, as scalars do
         values = array.astype(np.float32)
@@ -166,12 +167,13 @@ def _text(tag: str, value: str) -> summary_pb2.Summary.Value:
 
 
 def _session_start(hparams: Mapping[str, Hparam], wall_time: float) -> summary_pb2.Summary.Value:
+    """Return the value that begins a session on the HPARAMS page."""
     # Without a group name every run gets its own row, even with equal hyperparameters.
     info = plugin_data_pb2.SessionStartInfo(start_time_secs=wall_time)
     for name, value in hparams.items():
         if isinstance(value, str):
             info.hparams[name].string_value = value
-        elif isinstance(value, bool):
+        elif isinstance(value, bool):  # before numbers, because a bool is an int
             info.hparams[name].bool_value = value
         else:
             info.hparams[name].number_value = value

@@ -113,6 +113,7 @@ class JsonlWriter(ClosesOnExit):
         self._warn(lost_file(lost, file, whole=whole))
 
     def _write(self, entry: Mapping[str, Any]) -> None:
+        """Append an object as a line."""
         self._regain()
         line = _line(entry)
         # A crash may have left an incomplete line: end it first.
@@ -204,6 +205,7 @@ def jsonl_entries(
                 torn.append(number)
                 continue
             is_start = _has(entry, ("start", "attempt"))
+            # Only a restart explains an incomplete line before this one.
             if not is_start:
                 damaged += torn
             torn = []
@@ -264,6 +266,7 @@ def _readable_fields(entry: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
 def _readable(
     field: str, values: Any, convert: Callable[[Any], Any], damaged: list[str]
 ) -> dict[str, Any]:
+    """Return the converted values of a record's field; append the names of the others."""
     if not isinstance(values, dict):
         damaged.append(field)
         return {}
@@ -287,7 +290,7 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _text(value: Any) -> str:
-    """Return the text with lone surrogates replaced, since they cannot be encoded as UTF-8."""
+    """Return the text with lone surrogates replaced, because UTF-8 cannot encode them."""
     if not isinstance(value, str):
         raise TypeError
     return value.encode(errors="replace").decode()
