@@ -57,6 +57,7 @@ def largest_program(
 
 
 def _temporary_bytes(program: Any) -> int:
+    """Return the bytes of temporary memory, as the compiler counts them; 0 if it does not."""
     analysis = program.memory_analysis()
     return int(analysis.temp_size_in_bytes) if analysis is not None else 0
 

@@ -47,13 +47,13 @@ class ErrorPolicy:
             self._counted.append(None)
             if self._on_error == "raise":
                 raise
-            kind = what.split(" at step")[0]
+            kind = what.split(" at step")[0]  # the same failure at every step is one kind
             self.warn(f"{what} failed ({type(error).__name__}: {error})", key=kind)
             return None
 
     def warn(self, message: str, *, key: str | None = None) -> None:
         """Warn at the user's line of code, unless there was a warning with this key before."""
-        mine = object()
+        mine = object()  # `setdefault` is atomic: only one of several threads stores its object
         if self._warned.setdefault(key or message.split(":")[0], mine) is not mine:
             return
         if getattr(self._thread, "keeps", False):

@@ -313,6 +313,7 @@ def _locked(path: Path) -> FileIO:
 
 
 def _take(file: FileIO, folder: Path) -> None:
+    """Lock the file, or raise an error that names its owner; warn if locks are not supported."""
     try:
         _lock(file.fileno())
     except BlockingIOError as error:

@@ -275,12 +275,17 @@ def interpreted(
 def nested(eqn: JaxprEqn) -> ClosedJaxpr:
     """Return the program that a call (one of CALLS or CUSTOM_CALLS) invokes."""
     keys = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+    # The key depends on the primitive and on JAX's version.
     program = next(eqn.params[key] for key in keys if key in eqn.params)
     return program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
 
 
 def evaluated(jaxpr: Jaxpr, eqn: JaxprEqn, values: Sequence[Any]) -> list[Any]:
-    """Evaluate one operation of the program at the values of its operands."""
+    """Evaluate one operation of the program at the values of its operands.
+
+    The operation becomes a program of its own, because some primitives accept the parameters of a
+    jaxpr only after a conversion, which JAX makes when it evaluates a program.
+    """
     free = {
         atom: value
         for atom, value in zip(eqn.invars, values, strict=True)

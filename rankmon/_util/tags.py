@@ -14,8 +14,8 @@ _RANKMONS = re.compile(
 )
 
 
-def told_apart(names: Sequence[str], *, taken: Collection[str] = ()) -> tuple[str, ...]:
-    """Return the names, with numbers for those that are taken or repeated: "W", "W (2)"."""
+def made_unique(names: Sequence[str], *, taken: Collection[str] = ()) -> tuple[str, ...]:
+    """Return the names, with numbers added to those that are taken or repeated: "W", "W (2)"."""
     used, given = set(taken), frozenset(names)
     results = []
     for name in names:

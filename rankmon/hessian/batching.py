@@ -215,6 +215,7 @@ class Units:
         if key not in self._programs:
 
             def shapes(chunk: int) -> tuple[Any, ...]:
+                # All pieces have the shape of the first one.
                 piece = next(self._plan(chunk, unit_rows))
                 units = piece.units.stop
                 inputs = jax.tree.map(

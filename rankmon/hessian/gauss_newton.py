@@ -155,7 +155,8 @@ class OuterSpectrum:
         if seconds > time_limit:
             raise OutOfTimeError(f"the spectrum of {self._order:,} rows")
         self._flat.pace.say(f"the spectrum of {self._order:,} rows", seconds)
-        pace = replace(self._flat.pace, limit=time_limit)
+        pace = replace(self._flat.pace, limit=time_limit)  # shares the record of what was logged
+        # Arrays of JAX stay on their devices, where they may be sharded.
         leaves = [leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for leaf in leaves]
         b = self._output_hessians(leaves)
         if b is None:
@@ -168,7 +169,7 @@ class OuterSpectrum:
             if spectrum is None:
                 return self._undefined(way)
             found = self._counted(spectrum, tolerance, way)
-            if found.finest_cut <= found.tolerance:
+            if found.finest_cut <= found.tolerance:  # else the next method resolves smaller cuts
                 break
         return found
 

@@ -240,6 +240,7 @@ class HessianOperator:
 
     def mv(self, v: Float[np.ndarray, " p"]) -> Float[np.ndarray, " p"]:
         """Return the product of the only part with a vector, in float64."""
+        # The program for one vector is that of the problem, whatever these programs' block is.
         flat = self.programs.flat
         *point, targets, weights, weighted = self.known
         if self.programs.outer:

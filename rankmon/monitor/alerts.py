@@ -180,7 +180,7 @@ class Watch:
             self.look(step, scalars)
 
     def look(self, step: int, scalars: Mapping[str, float]) -> list[tuple[Action, Alarm]]:
-        """Return the alarms that begin at this record, each with the action of its alert."""
+        """Check a record; return the alarms that begin at it, each with its alert's action."""
         if not self._alerts:
             return []
         for tag, value in scalars.items():

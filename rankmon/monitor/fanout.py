@@ -155,7 +155,7 @@ class Fanout:
         self._closed = False
 
     def _look_for_earlier_files(self, folder: Path) -> bool:
-        """Warn if earlier attempts left one kind of file only; return whether lines are lost."""
+        """Warn if the folder has one kind of file only; return whether its JSON lines are lost."""
         path = folder / JSONL_NAME
         has_events, has_lines = any(map(is_own, event_file_names(folder))), path.exists()
         if has_events and not has_lines:

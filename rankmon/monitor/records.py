@@ -86,7 +86,10 @@ class RecordBuilder:
         arrays: Mapping[str, np.ndarray] = MappingProxyType({}),
         note: str = "",
     ) -> tuple[Record, Found]:
-        """Return the record, with the note as a text, and the alarms in it."""
+        """Return a record, and the alarms that its scalars cause.
+
+        The texts of the record are the note and the alarms, and the card if it has changed.
+        """
         what = f"the alerts at step {step}"
         found: Found = self._errors.guard(what, self.watch.look, step, scalars) or []
         texts: dict[str, str] = {}

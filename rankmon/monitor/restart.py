@@ -129,7 +129,11 @@ def look_back(
 def _fitted(
     states: Mapping[str, State], prepared: Mapping[str, PreparedProbe], last: int | None
 ) -> dict[str, State]:
-    """Return the states with their final shapes, or blank states before the first measurement."""
+    """Return the probes' initial states before the first measurement, else the states given.
+
+    Raises:
+      ValueError: if a given state does not have the shapes of the probe's initial state.
+    """
     fitted = dict(states)
     for name, probe in prepared.items():
         blank = probe.initial_state()

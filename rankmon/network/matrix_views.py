@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rankmon._util.globs import matching
-from rankmon._util.tags import RESERVED_NAMES, told_apart
+from rankmon._util.tags import RESERVED_NAMES, made_unique
 from rankmon.problem.pytree import LeafSpec, is_matrix
 
 # The projections of Flax's attention layers have kernels of shape (in, heads, head_dim).
@@ -90,7 +90,7 @@ def matrix_views(
             found += [(index, view) for view in _views_of(spec, axes, by_head)]
     leaves = {spec.name for spec in specs}
     parts = [view.name for index, view in found if view.name != specs[index].name]
-    renamed = iter(told_apart(parts, taken=leaves))
+    renamed = iter(made_unique(parts, taken=leaves))
     return [
         (index, view if view.name == specs[index].name else replace(view, name=next(renamed)))
         for index, view in found
@@ -109,7 +109,7 @@ def tag_names(names: Sequence[str], leaves: Collection[str]) -> tuple[str, ...]:
         layer = re.sub(r" \(\d+\)$", "", name.removeprefix("features/"))
         return name in RESERVED_NAMES or (name.startswith("features/") and layer in leaves)
 
-    moved = iter(told_apart([f"params/{x}" for x in names if is_taken(x)], taken=names))
+    moved = iter(made_unique([f"params/{x}" for x in names if is_taken(x)], taken=names))
     return tuple(next(moved) if is_taken(name) else name for name in names)
 
 

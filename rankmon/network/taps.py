@@ -29,7 +29,7 @@ from rankmon._util.jaxpr import (
     interpreted,
     nested,
 )
-from rankmon._util.tags import told_apart
+from rankmon._util.tags import made_unique
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.precision import abstract_array
 
@@ -158,7 +158,7 @@ class _Walk:
     def _unique(self, name: str, seen: Sequence[str]) -> str:
         """Return the name, numbered if the kernel is used more than once."""
         taken = {*seen, *self._names} if name in seen else seen
-        return told_apart([name], taken=taken)[0]
+        return made_unique([name], taken=taken)[0]
 
     def _is_of_layer(self, result: Any) -> bool:
         """Return whether the first axis is the examples and the last axis the layer's units.

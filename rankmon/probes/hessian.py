@@ -37,8 +37,8 @@ class HessianProbe:
       memory_limit: bytes for the matrices and their assembly together.
       engine: as for `hessian_ranks`.
       time_limit: seconds that a measurement may take, for "auto" and "sketch" to decide by.
-      include: globs over parameter names, beside those of the problem: only matching leaves are
-        differentiated, for instance a large network's last layer.
+      include: globs over parameter names, in addition to those of the problem: only matching
+        leaves are differentiated, for instance a large network's last layer.
       exclude: globs over parameter names; matching leaves are held fixed.
     """
 
@@ -59,13 +59,14 @@ class HessianProbe:
         """Return the residuals to hold, as zeros, and a flag that they are not known yet."""
         targets = problem.targets
         shape = targets.shape if isinstance(targets, np.ndarray) else (problem.n,)
+        # With labels, the number of outputs is not known before the first parameters.
         if not problem.loss.has_dense_targets:
             shape = (*shape[:1], 1)
         reference = np.zeros((int(np.prod(shape[:-1])), shape[-1]))
         return {"reference": reference, "started": np.zeros(())}
 
     def prepare(self, flat: FlatProblem) -> "PreparedHessian":
-        """Check the memory, choose the engine, and measure the symbols of theory.
+        """Check the memory, choose and compile the engine, and measure the rank of the inputs.
 
         Raises:
           ValueError: if the outputs do not depend on the parameters, JAX cannot differentiate
@@ -107,6 +108,7 @@ class PreparedHessian:
         point = Point(self.flat, snapshot.step, snapshot.leaves, state["reference"])
         if point.nonfinite:
             return self._undefined(float("nan")), state
+        # H_f_fixed holds the residuals of the first step at which they are finite.
         if not state["started"] and point.is_finite:
             state = {"reference": point.residuals, "started": np.ones(())}
             point = point.holding(point.residuals)

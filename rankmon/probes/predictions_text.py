@@ -78,6 +78,7 @@ class Claims:
         return symbols_of(stack.dims, measured.r, None, bool(stack.bias), measured.loss).q
 
     def _layers(self, stack: DenseStack) -> list[Fact]:
+        """Return the facts about a stack's widths, biases and activations."""
         having = {True: "in every layer", False: "none", None: "in some layers"}
         facts = [Fact("widths", widths_text(stack)), Fact("biases", having[stack.bias])]
         if stack.linear:
@@ -142,6 +143,7 @@ def widths_text(stack: DenseStack) -> str:
 
 
 def _closed_forms(depth: int, *, with_bias: bool) -> list[Prediction]:
+    """Return formula and source of each part's rank, for a stack with or without biases."""
     if depth == 1:
         source = "one layer is linear in its parameters"
         of_functional, of_loss = ("0", source), ("that of H_o", source)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rankmon._util.globs import as_patterns, matching
-from rankmon._util.tags import told_apart
+from rankmon._util.tags import made_unique
 from rankmon._util.warnings import warn_user
 
 
@@ -56,14 +56,14 @@ def leaf_names(params: Any) -> tuple[str, ...]:
     if isinstance(params, Bundle):
         own = leaf_names(params.params)
         extra = [f"extra/{name}" for name in leaf_names(params.extra)]
-        return (*own, *told_apart(extra, taken=own))
+        return (*own, *made_unique(extra, taken=own))
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
     if all(len(path) > 1 and _is_variable_value(path[-1]) for path in paths):
         paths = [path[:-1] for path in paths]
     parts = [tuple(_key_text(key) for key in path) for path in paths]
     if parts and all(len(part) > 1 and part[0] == "params" for part in parts):
         parts = [part[1:] for part in parts]
-    return told_apart(["/".join(part) or "params" for part in parts])
+    return made_unique(["/".join(part) or "params" for part in parts])
 
 
 def _is_variable_value(key: Any) -> bool:

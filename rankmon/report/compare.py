@@ -101,6 +101,7 @@ def only_ranks(comparison: Comparison, patterns: Sequence[str]) -> Comparison:
 
 
 def _compared_run(run: RunSeries) -> ComparedRun:
+    """Return the facts about a run that the comparison shows."""
     summary = summary_of(run)
     return ComparedRun(
         summary.name, summary.probes, summary.first_step, summary.last_step, summary.loss

@@ -36,7 +36,7 @@ def csv_of(runs: Sequence[RunSeries], patterns: Sequence[str]) -> str:
     for run in runs:
         for tag, series in _chosen(run.scalars, patterns).items():
             for step, value in zip(series.steps.tolist(), series.values.tolist(), strict=True):
-                writer.writerow([run.name, step, tag, repr(value)])
+                writer.writerow([run.name, step, tag, repr(value)])  # reads back as the same float
     return text.getvalue()
 
 

@@ -55,6 +55,7 @@ def standalone_page(runs: Sequence[RunSeries]) -> str:
     Args:
       runs: the runs in the order of the page's list. Spectra are thinned to 400 steps per part.
     """
+    # An HTML comment, such as that of the license, must not contain "--".
     return _PAGE.format(
         policy=_POLICY,
         title=html.escape(f"Ranks: {', '.join(run.name for run in runs)}"),

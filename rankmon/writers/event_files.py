@@ -37,10 +37,10 @@ def is_own(name: str) -> bool:
 
 
 def prepare_session(folder: Path) -> None:
-    """Remove temporary session files that a killed process of an earlier version has left.
+    """Check the session's file, and remove temporary ones that earlier versions may have left.
 
     Raises:
-      OSError: if the session's file cannot be replaced.
+      OSError: if there is a pipe in place of the session's file.
     """
     check_no_pipe(folder / SESSION_NAME)
     for path in folder.glob(f".{SESSION_NAME}.*"):
