@@ -1,4 +1,4 @@
-"""What tests read of the tab's charts in a browser; no tests."""
+"""Helpers for browser tests: scroll to a section of the Ranks tab, and read its charts."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from tab_browser import until
 
 
 def show(driver, section):
-    """Scrolls to a section until it is drawn; what is drawn above it may push it out of sight."""
+    """Scroll to a section until it is drawn; charts drawn above it may move it out of view."""
     script = """
         const box = document.querySelector(`[data-testid=section-${arguments[0]}]`);
         box.scrollIntoView();
@@ -16,7 +16,7 @@ def show(driver, section):
 
 
 def chart(driver, name):
-    """The lines of a chart as drawn: label -> (kind, steps, values)."""
+    """Return the lines of a chart as drawn: label -> (kind, steps, values)."""
     there = "const chart = rankmonCharts.get(arguments[0]);"
     until(driver, "return rankmonCharts.has(arguments[0])", name)
     driver.execute_script(there + "chart.host.scrollIntoView({ block: 'center' })", name)
@@ -30,7 +30,7 @@ def chart(driver, name):
 
 
 def agrees(line, expected):
-    """Whether a line has these steps and values, and nothing at others."""
+    """Assert that a line has these steps and values, and no others."""
     _, steps, values = line
     shown = {step: value for step, value in zip(steps, values, strict=True) if value is not None}
     wanted = dict(zip(*expected, strict=True))

@@ -1,4 +1,4 @@
-"""Settings of every test: JAX as it comes (x64 off), on the CPU, one BLAS thread; the browser."""
+"""Settings of all tests: JAX's defaults (x64 off) on the CPU, one BLAS thread; the browser."""
 
 import gc
 import os
@@ -55,9 +55,9 @@ collect_ignore_glob = ["*_child.py"]
 
 
 def pytest_configure(config):
-    """Keeps compiled programs between runs, for the tests' subprocesses too.
+    """Keep compiled programs between runs, for the tests' subprocesses too.
 
-    `pytest --cache-clear` empties the folder; `JAX_ENABLE_COMPILATION_CACHE=false` does without it.
+    `pytest --cache-clear` empties the cache; `JAX_ENABLE_COMPILATION_CACHE=false` turns it off.
     """
     cache = getattr(config, "cache", None)  # pytest -p no:cacheprovider
     if cache is None:
@@ -74,9 +74,10 @@ def pytest_configure(config):
 
 
 def _quick_flags() -> str:
-    """XLA's older way to emit fused loops compiles in half of the time.
+    """Return XLA flags that halve the time of compilation, if this XLA has them.
 
-    A process ends at a flag in XLA_FLAGS that its XLA does not know; an option is only refused.
+    They select an older way to emit fused loops. An unknown flag in XLA_FLAGS ends the process, but
+    an unknown compiler option only raises an error: the name is tested as an option.
     """
     import jax
 
@@ -89,18 +90,18 @@ def _quick_flags() -> str:
 
 
 def pytest_unconfigure():
-    """Spares pytest's last collections of garbage JAX's caches, which take seconds to walk."""
+    """Exclude JAX's caches from pytest's last garbage collections, which would take seconds."""
     gc.collect()
     gc.freeze()
 
 
-# What TensorBoard's own page and a browser without a GPU say.
+# Messages of TensorBoard's own page, and of a browser without a GPU.
 _NOISE = ("Three.js", "WebGL")
 
 
 @pytest.fixture(scope="module")
 def chromium():
-    """A browser for the tests of a module."""
+    """Start a browser for the tests of a module."""
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         if os.environ.get("CI"):
             pytest.fail("expected Chromium, got none; apt-get install chromium chromium-driver")
@@ -114,7 +115,7 @@ def chromium():
 
 @pytest.fixture
 def driver(chromium):
-    """The browser; no test may leave an error on its console."""
+    """Return the browser; fail a test that leaves an error on its console."""
     yield chromium
     chromium.switch_to.default_content()
     said = [entry for entry in chromium.get_log("browser") if entry["level"] == "SEVERE"]

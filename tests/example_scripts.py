@@ -1,4 +1,4 @@
-"""The examples as processes of their own."""
+"""Run an example in a process of its own."""
 
 import os
 import subprocess

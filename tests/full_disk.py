@@ -1,4 +1,4 @@
-"""Writes that fail as on a full disk."""
+"""Make writes fail as on a full disk."""
 
 import resource
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def files_limited_to(size: int):
-    """The next writes past `size` bytes fail in the middle, as on a full disk."""
+    """Make writes in this block fail beyond `size` bytes, in the middle of the data."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

@@ -1,4 +1,4 @@
-"""TensorBoard's HPARAMS page, as its own backend fills it from a log folder."""
+"""Read the contents of TensorBoard's HPARAMS page for a log folder, from its own backend."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ UNKNOWN, SUCCESS, FAILURE = (
 
 @dataclass
 class Page:
-    """What TensorBoard's HPARAMS page has of a log folder."""
+    """The contents of the HPARAMS page for a log folder."""
 
     columns: dict  # the name of a hyperparameter -> its type
     metrics: set  # tags

@@ -1,6 +1,6 @@
-"""Dense, slow, obviously right: the Hessian's parts by plain autodiff, and the cases all share.
+"""Oracles: the Hessian's parts by plain autodiff, dense and slow; and the cases that tests share.
 
-Nothing of rankmon is used here but in the tests that import it; losses are the textbook formulas.
+They use nothing of rankmon, and the losses are the textbook formulas.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +30,7 @@ class Case:
 
     @property
     def statement(self) -> dict[str, Any]:
-        """What a problem is stated with, beside apply."""
+        """The arguments of a `Problem` of this case, except apply."""
         return {name: getattr(self, name) for name in ("loss", "inputs", "targets", "weights")}
 
 
@@ -111,7 +111,7 @@ def _flax_case(
     others: dict[str, Any] | None = None,
     **rest: Any,
 ) -> Case:
-    """A Linen network with Gaussian parameters of these shapes; its `init` is not run."""
+    """Return the case of a Linen network with Gaussian parameters, without calling its `init`."""
     others = others or {}
     rng = np.random.default_rng(3)
 
@@ -227,7 +227,7 @@ _BUILDERS: dict[str, Callable[[], Case]] = {
 
 
 class _Cases(Mapping[str, Case]):
-    """Cases by name, each built when it is first asked for."""
+    """The cases by name; each is built at its first use."""
 
     def __getitem__(self, name: str) -> Case:
         return _built(name)
@@ -244,12 +244,12 @@ def _built(name: str) -> Case:
     return _BUILDERS[name]()
 
 
-# The networks and losses that every part of the Hessian is held against.
+# The networks and losses on which all engines are tested.
 CASES = _Cases()
 
 
 def dense_parts(case: Case, reference: Any = None) -> dict[str, np.ndarray]:
-    """H_L by `jax.hessian` of the mean loss; H_o and H_f from their definitions; all in float64."""
+    """Return H_L by `jax.hessian` of the mean loss, and H_o and H_f by their definitions."""
     found = _dense(case)
     parts = {name: found[name] for name in ("H_L", "H_o", "H_f", "delta", "loss")}
     if reference is not None:
@@ -259,7 +259,7 @@ def dense_parts(case: Case, reference: Any = None) -> dict[str, np.ndarray]:
 
 @lru_cache(maxsize=64)
 def _dense(case: Case) -> dict[str, np.ndarray]:
-    """Everything about a case in one compiled program, whose results cannot be written to."""
+    """Compute all arrays of a case in one compiled program; they are shared and read-only."""
     with jax.enable_x64(True):
         params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), case.params)
         theta, unravel = ravel_pytree(params)
@@ -302,9 +302,9 @@ def _as_double(a: Any) -> Any:
 
 
 def gaussian_variables(module: Any, *inputs: Any, seed: int = 3) -> dict[str, Any]:
-    """The variables of a Linen module: parameters Gaussian, all else positive, drawn in NumPy.
+    """Draw the variables of a Linen module: Gaussian parameters, and positive other variables.
 
-    Of the shapes and dtypes that the module's `init` gives, which is traced and not run.
+    The module's `init` gives their shapes and dtypes; it is traced, but not run.
     """
     rng = np.random.default_rng(seed)
 

@@ -1,4 +1,4 @@
-"""The repository, and the reference runs in it."""
+"""The paths of the repository and of the reference runs in it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Matrices of prescribed spectra."""
+"""Draw matrices with prescribed spectra."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ def orthogonal(n, seed=0):
 
 
 def with_singular_values(sigma, shape, seed=0):
-    """A matrix with these singular values, and zeros, between random bases."""
+    """Return a matrix with these singular values, all others zero, and random singular vectors."""
     rng = np.random.default_rng(seed)
     U, V = (np.linalg.qr(rng.standard_normal((side, len(sigma))))[0] for side in shape)
     return (U * sigma) @ V.T

@@ -1,4 +1,4 @@
-"""Run folders as TensorBoard's two readers show them."""
+"""Read run folders with both of TensorBoard's readers."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def server_events(folder: Path) -> ServerAccumulator:
 
 
 def scalar_steps(folder: Path, tag: str = "rank/H_L") -> list[int]:
-    """The steps that both of TensorBoard's readers show."""
+    """Return the steps of a scalar, after asserting that both readers show the same ones."""
     legacy = [event.step for event in legacy_events(folder).Scalars(tag)]
     server = [event.step for event in server_events(folder).Tensors(tag)]
     assert legacy == server

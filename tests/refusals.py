@@ -1,7 +1,7 @@
-"""One way to test what is said to the user: what was expected, what came, and what to do.
+"""Test messages to the user: each says what was expected, what came, and what to do.
 
 Keys are the few words that a reader needs: names of arguments, the value that came, the remedy's
-option. The rest of a sentence may be written better without a test that fails.
+option. The rest of a sentence can be improved without breaking a test.
 """
 
 import re
@@ -17,7 +17,7 @@ _SHAPE = re.compile(r"expected\b.*\bgot\b.*;", re.IGNORECASE | re.DOTALL)
 
 
 def assert_explains(said: object, *keys: str) -> None:
-    """The text reads "expected ..., got ...; remedy" and holds every key."""
+    """Assert that a text reads "expected ..., got ...; remedy" and contains every key."""
     text = str(said)
     assert _SHAPE.search(text), f"expected 'expected ..., got ...; remedy', got {text!r}"
     missing = [key for key in keys if key not in text]
@@ -26,7 +26,7 @@ def assert_explains(said: object, *keys: str) -> None:
 
 @contextmanager
 def refused(kind: type[Exception], *keys: str) -> Iterator[pytest.ExceptionInfo[Exception]]:
-    """The block raises such an error, and it explains itself."""
+    """Assert that the block raises this kind of error with a message that has these keys."""
     with pytest.raises(kind) as caught:
         yield caught
     assert_explains(caught.value, *keys)
@@ -34,7 +34,7 @@ def refused(kind: type[Exception], *keys: str) -> Iterator[pytest.ExceptionInfo[
 
 @contextmanager
 def warned(*keys: str, kind: type[Warning] = RankmonWarning) -> Iterator[pytest.WarningsRecorder]:
-    """The block warns, and one of its warnings explains itself with these keys."""
+    """Assert that the block warns, and that one of the warnings has these keys."""
     with pytest.warns(kind) as caught:
         yield caught
     texts = [str(warning.message) for warning in caught]
@@ -43,7 +43,10 @@ def warned(*keys: str, kind: type[Warning] = RankmonWarning) -> Iterator[pytest.
 
 @contextmanager
 def unwarned() -> Iterator[None]:
-    """The block gives no warning of ours: made errors, they would be logged instead."""
+    """Assert that the block gives no warning of rankmon.
+
+    Warnings turned into errors would not show it: rankmon logs them instead.
+    """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield

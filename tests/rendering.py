@@ -1,4 +1,4 @@
-"""Markdown as TensorBoard's text page renders it, read back by the standard library's parser."""
+"""Render Markdown as TensorBoard's text page does, and parse the HTML."""
 
 import warnings
 from html.parser import HTMLParser
@@ -11,7 +11,7 @@ _PARTS = {"td": "cell", "th": "cell", "h3": "heading", "h4": "heading"}
 
 
 class Page(HTMLParser):
-    """The text of each cell, row by row, of each heading, and the tags that occur."""
+    """The texts of the cells by row, the texts of the headings, and the names of all tags."""
 
     def __init__(self, html):
         super().__init__()
@@ -36,5 +36,5 @@ class Page(HTMLParser):
 
 
 def rendered(markdown):
-    """What TensorBoard's text page makes of it."""
+    """Return the page that TensorBoard renders from Markdown."""
     return Page(markdown_to_safe_html(markdown))

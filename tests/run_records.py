@@ -32,7 +32,7 @@ def record(step: int, *, rank: float = 12.0, **scalars: float) -> Record:
 
 
 def small_record(step: int) -> Record:
-    """One of many: TensorBoard's checksums are slow."""
+    """Return a record with little data, for tests that write many: checksums are slow."""
     texts = {"rankmon/alerts": "*"} if step % 2 else {}
     return Record(step, 1, 1.7e9, {"loss": 0.1}, {"spectrum/H_L": np.array([1.0])}, texts)
 

@@ -1,4 +1,4 @@
-"""The type checker of the tests: annotated shapes and types of every call; an int is a float."""
+"""Check annotated shapes and types at every call in the tests; an int counts as a float."""
 
 from beartype import BeartypeConf, beartype
 

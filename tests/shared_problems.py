@@ -1,4 +1,4 @@
-"""Each shared case as a `Problem`, stated once for all tests that do not need a fresh one."""
+"""Each case of `oracles` as a `Problem`, built once for all tests that do not need a new one."""
 
 from functools import cache
 
@@ -9,7 +9,7 @@ from rankmon.problem.flat import FlatProblem
 
 @cache
 def problem_of(name: str) -> Problem:
-    """Return the problem of this case; what it has traced and compiled is shared as well."""
+    """Return the problem of this case, which tests share with its compiled programs."""
     case = CASES[name]
     return Problem(case.apply, **case.statement)
 

@@ -1,4 +1,4 @@
-"""Probes of one's own that cost nothing, and one measurement of any probe."""
+"""Custom probes that take no time, and a function that measures with any probe."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from rankmon.problem.point import Snapshot
 
 
 class Light:
-    """A probe that costs nothing: the first weight's first entry."""
+    """A probe that takes no time: it logs the first entry of the first weight."""
 
     name = "light"
 
@@ -29,7 +29,7 @@ class Light:
 
 
 class Remembering(Light):
-    """Holds the first step that it saw."""
+    """A probe that remembers the first step that it measured."""
 
     name = "remembering"
 
@@ -45,6 +45,6 @@ class Remembering(Light):
 
 
 def measured_by(probe, problem, params, state=None, step=0):
-    """What a prepared probe measures, and its next state."""
+    """Return a prepared probe's measurement, and its next state."""
     snapshot = Snapshot.take(problem.flat(params), step, params)
     return probe.measure(snapshot, probe.initial_state() if state is None else state)

@@ -1,4 +1,4 @@
-"""TensorBoard as a process of its own, and what its routes answer."""
+"""Run TensorBoard in a process of its own, and fetch data from its routes."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 
 @contextmanager
 def tensorboard_server(logdir: Path, *flags: str, python: str = sys.executable, **environment: str):
-    """A server process on a free port of the loopback interface; yields its address."""
+    """Start a server on a free port of the loopback interface; yield its address."""
     command = [python, "-m", "tensorboard.main", "--logdir", str(logdir)]
     command += ["--host", "127.0.0.1", "--port", "0", *flags]
     log = logdir.with_name(f"{logdir.name}.log")
@@ -42,7 +42,7 @@ def fetch(address: str, route: str, **query: str):
 
 
 def fetch_until(address: str, route: str, ready, **query: str):
-    """The answer once the server has read the folder."""
+    """Fetch a route until `ready` accepts the answer, which takes until the folder is read."""
     deadline = time.monotonic() + 30
     while not ready(answer := fetch(address, route, **query)):
         assert time.monotonic() < deadline, answer
