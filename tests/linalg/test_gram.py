@@ -62,6 +62,17 @@ def test_the_error_of_forming_bounds_what_longer_floats_find(scale):
     assert gram.error <= 2000 * EPS * np.trace(gram.matrix)
 
 
+@pytest.mark.parametrize("scale", [1e-60, 1.0, 1e60])
+def test_factors_are_multiplied_almost_without_rounding(scale):
+    left, right = factors(4, 5000, 3, 400)
+    left[0] *= np.logspace(-8, 8, 5000)
+    left[1], right[2, 1] = 0.0, 0.0
+    gram = Gram.of([KhatriRao(scale * left, right)], 12)
+    A = khatri_rao((scale * left).astype(np.longdouble), right.astype(np.longdouble))
+    off = np.linalg.norm((A @ A.T - gram.matrix).astype(np.float64), 2)
+    assert off <= gram.error <= 16 * EPS * np.trace(gram.matrix)
+
+
 @pytest.mark.parametrize(
     "shape",
     [(5, 3, 2, 4), (3, 40, 2, 5), (3, 2, 4, 60), (3, 40, 4, 60), (1, 1, 1, 1), (6, 1, 1, 300)],
