@@ -2,7 +2,7 @@
 
 The symbols are those of `theory`: d = M_0, M_1, ..., M_L = K are the widths, r is the rank of the
 inputs, s the rank of Omega, q = min(r, M_1, ..., K), qh = min(q, s), M = M_1 + ... + M_{L-1}. Under
-cross entropy, K - 1 takes the place of K.
+cross entropy, K - 1 replaces K.
 """
 
 from dataclasses import dataclass, replace
@@ -18,14 +18,15 @@ from rankmon.problem.flat import FlatProblem
 from rankmon.theory.symbols import symbols_of
 
 _SYMBOLS = (
-    "Widths d = M_0, M_1, ..., M_L = K; M = M_1 + ... + M_{L-1}; qh = min(q, s), s at this step (0 "
-    "once all of H_f lies below the cut), for H_f_fixed that of the residuals held."
+    "The widths are d = M_0, M_1, ..., M_L = K; M = M_1 + ... + M_{L-1}; qh = min(q, s). s is the "
+    "rank of Omega at this step (0 once all eigenvalues of H_f are below a tenth of the cut); for "
+    "H_f_fixed, it is the rank with the residuals of the first probe."
 )
-_LANDMARK = (
-    "These are the closed forms of the network's linear counterpart, the same layers without their "
-    "activations: a landmark, not a claim about this network."
+_REFERENCE = (
+    "These are the closed forms of the network's linear counterpart (the same layers without "
+    "activations): a reference value, not a claim about this network."
 )
-_WHILE = "They hold while every weight has full rank, and are logged only then."
+_CONDITION = "They hold if every weight has full rank, and are logged only then."
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,15 @@ class Claims:
             shown = (
                 ""
                 if measured.visible == measured.r
-                else f"; H_o can show {measured.visible} of it, of which the squares are counted"
+                else f"; {measured.visible} for H_o, which depends on the squares of the inputs"
             )
-            of = "of (X, 1), less 1" if stack is not None and stack.bias else "of the inputs"
-            facts.append(Fact("r", f"{measured.r}: the rank {of}, at its own cut{shown}"))
+            of = "(X, 1) minus 1" if stack is not None and stack.bias else "the inputs X"
+            cut = "with a cut relative to their norm"
+            facts.append(Fact("r", f"{measured.r}: the rank of {of}, {cut}{shown}"))
         if (q := self.bottleneck) is not None:
             last = "K - 1 (cross entropy)" if measured.loss == "cross_entropy" else "K"
             facts.append(
-                Fact("q", f"{q}: the bottleneck, the least of r, the hidden widths, {last}")
+                Fact("q", f"{q}: the bottleneck, the minimum of r, the hidden widths and {last}")
             )
         return facts
 
@@ -106,7 +108,7 @@ class Claims:
         forms = _closed_forms(len(stack.dims) - 1, with_bias=stack.bias)
         if not stack.linear:
             forms = [replace(f, quantity=f"{f.quantity}, linear counterpart") for f in forms]
-        omega = Prediction("Omega (s)", "rank/Omega", "E[delta x^T]", "measured, at its own cut")
+        omega = Prediction("Omega (s)", "rank/Omega", "E[delta x^T]", "measured")
         return [omega, *forms, *bounds]
 
     def _bounds(self, stack: DenseStack, loss: str) -> list[Prediction]:
@@ -117,7 +119,7 @@ class Claims:
         bound = theory.rank_loss_bound(stack.dims, n=n, loss=loss)
         if bound >= self.flat.p:
             return []
-        source = "theory.rank_loss_bound: an upper bound, for any activations"
+        source = "theory.rank_loss_bound: an upper bound for any activations"
         return [Prediction("H_L at most", bound, "n (K + 2 M)", source)]
 
     @property
@@ -130,11 +132,11 @@ class Claims:
                 "that computes in float64 with every parameter differentiated."
             )
         if measured.loss is None:
-            return "No closed form applies: the loss is a function of your own."
+            return "No closed form applies: the loss is a user-defined function."
         if stack.bias is None:
-            return "No closed form applies: some layers have a bias and others have none."
-        outputs = " Under cross entropy K stands for K - 1." * (measured.loss == "cross_entropy")
-        return f"{_WHILE if stack.linear else _LANDMARK} {_SYMBOLS}{outputs}"
+            return "No closed form applies: only some layers have a bias."
+        outputs = " Under cross entropy, K - 1 replaces K." * (measured.loss == "cross_entropy")
+        return f"{_CONDITION if stack.linear else _REFERENCE} {_SYMBOLS}{outputs}"
 
 
 def widths_text(stack: DenseStack) -> str:
@@ -145,17 +147,17 @@ def widths_text(stack: DenseStack) -> str:
 def _closed_forms(depth: int, *, with_bias: bool) -> list[Prediction]:
     """Return formula and source of each part's rank, for a stack with or without biases."""
     if depth == 1:
-        source = "one layer is linear in its parameters"
-        of_functional, of_loss = ("0", source), ("that of H_o", source)
+        source = "a single layer is linear in its parameters"
+        of_functional, of_loss = ("0", source), ("equal to H_o's", source)
     elif with_bias:
         of_functional = (
             "the sum over the layers of theory.rank_functional_columns",
-            "theory.rank_functional: section S7 extended to bottlenecks; exact on every generic "
+            "theory.rank_functional: section S7, extended to bottlenecks; exact on every generic "
             "network tried",
         )
         of_loss = (
             "rank H_o + rank H_f - qh (2 s - qh - 1)",
-            "theory.rank_loss: section S7 extended; a conjecture",
+            "theory.rank_loss: section S7, extended; a conjecture",
         )
     else:
         of_functional = (
@@ -164,7 +166,7 @@ def _closed_forms(depth: int, *, with_bias: bool) -> list[Prediction]:
         )
         of_loss = (
             "rank H_o + rank H_f - qh (2 s - qh)",
-            "theory.rank_loss: the paper's for s >= q, extended to any s; a conjecture",
+            "theory.rank_loss: the paper's formula for s >= q, extended to any s; a conjecture",
         )
     of_outer = (
         ("q (r + K - q) + K", "theory.rank_outer: Theorem 12")

@@ -46,9 +46,9 @@ class Explained:
 
     def table(self) -> str:
         """Return the rows as a Markdown table, with the rows of the legend first."""
-        own = "logged by a call or a probe of your own"
+        own = "logged by your code or your own probe"
         rows = [LEGEND[place].row for place in sorted(self._entries)]
-        rows += [(markdown.code(tag), "yours", own) for tag in self._own]
+        rows += [(markdown.code(tag), "user-defined", own) for tag in self._own]
         return markdown.table(HEADER, rows)
 
 
@@ -119,7 +119,7 @@ class Card:
     @property
     def _introduction(self) -> str:
         if self._flat is None:
-            return "Reported from inside compiled code."
+            return "The values are reported from inside compiled code."
         names = ", ".join(map(markdown.code, self._descriptions))
         return f"Probes: {names}. They measure copies of the parameters on one fixed probe batch."
 
@@ -137,7 +137,7 @@ class Card:
         if not (predictions or reservations):
             return []
         rows = [_prediction_row(one, scalars) for one in predictions]
-        header = ("of", "rank", "formula", "source")
+        header = ("matrix", "rank", "formula", "source")
         return [
             f"#### Predicted ranks, at step {step}",
             *map(markdown.escaped, reservations),
@@ -171,10 +171,11 @@ class MedianCard:
         return "\n\n".join(
             [
                 f"### Median over {self._seeds} seeds, and its range",
-                f"Of each curve in the runs `seed_0` to `seed_{self._seeds - 1}`, whose cards tell "
-                "what was measured. Custom Scalars shows the median with its range as a band.",
+                f"The median and range of each curve in the runs `seed_0` to "
+                f"`seed_{self._seeds - 1}`. Their cards describe the measurements. Custom Scalars "
+                "shows the median, with the range as a band.",
                 markdown.table(HEADER, [OVER_SEEDS.row]),
-                "#### What the curves mean, by their tags in the seeds' runs",
+                "#### What each curve means, by its tag in the runs of the seeds",
                 self._explained.table(),
             ]
         )

@@ -69,11 +69,12 @@ def _hessian_charts() -> list[layout_pb2.Chart]:
             for part in HESSIAN_PARTS
         ),
         _lines(
-            "Rank of H_f at its own cut, and s = rank of the residual-input covariance Omega",
+            "Rank of H_f with a cut relative to its own norm, and s, the rank of the "
+            "residual-input covariance Omega",
             r"^rank_self/H_f$",
             r"^rank/Omega$",
         ),
-        _lines("Eigenvalues that are exactly zero", r"^spectrum_zeros/"),
+        _lines("Number of eigenvalues that are exactly zero", r"^spectrum_zeros/"),
     ]
 
 
@@ -88,17 +89,17 @@ def _weight_charts() -> list[layout_pb2.Chart]:
 
 def _feature_charts() -> list[layout_pb2.Chart]:
     return [
-        _lines("Rank of what each layer receives on the probe batch", r"^rank_features/"),
+        _lines("Rank of each layer's input on the probe batch", r"^rank_features/"),
         _lines("Dead units of each ReLU", r"^dead_units/"),
-        _lines("Share of dead units of each ReLU", r"^dead_share/"),
-        _lines("Rank of H_o, and Theorem 9's bound", r"^rank(_bound)?/H_o$"),
+        _lines("Fraction of dead units of each ReLU", r"^dead_share/"),
+        _lines("Rank of H_o, and its bound by Theorem 9", r"^rank(_bound)?/H_o$"),
     ]
 
 
 def _determinant_charts() -> list[layout_pb2.Chart]:
     return [
         _lines("log |det| of each square weight", r"^log_abs_det/"),
-        _lines("Sign of det of each square weight", r"^det_sign/"),
+        _lines("Sign of the determinant of each square weight", r"^det_sign/"),
     ]
 
 
@@ -119,12 +120,12 @@ def _lemma8_charts() -> list[layout_pb2.Chart]:
             r"^log_abs_det/",
         ),
         _lines(
-            "Measured minus predicted log |det|, and the quadrature's error",
+            "Measured minus predicted log |det|, and the quadrature error",
             r"^lemma8/(prediction|quadrature)_error/",
         ),
-        _lines("Balancedness of neighboring weights", r"^lemma8/balancedness"),
+        _lines("Balancedness of adjacent weights", r"^lemma8/balancedness"),
         _lines(
-            "Class means and the other assumptions",
+            "Class means, and the assumptions of Lemma 8",
             r"^lemma8/(?!predicted_log_abs_det|prediction_error|quadrature_error|balancedness)",
         ),
     ]
@@ -133,9 +134,9 @@ def _lemma8_charts() -> list[layout_pb2.Chart]:
 def _monitor_charts() -> list[layout_pb2.Chart]:
     return [
         _lines("Loss on the probe batch", r"^loss$"),
-        _lines("Seconds for each measurement", r"^monitor/seconds$"),
-        _lines("Share of the wall time spent on measuring", r"^monitor/overhead$"),
-        _lines("Trouble: non-finite values and errors", r"^monitor/(nonfinite|errors)"),
+        _lines("Duration of each probe in seconds", r"^monitor/seconds$"),
+        _lines("Fraction of the wall time spent in probes", r"^monitor/overhead$"),
+        _lines("Non-finite parameters and errors", r"^monitor/(nonfinite|errors)"),
     ]
 
 
@@ -153,7 +154,7 @@ def _lines(title: str, *patterns: str) -> layout_pb2.Chart:
 def _margin(part: str) -> layout_pb2.Chart:
     """Return a chart of a part's rank, with the range of its counts at 0.1 to 10 times the cut."""
     return layout_pb2.Chart(
-        title=f"Rank of {part}, with its counts at 10 x the cut and at a tenth of it",
+        title=f"Rank of {part}, with the ranks at 10 times and a tenth of the cut",
         margin=_shaded(f"rank/{part}", f"rank_low/{part}", f"rank_high/{part}"),
     )
 

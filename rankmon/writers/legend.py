@@ -45,162 +45,168 @@ LEGEND = (
     Entry(
         ("rank/H_L", "rank/H_o", "rank/H_f"),
         "count",
-        "ranks of the loss Hessian, of its outer-product (Gauss-Newton) term and of its functional "
-        "term, counted above one common cut, p · eps · max(‖H_L‖₂, ‖X‖₂) for part X",
+        "numerical ranks of the loss Hessian H_L, its outer-product (Gauss-Newton) term H_o and "
+        "its functional term H_f. The cut for part X is p · eps · max(‖H_L‖₂, ‖X‖₂)",
     ),
     Entry(
         ("rank/H_f_fixed",),
         "count",
-        "rank of H_f at today's weights with the residuals of the first probe",
+        "rank of H_f at the current weights, with the residuals held at those of the first probe",
     ),
     Entry(
         ("rank_theory/…",),
         "count",
-        "the closed forms at the measured rank r of the inputs (as far as each part can show it) "
-        "and s of Omega, for deep linear networks of full-rank weights; for other stacks of dense "
-        "layers those of the *linear counterpart*: a landmark, not a claim. Once all of H_f lies "
-        "below the cut, s counts as 0 (set from that count: agreement there is no evidence)",
+        "rank predicted by the closed forms for deep linear networks with full-rank weights, at "
+        "the measured ranks r of the inputs and s of Omega. (H_o depends on the squares of the "
+        "inputs, so its prediction counts fewer small input directions.) For other stacks of "
+        "dense layers, it is the prediction for the same layers without activations (the *linear "
+        "counterpart*): a reference value, not a claim. Once all eigenvalues of H_f are below a "
+        "tenth of the cut, the prediction uses s = 0; agreement from then on is not evidence",
     ),
     Entry(
         ("rank_self/H_f",),
         "count",
-        "H_f counted relative to its own norm: does not fall while the residual shrinks",
+        "rank of H_f with a cut relative to its own norm; it does not fall as the residual shrinks",
     ),
     Entry(
         ("rank/Omega",),
         "count",
-        "s, the rank of the residual-input covariance Omega = E[delta x^T], at its own cut",
+        "s, the rank of the residual-input covariance Omega = E[delta x^T], with a cut relative to "
+        "its own norm",
     ),
     Entry(
         ("rank_bound/H_o",),
         "count",
-        "Theorem 9's upper bound on the rank of H_o, for ReLU networks of one hidden layer without "
-        "biases",
+        "upper bound of Theorem 9 on the rank of H_o, for ReLU networks with one hidden layer and "
+        "no biases",
     ),
     Entry(
         ("rank_low/…", "rank_high/…"),
         "count",
-        "the rank counted at 10 times the cut and at a tenth of it. low = high: nothing lies near "
-        "the cut",
+        "the rank at 10 times the cut and at a tenth of the cut. If they are equal, no singular "
+        "value lies near the cut",
     ),
     Entry(
         ("gap/…",),
         "ratio",
-        "of the singular values on either side of the cut: infinite with only exact zeros below "
-        "it, NaN at rank 0",
+        "smallest singular value above the cut, divided by the largest below it; infinite if all "
+        "values below the cut are exactly zero, NaN if the rank is 0",
     ),
     Entry(
         ("tolerance/…",),
         "as the singular values",
-        "the cut itself: what lies above it counts",
+        "the cut: singular values above it count towards the rank",
     ),
     Entry(
         ("spectrum/…",),
         "log10",
-        "the absolute eigenvalues, as a histogram and, at `spectrum/…/values`, as numbers; exact "
-        "zeros are left out",
+        "absolute values of the eigenvalues, without exact zeros: a histogram, and the numbers "
+        "themselves at `spectrum/…/values`",
     ),
-    Entry(("spectrum_zeros/…",), "count", "eigenvalues that are exactly zero"),
+    Entry(("spectrum_zeros/…",), "count", "number of eigenvalues that are exactly zero"),
     Entry(
         ("rank_weights/<layer>",),
         "count",
-        "rank of each weight matrix; the cut follows the dtype that the weights are stored in",
+        "rank of each weight matrix; the cut depends on the dtype in which the weights are stored",
     ),
     Entry(
         ("stable_rank/<layer>", "effective_rank/<layer>"),
         "soft count",
-        "‖W‖_F² / ‖W‖₂², and exp of the entropy of the singular values over their sum: they fall "
-        "smoothly while a weight nears a lower rank",
+        "‖W‖_F² / ‖W‖₂², and the exponential of the entropy of the normalized singular values; "
+        "both fall smoothly as a weight approaches a lower rank",
     ),
     Entry(
         ("condition_number/<layer>",),
         "ratio",
-        "largest to smallest singular value of each weight; infinite where that is zero",
+        "largest singular value of each weight divided by the smallest; infinite if the smallest "
+        "is zero",
     ),
     Entry(
         ("log_abs_det/<layer>",),
         "natural log",
-        "log\\|det W\\| of each square weight; -inf where it is singular",
+        "log\\|det W\\| of each square weight; -inf if it is singular",
     ),
     Entry(
         ("det_sign/<layer>",),
         "-1, 0, 1",
-        "sign of the determinant of each square weight; 0 where it is singular",
+        "sign of the determinant of each square weight; 0 if it is singular",
     ),
     Entry(
         ("rank_features/<layer>",),
         "count",
-        "rank of what the layer receives on the probe batch: a row an example (and position; for a "
-        "convolution a row an image)",
+        "rank of the layer's input on the probe batch, as a matrix with one row per example and "
+        "position (for a convolution, one row per image)",
     ),
     Entry(
         ("dead_units/<layer>",),
         "count",
-        "units that the ReLU after the layer leaves at zero on all of the probe batch",
+        "units for which the ReLU after the layer returns zero on the whole probe batch",
     ),
-    Entry(("dead_share/<layer>",), "share, 0 to 1", "the same as a share of the layer's units"),
+    Entry(
+        ("dead_share/<layer>",), "fraction, 0 to 1", "fraction of the layer's units that are dead"
+    ),
     Entry(
         ("lemma8/centered", "lemma8/balanced", "lemma8/square"),
         "0 or 1",
-        "whether Lemma 8's assumptions hold: targets and inputs uncorrelated, neighboring weights "
-        "balanced, all weights square",
+        "1 if the assumption of Lemma 8 holds: targets and inputs are uncorrelated, adjacent "
+        "weights are balanced, all weights are square",
     ),
     Entry(
         ("lemma8/target_input", "lemma8/class_mean"),
         "relative size",
-        "how far the first of them is from holding: the correlation of targets and inputs, 0 to 1, "
-        "and the largest class mean of the inputs over their root mean square",
+        "violation of the first assumption: the correlation of targets and inputs (0 to 1), and "
+        "the largest class mean of the inputs divided by their root mean square",
     ),
     Entry(
         ("lemma8/balancedness/<layer>",),
         "relative size",
-        "how far the weight and the next one are from being balanced: 0 is balanced, √2 the most",
+        "imbalance between this weight and the next, from 0 (balanced) to √2",
     ),
     Entry(
         ("lemma8/predicted_log_abs_det/<layer>",),
         "natural log",
-        "log\\|det W\\| as Lemma 8 predicts it along the gradient flow",
+        "log\\|det W\\| predicted by Lemma 8 for the gradient flow",
     ),
     Entry(
         ("lemma8/prediction_error/<layer>", "lemma8/quadrature_error/<layer>"),
         "natural log",
-        "measured minus predicted log\\|det W\\|, and how much of that may be the integral "
-        "over the probes",
+        "measured minus predicted log\\|det W\\|, and an estimate of the part that is due to the "
+        "integration over the probes",
     ),
-    Entry(("loss",), "of the loss", "mean loss on the probe batch"),
-    Entry(("monitor/seconds",), "seconds", "what this probe took"),
+    Entry(("loss",), "unit of the loss", "mean loss on the probe batch"),
+    Entry(("monitor/seconds",), "seconds", "duration of this probe"),
     Entry(
         ("monitor/overhead",),
-        "share, 0 to 1",
-        "of the wall time since the first call that probes have taken",
+        "fraction, 0 to 1",
+        "fraction of the wall time since the first call that was spent in probes",
     ),
     Entry(
         ("monitor/nonfinite",),
         "count",
-        "parameters that are NaN or infinite; ranks are NaN while there are any",
+        "number of NaN or infinite parameters; ranks that depend on them are NaN",
     ),
-    Entry(("monitor/errors",), "count", "errors of the monitor's own, so far"),
+    Entry(("monitor/errors",), "count", "errors in the monitor so far"),
     Entry(
         ("monitor/skipped", "monitor/blocked"),
         "count",
-        "due steps, so far, that found the worker's queue full and were left out, or waited",
+        "due steps so far that were skipped, or had to wait, because the worker's queue was full",
     ),
     Entry(
         ("user/…",),
-        "yours",
-        "a number of yours whose tag is one of the monitor's own",
+        "user-defined",
+        "a number that you report under a tag that the monitor also uses",
     ),
     Entry(
         (ALERTS,),
         "text",
-        "what the alerts found, at the step where it begins to hold; where a run went on without "
-        "its state",
+        "messages of the alerts, at the step at which each begins to hold, and a note if a run was "
+        "resumed without its state",
     ),
-    Entry((CARD,), "text", "what is monitored, and the rows of this table that apply"),
+    Entry((CARD,), "text", "description of the run, with the rows of this table that apply"),
 )
 OVER_SEEDS = Entry(
     ("…/median", "…/low", "…/high"),
-    "that of …",
+    "unit of …",
     "median, lowest and highest value over the seeds, in the run `median` of a `SeedsMonitor`; NaN "
-    "where a seed's is",
+    "if the value of any seed is NaN",
 )

@@ -360,7 +360,7 @@ def test_the_predictions_are_the_curves_of_the_same_record():
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"loss": lambda z, y: jnp.sum((z - y) ** 4)}, "the loss is a function of your own"),
+        ({"loss": lambda z, y: jnp.sum((z - y) ** 4)}, "the loss is a user-defined function"),
         ({"bias": "some"}, "some layers have a bias"),
         ({"skip": True}, "not recognized as a stack of dense layers"),
     ],
