@@ -92,8 +92,8 @@ def _double() -> Finding:
     if not keeps_digits:
         return Finding("float64", "broken", "lost in JAX's float64 scope", "pip install -U jax")
     if dict(jax.config.values) != before:
-        return Finding("float64", "broken", "the scope changes the configuration", "report this")
-    return Finding("float64", "ok", f"in a scope; jax_enable_x64 stays {outside} outside of it")
+        return Finding("float64", "broken", "the scope changes JAX's configuration", "report this")
+    return Finding("float64", "ok", f"works in a scope; jax_enable_x64 stays {outside} outside it")
 
 
 def _measurement() -> Finding:
@@ -108,9 +108,9 @@ def _measurement() -> Finding:
     )
     rank, predicted = hessian_ranks(problem, weights)["H_L"].rank, theory.rank_loss(dims)
     if rank != predicted:
-        detail = f"rank H_L of 8-6-3 is {rank}, not {predicted} as predicted"
+        detail = f"the rank of H_L for 8-6-3 is {rank}, not {predicted} as predicted"
         return Finding("measurement", "broken", detail, "report this with the versions above")
-    return Finding("measurement", "ok", f"rank H_L of 8-6-3 is {rank}, as predicted")
+    return Finding("measurement", "ok", f"the rank of H_L for 8-6-3 is {rank}, as predicted")
 
 
 def _extra(name: str, extra: str, use: str) -> Finding:
@@ -130,7 +130,7 @@ def _plugins() -> Iterator[Finding]:
         if point.dist is not None and point.dist.name == "rankmon"
     }
     if not points:
-        remedy = "reinstall, for the Ranks tab: pip install --force-reinstall --no-deps rankmon"
+        remedy = "to get the Ranks tab: pip install --force-reinstall --no-deps rankmon"
         yield Finding("TensorBoard plugin", "missing", "not registered", remedy)
     for name, value in sorted(points):
         code = f"from importlib.metadata import EntryPoint as E; E({name!r}, {value!r}, '').load()"
@@ -248,8 +248,8 @@ def _writable(logdir: Path) -> Finding:
             pass
     except OSError as error:
         detail = f"{logdir}: {os.strerror(error.errno) if error.errno else error}"
-        return Finding("logdir", "broken", detail, "choose a logdir where you may write")
-    return Finding("logdir", "ok", f"{logdir} can be written")
+        return Finding("logdir", "broken", detail, "choose a writable logdir")
+    return Finding("logdir", "ok", f"{logdir} is writable")
 
 
 def _one_line(error: Exception) -> str:

@@ -80,7 +80,7 @@ def _version() -> str:
     try:
         return f"rankmon {metadata.version('rankmon')}"
     except metadata.PackageNotFoundError:
-        return "rankmon, not installed"
+        return "rankmon (not installed)"
 
 
 _Commands = argparse._SubParsersAction
@@ -105,17 +105,18 @@ def _add_report(commands: _Commands) -> None:
 Columns of the table, for each rank:
   first, last, min   the first, the last and the lowest value
   theory             the last prediction
-  agrees             at how many of the predicted steps the rank is as predicted
-  low..high          the last counts at 10 x the cut and at a tenth of it; equal
-                     if no singular value lies near the cut
-  changed            the first step at which the rank differs from the first
+  agrees             the number of steps at which the rank equals the prediction,
+                     out of all steps with a prediction
+  low..high          the last ranks at 10 times the cut and at a tenth of the cut;
+                     they are equal if no singular value lies near the cut
+  changed            the first step at which the rank differs from its first value
 
 examples:
-  rankmon report logs                      every run, in the terminal
+  rankmon report logs                      all runs, in the terminal
   rankmon report logs/mine --tags 'rank/*' only the Hessian's parts and Omega
-  rankmon report logs --html report.html   one page with the charts, for a browser
+  rankmon report logs --html report.html   a page with charts, for a browser
   rankmon report logs --png ranks.png --csv ranks.csv --json ranks.json
-  rankmon report logs --csv - | head       every number: run, step, tag, value
+  rankmon report logs --csv - | head       all numbers: run, step, tag, value
 
 JSON: {"schema": 1, "runs": [{"summary": {...}, "scalars": {TAG: {"steps": [...],
 "values": [...]}}, "arrays": {...}, "texts": {TAG: {STEP: Markdown}}}]}. Numbers
@@ -137,8 +138,8 @@ def _add_compare(commands: _Commands) -> None:
         "compare",
         "compare the final ranks of runs, and find their first difference",
         """\
-Each RUN is a run folder, or a folder above several: all of its runs are compared.
-The run of medians over seeds that rankmon itself writes is left out.
+Each RUN is a run folder, or a folder that contains several runs; all of them are
+compared. The run of medians over seeds, which rankmon writes itself, is left out.
 
 examples:
   rankmon compare logs/adam logs/sgd       two runs
@@ -157,7 +158,7 @@ def _add_predict(commands: _Commands) -> None:
         "predict ranks from the widths of a network's layers",
         """\
 The closed forms hold for deep linear networks whose weights have full rank. For
-other stacks of dense layers they are a point of reference, not a claim.
+other stacks of dense layers, they are reference values, not claims.
 
 examples:
   rankmon predict 30 25 20 15 10
@@ -173,12 +174,15 @@ examples:
         "--rank-residual",
         metavar="S",
         type=_whole,
-        help="s, the rank of E[residual x^T] (default: as high as it can be)",
+        help="s, the rank of E[residual x^T] (default: the maximum)",
     )
-    command.add_argument("--bias", action="store_true", help="every layer has a bias")
+    command.add_argument("--bias", action="store_true", help="add a bias to every layer")
     command.add_argument("--loss", default="mse", choices=("mse", "cosh", "cross_entropy"))
     command.add_argument(
-        "--examples", metavar="N", type=_whole, help="the number of examples, for one of the bounds"
+        "--examples",
+        metavar="N",
+        type=_whole,
+        help="the number of examples, for a bound on the rank",
     )
     command.add_argument("--json", metavar="FILE", help="write the prediction; - for stdout")
 
@@ -187,14 +191,14 @@ def _add_doctor(commands: _Commands) -> None:
     command = _command(
         commands,
         "doctor",
-        "check this installation, and say how to fix what is missing or broken",
+        "check this installation, and suggest a remedy for each problem",
         """\
 The exit code is 1 if something is broken. Missing packages and data are needed
 only by some commands or by the examples.
 
 examples:
   rankmon doctor
-  rankmon doctor /scratch/logs             can runs be written there?""",
+  rankmon doctor /scratch/logs             check that runs can be written there""",
     )
     command.add_argument(
         "logdir",
@@ -209,7 +213,7 @@ def _add_completions(commands: _Commands) -> None:
     command = _command(
         commands,
         "completions",
-        "print a script for command completion in your shell",
+        "print a completion script for the shell",
         """\
 Needs shtab: pip install "rankmon[completions]".
 

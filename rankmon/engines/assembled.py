@@ -79,13 +79,14 @@ class _AssembledEngine(ExactEngine):
         return self.assembly.parts(point)
 
     def _spectra(self, point: Point) -> Spectra | None:
+        if np.array_equal(point.reference, point.residuals):
+            point = point.holding(None)  # H_f_fixed is H_f
         parts = self._parts(point)
         if not parts.is_finite:
             return None
         loss, outer, functional, *held = (padded(v, self.flat.p) for v in parts.spectra())
         spectra = {"H_L": loss, "H_o": outer, "H_f": functional}
-        if point.reference is not None:
-            spectra["H_f_fixed"] = held[0]
+        spectra["H_f_fixed"] = held[0] if held else functional
         return spectra
 
     @property
@@ -115,9 +116,9 @@ class _AssembledEngine(ExactEngine):
     def describe(self) -> str:
         """Return the engine's line of the run's card."""
         if self.coordinates.is_whole:
-            return f"{self.name}, {self.flat.p} x {self.flat.p} matrices"
+            return f"{self.name}: {self.flat.p} x {self.flat.p} matrices"
         return (
-            f"{self.name}, {self.order} x {self.order} matrices: the outputs depend on "
+            f"{self.name}: {self.order} x {self.order} matrices: the outputs depend on "
             f"{self.order:,} of {self.flat.p:,} directions"
         )
 

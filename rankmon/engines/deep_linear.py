@@ -106,7 +106,8 @@ class DeepLinearEngine(ExactEngine):
     def describe(self) -> str:
         """Return the engine's line of the run's card."""
         return (
-            f"{self.name}, at most {self.coordinates} coordinates of {self.flat.p} can be non-zero"
+            f"{self.name}: at most {self.coordinates} of {self.flat.p} rows are non-zero after a "
+            "change of coordinates"
         )
 
 

@@ -191,8 +191,9 @@ class LanczosEngine:
     def describe(self) -> str:
         """Return the engine's line of the run's card."""
         return (
-            f"{self.name}: stochastic Lanczos quadrature, {self.lanczos.steps} steps from each of "
-            f"{_LEAST_PROBES} to {_MOST_PROBES} random vectors within {self.time_limit:g} s a probe"
+            f"{self.name}: stochastic Lanczos quadrature with {self.lanczos.steps} steps for each "
+            f"of {_LEAST_PROBES} to {_MOST_PROBES} random vectors, within {self.time_limit:g} s "
+            "per probe"
         )
 
 

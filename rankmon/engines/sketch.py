@@ -268,10 +268,10 @@ class SketchEngine:
 
     def describe(self) -> str:
         """Return the engine's line of the run's card."""
-        outer = "H_o from the rows of its Jacobian, exactly" if self.outer else "H_o likewise"
+        outer = "exactly, from the rows of the Jacobian" if self.outer else "from such sketches too"
         return (
             f"{self.name}: H_L and H_f from two-sided random sketches of up to "
-            f"{self._sizes(1).side:,} rows, within {self.time_limit:g} s a probe; {outer}"
+            f"{self._sizes(1).side:,} rows, within {self.time_limit:g} s per probe; H_o {outer}"
         )
 
 

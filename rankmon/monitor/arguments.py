@@ -25,8 +25,8 @@ def as_step(step: Any) -> int:
     check_concrete("the monitor to be called", step)
     if isinstance(step, jax.Array):
         raise TypeError(
-            "expected step to be a Python or NumPy integer, got a jax.Array, whose value the "
-            "monitor would have to wait for; count steps in Python or pass int(step)"
+            "expected step to be a Python or NumPy integer, got a jax.Array, which would make "
+            "the monitor wait for the device; count steps in Python or pass int(step)"
         )
     try:
         return operator.index(step)
@@ -46,7 +46,7 @@ def as_step_and_params(step: Any, params: Any) -> tuple[int, Any]:
         if _is_integer(params) and not _is_integer(step):
             raise TypeError(
                 f"expected monitor(step, params), got {type(step).__name__} as step and "
-                f"{type(params).__name__} as params; write the step first"
+                f"{type(params).__name__} as params; pass the step first"
             )
         return as_step(step), params
     if not (hasattr(step, "step") and hasattr(step, "params")):
@@ -58,7 +58,7 @@ def as_step_and_params(step: Any, params: Any) -> tuple[int, Any]:
     if np.ndim(step.step):
         raise TypeError(
             f"expected the state of one network, got a step of shape {np.shape(step.step)}; for "
-            "several seeds use SeedsMonitor, for pmap's replicas pass one: "
+            "several seeds, use SeedsMonitor; for the replicas of pmap, pass one of them: "
             "flax.jax_utils.unreplicate(state)"
         )
     with jax.transfer_guard("allow"):
@@ -81,11 +81,11 @@ def as_schedule(every: int | None, schedule: Schedule | None) -> Schedule:
     if schedule is None or every is not None:
         raise ValueError(
             f"expected either every or schedule, got every={every}, schedule={schedule}; "
-            "for instance every=100"
+            "pass one of them, for instance every=100"
         )
     if not _has(schedule, "due"):
         raise TypeError(
-            f"expected a schedule with due(step, last), got {_kind(schedule)}; write "
+            f"expected a schedule with due(step, last), got {_kind(schedule)}; pass "
             "schedule=rankmon.schedule.every(100) or every=100"
         )
     return schedule
@@ -99,7 +99,7 @@ def schedule_text(schedule: Schedule, share: float | None) -> str:
     )
     text = str(schedule) if own else type(schedule).__name__
     limit = "" if share is None else f"; probes take at most {share:.3g} of the wall time"
-    return f"{text}, the first and the last call{limit}"
+    return f"{text}, and at the first and the last call{limit}"
 
 
 def as_writers(writers: Sequence[Writer]) -> list[Writer]:
@@ -142,7 +142,7 @@ def as_overhead(overhead: float | None) -> float | None:
       TypeError: if it is not a real number.
       ValueError: if it is outside (0, 1].
     """
-    remedy = "give a share of the wall time, for instance 0.05, or None"
+    remedy = "pass a fraction of the wall time, for instance 0.05, or None"
     return None if overhead is None else as_share("overhead", overhead, remedy=remedy)
 
 
@@ -152,14 +152,15 @@ def check_processes(
     """Refuse options that could make processes that train together act differently."""
     if count() > 1 and any(alert.action == "stop" for alert in alerts):
         raise ValueError(
-            f"expected alerts that warn or call where {count()} processes train together, got "
-            "'stop', for which only some of them may see a reason; inform the others in a callback"
+            f"expected alerts that warn or call a function when {count()} processes train "
+            "together, got 'stop', which may stop only some of them; inform the others in a "
+            "callback"
         )
     if count() > 1 and (overhead is not None or when_full == "skip"):
         raise ValueError(
-            f"expected overhead=None and when_full='block' where {count()} processes train "
-            f"together, got {overhead} and {when_full!r}, by which each would choose its own "
-            "steps; choose them by every= or schedule="
+            f"expected overhead=None and when_full='block' when {count()} processes train "
+            f"together, got {overhead} and {when_full!r}, with which each process would choose "
+            "its own steps; choose the steps with every= or schedule="
         )
 
 
@@ -169,7 +170,7 @@ def _listed(name: str, things: Any) -> list[Any]:
         return list(things)
     except TypeError:
         raise TypeError(
-            f"expected {name}s to be a sequence of {name}s, got {_kind(things)}; write "
+            f"expected {name}s to be a sequence of {name}s, got {_kind(things)}; pass "
             f"{name}s=[{name}]"
         ) from None
 

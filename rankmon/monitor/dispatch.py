@@ -72,7 +72,7 @@ class Dispatcher:
     def measure(self, call: Call) -> Record | None:
         """Measure a call and return its record, or queue it for the worker and return None."""
         if self.closed:
-            self._errors.warn("the monitor was called after close; nothing is measured any more")
+            self._errors.warn("the monitor was called after close; this call is not measured")
             return None
         # Kept from here on, so that an interrupted call can still be measured by `close`.
         self._seen = call
@@ -155,7 +155,9 @@ class Dispatcher:
 
         def submit() -> None:
             if self.closed:
-                self._errors.warn("the monitor got a report after close; it is not written")
+                self._errors.warn(
+                    "the monitor received a report after close; the report is not written"
+                )
             else:
                 self._writing.submit(lambda: partial(self._pipeline.report, step, numbers))
 

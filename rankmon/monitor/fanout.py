@@ -159,14 +159,14 @@ class Fanout:
         path = folder / JSONL_NAME
         has_events, has_lines = any(map(is_own, event_file_names(folder))), path.exists()
         if has_events and not has_lines:
-            what, shows = f"{path} beside the event files of earlier attempts", "read_jsonl"
+            what, shows = f"{path} next to the event files of earlier attempts", "read_jsonl"
         elif path.is_file() and path.stat().st_size and not has_events:
-            what, shows = f"event files beside {path}", "TensorBoard"
+            what, shows = f"event files next to {path}", "TensorBoard"
         else:
             return False
         self._errors.warn(
-            f"expected {what}, got none; {shows} will show the new records only: restore what was "
-            "removed from a copy, if you have one, before you go on"
+            f"expected {what}, got none; {shows} will show the new records only. If you have a "
+            "copy of the missing files, restore them before you continue"
         )
         return not has_lines
 
@@ -203,8 +203,8 @@ class Fanout:
         for backlog in self._backlogs:
             if backlog.keep_the_newest(MOST_WAITING):
                 self._errors.warn(
-                    f"{backlog.name} has {MOST_WAITING} records waiting; the oldest are dropped "
-                    "from now on",
+                    f"{backlog.name} has {MOST_WAITING} records waiting; from now on, the oldest "
+                    "are dropped",
                     key=f"backlog of {backlog.name}",
                 )
 
@@ -249,7 +249,7 @@ class Fanout:
     def _report_losses(self) -> None:
         for backlog in self._backlogs:
             if lost := backlog.records + backlog.dropped:
-                self._errors.warn(f"{backlog.name} never took {lost} records")
+                self._errors.warn(f"{backlog.name} did not write {lost} records")
 
 
 def _folder_writers(

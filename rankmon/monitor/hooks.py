@@ -192,8 +192,8 @@ def _report(reporter: Reporter, due: Array, step: Array, bits: dict[str, UInt[Ar
     @of_one_seed.def_vmap
     def refuse(*_: Any) -> NoReturn:
         raise TypeError(
-            "expected weights to be reported outside of jax.vmap, got several seeds at once; call "
-            "a SeedsMonitor in the Python loop, or take watch_weights without a reporter"
+            "expected weights to be reported outside jax.vmap, got several seeds at once; call "
+            "a SeedsMonitor in the Python loop, or use watch_weights without a reporter"
         )
 
     # JAX supports ordered effects only on a single device.

@@ -30,7 +30,7 @@ def is_unchanged(call: Call, errors: ErrorPolicy) -> bool:
     if changed:
         errors.warn(
             f"the parameters of the last step, {call.step}, {changed}, so the last probe is "
-            "missing; call monitor.close(step, params) with the final ones"
+            "missing; call monitor.close(step, params) with the final parameters"
         )
     return not changed
 
@@ -41,7 +41,7 @@ def _why_perhaps_changed(params: Any) -> str | None:
         return "are variables (of NNX or Keras), which training changes in place"
     leaves = jax.tree.leaves(params)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-        return "were traced: the monitor was called inside of jax.jit"
+        return "were traced: the monitor was called inside jax.jit"
     if any(getattr(leaf, "is_deleted", bool)() for leaf in leaves):
         return "were donated to your train step"
     if any(isinstance(leaf, np.ndarray) for leaf in leaves):

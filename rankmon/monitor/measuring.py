@@ -32,7 +32,7 @@ def prepare_probes(
         except MemoryError as error:
             if not skips_oversize:
                 raise
-            errors.warn(f"{probe.name}: left out; the other probes continue. {error}")
+            errors.warn(f"{probe.name}: left out, and the other probes continue: {error}")
     if not prepared:
         raise ValueError(
             "expected a probe that fits in memory_limit, got none; add the 'weights' probe"
@@ -72,8 +72,8 @@ def measure_probes(
     snapshot = take()
     if snapshot.nonfinite:
         errors.warn(
-            f"step {step}: {snapshot.nonfinite} parameters are NaN or infinite; ranks are "
-            "logged as NaN while that lasts",
+            f"step {step}: {snapshot.nonfinite} parameters are NaN or infinite; ranks that "
+            "depend on them are logged as NaN",
             key="nonfinite",
         )
     scalars: dict[str, float] = {"monitor/nonfinite": snapshot.nonfinite}
@@ -103,7 +103,7 @@ def _description(probe: PreparedProbe) -> Description:
     described = probe.describe()
     if not isinstance(described, Description):
         raise TypeError(
-            "expected describe() to give a rankmon.measurement.Description, got "
-            f"{type(described).__name__}; for instance Description([Fact('noise', '0.1')])"
+            "expected describe() to return a rankmon.measurement.Description, got "
+            f"{type(described).__name__}; return for instance Description([Fact('noise', '0.1')])"
         )
     return described

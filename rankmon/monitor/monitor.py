@@ -147,7 +147,7 @@ class RankMonitor(ClosesOnExit):
         check_choice("when_full", when_full, ("block", "skip"))
         background, waiting = as_flag("background", background), as_integer("queue", queue, least=0)
         memory_limit = as_integer(
-            "memory_limit", memory_limit, least=1, remedy="give bytes, for instance 4 * 2**30"
+            "memory_limit", memory_limit, least=1, remedy="pass bytes, for instance 4 * 2**30"
         )
         writers, share = as_writers(writers), as_overhead(overhead)
         alerts, schedule = as_alerts(alerts), as_schedule(every, schedule)

@@ -237,8 +237,9 @@ class Pipeline:
             self._note = note or self._note
         if progress.last is not None and step < progress.last:
             self._errors.warn(
-                f"step {step} comes after step {progress.last}: from here on earlier records of "
-                "later steps are superseded; for another network use another monitor and logdir",
+                f"step {step} comes after step {progress.last}; existing records of step "
+                f"{step} and later steps are superseded. For another network, use another monitor "
+                "and logdir",
                 key="back",
             )
         self._own.start(start)
@@ -254,8 +255,8 @@ class Pipeline:
         """
         if self._others.is_here:
             raise RuntimeError(
-                "expected close to be called from the loop, got a call from a writer, which it "
-                "would close; close it in the loop"
+                "expected close to be called from the loop, got a call from a writer, which "
+                "close would close; call close in the loop"
             )
 
     def flush(self) -> None:

@@ -80,9 +80,9 @@ class Progress:
         batch = own.get("batch", -1)
         if any(values.values()) and -1 not in (batch, self._batch) and batch != self._batch:
             raise ValueError(
-                "expected the state of a monitor with this probe batch, got that of one with other "
-                "inputs, targets or weights; build the batch of the run that saved it (the same "
-                "examples in the same order), or leave out state= to begin with new references"
+                "expected a state saved with this probe batch, got one saved with other inputs, "
+                "targets or weights; pass the probe batch of the run that saved it (the same "
+                "examples in the same order), or omit state= to start with new references"
             )
         states: dict[str, State] = {name: values[name] for name in self.measured[1]}
         other = copy(self)
@@ -160,22 +160,22 @@ def _digest_of(problem: Problem) -> float:
 def _without_state(step: int, last: int | None, remembering: Sequence[str]) -> str:
     """Return the warning for a run that continues in its folder without its state."""
     goes_on = last is not None and step > last
-    what = f"goes on at step {step}" if goes_on else f"supersedes those from step {step} on"
+    what = f"continues at step {step}" if goes_on else f"supersedes those from step {step} on"
     until = "" if last is None else f" up to step {last}"
     if remembering:
         what += (
-            ", with new references for what probes remember (the residuals of H_f_fixed, Lemma "
-            "8's integrals)"
+            ", and its probes start with new references (the residuals for H_f_fixed, the "
+            "integrals of Lemma 8)"
         )
     return (
-        f"expected state= for a logdir with records{until}, got none: this run {what}; to "
-        "continue the old run pass its state=, to keep its records use another logdir"
+        f"expected state= for a logdir with records{until}, got none: this run {what}. To "
+        "continue the earlier run, pass its state=; to keep its records, use another logdir"
     )
 
 
 def _new_reference(remembering: Sequence[str]) -> str:
     """Return the note for the first record of a run that continues without its state."""
     return (
-        f"resumed without state=: what the probes remember ({', '.join(remembering)}) begins anew "
-        "here, with the residuals of this step as reference of H_f_fixed"
+        f"resumed without state=: the references of the probes ({', '.join(remembering)}) start "
+        "again at this step; H_f_fixed uses the residuals of this step"
     )

@@ -65,15 +65,15 @@ class CompiledLoop:
     def __init__(self, steps: CompiledSteps, carry: Any, length: int, xs: Any = None) -> None:
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((carry, xs))):
             raise TypeError(
-                "expected monitor.scan outside of jax.jit and jax.vmap, got a traced carry; for "
-                "several seeds vmap step_fn and call a SeedsMonitor in the Python loop, for "
-                "weights inside of a program use hooks.report_weights"
+                "expected monitor.scan outside jax.jit and jax.vmap, got a traced carry. For "
+                "several seeds, vmap step_fn and call a SeedsMonitor in the Python loop; for "
+                "weights inside a compiled program, use hooks.report_weights"
             )
         for leaf in jax.tree.leaves(xs):
             if np.shape(leaf)[:1] != (length,):
                 raise ValueError(
                     f"expected xs with leading axis steps = {length}, got shape {np.shape(leaf)}; "
-                    "give one entry for each step"
+                    "pass one entry per step"
                 )
         self._steps, self._length, self._done = steps, length, 0
         # The user's transfer guard is for the training step, not for these copies before it.
@@ -91,14 +91,13 @@ class CompiledLoop:
         made = jax.eval_shape(self._steps.step_fn, self.carry, x)
         if not (isinstance(made, tuple) and len(made) == 2):
             raise TypeError(
-                "expected step_fn(carry, x) to give (carry, y), as for jax.lax.scan, got a "
-                f"{type(made).__name__}; return carry, None if there is no output"
+                "expected step_fn(carry, x) to return (carry, y), as for jax.lax.scan, got a "
+                f"{type(made).__name__}; return (carry, None) if there is no output"
             )
         if not _alike(self.carry, made[0]):
             raise TypeError(
-                "expected step_fn to give a carry like the one it takes, "
-                f"{_described(self.carry)}, got {_described(made[0])}; keep structure, shapes and "
-                "dtypes"
+                f"expected step_fn to return a carry like its argument, {_described(self.carry)}, "
+                f"got {_described(made[0])}; keep its structure, shapes and dtypes"
             )
         return made[1]
 

@@ -60,7 +60,7 @@ class LogSpaced:
         object.__setattr__(self, "per_decade", number)
 
     def __str__(self) -> str:
-        return f"{self.per_decade} times from a step to ten times that step"
+        return f"{self.per_decade} times per decade of steps"
 
     def due(self, step: int, last: int | None) -> bool:
         """Return whether a point lies in (last, step]; see `Schedule`."""
@@ -86,7 +86,7 @@ class AtSteps:
         remedy = "steps count from 0 at the start of training"
         steps = {as_integer("every step", step, least=0, remedy=remedy) for step in self.steps}
         if not steps:
-            raise ValueError("expected at least one step, got none; give the steps to measure at")
+            raise ValueError("expected at least one step, got none; pass the steps to measure")
         object.__setattr__(self, "steps", tuple(sorted(steps)))
 
     def __str__(self) -> str:

@@ -87,20 +87,20 @@ class SeedsMonitor(ClosesOnExit):
           TypeError, ValueError, OSError: as for `RankMonitor`.
         """
         self._seeds = as_integer(
-            "seeds", seeds, least=1, remedy="give the length of the leading axis"
+            "seeds", seeds, least=1, remedy="pass the length of the leading axis"
         )
         unknown = options.keys() - set(_OPTIONS)
         if unknown:
             raise TypeError(
                 f"expected options {', '.join(_OPTIONS[:-1])} or {_OPTIONS[-1]}, got "
-                f"{sorted(unknown)}; the others are not for several seeds"
+                f"{sorted(unknown)}; other options are not supported for several seeds"
             )
         names = [f"seed_{i}" for i in range(self._seeds)]
         if state is not None and not (isinstance(state, Mapping) and set(names) <= state.keys()):
             got = sorted(state) if isinstance(state, Mapping) else type(state).__name__
             raise ValueError(
                 f"expected the state of a SeedsMonitor with {self._seeds} seeds, got {got}; pass "
-                "the saved monitor.state of as many seeds"
+                "the monitor.state that was saved with as many seeds"
             )
         own = as_probes(probes, tolerance=tolerance, memory_limit=memory_limit)
         shared = [_Shared(probe) for probe in own]

@@ -61,7 +61,7 @@ def checked(state: Any, expected: Mapping[str, Mapping[str, Any]]) -> dict[str, 
     if got != wanted:
         raise ValueError(
             f"expected the state of a monitor with {wanted}, got {got}; restore into a "
-            "monitor with the probes of the one that was saved"
+            "monitor with the same probes as the saved one"
         )
     return {name: given.get(name, {}) for name in expected}
 

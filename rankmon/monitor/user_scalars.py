@@ -50,7 +50,7 @@ class UserScalars:
         taken = self._reserved & numbers.keys()
         for tag in sorted(taken):
             self._errors.warn(
-                f"{tag!r} is a tag of the monitor's own; your scalar is written as 'user/{tag}'",
+                f"the monitor uses the tag {tag!r} itself; your scalar is written as 'user/{tag}'",
                 key="user tags",
             )
         return {f"user/{tag}" if tag in taken else tag: numbers[tag] for tag in numbers}

@@ -282,8 +282,8 @@ class Worker:
         if self.is_here:
             raise RuntimeError(
                 "expected close to be called from the training thread, got a call from a probe, "
-                "writer or alert on rankmon's worker, which would wait for itself; close it in the "
-                "loop"
+                "writer or alert on rankmon's worker, which would wait for itself; call close in "
+                "the training loop"
             )
 
     def close(self, job: Callable[[], Any]) -> None:

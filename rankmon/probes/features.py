@@ -68,9 +68,8 @@ class FeaturesProbe:
         compiled, layers, relus = found
         if not (layers or relus):
             raise ValueError(
-                "expected a network that applies a parameter to features in a product or a "
-                "convolution, or one with a ReLU, got none outside of loops; leave the features "
-                "probe out"
+                "expected a network with a ReLU, or with a product or convolution of features and "
+                "a parameter, got none outside loops; omit the features probe"
             )
         return PreparedFeatures(flat, compiled, layers, relus, self.tolerance)
 
@@ -157,14 +156,14 @@ class PreparedFeatures:
     def describe(self) -> Description:
         """Describe the layers, the ReLUs, the cut, and Theorem 9's bound if it applies."""
         facts = [
-            Fact("features received by", listed(self.layers)),
-            Fact("ReLUs after", listed(self.relus)),
-            Fact("features' cut", self.tolerance.rule("max(m, n) eps ‖X‖₂ for m x n features X")),
+            Fact("layers with features", listed(self.layers)),
+            Fact("layers with a ReLU", listed(self.relus)),
+            Fact("feature cut", self.tolerance.rule("max(m, n) eps ‖X‖₂ for m x n features X")),
         ]
         bound = Prediction(
             "H_o at most",
             "rank_bound/H_o",
-            "Mt (r + K - 1), Mt the hidden units that are active",
+            "Mt (r + K - 1), where Mt is the number of active hidden units",
             "theory.rank_outer_bound: Theorem 9, an upper bound for ReLU",
         )
         return Description(facts, predictions=[bound] if self._has_one_relu else [])

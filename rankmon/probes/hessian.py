@@ -33,12 +33,12 @@ class HessianProbe:
     """Ranks and spectra of H_L, H_o, H_f, H_f^fixed; the rank of Omega; predictions; the loss.
 
     Args:
-      tolerance: another cut than p * eps * max(||H_L||_2, ||X||_2) for part X.
+      tolerance: the cut; by default p * eps * max(||H_L||_2, ||X||_2) for part X.
       memory_limit: bytes for the matrices and their assembly together.
-      engine: as for `hessian_ranks`.
-      time_limit: seconds that a measurement may take, for "auto" and "sketch" to decide by.
-      include: globs over parameter names, in addition to those of the problem: only matching
-        leaves are differentiated, for instance a large network's last layer.
+      engine: the engine, as for `hessian_ranks`.
+      time_limit: the limit in seconds on a measurement, which "auto" and "sketch" respect.
+      include: globs over parameter names, in addition to those of the problem; only matching leaves
+        are differentiated, for example the last layer of a large network.
       exclude: globs over parameter names; matching leaves are held fixed.
     """
 
@@ -114,7 +114,7 @@ class PreparedHessian:
             point = point.holding(point.residuals)
         found = self.choice.engine.ranks(point, self.tolerance) if point.is_finite else None
         if found is None:
-            warning = "the outputs or the Hessian are not finite: its ranks are logged as NaN"
+            warning = "the outputs or the Hessian are not finite; its ranks are logged as NaN"
             return self._undefined(point.loss, warning), state
         scalars = {"loss": point.loss}
         for part, rank in found.parts.items():
@@ -133,8 +133,9 @@ class PreparedHessian:
     def _predicted(self, point: Point, *, vanished: bool) -> dict[str, float]:
         """Return rank/Omega, and rank_theory/* if the closed forms apply.
 
-        If all of H_f is below a tenth of the common cut (vanished), the residual is rounding error
-        relative to H_L and counts as zero, s = 0, although Omega has a rank at its own cut.
+        If all of H_f is below a tenth of the common cut (vanished), the residual is at the level
+        of rounding errors of H_L, and the closed forms use s = 0, although Omega itself may have a
+        positive rank.
         """
         measured = self.measured
         if measured.inputs is None:
@@ -162,9 +163,9 @@ class PreparedHessian:
         return Description(
             facts=[
                 *claims.facts,
-                Fact("p", f"{self.flat.p:,}: parameters that are differentiated"),
-                Fact("Hessian in", self._arithmetic()),
-                Fact("Hessian's cut", self._cut()),
+                Fact("p", f"{self.flat.p:,} differentiated parameters"),
+                Fact("Hessian dtype", self._arithmetic()),
+                Fact("Hessian cut", self._cut()),
                 Fact("engine", f"{self.choice.engine.describe()}; {self.choice.why}"),
             ],
             network=claims.network,
@@ -175,8 +176,8 @@ class PreparedHessian:
 
     def _arithmetic(self) -> str:
         precision = self.flat.precision
-        dtype = "the dtype of training" if precision.dtype is None else str(precision.dtype)
-        return f"{dtype}, ranks at eps = {precision.eps:.3g}"
+        dtype = "the training dtype" if precision.dtype is None else str(precision.dtype)
+        return f"{dtype}, ranks with eps = {precision.eps:.3g}"
 
     def _cut(self) -> str:
         norm = "max(‖H_L‖₂, ‖X‖₂) for part X"

@@ -57,11 +57,11 @@ class Lemma8Probe:
         if stack is None or not stack.linear or stack.bias is not False or loss != "mse":
             raise ValueError(
                 "expected a deep linear network without biases under loss 'mse' for Lemma 8, got "
-                f"{_describe_stack(stack)} under {loss!r}; leave the Lemma 8 probe out"
+                f"{_describe_stack(stack)} under {loss!r}; omit the Lemma 8 probe"
             )
         if flat.problem.weights is not None:
             raise ValueError(
-                "expected a probe batch without weights for Lemma 8, got weights; leave them out"
+                "expected a probe batch without weights for Lemma 8, got weights; omit them"
             )
         (inputs,) = jax.tree.leaves(flat.inputs)
         inputs = np.asarray(inputs, np.float64).reshape(flat.problem.n, -1)
@@ -155,7 +155,7 @@ class PreparedLemma8:
 
     def describe(self) -> Description:
         """Describe the flow time of one step."""
-        return Description([Fact("Lemma 8", f"flow time of one step {self.learning_rate:g}")])
+        return Description([Fact("Lemma 8", f"flow time per step: {self.learning_rate:g}")])
 
 
 def _state_of(path: lemma8.DeterminantPath) -> State:

@@ -65,8 +65,8 @@ class WeightsProbe:
         if not matrices:
             raise ValueError(
                 "expected parameters with at least one matrix, got shapes "
-                f"{ {spec.name: spec.shape for spec in flat.specs} }; watch the Hessian alone: "
-                "probes=['hessian']"
+                f"{ {spec.name: spec.shape for spec in flat.specs} }; to measure only the Hessian, "
+                "pass probes=['hessian']"
             )
         leaves = [spec.name for spec in flat.specs]
         tags = tag_names([view.name for _, view in matrices], leaves)
@@ -113,4 +113,4 @@ class PreparedWeights:
         cut = self.tolerance.rule(
             "max(m, n) eps64 ‖W‖₂, plus eps / 2 ‖W‖_F for weights stored below float64"
         )
-        return Description([Fact("weights", listed(shapes)), Fact("weights' cut", cut)])
+        return Description([Fact("weights", listed(shapes)), Fact("weight cut", cut)])

@@ -114,7 +114,7 @@ class Point(Snapshot):
                 )
         return cls(flat, 0, flat.leaves(params), reference)
 
-    def holding(self, reference: Float[np.ndarray, "n k"]) -> "Point":
+    def holding(self, reference: Float[np.ndarray, "n k"] | None) -> "Point":
         """Return this point with other residuals to hold, keeping all values computed so far."""
         point = copy(self)  # with the values of cached properties
         vars(point)["reference"] = reference  # a frozen dataclass refuses assignment

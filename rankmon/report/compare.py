@@ -82,8 +82,8 @@ def comparison_of(runs: Sequence[RunSeries]) -> Comparison:
     runs = [run for run in runs if not is_over_seeds(run)]
     if len(runs) < 2:
         raise ValueError(
-            f"expected at least 2 runs to compare, got {len(runs)}; give more run folders, or one "
-            "above several"
+            f"expected at least 2 runs to compare, got {len(runs)}; pass more run folders, or a "
+            "folder that contains several runs"
         )
     tags = list(dict.fromkeys(tag for run in runs for tag in rank_tags(run)))
     has_loss = any("loss" in run.scalars for run in runs)

@@ -175,17 +175,18 @@ def prediction(forms: ClosedForms) -> RenderableType:
         limits = ["\n".join(str(bound.value) for bound in bounds)]
         limits.append("\n".join(bound.source for bound in bounds))
         ranks.add_row(part, str(rank), f"{forms.per_parameter[part]:.2%}", *limits)
-    columns = _table("layer", "weights", "rank of its columns of H_f")
+    columns = _table("layer", "weights", "rank of the columns of H_f")
     layers = zip(forms.dims[:-1], forms.dims[1:], forms.columns, strict=True)
     for number, (before, after, rank) in enumerate(layers, 1):
         columns.add_row(str(number), f"{after} x {before}", str(rank))
     heading = Text(
         f"{widths}, {forms.loss}, {biases}: p = {forms.p} parameters\n"
-        f"r = {forms.r} (inputs), s = {forms.s} (residuals with inputs), q = {forms.q}"
+        f"r = {forms.r} (inputs), s = {forms.s} (residuals with inputs), q = {forms.q} (bottleneck)"
     )
     note = Text(
-        "For deep linear networks of full-rank weights; for others, the linear counterpart. "
-        "H_L's formula is a conjecture, exact on every network tried."
+        "These formulas hold for deep linear networks with full-rank weights; for other networks, "
+        "they describe the same layers without activations. The formula for H_L is a conjecture; "
+        "it was exact on every network tried."
     )
     return _stacked([heading, ranks, columns, note])
 

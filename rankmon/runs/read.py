@@ -44,12 +44,12 @@ def read_runs(logdir: PathLike) -> list[RunSeries]:
     top = Path(logdir).expanduser()
     if not top.exists():
         raise FileNotFoundError(
-            f"expected a log folder, got {str(top)!r}, which does not exist; give the folder that "
-            "RankMonitor(..., logdir=...) was given, or one above it"
+            f"expected a log folder, got {str(top)!r}, which does not exist; pass the "
+            "logdir of a RankMonitor, or a folder above it"
         )
     if not top.is_dir():
         raise NotADirectoryError(
-            f"expected a log folder, got the file {str(top)!r}; give the folder that it lies in"
+            f"expected a log folder, got the file {str(top)!r}; pass the folder that contains it"
         )
     folders = list(_folders(top))
     found = [_run(folder, name, logs) for folder, name, logs in folders]
@@ -61,7 +61,7 @@ def read_runs(logdir: PathLike) -> list[RunSeries]:
         others = f"none in {len(folders)} folders of logs" if folders else "no logs at all"
         raise ValueError(
             f"expected runs of rankmon in {str(top)!r}, got {others}; train with "
-            "RankMonitor(..., logdir=...) first, or give another folder"
+            "RankMonitor(..., logdir=...) first, or pass another folder"
         )
     return runs
 

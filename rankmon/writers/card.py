@@ -194,7 +194,7 @@ def _facts_of(flat: FlatProblem) -> list[Fact]:
     positions = "" if flat.positions == problem.n else f", {flat.positions:,} positions in all"
     return [
         Fact("parameters", f"{sum(spec.size for spec in flat.specs):,}: {arrays}"),
-        Fact("training in", ", ".join(dtypes)),
+        Fact("training dtype", ", ".join(dtypes)),
         Fact("n", f"{problem.n:,} examples in the probe batch{positions}{weighted}"),
         Fact("k", f"{flat.k:,} outputs"),
         Fact("loss", f"{problem.loss.name}, mean over the probe batch"),

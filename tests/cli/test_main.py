@@ -252,7 +252,7 @@ def few_parts(monkeypatch):
 def test_doctor(capsys, tmp_path):
     assert main(["doctor", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert f"{tmp_path} can be written" in out
+    assert f"{tmp_path} is writable" in out
     assert {line.split()[0] for line in out.splitlines() if line[0] != " "} <= {"ok", "missing"}
 
 

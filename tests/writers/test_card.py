@@ -318,18 +318,18 @@ def test_facts_and_predictions(problem, dims, kind, named):
     assert facts["widths"] == text
     assert facts["biases"] == ("in every layer" if bias else "none")
     assert facts["activations"].split(" (")[0] == named
-    assert facts["training in"] == "float32"
+    assert facts["training dtype"] == "float32"
     assert facts["n"].startswith(f"{n} examples")
     assert facts["k"] == "3 outputs"
     assert facts["loss"].startswith(loss)
     assert facts["r"].startswith(f"{r}: ")
     assert facts["q"].startswith(f"{q}: ")
-    assert facts["p"].startswith(f"{p}: ")
-    assert "float64, ranks at eps = 2.22e-16" in facts["Hessian in"]
-    assert "p eps max(‖H_L‖₂, ‖X‖₂)" in facts["Hessian's cut"]
-    assert facts["engine"].split(",")[0] == ("deep_linear" if named == "none" else "stack")
+    assert facts["p"].startswith(f"{p} ")
+    assert "float64, ranks with eps = 2.22e-16" in facts["Hessian dtype"]
+    assert "p eps max(‖H_L‖₂, ‖X‖₂)" in facts["Hessian cut"]
+    assert facts["engine"].split(":")[0] == ("deep_linear" if named == "none" else "stack")
     assert "recognized as" in facts["engine"]
-    assert facts["schedule"].startswith("4 times from a step to ten times that step")
+    assert facts["schedule"].startswith("4 times per decade of steps")
     suffix = "" if named == "none" else ", linear counterpart"
     formulas = {"H_o": theory.rank_outer, "H_f": theory.rank_functional, "H_L": theory.rank_loss}
     for part, formula in formulas.items():
@@ -404,11 +404,11 @@ def test_a_part_of_the_parameters_other_cuts_and_engines():
     ]
     facts = pairs(card_of(problem, params, probes=probes, every=7, overhead=0.05)[0])
     assert facts["parameters"].startswith("40: ")
-    assert facts["p"].startswith("16: ")
-    assert facts["engine"].startswith("dense, ")
+    assert facts["p"].startswith("16 ")
+    assert facts["engine"].startswith("dense: ")
     assert facts["engine"].endswith("asked for")
-    assert facts["Hessian's cut"].startswith("0.001 max(")
-    assert facts["weights' cut"] == "0.25"
+    assert facts["Hessian cut"].startswith("0.001 max(")
+    assert facts["weight cut"] == "0.25"
     assert facts["schedule"].startswith("every 7 steps")
     assert "at most 0.05 of the wall time" in facts["schedule"]
 

@@ -177,7 +177,7 @@ def test_a_lost_folder_that_another_run_has_taken_is_left_to_it(tmp_path):
     with pytest.warns(RankmonWarning) as caught:
         old.close()
     said = [str(warning.message) for warning in caught]
-    assert all(any(f"{kind} never took 1 record" in text for text in said) for kind in WRITERS)
+    assert all(any(f"{kind} did not write 1 record" in text for text in said) for kind in WRITERS)
     assert steps_in(folder) == [10]
 
 

@@ -291,7 +291,7 @@ export class App {
     });
     this.cutLabel = element("output", { "data-testid": "cut-label" });
     this.cutReset = button("Reset", () => move(LOGGED), { "data-testid": "cut-reset" });
-    const help = "Moves the cut below which eigenvalues count as zero; all ranks are recounted from the logged spectra";
+    const help = "The cut below which eigenvalues count as zero; all ranks are recomputed from the logged spectra";
     this.cut = element("label", { class: "cut", title: help }, "Cut ", slider, this.cutLabel, this.cutReset);
     this.describeCut();
   }
@@ -300,9 +300,9 @@ export class App {
     this.empty.hidden = this.runs.length > 0;
     if (this.runs.length) return;
     const words = this.all.length
-      ? [element("p", {}, "No run is selected: select one or more on the left.")]
+      ? [element("p", {}, "No run is selected. Select one or more runs on the left.")]
       : [
-          element("p", {}, "No run in this log folder has ranks yet. Three lines add them to a training loop:"),
+          element("p", {}, "No run in this log folder has ranks yet. To log them, add three lines to the training loop:"),
           element("pre", {}, NO_RUNS),
         ];
     this.empty.replaceChildren(...words);

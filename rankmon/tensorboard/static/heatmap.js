@@ -28,7 +28,7 @@ export function readingAt(u, { steps, indices, values }, shown) {
   const step = nearest(steps, u.posToVal(left, "x"));
   const index = nearest(indices, u.posToVal(top, "y") - 1);
   const value = values[step * indices.length + index];
-  const what = Number.isNaN(value) ? "exactly zero, or none" : shown(Number(value.toFixed(3)));
+  const what = Number.isNaN(value) ? "exactly zero or missing" : shown(Number(value.toFixed(3)));
   return `step ${steps[step]}, index ${indices[index] + 1}: log10 |eigenvalue| ${what}`;
 }
 

@@ -90,6 +90,6 @@ export class HessianSection {
     });
     if (!without.length) return "";
     const names = without.map(({ name }) => name).join(", ");
-    return `Not recounted, because the log has no spectra or cuts (tolerance/…): ${names}`;
+    return `Not recomputed, because the log has no spectra or cuts (tolerance/…): ${names}`;
   }
 }

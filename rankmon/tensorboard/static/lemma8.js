@@ -1,4 +1,4 @@
-// The section of Lemma 8: whether its assumptions hold, and predicted against measured log|det|.
+// The section of Lemma 8: whether its assumptions hold, and predicted and measured log|det|.
 
 import { element } from "./dom.js";
 import { evolution } from "./evolution.js";
@@ -37,7 +37,7 @@ export class Lemma8Section {
     const layers = layersOf(this.app, PREDICTED);
     const look = { logX: state.logX, height: 240 };
     const paths = layers.flatMap((layer) => {
-      const title = `Layer ${layer}: measured, and predicted by Lemma 8`;
+      const title = `Layer ${layer}: measured and predicted by Lemma 8`;
       return evolution(
         `lemma8-${layer}`,
         { ...look, title, left: "log|det W|" },
@@ -50,12 +50,12 @@ export class Lemma8Section {
       );
     });
     const errors = layers.flatMap((layer, at) => [
-      this.quantity(`${layer}-off`, `${layer}: off by`, lineColor(at), `lemma8/prediction_error/${layer}`),
-      this.quantity(`${layer}-by`, `${layer}: quadrature`, lineColor(at), `lemma8/quadrature_error/${layer}`, {
+      this.quantity(`${layer}-off`, `${layer}: prediction error`, lineColor(at), `lemma8/prediction_error/${layer}`),
+      this.quantity(`${layer}-by`, `${layer}: quadrature error`, lineColor(at), `lemma8/quadrature_error/${layer}`, {
         dash: [2, 4],
       }),
     ]);
-    const title = "Prediction error, and the quadrature error in it";
+    const title = "Prediction error and quadrature error";
     const off = { ...look, title, left: "|error of log|det||", leftLog: true };
     this.grid.show([...paths, ...evolution("lemma8-errors", off, errors, runs, state.median)]);
   }
