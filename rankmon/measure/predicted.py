@@ -24,11 +24,11 @@ class PredictedRanks:
       linear: whether the network is a deep linear one; the predictions for any other stack of dense
         layers are those of its linear counterpart.
       r: the rank of the inputs; with biases rank (X, 1) - 1.
-      visible: the same as far as H_o shows it: singular values whose squares exceed p * eps of the
-        largest.
+      visible: the rank of the inputs that H_o can resolve: the number of singular values whose
+        squares exceed p * eps times the largest square.
       s: the rank of Omega = E[delta x^T], with its margin.
       full_rank: whether every weight has full rank, which the formulas assume (A1).
-      ranks: "H_L", "H_o", "H_f" -> predicted rank; H_L is left out if s exceeds the visible rank.
+      ranks: "H_L", "H_o", "H_f" -> predicted rank; without H_L if s exceeds the visible rank.
     """
 
     dims: tuple[int, ...]
@@ -46,8 +46,8 @@ def predicted_ranks(problem: Problem, params: Any) -> PredictedRanks:
 
     The closed forms of `theory` at the widths found in the network, the measured rank r of the
     inputs and the measured rank s of Omega, the covariance of residuals and inputs. Omega is
-    counted at its own cut: if the residual is rounding error relative to H_L, the ranks that
-    `hessian_ranks` measures are lower.
+    counted with a cut relative to its own norm; `hessian_ranks` finds lower ranks if the residual
+    is at the level of rounding errors of H_L.
 
     Args:
       problem: network, loss and probe batch.
@@ -97,8 +97,8 @@ def closed_forms_at(measured: MeasuredSymbols, s: int, held: int) -> dict[str, i
     """Return the closed forms at this s, and for H_f_fixed at the s of the residuals held.
 
     An input direction of relative size t enters H_f as t and H_o as t^2: between p * eps and its
-    root it is seen in H_f alone. H_o is predicted at the visible rank, H_f at the own one, and H_L
-    only if s does not exceed the visible rank.
+    root, only H_f resolves it. H_o is predicted with the visible rank, H_f with r, and H_L only if
+    s does not exceed the visible rank.
     """
     assert measured.stack is not None
     assert measured.loss is not None
@@ -120,7 +120,7 @@ def closed_forms_at(measured: MeasuredSymbols, s: int, held: int) -> dict[str, i
 def closed_forms_apply(measured: MeasuredSymbols, snapshot: Snapshot) -> bool:
     """Return whether the closed forms say anything of the network at these parameters.
 
-    For a stack with activations they are a landmark, whatever its weights.
+    For a stack with activations, they are reference values, whatever its weights.
     """
     stack = measured.stack
     if stack is None or stack.bias is None or measured.loss is None:

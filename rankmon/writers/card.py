@@ -1,4 +1,4 @@
-"""The card of a run: a Markdown page on the network, the probes, predictions and curves.
+"""A run's card: a Markdown page on the network, the probes, predictions and curves.
 
 The card explains the curves that the run has logged so far, with the texts of `legend`. A record
 with a new curve gets a new card.
@@ -53,7 +53,7 @@ class Explained:
 
 
 class Card:
-    """The card of one run.
+    """One run's card.
 
     Args:
       facts: the facts that do not depend on the parameters; the last rows of the card's table.
@@ -146,7 +146,7 @@ class Card:
 
 
 class MedianCard:
-    """The card of the run with the medians over several seeds.
+    """The card for the medians over several seeds.
 
     Args:
       seeds: the number of seeds.

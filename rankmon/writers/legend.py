@@ -1,6 +1,6 @@
 """The legend: tags, unit and meaning of every curve.
 
-The card of a run shows the rows for the curves that it logs; the README shows all rows.
+A run's card shows the rows for the curves that it logs; the README shows all rows.
 """
 
 import re
