@@ -11,6 +11,7 @@ import numpy as np
 from rankmon.engines.base import Ranks, Spectra
 from rankmon.engines.cuts import Cut, HessianCuts, below_rounding
 from rankmon.linalg.numerical_rank import NumericalRank, Tolerance, numerical_rank
+from rankmon.linalg.signed_spectrum import SignedSpectrum
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Point
 
@@ -94,6 +95,10 @@ class ExactEngine(ABC):
             counted("H_f", cuts.own_functional).rank or 0,
             spectra,
             warnings=below_rounding(cuts.parts.values()),
+            curvature={
+                part: SignedSpectrum.of_eigenvalues(spectra[part], norm=norms["H_L"], cut=max(cut))
+                for part, cut in cuts.parts.items()
+            },
         )
 
     @property

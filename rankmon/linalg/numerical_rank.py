@@ -78,7 +78,8 @@ class NumericalRank:
     """A rank with its margin.
 
     Attributes:
-      rank: the number of singular values above `tolerance`; None if the matrix is not finite.
+      rank: the number of singular values above `tolerance`; None if the matrix is not finite, or
+        if only low and high are known.
       tolerance: the cut, absolute.
       size: the largest possible rank (p for a Hessian, min(m, n) for a matrix).
       low: the count above 10 x tolerance.
@@ -93,6 +94,11 @@ class NumericalRank:
     low: int | None
     high: int | None
     gap: float
+
+    @property
+    def known(self) -> int | None:
+        """The rank, if it is more than a bound: the number to log and to draw."""
+        return self.rank
 
     @property
     def certain(self) -> bool:
@@ -167,8 +173,10 @@ def soft_ranks(values: Float[np.ndarray, " m"]) -> SoftRanks:
     scaled = values / values[0]  # squares of tiny or huge values would leave the range of floats
     share = scaled / np.sum(scaled)
     share = share[share > 0]
+    with np.errstate(over="ignore"):
+        condition_number = float(1 / scaled[-1]) if scaled[-1] > 0 else float("inf")
     return SoftRanks(
         stable_rank=float(np.sum(scaled**2)),
         effective_rank=float(np.exp(-np.sum(share * np.log(share)))),
-        condition_number=float(1 / scaled[-1]) if scaled[-1] > 0 else float("inf"),
+        condition_number=condition_number,
     )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from oracles import CASES, Case, cross_entropy, data, dense_parts, mlp, mse, student_t
-from rankmon import HessianProbe, Problem, RankMonitor, hessian_ranks
+from rankmon import HessianProbe, Problem, RankMonitor, Tolerance, hessian_ranks
 from rankmon.engines.dense import Curvature
 from rankmon.engines.exact import digest
 from rankmon.engines.select import exact_engine
@@ -64,6 +64,35 @@ def test_the_engine_chosen_gives_the_spectra_of_autodiff(name):
         np.testing.assert_allclose(
             np.sort(spectrum), eigenvalues, rtol=0, atol=1e-12 * max(scale, 1)
         )
+
+
+@pytest.mark.parametrize("name", ["linear_bias-mse", "tanh-custom", "conv-mse"])
+def test_signed_curvature_is_that_of_autodiff(name):
+    case, problem, flat = CASES[name], problem_of(name), flat_of(name)
+    reference = np.random.default_rng(6).standard_normal((flat.positions, flat.k))
+    point = Point.of(problem, case.params, reference)
+    found = engine_for(problem, case.params).ranks(point, Tolerance())
+    matrices = dense_parts(case, reference)
+    norm = np.linalg.norm(matrices["H_L"], 2)
+    assert list(found.curvature) == ["H_L", "H_o", "H_f", "H_f_fixed"]
+    for part, summary in found.curvature.items():
+        matrix = (matrices[part] + matrices[part].T) / 2
+        values, own = np.linalg.eigvalsh(matrix), np.linalg.norm(matrix, 2)
+        want = {
+            "largest": values[-1],
+            "smallest": values[0],
+            "trace": np.trace(matrix),
+            "frobenius": np.linalg.norm(matrix),
+        }
+        for key, value in want.items():
+            got = getattr(summary, key).value
+            assert got == pytest.approx(value, rel=1e-11, abs=1e-11 * max(own, norm)), (part, key)
+        squares = (np.linalg.norm(matrix) / own) ** 2
+        assert summary.stable_rank.value == pytest.approx(squares, rel=1e-9)
+        for share, count in summary.above.items():
+            assert count.value == np.sum(np.abs(values) > share * norm), (part, share)
+        assert summary.clearly_negative.value == np.sum(values < -0.01 * norm)
+        assert summary.negative.value == np.sum(values < -found.parts[part].tolerance)
 
 
 @pytest.mark.parametrize("name", ["linear_bias-mse", "tanh-cosh"])
