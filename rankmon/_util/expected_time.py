@@ -90,6 +90,24 @@ class _CompileRate:
 _rate = _CompileRate()
 
 
+def say_compiled(before: float) -> None:
+    """Log how long compilation has taken since `seconds_compiling` gave `before`, if it was long.
+
+    Time that another thread of the process compiled meanwhile counts too.
+    """
+    seconds = _rate.seconds - before
+    if seconds > WORTH_SAYING:
+        _log.warning(
+            "rankmon: the first probe compiled its programs in %s, which no later probe repeats",
+            _duration(seconds),
+        )
+
+
+def seconds_compiling() -> float:
+    """Return the seconds for which this process has compiled programs until now."""
+    return _rate.seconds
+
+
 def compiled(what: str, traced: Any, options: dict[str, Any] | None = None) -> Any:
     """Compile a traced program; log a message before it if that is expected to take long.
 

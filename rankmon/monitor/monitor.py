@@ -157,7 +157,7 @@ class RankMonitor(ClosesOnExit):
             logdir, writers = None, []
         self._home = Home()
         self._errors = errors = ErrorPolicy(on_error)
-        limit = Overhead(share)
+        limit = Overhead(share, background=background)
         worker = Worker(waiting, when_full, errors=errors) if background else None
         # A separate thread: a report from inside a compiled program must not wait for a measurement
         # that itself waits for the program.

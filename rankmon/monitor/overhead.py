@@ -4,6 +4,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+# The share of the wall time from which on the user is warned, and the probes and their seconds that
+# come before: a run that is over within minutes needs no advice, and neither the first probe, with
+# all compilations, nor a single slow one says what probes take in the long run.
+_HEAVY_SHARE = 0.2
+_HEAVY_PROBES, _HEAVY_SECONDS = 3, 30.0
+
 
 class Overhead:
     """The seconds that probes took since the first of them began.
@@ -18,16 +24,27 @@ class Overhead:
 
     Args:
       share: the largest share of the wall time, in (0, 1]; None for no limit.
+      background: whether probes are measured on a worker thread.
       clock: returns the time in seconds, from any origin.
     """
 
-    def __init__(self, share: float | None, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        share: float | None,
+        *,
+        background: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._share = share
+        self._background = background
         self._clock = clock
         self._began: float | None = None
         self._in_calls = 0.0
         self._in_probes = 0.0
         self._last: float | None = None
+        # At the end of the first probe: the time, and the seconds spent.
+        self._settled: tuple[float, float] | None = None
+        self._later_probes = 0
 
     def affords(self, under_way: int = 0) -> bool:
         """Return whether the limit allows another probe; the first one is always allowed.
@@ -52,6 +69,24 @@ class Overhead:
         """Add the time of a probe that has finished or failed."""
         self._in_probes += seconds
         self._last = seconds
+        if self._settled is None:
+            self._settled = self._clock(), self._spent
+        else:
+            self._later_probes += 1
+
+    def advice(self) -> str | None:
+        """Return a warning if no limit is set and probes take much of the time since the first."""
+        if self._share is not None or self._settled is None or self._later_probes < _HEAVY_PROBES:
+            return None
+        began, before = self._settled
+        spent, wall = self._spent - before, self._clock() - began
+        if spent < _HEAVY_SECONDS or spent <= _HEAVY_SHARE * wall:
+            return None
+        add = "overhead=0.05" if self._background else "background=True, overhead=0.05"
+        return (
+            f"probes have taken {spent / wall:.0%} of the wall time since the first one; add {add} "
+            "to the RankMonitor, which keeps them to 5 %, or measure less often"
+        )
 
     @contextmanager
     def spending(self) -> Iterator[None]:

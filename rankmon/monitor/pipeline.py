@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from rankmon._util.errors import ErrorPolicy
+from rankmon._util.expected_time import say_compiled, seconds_compiling
 from rankmon._util.facts import Fact
 from rankmon._util.hparams import Hparam
 from rankmon.monitor.alerts import Action, Alarm, Alert, act
@@ -90,6 +91,7 @@ class Pipeline:
             errors=errors, overhead=overhead, alerts=alerts, facts=facts, hparams=hparams
         )
         self._note = ""  # for the next measured record
+        self._compiled_before: float | None = None  # until the first probe has ended
         self._found: deque[tuple[Action, Alarm]] = deque()  # not acted on yet
         if params is not None:
             self.prepare(params)
@@ -118,6 +120,7 @@ class Pipeline:
         if self.flat is not None:
             return self.flat
         flat = self._problem.flat(params)
+        self._compiled_before = seconds_compiling()
         prepared = prepare_probes(
             self._probes, flat, skips_oversize=self._skips_oversize, errors=self._errors
         )
@@ -176,6 +179,12 @@ class Pipeline:
             self._others.deliver()  # on this thread; an interrupt leaves records in the backlog
         finally:
             self._overhead.probe_ends(time.monotonic() - began)
+        if self._compiled_before is not None:
+            say_compiled(self._compiled_before)
+            self._compiled_before = None
+        advice = self._overhead.advice()
+        if advice is not None:
+            self._errors.warn(advice, key="overhead")
         # Last, because it may raise StopTraining: the record is written by now.
         act(self._found, self._errors)
         return record

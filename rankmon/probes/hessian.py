@@ -10,7 +10,7 @@ from rankmon._util.hparams import Hparam
 from rankmon._util.tags import HESSIAN_PARTS
 from rankmon._util.validate import check_engine, check_time_limit
 from rankmon.engines.base import compile_derivatives
-from rankmon.engines.select import DEFAULT_TIME_LIMIT, ENGINES, Choice, select_engine
+from rankmon.engines.select import ENGINES, Choice, select_engine
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
 from rankmon.linalg.numerical_rank import (
     DEFAULT_TOLERANCE,
@@ -27,6 +27,9 @@ from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Point, Snapshot
 from rankmon.problem.problem import Problem
 
+# Seconds: a probe is one of many and delays training; `hessian_ranks` is asked for its result.
+DEFAULT_TIME_LIMIT = 10.0
+
 
 @dataclass(frozen=True)
 class HessianProbe:
@@ -36,7 +39,8 @@ class HessianProbe:
       tolerance: the cut; by default p * eps * max(||H_L||_2, ||X||_2) for part X.
       memory_limit: bytes for the matrices and their assembly together.
       engine: the engine, as for `hessian_ranks`.
-      time_limit: the limit in seconds on a measurement, which "auto" and "sketch" respect.
+      time_limit: the limit in seconds on a measurement, which "auto" and "sketch" respect; the
+        compilation before the first one does not count.
       include: globs over parameter names, in addition to those of the problem; only matching leaves
         are differentiated, for example the last layer of a large network.
       exclude: globs over parameter names; matching leaves are held fixed.

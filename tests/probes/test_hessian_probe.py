@@ -300,3 +300,8 @@ def test_the_hessian_of_some_layers_beside_the_weights_of_all():
         assert moved["loss"] != scalars["loss"]  # what is held fixed still moves
     with refused(ValueError, "'W3'"):
         RankMonitor(problem, every=1, probes=[HessianProbe(include="W3")])(0, params)
+
+
+def test_a_probe_is_limited_to_seconds_and_a_measurement_to_minutes():
+    assert HessianProbe().time_limit == 10.0
+    assert inspect.signature(hessian_ranks).parameters["time_limit"].default == 120.0
