@@ -1,7 +1,7 @@
 """Compile programs that fit in a given amount of memory, as measured by the compiler."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -41,17 +41,20 @@ def largest_program(
       MemoryError: if not even a chunk of size one fits.
     """
 
-    def traced_for(chunk: int) -> Any:
-        arguments = shapes(chunk) if callable(shapes) else shapes
-        return jax.jit(make(chunk), donate_argnums=donate).trace(*arguments)
+    def arguments(chunk: int) -> Any:
+        return shapes(chunk) if callable(shapes) else shapes
 
+    def traced_for(chunk: int) -> Any:
+        return jax.jit(make(chunk), donate_argnums=donate).trace(*arguments(chunk))
+
+    placed = tuple(leaf.sharding for leaf in jax.tree.leaves(arguments(most)))
     chunk, traced = most, traced_for(most)
     if holds(traced.jaxpr, {CONVOLUTION}) and jax.default_backend() == "cpu":
-        fast = _with_library_calls(part, traced_for, traced, most=most, room=room)
+        fast = _with_library_calls(part, traced_for, traced, placed, most=most, room=room)
         if fast is not None:
             return fast
     while True:
-        program = compiled(part, traced, _COUNTED)
+        program = compiled(part, traced, _COUNTED, placed)
         need = _temporary_bytes(program)
         if need <= room:
             return program, chunk, need
@@ -67,7 +70,13 @@ def largest_program(
 
 
 def _with_library_calls(
-    part: str, traced_for: Callable[[int], Any], traced: Any, *, most: int, room: int
+    part: str,
+    traced_for: Callable[[int], Any],
+    traced: Any,
+    placed: Hashable,
+    *,
+    most: int,
+    room: int,
 ) -> tuple[Callable[..., Any], int, int] | None:
     """Return `largest_program` with fused library calls, by a bound; None if it never fits.
 
@@ -80,7 +89,7 @@ def _with_library_calls(
             return None
         chunk = max(1, min(chunk // 2, int(chunk * room / need)))
         traced = traced_for(chunk)
-    program = compiled(part, traced)
+    program = compiled(part, traced, placed=placed)
     return program, chunk, _temporary_bytes(program)
 
 

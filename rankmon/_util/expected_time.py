@@ -6,11 +6,13 @@ a loop its first round.
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from rankmon._util.jaxpr import operations_of
+from rankmon._util.program_cache import kept_or_compiled
 
 _log = logging.getLogger("rankmon")
 _T = TypeVar("_T")
@@ -108,34 +110,44 @@ def seconds_compiling() -> float:
     return _rate.seconds
 
 
-def compiled(what: str, traced: Any, options: dict[str, Any] | None = None) -> Any:
-    """Compile a traced program; log a message before it if that is expected to take long.
+def compiled(
+    what: str,
+    traced: Any,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    placed: Hashable = None,
+) -> Any:
+    """Compile a traced program once; log a message before it if that is expected to take long.
 
     Args:
       what: the result of the program, for the log.
       traced: the result of `jax.jit(...).trace`.
       options: compiler options; they are ignored if this compiler does not support them.
+      placed: the shardings of the arguments, if they are not where JAX puts arrays by default.
     """
-    equations = sum(1 for _ in operations_of(traced.jaxpr))
-    expected = equations * _rate.each
-    if expected > WORTH_SAYING:
-        _log.warning(
-            "rankmon: compiling %s, a program of %s equations: expected to take about %s (a rough "
-            "estimate)",
-            what,
-            f"{equations:,}",
-            _duration(expected),
-        )
-    begun = time.monotonic()
     lowered = traced.lower()
-    try:
-        program = lowered.compile(compiler_options=options)
-    except Exception:
-        if not options:
-            raise
-        program = lowered.compile()  # perhaps an unknown option; other errors occur again
-    _rate.add(equations, time.monotonic() - begun)
-    return program
+
+    def compile_now() -> Any:
+        equations = sum(1 for _ in operations_of(traced.jaxpr))
+        expected = equations * _rate.each
+        if expected > WORTH_SAYING:
+            _log.warning(
+                "rankmon: compiling %s, a program of %s equations: expected to take about %s (a "
+                "rough estimate)",
+                what,
+                f"{equations:,}",
+                _duration(expected),
+            )
+        begun = time.monotonic()
+        try:
+            program = lowered.compile(compiler_options=dict(options) or None)
+        except Exception:
+            if not options:
+                raise
+            program = lowered.compile()  # perhaps an unknown option; other errors occur again
+        _rate.add(equations, time.monotonic() - begun)
+        return program
+
+    return kept_or_compiled(traced, lowered, options, placed, compile_now)
 
 
 def _duration(seconds: float) -> str:

@@ -16,6 +16,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, Float
 
+from rankmon._util.expected_time import compiled
 from rankmon._util.jaxpr import (
     CALLS,
     CUSTOM_CALLS,
@@ -99,11 +100,11 @@ def layer_states(flat: FlatProblem, stack: DenseStack) -> Callable[..., LayerSta
     leaves = [abstract_array(spec.shape, precision.dtype) for spec in flat.specs]
     shape = abstract_arrays(inputs)
     with precision.scope():
-        compiled = jax.jit(states).lower(leaves, shape).compile()
+        program = compiled("the layers' activations", jax.jit(states).trace(leaves, shape))
 
     def at(leaves: Sequence[np.ndarray]) -> LayerStates:
         with precision.scope():
-            parts = compiled(list(leaves), inputs)
+            parts = program(list(leaves), inputs)
             return LayerStates(*(tuple(np.asarray(a, np.float64) for a in part) for part in parts))
 
     return at

@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import PyTree, Shaped
 
+from rankmon._util.expected_time import compiled
 from rankmon._util.optional_readers import optionally
 from rankmon.network.dataflow import (
     Activation,
@@ -143,5 +144,6 @@ def _equals_chain(apply: Callable[..., Any], stack: DenseStack, leaves: Any, inp
     (chain,) = (np.reshape(x, (len(x), -1)) for x in jax.tree_util.tree_leaves(batch))
     for W, b in zip(stack.weights(drawn), stack.biases(drawn), strict=True):
         chain = chain @ W.T if b is None else chain @ W.T + b
-    error = np.abs(np.asarray(jax.jit(apply)(drawn, batch)) - chain).max()
+    program = compiled("the chain of layers", jax.jit(apply).trace(drawn, batch))
+    error = np.abs(np.asarray(program(drawn, batch)) - chain).max()
     return bool(error <= 1e-12 * np.abs(chain).max())

@@ -17,6 +17,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jaxtyping import Array, Bool, Float
 
+from rankmon._util.expected_time import compiled
 from rankmon._util.jaxpr import (
     CALLS,
     CONVOLUTION,
@@ -52,22 +53,22 @@ class Taps(NamedTuple):
 
 def compiled_taps(flat: FlatProblem) -> Taps:
     """Compile the taps on a problem's network, in the precision of the problem."""
-    program, leaves = flat.program, len(flat.specs)
+    network, leaves = flat.program, len(flat.specs)
     sources = [_Source(leaf=i) for i in range(leaves)]
-    sources += [_Source(of_data=True)] * (len(program.in_avals) - leaves)
+    sources += [_Source(of_data=True)] * (len(network.in_avals) - leaves)
     layers: list[str] = []
     relus: list[str] = []
 
     def walk(arguments: Sequence[Any]) -> Any:
         own = _Walk(flat)  # it refers to traced arrays, which must not outlive the trace
-        own.through(program, list(zip(arguments, sources, strict=True)))
+        own.through(network, list(zip(arguments, sources, strict=True)))
         layers[:], relus[:] = own.layers, own.relus
         return own.features, own.positive
 
-    shapes = [abstract_array(aval.shape, aval.dtype) for aval in program.in_avals]
+    shapes = [abstract_array(aval.shape, aval.dtype) for aval in network.in_avals]
     with flat.precision.scope():
-        compiled = jax.jit(walk).lower(shapes).compile()
-    return Taps(lambda leaves, inputs: compiled([*leaves, *jax.tree.leaves(inputs)]), layers, relus)
+        program = compiled("the features", jax.jit(walk).trace(shapes))
+    return Taps(lambda leaves, inputs: program([*leaves, *jax.tree.leaves(inputs)]), layers, relus)
 
 
 @dataclass(frozen=True)

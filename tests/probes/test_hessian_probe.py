@@ -1,5 +1,6 @@
 """The Hessian probe: its curves, theory beside them, and networks of every kind."""
 
+import inspect
 from typing import Any
 
 import jax
