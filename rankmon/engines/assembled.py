@@ -79,7 +79,8 @@ class _AssembledEngine(ExactEngine):
         return self.assembly.parts(point)
 
     def _spectra(self, point: Point) -> Spectra | None:
-        if np.array_equal(point.reference, point.residuals):
+        held_residuals = point.reference
+        if held_residuals is not None and np.array_equal(held_residuals, point.residuals):
             point = point.holding(None)  # H_f_fixed is H_f
         parts = self._parts(point)
         if not parts.is_finite:
