@@ -219,17 +219,28 @@ def holds_functions(eqn: JaxprEqn) -> bool:
     )
 
 
-def reduces_to_another_dtype(program: ClosedJaxpr) -> bool:
-    """Return whether a reduction's result has another dtype than its operand, which is an error.
+def contradicts_itself(program: ClosedJaxpr) -> bool:
+    """Return whether an operation has dtypes that its operation does not allow, which is an error.
 
-    This occurs if a function closes over an int64 NumPy array and was traced with x64 off before.
-    JAX then traces it without an error, but cannot compile it.
+    This occurs if a function closes over an int64 or float64 NumPy array, which JAX keeps as int32
+    or float32 after its first use with x64 off. JAX then traces the function in the float64 scope
+    without an error, but cannot compile it.
     """
-    return any(
-        eqn.invars[0].aval.dtype != eqn.outvars[0].aval.dtype  # type: ignore[attr-defined]
-        for eqn in operations_of(program)
-        if eqn.primitive.name in _REDUCTIONS
-    )
+
+    def dtypes(atoms: Sequence[Any]) -> set[Any]:
+        return {atom.aval.dtype for atom in atoms if hasattr(atom.aval, "dtype")}
+
+    def contradicts(eqn: JaxprEqn) -> bool:
+        name = eqn.primitive.name
+        if name in _REDUCTIONS | MOVES:
+            return len(dtypes([eqn.invars[0], eqn.outvars[0]])) > 1
+        if name in CALLS:
+            pairs = zip(eqn.invars, nested(eqn).jaxpr.invars, strict=True)
+            return any(len(dtypes(pair)) > 1 for pair in pairs)
+        floats = {d for d in dtypes(eqn.invars) if np.dtype(d).kind == "f"}
+        return name in ELEMENTWISE | SUMS and len(floats) > 1
+
+    return any(map(contradicts, operations_of(program)))
 
 
 def holds(program: Jaxpr | ClosedJaxpr, names: Collection[str]) -> bool:

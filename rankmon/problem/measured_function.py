@@ -44,7 +44,8 @@ def chosen_network(
     The network is lifted if the user asks for it. It is also lifted if it cannot be traced in
     float64 although it computes in the dtype of its parameters throughout: lifting then adds
     digits without removing an intended rounding. (Examples: a float32 carry of a recurrent
-    network; a closed-over NumPy int64 array, which JAX keeps as int32 after its first use.)
+    network; a closed-over NumPy array of int64 or float64, which JAX keeps as int32 or float32
+    after its first use.)
 
     Args:
       problem: the user's problem.

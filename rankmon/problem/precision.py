@@ -19,10 +19,10 @@ from rankmon._util.jaxpr import (
     COND,
     SCAN,
     WHILE,
+    contradicts_itself,
     interpreted,
     operations_of,
     programs_in,
-    reduces_to_another_dtype,
     scan_of,
     while_of,
 )
@@ -180,8 +180,8 @@ def choose_precision(function: Callable[..., Any], *args: Any, lifts: bool = Fal
     try:
         with DOUBLE.scope():
             jaxpr = jax.make_jaxpr(function)(*lifted)
-        if reduces_to_another_dtype(jaxpr):
-            raise TypeError("an int64 constant of NumPy that JAX keeps as int32")  # noqa: TRY301
+        if contradicts_itself(jaxpr):
+            raise TypeError("a 64-bit constant of NumPy that JAX keeps in 32 bits")  # noqa: TRY301
     except Exception as error:  # noqa: BLE001  the function may not support float64
         return _native_precision(function, args, error, lifts=lifts)
     found, unread = _coarsest(jaxpr)
@@ -219,9 +219,9 @@ def _native_precision(
     eps = max([eps_of(leaf.dtype) for leaf in jax.tree.leaves(args)], default=DOUBLE.eps)
     eps = max(eps, eps_of(found[1])) if found else eps
     remedy = (
-        "make NumPy integer arrays that the network or the loss closes over int32, or pass them "
-        "through jnp.asarray"
-        if lifts or "int64" in str(error)
+        "pass NumPy arrays that the network or the loss closes over through jnp.asarray, or make "
+        "them int32 or float32"
+        if lifts or "of NumPy" in str(error) or "int64" in str(error)
         else "pass lift_dtype=True to the Problem to lift its operations one by one"
     )
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -528,6 +528,37 @@ def test_a_sum_of_a_numpy_array_in_a_jitted_network():
     assert_exact(Problem(apply, loss="mse", inputs=X, targets=Y), w, parts)
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda h, a: h * a,
+        lambda h, a: h + a[0],
+        lambda h, a: h @ (a.T @ a)[:3, :3],
+        lambda h, a: jnp.maximum(h, a[1]),
+        lambda h, a: jnp.where(a > 0, h, a),
+        lambda h, a: h - jnp.sum(jnp.asarray(a) ** 2),
+    ],
+    ids=["product", "sum", "matrix", "maximum", "where", "moments"],
+)
+def test_a_float64_array_of_numpy_that_a_network_closes_over(use):
+    """JAX keeps it as float32 from its first use in training on."""
+    array = normal(len(X), 3, seed=4).round(1)
+
+    def network(array):
+        return lambda w, x: jnp.tanh(use(x @ w, array))
+
+    w = normal(6, 3, seed=9).astype(np.float32)
+    apply = network(array.copy())
+    jax.jit(apply)(w, X.astype(np.float32))
+    single = array.astype(np.float32).astype(np.float64)
+    parts = dense_parts(Case("closed over", network(single), w, X, Y, "mse", mse))
+    got = hessian_ranks(Problem(apply, loss="mse", inputs=X, targets=Y), w)
+    for part, rank in got.items():
+        spectrum = np.abs(np.linalg.eigvalsh(parts[part]))
+        assert rank.rank == np.sum(spectrum > rank.tolerance), part
+        assert rank.tolerance < 1e-10
+
+
 def test_a_loss_that_closes_over_one_is_told_what_to_write():
     pairs = np.array([[0, 1], [1, 2]])
 
