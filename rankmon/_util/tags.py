@@ -5,6 +5,18 @@ from collections.abc import Collection, Iterable, Sequence
 
 HESSIAN_PARTS = ("H_L", "H_o", "H_f", "H_f_fixed")
 
+# The families of curves of a part's signed eigenvalues, as <family>/<part>. Weights have soft ranks
+# too, as <family>/<layer>; no layer is named like a part.
+EXTREMES = ("eigenvalue_max", "eigenvalue_min")
+EPSILON_RANKS = ("rank_0.1", "rank_0.01", "rank_0.001")
+NEGATIVE = ("negative_0.01", "negative")
+MOMENTS = ("trace", "norm")
+SOFT_RANKS = ("stable_rank", "effective_rank")
+CURVATURE = (*EXTREMES, *EPSILON_RANKS, *NEGATIVE, *MOMENTS, *SOFT_RANKS)
+
+# The ends of an estimate's interval, as <prefix>/<family>/<part>.
+INTERVAL_LOW, INTERVAL_HIGH = "interval_low", "interval_high"
+
 # A weight with such a name would overwrite tags of the Hessian, such as rank_low/<name>.
 RESERVED_NAMES = frozenset({*HESSIAN_PARTS, "Omega"})
 

@@ -103,7 +103,8 @@ def _add_report(commands: _Commands) -> None:
         "summarize the runs in a log folder, live or finished",
         """\
 Columns of the table, for each rank:
-  first, last, min   the first, the last and the lowest value
+  first, last, min   the first, the last and the lowest value; the bounds of the
+                     last rank, as 1,024–19,968, if only these are known
   theory             the last prediction
   agrees             the number of steps at which the rank equals the prediction,
                      out of all steps with a prediction

@@ -21,7 +21,7 @@ class Ranks:
 
     Attributes:
       parts: "H_L", "H_o", "H_f" and, with a reference, "H_f_fixed".
-      own_functional: the rank of H_f at its own cut.
+      own_functional: the rank of H_f at its own cut; None if only bounds are known.
       spectra: the eigenvalues of each part, if they were computed.
       warnings: messages to the user about limits of these ranks.
       curvature: of each part the extremes, moments and counts of its signed eigenvalues, if they
@@ -29,7 +29,7 @@ class Ranks:
     """
 
     parts: dict[str, NumericalRank]
-    own_functional: int
+    own_functional: int | None
     spectra: Mapping[str, Float[np.ndarray, " p"]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     curvature: Mapping[str, SignedSpectrum] = field(default_factory=dict)

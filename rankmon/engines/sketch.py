@@ -154,7 +154,7 @@ class SketchEngine:
         ranks |= {part: replace(rank, size=p) for part, rank in counted.items()}
         return Ranks(
             {part: ranks[part] for part in norms},
-            sketches["H_f"].counted(own.value, finest=own.finest).rank or 0,
+            sketches["H_f"].counted(own.value, finest=own.finest).known,
             warnings=(
                 *((self._incomplete_warning(incomplete),) if incomplete else ()),
                 *below_rounding(cuts[part] for part in others),

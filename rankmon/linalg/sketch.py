@@ -59,6 +59,11 @@ class SketchedRank(NumericalRank):
     side: int
     complete: bool
 
+    @property
+    def known(self) -> int | None:
+        """The rank; None if the sketch is not complete, because `rank` is a bound then."""
+        return self.rank if self.complete else None
+
     def at_most(self, count: int) -> "SketchedRank":
         """Return this rank with `high` lowered to a bound on the values above tolerance / 10."""
         assert self.low is not None

@@ -8,7 +8,10 @@ from typing import Any, Literal, Protocol
 
 from rankmon._util.errors import ErrorPolicy
 from rankmon._util.globs import as_patterns, matches
+from rankmon._util.tags import HESSIAN_PARTS, SOFT_RANKS
 from rankmon._util.validate import as_share
+
+_SOFT_RANKS_OF_PARTS = frozenset(f"{name}/{part}" for name in SOFT_RANKS for part in HESSIAN_PARTS)
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,9 @@ class RankBelow(_WithShare):
     Args:
       share: the share of the first value, in (0, 1].
       tags: globs over tags; by default the ranks of weights and features. (The rank of H_f is left
-        out, because it falls with the loss in every network that learns.)
+        out, because it falls with the loss in every network that learns. For the same reason the
+        soft ranks of the Hessian's parts match only globs that name them, such as
+        "stable_rank/H_L": "stable_rank/*" means the weights.)
       action: "warn", "stop" (raises `StopTraining` in the loop) or a function of the `Alarm`.
     """
 
@@ -106,8 +111,14 @@ class RankBelow(_WithShare):
         return {
             tag: f"{tag} is {value:g}, below {self.share:g} of its first value, {first[tag]:g}"
             for tag, value in scalars.items()
-            if matches(tag, as_patterns(self.tags)) and value < self.share * first.get(tag, 0)
+            if self._watches(tag) and value < self.share * first.get(tag, 0)
         }
+
+    def _watches(self, tag: str) -> bool:
+        patterns = as_patterns(self.tags)
+        if tag in _SOFT_RANKS_OF_PARTS:
+            patterns = tuple(glob for glob in patterns if "H_" in glob)
+        return matches(tag, patterns)
 
 
 @dataclass(frozen=True)

@@ -107,9 +107,12 @@ def count_scalar(count: int | None) -> float:
 
 
 def rank_scalars(prefix: str, name: str, rank: NumericalRank) -> dict[str, float]:
-    """Return the scalars of one rank: the rank at prefix/name, and its cut, low, high and gap."""
+    """Return the scalars of one rank: the rank at prefix/name, and its cut, low, high and gap.
+
+    The rank is NaN if only its bounds, low and high, are known.
+    """
     return {
-        f"{prefix}/{name}": count_scalar(rank.rank),
+        f"{prefix}/{name}": count_scalar(rank.known),
         f"tolerance/{name}": rank.tolerance,
         f"rank_low/{name}": count_scalar(rank.low),
         f"rank_high/{name}": count_scalar(rank.high),

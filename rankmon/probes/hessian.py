@@ -1,4 +1,4 @@
-"""The Hessian probe: ranks and spectra of H_L, H_o, H_f and H_f^fixed during training."""
+"""The Hessian probe: ranks, spectra and signed curvature of H_L, H_o, H_f and H_f^fixed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from rankmon._util.hparams import Hparam
 from rankmon._util.tags import HESSIAN_PARTS
 from rankmon._util.validate import check_engine, check_time_limit
 from rankmon.engines.base import compile_derivatives
+from rankmon.engines.exact import ExactEngine
 from rankmon.engines.select import ENGINES, Choice, select_engine
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
 from rankmon.linalg.numerical_rank import (
@@ -20,7 +21,8 @@ from rankmon.linalg.numerical_rank import (
 )
 from rankmon.measure.predicted import closed_forms_apply, closed_forms_at
 from rankmon.measure.symbols import MeasuredSymbols
-from rankmon.probes.base import Description, Measurement, State, rank_scalars
+from rankmon.probes.base import Description, Measurement, State, count_scalar, rank_scalars
+from rankmon.probes.curvature import curvature_scalars, undefined_curvature
 from rankmon.probes.predictions_text import Claims, widths_text
 from rankmon.problem.diagnosis import check_uses_parameters
 from rankmon.problem.flat import FlatProblem
@@ -33,7 +35,7 @@ DEFAULT_TIME_LIMIT = 10.0
 
 @dataclass(frozen=True)
 class HessianProbe:
-    """Ranks and spectra of H_L, H_o, H_f, H_f^fixed; the rank of Omega; predictions; the loss.
+    """Ranks and signed spectra of H_L, H_o, H_f, H_f^fixed; rank of Omega; predictions; loss.
 
     Args:
       tolerance: the cut; by default p * eps * max(||H_L||_2, ||X||_2) for part X.
@@ -123,14 +125,18 @@ class PreparedHessian:
         scalars = {"loss": point.loss}
         for part, rank in found.parts.items():
             scalars |= rank_scalars("rank", part, rank)
-        scalars["rank_self/H_f"] = found.own_functional
+        scalars["rank_self/H_f"] = count_scalar(found.own_functional)
         vanished = found.parts["H_f"].high == 0
         scalars |= self._predicted(point, vanished=vanished)
         arrays = {}
         for part, spectrum in found.spectra.items():
             nonzero = spectrum[spectrum != 0]
-            arrays[f"spectrum/{part}"] = np.log10(np.abs(nonzero))
+            logs = np.log10(np.abs(nonzero))
+            arrays[f"spectrum/{part}"] = logs
+            arrays[f"spectrum_negative/{part}"] = logs[nonzero < 0]
             scalars[f"spectrum_zeros/{part}"] = spectrum.size - nonzero.size
+        for part, summary in found.curvature.items():
+            scalars |= curvature_scalars(part, summary)
         warnings = (*self._precision_warning(), *self.choice.warnings, *found.warnings)
         return Measurement(scalars, arrays, warnings), state
 
@@ -156,6 +162,8 @@ class PreparedHessian:
         scalars = {"loss": loss, "rank_self/H_f": float("nan")}
         for part in HESSIAN_PARTS:
             scalars |= rank_scalars("rank", part, undefined_rank(self.flat.p))
+            if isinstance(self.choice.engine, ExactEngine):
+                scalars |= undefined_curvature(part)
         return Measurement(scalars, warnings=(*self._precision_warning(), *warnings))
 
     def _precision_warning(self) -> tuple[str, ...]:

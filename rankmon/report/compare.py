@@ -7,7 +7,7 @@ from math import isfinite, isnan, nan
 import numpy as np
 
 from rankmon._util.globs import matches
-from rankmon.report.summary import Curve, is_over_seeds, rank_tags, summary_of
+from rankmon.report.summary import Curve, is_over_seeds, rank_curve, rank_tags, summary_of
 from rankmon.runs.series import RunSeries, ScalarSeries
 
 
@@ -37,15 +37,18 @@ class ComparedTag:
     Attributes:
       tag: the tag.
       last: the last value of each run; None if the run did not log the tag.
-      median: the median of the finite last values; NaN if there are none.
-      lowest: the lowest finite last value; NaN if there are none.
-      highest: the highest finite last value; NaN if there are none.
+      bounds: for each run the bounds of its last rank, if only these are known, else None.
+      median: the median of the finite last values; NaN if there are none, or if only bounds of some
+        are known.
+      lowest: the lowest finite last value or bound; NaN if there are none.
+      highest: the highest finite last value or bound; NaN if there are none.
       differ: the first step at which two runs logged different values; None if there is no such
         step.
     """
 
     tag: str
     last: tuple[float | None, ...]
+    bounds: tuple[tuple[float, float] | None, ...]
     median: float
     lowest: float
     highest: float
@@ -110,17 +113,41 @@ def _compared_run(run: RunSeries) -> ComparedRun:
 
 def _compared_tag(runs: Sequence[RunSeries], tag: str) -> ComparedTag:
     """Compare the last values of a tag, and find the first step with a difference."""
-    logged = [run.scalars[tag] for run in runs if tag in run.scalars]
+    logged = [_where_known(run, tag) for run in runs if tag in run.scalars]
     last = [float(run.scalars[tag].values[-1]) if tag in run.scalars else None for run in runs]
     finite = [value for value in last if value is not None and isfinite(value)]
+    bounds = [_bounds(run, tag) for run in runs]
+    known = [ends for ends in bounds if ends is not None]
     return ComparedTag(
         tag,
         tuple(last),
-        median=float(np.median(finite)) if finite else nan,
-        lowest=min(finite, default=nan),
-        highest=max(finite, default=nan),
+        tuple(bounds),
+        median=float(np.median(finite)) if finite and not known else nan,
+        lowest=min([*finite, *(low for low, _ in known)], default=nan),
+        highest=max([*finite, *(high for _, high in known)], default=nan),
         differ=_first_difference(logged),
     )
+
+
+def _bounds(run: RunSeries, tag: str) -> tuple[float, float] | None:
+    """Return the bounds of the last rank of a run, if only these are known."""
+    if tag not in run.scalars or tag == "loss":
+        return None
+    curve = rank_curve(run, tag)
+    return (curve.low, curve.high) if curve.is_bounded else None
+
+
+def _where_known(run: RunSeries, tag: str) -> ScalarSeries:
+    """Return a curve without the steps at which only bounds of its value are known."""
+    series, name = run.scalars[tag], tag.partition("/")[2]
+    low, high = (run.scalars.get(f"rank_{end}/{name}") for end in ("low", "high"))
+    if low is None or high is None:
+        return series
+    bounded = np.intersect1d(
+        low.steps[np.isfinite(low.values)], high.steps[np.isfinite(high.values)]
+    )
+    keep = ~(np.isnan(series.values) & np.isin(series.steps, bounded))
+    return ScalarSeries(series.steps[keep], series.values[keep])
 
 
 def _first_difference(series: Sequence[ScalarSeries]) -> int | None:

@@ -77,7 +77,13 @@ def prediction_json(forms: ClosedForms) -> str:
 
 
 def _chosen(series: Mapping[str, Any], patterns: Sequence[str]) -> dict[str, Any]:
-    return {tag: one for tag, one in series.items() if matches(tag, patterns)}
+    """Return the series whose tags match; with a spectrum also the negative eigenvalues in it."""
+    return {
+        tag: one
+        for tag, one in series.items()
+        if matches(tag, patterns)
+        or matches(tag.replace("spectrum_negative/", "spectrum/"), patterns)
+    }
 
 
 def _series(series: Mapping[str, ScalarSeries | ArraySeries]) -> dict[str, Any]:

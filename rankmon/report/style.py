@@ -35,10 +35,13 @@ STYLE: Any = {
 # Theory is drawn as open circles, few of them.
 CIRCLE: Any = {"linestyle": "", "marker": "o", "mfc": "white", "ms": 6}
 _CIRCLES = 9
+_BARS = 25
 
 
 def draw_ranks(axes: Axes, scalars: Mapping[str, ScalarSeries]) -> None:
     """Draw each part's rank, the band from low to high, and theory as open circles.
+
+    A rank of which only these bounds are known is drawn as the band alone, with bars.
 
     Args:
       axes: to draw on.
@@ -51,12 +54,30 @@ def draw_ranks(axes: Axes, scalars: Mapping[str, ScalarSeries]) -> None:
         low, high = (scalars.get(f"rank_{end}/{part}") for end in ("low", "high"))
         if low is not None and high is not None and len(low.steps) == len(high.steps):
             axes.fill_between(low.steps, low.values, high.values, color=color, alpha=0.18, lw=0)
+            _draw_unknown(axes, ranks, low, high, color)
         dot = "." if len(ranks.steps) == 1 else ""
         axes.plot(ranks.steps, ranks.values, style, marker=dot, color=color, lw=width, label=label)
         theory = scalars.get(f"rank_theory/{part}")
         if theory is not None and part != "H_f_fixed":
             few = np.unique(np.linspace(0, len(theory.steps) - 1, _CIRCLES).astype(int))
             axes.plot(theory.steps[few], theory.values[few], color=color, zorder=5, **CIRCLE)
+
+
+def _draw_unknown(
+    axes: Axes, ranks: ScalarSeries, low: ScalarSeries, high: ScalarSeries, color: str
+) -> None:
+    """Draw the bounds of ranks of which nothing else is known as bars with ends.
+
+    The bars show that the band there is not a margin around a rank; there are at most a few.
+    """
+    known = ranks.steps[np.isfinite(ranks.values)]
+    unknown = np.isfinite(low.values) & np.isfinite(high.values) & ~np.isin(low.steps, known)
+    at = np.flatnonzero(unknown)
+    if at.size:
+        few = at[np.unique(np.linspace(0, at.size - 1, _BARS).astype(int))]
+        middle = (low.values[few] + high.values[few]) / 2
+        half = (high.values[few] - low.values[few]) / 2
+        axes.errorbar(low.steps[few], middle, half, fmt="none", ecolor=color, capsize=4, lw=1.2)
 
 
 def draw_loss(axes: Axes, loss: ScalarSeries) -> Axes:

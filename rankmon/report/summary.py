@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rankmon._util.globs import matches
-from rankmon._util.tags import ALERTS, HESSIAN_PARTS
+from rankmon._util.tags import ALERTS, CURVATURE, HESSIAN_PARTS, INTERVAL_HIGH, INTERVAL_LOW
 from rankmon.runs.series import RunSeries, ScalarSeries
 
 NAN = float("nan")
@@ -43,7 +43,7 @@ class RankCurve:
     Attributes:
       tag: the tag of the curve.
       first: the first rank.
-      last: the last rank.
+      last: the last rank; NaN if only its bounds low and high are known.
       lowest: the lowest rank.
       low: the last count at 10 times the cut; over seeds, the lowest last rank of a seed.
       high: the last count at a tenth of the cut; over seeds, the highest last rank of a seed.
@@ -63,6 +63,24 @@ class RankCurve:
     predicted_steps: int
     agreed_steps: int
     changed: int | None
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether the last rank is unknown, and low and high are bounds of it."""
+        return bool(np.isnan(self.last) and np.isfinite(self.low) and np.isfinite(self.high))
+
+
+@dataclass(frozen=True)
+class EstimatedCurve(Curve):
+    """The summary of a curve whose values may be estimates.
+
+    Attributes:
+      low: the lower end of the interval of the last value; NaN for a value without an interval.
+      high: its upper end.
+    """
+
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -119,6 +137,7 @@ class RunSummary:
       last_step: the last of these steps.
       loss: the loss on the probe batch.
       ranks: the ranks of the Hessian's parts and Omega, of weights, and of features, in this order.
+      curvature: the curves of the signed eigenvalues of the Hessian's parts.
       weights: the soft ranks and condition numbers of the weights.
       determinants: the determinants of the square weights.
       alerts: the texts of the alerts, in the order of their steps.
@@ -132,6 +151,7 @@ class RunSummary:
     last_step: int
     loss: Curve
     ranks: tuple[RankCurve, ...]
+    curvature: tuple[EstimatedCurve, ...]
     weights: tuple[WeightCurves, ...]
     determinants: tuple[Determinant, ...]
     alerts: tuple[AlertText, ...]
@@ -148,7 +168,13 @@ def summary_of(run: RunSeries) -> RunSummary:
         first_step=steps[0],
         last_step=steps[-1],
         loss=_curve(values, "loss"),
-        ranks=tuple(_rank_curve(values, tag) for tag in rank_tags(values)),
+        ranks=tuple(rank_curve(values, tag) for tag in rank_tags(values)),
+        curvature=tuple(
+            _estimated_curve(values, tag)
+            for family in CURVATURE
+            for part in HESSIAN_PARTS
+            if (tag := f"{family}/{part}") in values.scalars
+        ),
         weights=tuple(
             WeightCurves(
                 layer,
@@ -157,6 +183,7 @@ def summary_of(run: RunSeries) -> RunSummary:
                 _curve(values, f"condition_number/{layer}"),
             )
             for layer in _layers(values, "stable_rank")
+            if layer not in HESSIAN_PARTS
         ),
         determinants=tuple(
             Determinant(
@@ -185,6 +212,7 @@ def only_tags(summary: RunSummary, patterns: Sequence[str]) -> RunSummary:
     return replace(
         summary,
         ranks=tuple(curve for curve in summary.ranks if matches(curve.tag, patterns)),
+        curvature=tuple(curve for curve in summary.curvature if matches(curve.tag, patterns)),
         weights=tuple(
             weight
             for weight in summary.weights
@@ -219,9 +247,25 @@ def as_single_run(run: RunSeries) -> RunSeries:
     }
     for tag in [tag for tag in scalars if tag.startswith(_WITH_MARGIN)]:
         name = tag.partition("/")[2]
-        scalars[f"rank_low/{name}"] = run.scalars[f"{tag}/low"]
-        scalars[f"rank_high/{name}"] = run.scalars[f"{tag}/high"]
+        for end in ("low", "high"):
+            bound = run.scalars.get(f"rank_{end}/{name}/{end}")
+            scalars[f"rank_{end}/{name}"] = _where_known(run.scalars[f"{tag}/{end}"], bound)
+    for tag in [tag for tag in scalars if tag.partition("/")[0] in CURVATURE]:
+        for prefix, end in ((INTERVAL_LOW, "low"), (INTERVAL_HIGH, "high")):
+            if f"{prefix}/{tag}" in scalars:
+                scalars[f"{prefix}/{tag}"] = run.scalars[f"{prefix}/{tag}/{end}"]
     return replace(run, scalars=scalars)
+
+
+def _where_known(series: ScalarSeries, bound: ScalarSeries | None) -> ScalarSeries:
+    """Return the series; at steps at which it is NaN, the values of a bound, if there is one."""
+    if bound is None:
+        return series
+    values = series.values.copy()
+    _, mine, other = np.intersect1d(series.steps, bound.steps, return_indices=True)
+    unknown = np.isnan(values[mine])
+    values[mine[unknown]] = bound.values[other[unknown]]
+    return ScalarSeries(series.steps, values)
 
 
 def _all_steps(run: RunSeries) -> list[int]:
@@ -246,7 +290,20 @@ def _curve(run: RunSeries, tag: str) -> Curve:
     return Curve(tag, float(first), float(values[-1]), float(lowest))
 
 
-def _rank_curve(run: RunSeries, tag: str) -> RankCurve:
+def _estimated_curve(run: RunSeries, tag: str) -> EstimatedCurve:
+    ends = [_last_with(run, tag, f"{prefix}/{tag}") for prefix in (INTERVAL_LOW, INTERVAL_HIGH)]
+    return EstimatedCurve(**vars(_curve(run, tag)), low=ends[0], high=ends[1])
+
+
+def _last_with(run: RunSeries, tag: str, other: str) -> float:
+    """Return the value of another curve at the last step of a curve; NaN if there is none."""
+    if other not in run.scalars:
+        return NAN
+    step, series = run.scalars[tag].steps[-1], run.scalars[other]
+    return float(series.values[-1]) if series.steps[-1] == step else NAN
+
+
+def rank_curve(run: RunSeries, tag: str) -> RankCurve:
     """Summarize a curve of ranks, with its margin and prediction if they were logged."""
     series = run.scalars[tag]
     group, _, name = tag.partition("/")

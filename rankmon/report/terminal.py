@@ -13,9 +13,18 @@ from rich.table import Table
 from rich.text import Text
 
 from rankmon._util.facts import Finding
+from rankmon._util.tags import EPSILON_RANKS, HESSIAN_PARTS
 from rankmon._util.text import printable
 from rankmon.report.compare import ComparedTag, Comparison
-from rankmon.report.summary import Curve, Determinant, RankCurve, RunSummary, WeightCurves
+from rankmon.report.intervals import count_text, estimate_text, interval_text
+from rankmon.report.summary import (
+    Curve,
+    Determinant,
+    EstimatedCurve,
+    RankCurve,
+    RunSummary,
+    WeightCurves,
+)
 from rankmon.theory.tables import ClosedForms
 
 COLORS = {"ok": "green", "missing": "yellow", "broken": "bold red"}
@@ -28,6 +37,8 @@ def report(summary: RunSummary) -> RenderableType:
     parts: list[RenderableType] = [_headline(summary)]
     if summary.ranks:
         parts.append(_ranks(summary))
+    if summary.curvature:
+        parts += _curvature(summary.curvature)
     if summary.weights:
         parts.append(_weights(summary.weights))
     if summary.determinants:
@@ -61,15 +72,46 @@ def _ranks(summary: RunSummary) -> Table:
 
 def _rank_cells(curve: RankCurve) -> list[Text]:
     agrees = f"{curve.agreed_steps}/{curve.predicted_steps}" if curve.predicted_steps else ""
+    first, last, lowest = (count_text(n) for n in (curve.first, curve.last, curve.lowest))
+    if curve.is_bounded:
+        last = interval_text(curve.low, curve.high)
+        if isnan(curve.first):  # no rank of this curve is known
+            first = lowest = ""
     return [
-        Text(_count(curve.first)),
-        Text(_count(curve.last)),
-        Text(_count(curve.lowest)),
-        Text(_count(curve.theory) if curve.predicted_steps else ""),
+        Text(first),
+        Text(last),
+        Text(lowest),
+        Text(count_text(curve.theory) if curve.predicted_steps else ""),
         Text(agrees),
-        Text(_range(curve.low, curve.high)),
+        Text("" if curve.is_bounded else _range(curve.low, curve.high)),
         Text("" if curve.changed is None else f"at {curve.changed}"),
     ]
+
+
+def _curvature(curves: Sequence[EstimatedCurve]) -> list[RenderableType]:
+    """Return tables of the last values: numbers with their margins, and counts."""
+    by_tag = {curve.tag: curve for curve in curves}
+    titles = {"eigenvalue_max": "largest", "eigenvalue_min": "smallest", "trace": "trace"}
+    numbers = _table("eigenvalues at the end", *titles.values())
+    negative = {"negative_0.01": "< -0.01"}
+    counts = negative | {family: f"> {family.removeprefix('rank_')}" for family in EPSILON_RANKS}
+    counted = _table("their number / ‖H_L‖₂", *counts.values())
+    for part in HESSIAN_PARTS:
+        for table, families, text in ((numbers, titles, _number), (counted, counts, _counted)):
+            found = [by_tag.get(f"{family}/{part}") for family in families]
+            if any(found):
+                cells = (Text("" if curve is None else text(curve)) for curve in found)
+                table.add_row(_indented(part), *cells)
+    return [table for table in (numbers, counted) if table.row_count]
+
+
+def _number(curve: EstimatedCurve) -> str:
+    return estimate_text(curve.last, curve.low, curve.high)
+
+
+def _counted(curve: EstimatedCurve) -> str:
+    known = isnan(curve.low) or isnan(curve.high)
+    return count_text(curve.last) if known else interval_text(curve.low, curve.high)
 
 
 def _weights(weights: Sequence[WeightCurves]) -> Table:
@@ -127,15 +169,21 @@ def _final_ranks(ranks: Sequence[ComparedTag], runs: range, *, with_spread: bool
     spread = ("median", "range", "differs") if with_spread else ()
     table = _table("rank at the end", *numbers, *spread)
     for rank in ranks:
-        last = [rank.last[run] for run in runs]
-        cells = ["" if value is None else _count(value) for value in last]
+        cells = [_final(rank, run) for run in runs]
         if with_spread:
             never = "never" if _is_shared(rank) else ""
             differs = never if rank.differ is None else f"at {rank.differ}"
             reach = _range(rank.lowest, rank.highest)
-            cells += [_count(rank.median), reach, differs]
+            cells += [count_text(rank.median), reach, differs]
         table.add_row(_name(rank.tag), *cells)
     return table
+
+
+def _final(rank: ComparedTag, run: int) -> str:
+    value, bounds = rank.last[run], rank.bounds[run]
+    if value is None:
+        return ""
+    return count_text(value) if bounds is None else interval_text(*bounds)
 
 
 def _sentences(compared: Comparison) -> list[str]:
@@ -222,13 +270,8 @@ def _indented(name: str) -> Padding:
     return Padding(_name(name), (0, 0, 0, 2))
 
 
-def _count(value: float) -> str:
-    """Return a rank as text; a median of ranks may be fractional."""
-    return "NaN" if isnan(value) else f"{value:.10g}"
-
-
 def _range(low: float, high: float) -> str:
-    return "" if isnan(low) and isnan(high) else f"{_count(low)}..{_count(high)}"
+    return "" if isnan(low) and isnan(high) else f"{count_text(low)}..{count_text(high)}"
 
 
 def _first_to_last(curve: Curve) -> str:

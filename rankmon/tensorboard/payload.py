@@ -81,18 +81,33 @@ def counts_of_run(spectra: Mapping[str, ArraySeries], cuts: Mapping[str, ScalarS
 
 
 def spectrum(
-    series: ArraySeries, cuts: ScalarSeries | None, zeros: ScalarSeries | None, step: int
+    series: ArraySeries,
+    cuts: ScalarSeries | None,
+    zeros: ScalarSeries | None,
+    step: int,
+    negative: ArraySeries | None = None,
 ) -> Json:
-    """Return the spectrum (log10 |eigenvalue|, descending) at the logged step nearest to `step`."""
+    """Return the spectrum (log10 |eigenvalue|, descending) at the logged step nearest to `step`.
+
+    "negative" has the negative eigenvalues among them, or is null if the run has no signs.
+    """
     at = int(np.argmin(np.abs(series.steps - step)))
     logged = int(series.steps[at])
     exact, cut = value_at(zeros, logged), _log10(value_at(cuts, logged))
     return {
         "step": logged,
         "values": packed(series.values[at].astype("<f4")),
+        "negative": _negative_at(negative, logged),
         "zeros": int(exact) if np.isfinite(exact) else None,
         "cut": None if np.isnan(cut) else cut,
     }
+
+
+def _negative_at(series: ArraySeries | None, step: int) -> str | None:
+    if series is None or step not in series.steps:
+        return None
+    at = int(np.searchsorted(series.steps, step))
+    return packed(series.values[at].astype("<f4"))
 
 
 def heatmap(series: ArraySeries, cuts: ScalarSeries | None) -> Json:
@@ -133,13 +148,14 @@ def whole(run: RunSeries) -> Json:
     spectra = {part: run.arrays[_SPECTRUM + part] for part in parts(run.arrays)}
     cuts = {p: run.scalars[tag] for p in spectra if (tag := f"tolerance/{p}") in run.scalars}
     zeros = {part: run.scalars.get(f"spectrum_zeros/{part}") for part in spectra}
+    negative = {part: run.arrays.get(f"spectrum_negative/{part}") for part in spectra}
     return {
         "overview": overview(run.name, run.scalars, run.arrays, run.texts),
         "scalars": scalars(run.scalars, [""]),
         "counts": counts_of_run(spectra, cuts),
         "spectra": {
             part: [
-                spectrum(series, cuts.get(part), zeros[part], step)
+                spectrum(series, cuts.get(part), zeros[part], step, negative[part])
                 for step in series.steps[thinned(len(series.steps), MOST_STEPS)]
             ]
             for part, series in spectra.items()

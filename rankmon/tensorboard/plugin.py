@@ -178,7 +178,8 @@ def _spectrum(stored: Stored, request: Request) -> payload.Json:
     series = _part(stored, run, part)
     cut, zeros = f"tolerance/{part}", f"spectrum_zeros/{part}"
     scalars = stored.scalars([run], [cut, zeros]).get(run, {})
-    return payload.spectrum(series, scalars.get(cut), scalars.get(zeros), int(step))
+    negative = stored.negative(run, part)
+    return payload.spectrum(series, scalars.get(cut), scalars.get(zeros), int(step), negative)
 
 
 def _heatmap(stored: Stored, request: Request) -> payload.Json:

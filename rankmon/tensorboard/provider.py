@@ -70,7 +70,14 @@ class Stored:
 
     def spectrum(self, run: str, part: str) -> ArraySeries | None:
         """Return the spectra of a part of the Hessian over steps; None if there are none."""
-        tag = f"spectrum/{part}{_VALUES}"
+        return self._arrays(run, f"spectrum/{part}")
+
+    def negative(self, run: str, part: str) -> ArraySeries | None:
+        """Return the negative eigenvalues in these spectra; None if the run has no signs."""
+        return self._arrays(run, f"spectrum_negative/{part}")
+
+    def _arrays(self, run: str, name: str) -> ArraySeries | None:
+        tag = f"{name}{_VALUES}"
         read = self._provider.read_tensors(**self._wanted(ARRAYS, [run], [tag]))
         data = read.get(run, {}).get(tag)
         return None if data is None else _array_series(data)

@@ -10,7 +10,17 @@ from collections.abc import Iterable
 
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from rankmon._util.tags import HESSIAN_PARTS
+from rankmon._util.tags import (
+    EPSILON_RANKS,
+    EXTREMES,
+    HESSIAN_PARTS,
+    INTERVAL_HIGH,
+    INTERVAL_LOW,
+    NEGATIVE,
+)
+
+_PARTS = f"({'|'.join(HESSIAN_PARTS)})$"
+_SHARE = {family: family.rpartition("_")[2] for family in EPSILON_RANKS}
 
 
 def custom_scalars_layout() -> layout_pb2.Layout:
@@ -18,16 +28,18 @@ def custom_scalars_layout() -> layout_pb2.Layout:
 
     Returns:
       A proto with the categories Hessian ranks (first the chart of figure S1 of arXiv 2106.16225),
-      Weights, Features, Determinants, Margins, Lemma 8 and Monitor. If a run did not write a tag,
-      only the curve of this tag is missing.
+      Curvature, Weights, Features, Determinants, Margins, Intervals, Lemma 8 and Monitor. If a run
+      did not write a tag, only the curve of this tag is missing.
     """
     return layout_pb2.Layout(
         category=[
             _category("Hessian ranks", _hessian_charts()),
+            _category("Curvature", _curvature_charts()),
             _category("Weights", _weight_charts()),
             _category("Features", _feature_charts()),
             _category("Determinants", _determinant_charts()),
             _category("Margins", _margin_charts()),
+            _category("Intervals of estimates", _interval_charts()),
             _category("Lemma 8", _lemma8_charts()),
             _category("Monitor", _monitor_charts()),
         ]
@@ -35,34 +47,41 @@ def custom_scalars_layout() -> layout_pb2.Layout:
 
 
 def seeds_layout(tags: Iterable[str]) -> layout_pb2.Layout:
-    """Return charts of the median and the range over several seeds: ranks, dead units and the loss.
+    """Return charts of the median and the range over several seeds: ranks, curvature, loss, ...
 
     Args:
       tags: tags in the run of the medians: <tag>/median, <tag>/low and <tag>/high; others are
         ignored.
     """
     shown = re.compile(
-        "(rank|rank_weights|rank_features|stable_rank|effective_rank|dead_units)/|loss$"
+        "(rank|rank_weights|rank_features|dead_units)/|loss$|"
+        f"(stable_rank|effective_rank)/(?!{_PARTS})"
     )
+    curvature = re.compile(f"({'|'.join(map(re.escape, (*EXTREMES, *EPSILON_RANKS)))})/")
     bases = [tag.removesuffix("/median") for tag in tags if tag.endswith("/median")]
-    charts = [
-        layout_pb2.Chart(
-            title=f"{base}: median and range over the seeds",
-            margin=_shaded(f"{base}/median", f"{base}/low", f"{base}/high"),
-        )
-        for base in bases
-        if shown.match(base)
-    ]
-    return layout_pb2.Layout(category=[_category("Seeds", charts)])
+
+    def charts(families: re.Pattern[str]) -> list[layout_pb2.Chart]:
+        return [
+            layout_pb2.Chart(
+                title=f"{base}: median and range over the seeds",
+                margin=_shaded(f"{base}/median", f"{base}/low", f"{base}/high"),
+            )
+            for base in bases
+            if families.match(base)
+        ]
+
+    categories = [_category("Seeds", charts(shown))]
+    if of_curvature := charts(curvature):
+        categories.append(_category("Seeds, curvature", of_curvature))
+    return layout_pb2.Layout(category=categories)
 
 
 def _hessian_charts() -> list[layout_pb2.Chart]:
-    parts = "|".join(HESSIAN_PARTS)
     return [
         _lines(
             "Ranks of the Hessian and its parts, measured and predicted (figure S1)",
-            rf"^rank/({parts})$",
-            rf"^rank_theory/({parts})$",
+            rf"^rank/{_PARTS}",
+            rf"^rank_theory/{_PARTS}",
         ),
         *(
             _lines(f"Rank of {part}, measured and predicted", rf"^rank(_theory)?/{part}$")
@@ -78,11 +97,33 @@ def _hessian_charts() -> list[layout_pb2.Chart]:
     ]
 
 
+def _curvature_charts() -> list[layout_pb2.Chart]:
+    extremes, negative = ("|".join(map(re.escape, names)) for names in (EXTREMES, NEGATIVE))
+    return [
+        _lines("Largest and smallest eigenvalue", rf"^({extremes})/{_PARTS}"),
+        *(
+            _lines(
+                f"Epsilon-rank: eigenvalues above {_SHARE[family]} ||H_L||",
+                rf"^{re.escape(family)}/{_PARTS}",
+            )
+            for family in EPSILON_RANKS
+        ),
+        _lines(
+            "Negative eigenvalues: below -0.01 ||H_L||, and below minus the cut",
+            rf"^({negative})/{_PARTS}",
+        ),
+        _lines("Trace", rf"^trace/{_PARTS}"),
+        _lines("Frobenius norm", rf"^norm/{_PARTS}"),
+        _lines("Stable rank of the Hessian's parts", rf"^stable_rank/{_PARTS}"),
+        _lines("Effective rank of the Hessian's parts", rf"^effective_rank/{_PARTS}"),
+    ]
+
+
 def _weight_charts() -> list[layout_pb2.Chart]:
     return [
         _lines("Rank of each weight", r"^rank_weights/"),
-        _lines("Stable rank of each weight", r"^stable_rank/"),
-        _lines("Effective rank of each weight", r"^effective_rank/"),
+        _lines("Stable rank of each weight", rf"^stable_rank/(?!{_PARTS})"),
+        _lines("Effective rank of each weight", rf"^effective_rank/(?!{_PARTS})"),
         _lines("Condition number of each weight", r"^condition_number/"),
     ]
 
@@ -109,6 +150,21 @@ def _margin_charts() -> list[layout_pb2.Chart]:
         *(_margin(part) for part in HESSIAN_PARTS),
         _lines("Gap around the cut, Hessian and Omega", rf"^gap/({of_the_problem})$"),
         _lines("Gap around the cut, weights", rf"^gap/(?!({of_the_problem})$)"),
+    ]
+
+
+def _interval_charts() -> list[layout_pb2.Chart]:
+    """Return charts of estimates as bands; exact engines log no intervals."""
+    named = {"eigenvalue_max": "Largest eigenvalue", "eigenvalue_min": "Smallest eigenvalue"}
+    named |= {family: f"Eigenvalues above {_SHARE[family]} ||H_L||" for family in EPSILON_RANKS}
+    return [
+        layout_pb2.Chart(
+            title=f"{title} of {part}, with its interval",
+            margin=_shaded(tag, f"{INTERVAL_LOW}/{tag}", f"{INTERVAL_HIGH}/{tag}"),
+        )
+        for family, title in named.items()
+        for part in HESSIAN_PARTS
+        for tag in [f"{family}/{part}"]
     ]
 
 

@@ -7,9 +7,12 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
-from rankmon._util.tags import ALERTS, CARD
+from rankmon._util.tags import ALERTS, CARD, HESSIAN_PARTS
 
 HEADER = ("tag", "unit", "meaning")
+_PART = f"(?:{'|'.join(HESSIAN_PARTS)})"
+_PATTERNS = {"…": ".+", "<part>": _PART, "<layer>": rf"(?!{_PART}\Z).+"}
+_VARIABLE = re.compile("|".join(_PATTERNS))
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,8 @@ class Entry:
     r"""One family of tags and their meaning.
 
     Attributes:
-      tags: the tags as they are shown; "…" and "<layer>" match any text.
+      tags: the tags as they are shown; "…" matches any text, "<part>" a part of the Hessian, and
+        "<layer>" any other text.
       unit: the unit of the numbers.
       meaning: their meaning in Markdown, with "|" written as "\|".
     """
@@ -32,7 +36,7 @@ class Entry:
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
-        choices = [re.sub("…|<layer>", ".+", re.escape(tag)) for tag in self.tags]
+        choices = [_VARIABLE.sub(lambda one: _PATTERNS[one[0]], re.escape(t)) for t in self.tags]
         return re.compile("|".join(choices), re.DOTALL)
 
     @property
@@ -84,7 +88,7 @@ LEGEND = (
         ("rank_low/…", "rank_high/…"),
         "count",
         "the rank at 10 times the cut and at a tenth of the cut. If they are equal, no singular "
-        "value lies near the cut",
+        "value lies near the cut. If the rank is NaN, these are the bounds that are known",
     ),
     Entry(
         ("gap/…",),
@@ -103,7 +107,44 @@ LEGEND = (
         "absolute values of the eigenvalues, without exact zeros: a histogram, and the numbers "
         "themselves at `spectrum/…/values`",
     ),
+    Entry(
+        ("spectrum_negative/…",),
+        "log10",
+        "the same for the negative eigenvalues only, which are also in `spectrum/…`",
+    ),
     Entry(("spectrum_zeros/…",), "count", "number of eigenvalues that are exactly zero"),
+    Entry(
+        ("eigenvalue_max/<part>", "eigenvalue_min/<part>"),
+        "as the eigenvalues",
+        "largest and smallest eigenvalue, with their signs, of H_L, H_o, H_f and H_f_fixed",
+    ),
+    Entry(
+        ("rank_0.1/<part>", "rank_0.01/<part>", "rank_0.001/<part>"),
+        "count",
+        "epsilon-ranks: number of eigenvalues with a magnitude above 0.1, 0.01 and 0.001 ‖H_L‖₂",
+    ),
+    Entry(
+        ("negative_0.01/<part>", "negative/<part>"),
+        "count",
+        "number of eigenvalues below -0.01 ‖H_L‖₂, and, if all eigenvalues are computed, below "
+        "minus the cut of the rank",
+    ),
+    Entry(
+        ("trace/<part>", "norm/<part>"),
+        "as the eigenvalues",
+        "sum of the eigenvalues λᵢ, and the Frobenius norm, the root of the sum of their squares",
+    ),
+    Entry(
+        ("stable_rank/<part>", "effective_rank/<part>"),
+        "soft count",
+        "‖X‖_F² / ‖X‖₂² of part X, and the exponential of the entropy of the normalized \\|λᵢ\\|",
+    ),
+    Entry(
+        ("interval_low/…", "interval_high/…"),
+        "unit of …",
+        "ends of the interval of an estimate …, which contains the true value with a "
+        "probability of at least 95 %; numbers that are computed exactly have no interval",
+    ),
     Entry(
         ("rank_weights/<layer>",),
         "count",

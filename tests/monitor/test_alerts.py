@@ -83,6 +83,23 @@ def test_it_stops_the_loop_with_its_record_written(background):
     assert [record.step for record in memory.records] == [0, 1, 2]
 
 
+@pytest.mark.parametrize(
+    ("tags", "found"),
+    [
+        ("stable_rank/*", {"stable_rank/W"}),
+        (["*_rank/*", "loss"], {"stable_rank/W", "effective_rank/W"}),
+        ("stable_rank/H_*", {"stable_rank/H_f"}),
+        (["effective_rank/*", "effective_rank/H_f"], {"effective_rank/W", "effective_rank/H_f"}),
+    ],
+    ids=str,
+)
+def test_the_soft_ranks_of_weights_are_not_those_of_the_hessian(tags, found):
+    """The Hessian's fall in every network that learns: a run would be stopped."""
+    kinds = ("stable_rank/W", "stable_rank/H_f", "effective_rank/W", "effective_rank/H_f")
+    first = dict.fromkeys(kinds, 10.0)
+    assert RankBelow(0.5, tags=tags).found(dict.fromkeys(kinds, 1.0), first).keys() == found
+
+
 def test_what_is_not_finite_and_dead_units():
     alarms = []
     alerts = [NonFinite(action=alarms.append), DeadUnits(0.5, action=alarms.append)]

@@ -75,3 +75,18 @@ def test_medians_over_seeds_are_no_runs():
 def test_one_run_is_too_few():
     with refused(ValueError, "2 runs", "got 1"):
         comparison_of([run_of("a", rank__H_L=([1],))])
+
+
+def test_a_rank_that_is_unknown_in_one_run_widens_the_range():
+    bounds = {"rank_low__H_L": ([2, 2],), "rank_high__H_L": ([90, 80],)}
+    compared = comparison_of(
+        [
+            run_of("a", rank__H_L=([9, 5],)),
+            run_of("b", rank__H_L=([NAN, NAN],), **bounds),
+            run_of("c", rank__H_L=([9, 6],)),
+        ]
+    )
+    (rank,) = compared.ranks
+    assert rank.bounds == (None, (2, 80), None)
+    assert (rank.lowest, rank.highest) == (2, 80)
+    assert np.isnan(rank.median)  # of numbers of which one is unknown

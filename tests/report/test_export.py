@@ -73,6 +73,20 @@ def test_json_of_a_report():
     assert entry["texts"] == {"rankmon/alerts": {"10": "* <b>x</b>"}}
 
 
+def test_a_spectrum_travels_with_its_signs():
+    spectrum = ArraySeries(np.array([0]), (np.array([1.0, 0.5]),))
+    negative = ArraySeries(np.array([0]), (np.array([0.5]),))
+    run = RunSeries(
+        "run",
+        arrays={"spectrum/H_L": spectrum, "spectrum_negative/H_L": negative, "other": negative},
+    )
+    for patterns in (["*"], ["spectrum/*"], ["spectrum/H_L"]):
+        (entry,) = strict(report_json([run], [summary_of(run)], patterns))["runs"]
+        assert entry["arrays"]["spectrum/H_L"]["values"] == [[1.0, 0.5]]
+        assert entry["arrays"]["spectrum_negative/H_L"]["values"] == [[0.5]]
+        assert ("other" in entry["arrays"]) == (patterns == ["*"])
+
+
 def test_json_of_some_tags_has_the_whole_summary():
     (entry,) = strict(report_json([RUN], [summary_of(RUN)], ["rank/*"]))["runs"]
     assert list(entry["scalars"]) == ["rank/H_L"]

@@ -121,3 +121,31 @@ def test_medians_over_seeds_are_drawn_with_their_range():
     assert has_color(pictures[0], PARTS["H_f"][1])
     band = [np.sum(np.any(picture < 250, axis=-1)) for picture in pictures]
     assert band[0] > 1.2 * band[1]
+
+
+def ink(png: bytes, color: str) -> np.ndarray:
+    """Where a picture has exactly this color."""
+    rgb = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+    return np.all(pixels(png) == rgb, axis=-1)
+
+
+@pytest.mark.parametrize("steps", [1, 3], ids=["one step", "three steps"])
+def test_a_rank_of_which_bounds_are_known_is_a_band_and_no_line(steps):
+    color = PARTS["H_f"][1]
+    bounds = {
+        "rank_low/H_f": series([100] * steps),
+        "rank_high/H_f": series([900] * steps),
+        "rank/H_L": series([1000] * steps),
+    }
+    unknown, known = (
+        ink(png_of([RunSeries("run", bounds | {"rank/H_f": series([rank] * steps)})]), color)
+        for rank in (NAN, 500.0)
+    )
+    # Bars from 100 to 900 of the axis, which ends a little above 1,000; a line at 500 otherwise.
+    # The legend is below.
+    height = len(unknown)
+    extents = [
+        np.ptp(np.flatnonzero(found[: 6 * height // 7].any(1))) for found in (unknown, known)
+    ]
+    assert 0.5 * height < extents[0] < 0.8 * height
+    assert extents[1] < 0.1 * height

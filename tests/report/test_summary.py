@@ -173,3 +173,67 @@ def test_a_layer_named_median_is_a_layer():
     summary = summary_of(run)
     assert not summary.over_seeds
     assert [rank.tag for rank in summary.ranks] == ["rank_weights/median"]
+
+
+# Curvature and bounds
+
+
+def test_curvature_with_and_without_intervals():
+    run = run_of(
+        eigenvalue_max__H_L=[5, 4, 6],
+        interval_low__eigenvalue_max__H_L=[4, 3, 5.5],
+        interval_high__eigenvalue_max__H_L=[6, 5, 7],
+        rank_0__H_L=[1],
+        **{"rank_0.1/H_f": [3, 2, 2], "trace/H_o": [1, NAN, 2]},
+        stable_rank__H_L=[3],
+        stable_rank__W=[2],
+        trace__W=[2],
+    )
+    summary = summary_of(run)
+    curves = {curve.tag: curve for curve in summary.curvature}
+    assert set(curves) == {"eigenvalue_max/H_L", "rank_0.1/H_f", "trace/H_o", "stable_rank/H_L"}
+    largest = curves["eigenvalue_max/H_L"]
+    assert (largest.first, largest.last, largest.lowest) == (5, 6, 4)
+    assert (largest.low, largest.high) == (5.5, 7)
+    assert np.isnan([curves["trace/H_o"].low, curves["trace/H_o"].high]).all()
+    assert [weight.layer for weight in summary.weights] == ["W"]  # H_L is no layer
+    assert [rank.tag for rank in summary.ranks] == []
+    chosen = only_tags(summary, ["trace/*"])
+    assert [curve.tag for curve in chosen.curvature] == ["trace/H_o"]
+
+
+def test_an_interval_of_an_earlier_step_is_not_that_of_the_last():
+    run = RunSeries(
+        "run",
+        {"trace/H_L": series([1, 2], [0, 1])}
+        | {f"interval_{end}/trace/H_L": series([1], [0]) for end in ("low", "high")},
+    )
+    (curve,) = summary_of(run).curvature
+    assert np.isnan([curve.low, curve.high]).all()
+
+
+def test_a_rank_of_which_bounds_are_known():
+    run = run_of(rank__H_L=[NAN, NAN], rank_low__H_L=[7, 8], rank_high__H_L=[90, 80])
+    (rank,) = summary_of(run).ranks
+    assert rank.is_bounded
+    assert (rank.low, rank.high) == (8, 80)
+    broken = run_of(rank__H_L=[3, NAN], rank_low__H_L=[3, NAN], rank_high__H_L=[3, NAN])
+    assert not summary_of(broken).ranks[0].is_bounded
+    known = run_of(rank__H_L=[3], rank_low__H_L=[2], rank_high__H_L=[4])
+    assert not summary_of(known).ranks[0].is_bounded
+
+
+def test_bounds_over_seeds():
+    """One seed's rank is known to be 5, that of the other to lie between 3 and 9."""
+    kinds = {"rank/H_L": (NAN, NAN, NAN), "rank_low/H_L": (4, 3, 5), "rank_high/H_L": (7, 5, 9)}
+    run = RunSeries(
+        "median",
+        {
+            f"{tag}/{kind}": series([value])
+            for tag, values in kinds.items()
+            for kind, value in zip(("median", "low", "high"), values, strict=True)
+        },
+    )
+    (rank,) = summary_of(run).ranks
+    assert rank.is_bounded
+    assert (rank.low, rank.high) == (3, 9)

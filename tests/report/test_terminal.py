@@ -68,6 +68,68 @@ def test_a_report():
     assert ["step 10", r"\x1b[31mrose"] in found
 
 
+UNKNOWN = {
+    "rank/H_L": series([NAN, NAN]),
+    "rank_low/H_L": series([900, 1024]),
+    "rank_high/H_L": series([19_000, 19_968]),
+}
+
+
+def test_an_interval_is_shown_as_an_interval():
+    run = RunSeries("run", UNKNOWN | {"rank/H_o": series([5, 4]), "rank/H_f": series([7, NAN])})
+    found = rows(shown(terminal.report(summary_of(run))))
+    assert ["H_L", "1,024–19,968"] in found
+    assert ["H_o", "5", "4", "4", "at 10"] in found
+    assert ["H_f", "7", "NaN", "7"] in found  # nothing is known of it
+    compared = comparison_of([run, RunSeries("other", {"rank/H_L": series([30, 20])})])
+    found = rows(shown(terminal.comparison(compared)))
+    assert ["rank/H_L", "1,024–19,968", "20", "NaN", "20..19968", "never"] in found
+
+
+def test_curvature_in_two_tables_with_margins_and_intervals():
+    tags = {
+        "eigenvalue_max/H_L": (8, 7.9),
+        "eigenvalue_min/H_L": (-1, -0.1106),
+        "interval_low/eigenvalue_min/H_L": (-2, -0.1109),
+        "interval_high/eigenvalue_min/H_L": (0, -0.1105),
+        "trace/H_L": (10, 12.5),
+        "negative_0.01/H_L": (4, 3),
+        "rank_0.1/H_L": (6, 6),
+        "rank_0.01/H_L": (60, 51),
+        "interval_low/rank_0.01/H_L": (40, 46),
+        "interval_high/rank_0.01/H_L": (70, 2056),
+        "eigenvalue_max/H_o": (8, 7.8),
+    }
+    run = RunSeries("run", {tag: series(values) for tag, values in tags.items()})
+    text = shown(terminal.report(summary_of(run)))
+    found = rows(text)
+    assert ["eigenvalues at the end", "largest", "smallest", "trace"] in found
+    assert ["H_L", "7.9", "-0.1106 ± 0.0003", "12.5"] in found
+    assert ["H_o", "7.8"] in found
+    assert ["their number / ‖H_L‖₂", "< -0.01", "> 0.1", "> 0.01", "> 0.001"] in found
+    assert ["H_L", "3", "6", "46–2,056"] in found
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+
+
+def test_the_widest_numbers_fit_in_80_columns():
+    wide = {"eigenvalue_max": -1.2345e-105, "eigenvalue_min": -1.2345e-105, "trace": -1.2345e-105}
+    scalars = {}
+    for family, value in wide.items():
+        tag = f"{family}/H_f_fixed"
+        scalars[tag] = series([value])
+        scalars[f"interval_low/{tag}"] = series([value - 1e-107])
+        scalars[f"interval_high/{tag}"] = series([value + 1e-107])
+    for family in ("negative_0.01", "rank_0.1", "rank_0.01", "rank_0.001"):
+        tag = f"{family}/H_f_fixed"
+        scalars[tag] = series([123456])
+        scalars[f"interval_low/{tag}"] = series([123456])
+        scalars[f"interval_high/{tag}"] = series([999999])
+    text = shown(terminal.report(summary_of(RunSeries("run", scalars))))
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    assert text.count("-1.234e-105 ± 1e-107") == 3
+    assert text.count("123,456–999,999") == 4
+
+
 @pytest.mark.parametrize("width", [80, 200])
 def test_it_keeps_to_the_width_and_loses_no_letter(width):
     names = [f"params/Transformer_{i}/multi_head_attention/日本語/kernel_{i}" for i in range(30)]

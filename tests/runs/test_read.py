@@ -13,6 +13,7 @@ from tensorboard.util import tensor_util
 from paths import REFERENCE
 from rankmon import JsonlWriter, Problem, RankMonitor, Record, TensorBoardWriter
 from rankmon.runs.read import read_runs, read_several
+from rankmon.runs.series import ArraySeries, RunSeries
 from reading import legacy_events
 from refusals import refused
 from run_records import NAMES, record, small_record, write_both
@@ -237,3 +238,51 @@ def test_several_folders(tmp_path, monkeypatch):
     shutil.rmtree("alone")
     with pytest.raises(FileNotFoundError):
         read_several(["all", "alone"])
+
+
+# Signs
+
+
+@pytest.mark.parametrize("reduced", [events_only, lines_only], ids=["events", "jsonl"])
+def test_signs_are_read_back(tmp_path, reduced):
+    """Of prescribed eigenvalues; event files hold float32, of which equal ones keep their signs."""
+    eigenvalues = np.array([4.0, -4.0, -4.0, 3.0, -1e-3, -1e-9 * (1 + 1e-12), 1e-9])
+    logs = np.log10(np.abs(eigenvalues))
+    arrays = {"spectrum/H_L": logs, "spectrum_negative/H_L": logs[eigenvalues < 0]}
+    write_both(tmp_path, Record(0, 1, 1.7e9, {"rank/H_L": 6.0}, arrays))
+    (run,) = read_runs(reduced(tmp_path))
+    found = run.eigenvalues("H_L")
+    assert found.steps.tolist() == [0]
+    rtol = 1e-14 if reduced is lines_only else 1e-5
+    np.testing.assert_allclose(np.sort(found.values[0]), np.sort(eigenvalues), rtol=rtol)
+    assert np.all(np.diff(np.abs(found.values[0])) <= 1e-12)
+
+
+def test_every_record_file_and_step_keeps_the_signs(tmp_path):
+    records = monitored(tmp_path)
+    (run,) = read_runs(tmp_path)
+    (from_events,) = read_runs(events_only(tmp_path))
+    for part in ("H_L", "H_o", "H_f", "H_f_fixed"):
+        for source, rtol in ((run, 1e-12), (from_events, 1e-5)):
+            found = source.eigenvalues(part)
+            assert found.steps.tolist() == [record.step for record in records]
+            for one, values in zip(records, found.values, strict=True):
+                logged = [one.scalars[f"eigenvalue_{end}/{part}"] for end in ("max", "min")]
+                ends = [max(values.max(), 0), min(values.min(), 0)]
+                zeros = one.scalars[f"spectrum_zeros/{part}"]
+                np.testing.assert_allclose([max(logged[0], 0), min(logged[1], 0)], ends, rtol=rtol)
+                assert len(values) + zeros == 15
+                largest = np.abs(values).max()
+                cut = one.scalars[f"tolerance/{part}"]
+                assert np.sum(values < -cut) == one.scalars[f"negative/{part}"]
+                trace = one.scalars[f"trace/{part}"]
+                assert np.sum(values) == pytest.approx(trace, abs=100 * rtol * largest)
+
+
+def test_a_run_without_signs_says_so():
+    (run,) = read_runs(REFERENCE / "linear_teacher")
+    assert run.eigenvalues("H_none") is None
+    assert (
+        RunSeries("run", arrays={"spectrum/H_L": ArraySeries(np.zeros(0), ())}).eigenvalues("H_L")
+        is None
+    )

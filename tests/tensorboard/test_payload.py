@@ -141,12 +141,26 @@ def test_the_spectrum_of_the_nearest_step(asked, step):
 @pytest.mark.parametrize("cut", [NAN, INF, 0.0, -1.0])
 def test_a_spectrum_beside_a_cut_that_is_none(cut):
     made = sent(payload.spectrum(arrays([]), scalars(cut), scalars(NAN), 0))
-    assert made == {"step": 0, "values": "", "zeros": None, "cut": None}
+    assert made == {"step": 0, "values": "", "negative": None, "zeros": None, "cut": None}
 
 
 def test_a_spectrum_with_nothing_beside_it():
     made = payload.spectrum(arrays([1.0]), None, None, 0)
-    assert made == {"step": 0, "values": "AACAPw==", "zeros": None, "cut": None}
+    alone = {"negative": None, "zeros": None, "cut": None}
+    assert made == {"step": 0, "values": "AACAPw==", **alone}
+
+
+def test_the_negative_eigenvalues_of_a_step():
+    """A run that went on with a later version has signs at its later steps only."""
+    series, negative = arrays([1.0, 0.5], [1.0, 0.5], [2.0]), arrays([0.5], [], steps=[1, 2])
+    made = [sent(payload.spectrum(series, None, None, step, negative)) for step in range(3)]
+    assert made[0]["negative"] is None
+    assert unpacked(made[1]["negative"], "f") == [0.5]
+    assert made[2]["negative"] == ""
+    run = RunSeries("run", arrays={"spectrum/H_L": series, "spectrum_negative/H_L": negative})
+    whole = sent(payload.whole(run))
+    assert whole["overview"]["spectra"] == ["H_L"]
+    assert whole["spectra"]["H_L"] == made
 
 
 # Heat maps

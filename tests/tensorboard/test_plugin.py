@@ -110,7 +110,8 @@ def test_runs_have_what_was_logged(trained):
     (run,) = answer(client, "runs")["runs"]
     assert run["name"] == "mine"
     assert run["scalars"] == sorted(records[0].scalars)
-    assert [f"spectrum/{part}" for part in run["spectra"]] == sorted(records[0].arrays)
+    assert run["spectra"] == ["H_L", "H_f", "H_f_fixed", "H_o"]
+    assert {f"spectrum/{part}" for part in run["spectra"]} < records[0].arrays.keys()
     assert "H_L" in run["spectra"]
     assert run["texts"] == ["rankmon/card"]
 
@@ -130,7 +131,7 @@ def test_scalars_are_those_written(trained):
 def test_counts_are_those_of_the_records(trained):
     client, records = trained
     parts = answer(client, "counts", run="mine")["parts"]
-    assert [f"spectrum/{part}" for part in sorted(parts)] == sorted(records[0].arrays)
+    assert sorted(parts) == ["H_L", "H_f", "H_f_fixed", "H_o"]
     for part, table in parts.items():
         assert table["steps"] == list(records)
         for position in (0, 60, 70, 90, 110, 160):
@@ -149,6 +150,8 @@ def test_spectra_are_those_written(trained):
     assert floats(found["values"]) == one.arrays["spectrum/H_o"].astype(np.float32).tolist()
     assert found["cut"] == pytest.approx(np.log10(one.scalars["tolerance/H_o"]), abs=1e-6)
     assert found["zeros"] == one.scalars["spectrum_zeros/H_o"]
+    below = answer(client, "spectrum", run="mine", part="H_f", step=10)["negative"]
+    assert floats(below) == one.arrays["spectrum_negative/H_f"].astype(np.float32).tolist() != []
 
 
 def test_the_heat_map_is_the_spectra_over_steps(trained):

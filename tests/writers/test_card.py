@@ -101,8 +101,8 @@ def explained(page):
 
 
 def matches(shown, tag):
-    """Whether a row's tag stands for this one; "…" and <layer> for anything."""
-    parts = re.split("…|<layer>", shown)
+    """Whether a row's tag stands for this one; "…", <part> and <layer> for anything."""
+    parts = re.split("…|<layer>|<part>", shown)
     return re.fullmatch(".+".join(map(re.escape, parts)), tag, re.DOTALL) is not None
 
 
@@ -179,10 +179,20 @@ def everything(folder):
                 monitor(step, params, scalars={"loss": 1.0})
 
 
+class Estimated(Noise):
+    """A probe whose numbers have intervals."""
+
+    name = "estimated"
+
+    def measure(self, snapshot, state):
+        ends = {f"interval_{end}/trace/H_L": 0.5 for end in ("low", "high")}
+        return Measurement(ends), state
+
+
 def relu(folder):
     problem, params = stack(*RELU, n=8)
     with RankMonitor(
-        problem, logdir=folder, every=1, probes=["hessian", "weights", "features"]
+        problem, logdir=folder, every=1, probes=["hessian", "weights", "features", Estimated()]
     ) as monitor:
         monitor(0, params)
 

@@ -4,13 +4,26 @@ import re
 
 import pytest
 
-from rankmon.writers.layout import custom_scalars_layout
+from rankmon.writers.layout import custom_scalars_layout, seeds_layout
 
 PARTS = ["H_L", "H_o", "H_f", "H_f_fixed"]
+ENDS = ["low", "high"]
+DRAWN_WITH_INTERVAL = ["eigenvalue_max", "eigenvalue_min", "rank_0.1", "rank_0.01", "rank_0.001"]
+CURVATURE = [
+    *DRAWN_WITH_INTERVAL,
+    "negative_0.01",
+    "negative",
+    "trace",
+    "norm",
+    "stable_rank",
+    "effective_rank",
+]
 # The tags of a run with every probe; layers are named by their paths.
 LAYERS = ["W1", "Dense_0/kernel"]
 TAGS = [
     *(f"{kind}/{part}" for kind in ("rank", "rank_theory", "spectrum_zeros") for part in PARTS),
+    *(f"{kind}/{part}" for kind in CURVATURE for part in PARTS),
+    *(f"interval_{end}/{kind}/{part}" for end in ENDS for kind in CURVATURE for part in PARTS),
     *(f"{kind}/{name}" for kind in ("rank_low", "rank_high") for name in [*PARTS, *LAYERS]),
     *(f"gap/{name}" for name in [*PARTS, "Omega", *LAYERS]),
     "rank_bound/H_o",
@@ -79,14 +92,20 @@ def layered(*kinds: str) -> set[str]:
     return {f"{kind}/{layer}" for kind in kinds for layer in LAYERS}
 
 
+def of_parts(*kinds: str) -> set[str]:
+    return {f"{kind}/{part}" for kind in kinds for part in PARTS}
+
+
 def test_categories():
     titles = [category.title for category in custom_scalars_layout().category]
     assert titles == [
         "Hessian ranks",
+        "Curvature",
         "Weights",
         "Features",
         "Determinants",
         "Margins",
+        "Intervals of estimates",
         "Lemma 8",
         "Monitor",
     ]
@@ -103,6 +122,24 @@ def test_categories():
         ("Hessian ranks", "Rank of H_f,", {"rank/H_f", "rank_theory/H_f"}),
         ("Hessian ranks", "Rank of H_f with a cut", {"rank_self/H_f", "rank/Omega"}),
         ("Hessian ranks", "Number of eigenvalues", {f"spectrum_zeros/{part}" for part in PARTS}),
+        ("Curvature", "Largest", of_parts("eigenvalue_max", "eigenvalue_min")),
+        ("Curvature", "Epsilon-rank: eigenvalues above 0.1 ", of_parts("rank_0.1")),
+        ("Curvature", "Epsilon-rank: eigenvalues above 0.01 ", of_parts("rank_0.01")),
+        ("Curvature", "Epsilon-rank: eigenvalues above 0.001 ", of_parts("rank_0.001")),
+        ("Curvature", "Negative", of_parts("negative_0.01", "negative")),
+        ("Curvature", "Trace", of_parts("trace")),
+        ("Curvature", "Frobenius", of_parts("norm")),
+        ("Curvature", "Stable", of_parts("stable_rank")),
+        ("Curvature", "Effective", of_parts("effective_rank")),
+        (
+            "Intervals of estimates",
+            "Smallest eigenvalue of H_f,",
+            {
+                "eigenvalue_min/H_f",
+                "interval_low/eigenvalue_min/H_f",
+                "interval_high/eigenvalue_min/H_f",
+            },
+        ),
         ("Weights", "Rank", layered("rank_weights")),
         ("Weights", "Stable", layered("stable_rank")),
         ("Weights", "Effective", layered("effective_rank")),
@@ -150,13 +187,21 @@ def test_every_tag_has_a_chart():
     shown = {tag for chart in charts().values() for tag in curves(chart)}
     # The margins of weights and Omega are logged, without a chart of their own.
     uncharted = layered("rank_low", "rank_high") | {"rank_low/Omega", "rank_high/Omega"}
+    # So are the intervals of the other curves of curvature.
+    others = set(CURVATURE) - set(DRAWN_WITH_INTERVAL)
+    uncharted |= of_parts(*(f"interval_{end}/{kind}" for end in ENDS for kind in others))
     assert shown == set(TAGS) - uncharted
 
 
 def test_low_is_the_lower_edge_of_each_margin_chart():
     series = [s for c in charts().values() if c.HasField("margin") for s in c.margin.series]
     assert [(s.lower, s.value, s.upper) for s in series] == [
-        (f"rank_low/{part}", f"rank/{part}", f"rank_high/{part}") for part in PARTS
+        *((f"rank_low/{part}", f"rank/{part}", f"rank_high/{part}") for part in PARTS),
+        *(
+            (f"interval_low/{kind}/{part}", f"{kind}/{part}", f"interval_high/{kind}/{part}")
+            for kind in DRAWN_WITH_INTERVAL
+            for part in PARTS
+        ),
     ]
 
 
@@ -164,3 +209,19 @@ def test_it_is_the_same_every_time_and_titles_are_distinct():
     one, other = custom_scalars_layout(), custom_scalars_layout()
     assert one.SerializeToString(deterministic=True) == other.SerializeToString(deterministic=True)
     assert len(charts()) == sum(len(category.chart) for category in one.category)
+
+
+def test_charts_over_seeds_keep_parts_and_layers_apart():
+    bases = ["rank/H_L", "stable_rank/W1", "stable_rank/H_L", "rank_0.1/H_f", "eigenvalue_min/H_L"]
+    bases += ["interval_low/eigenvalue_min/H_L", "loss", "monitor/errors", "trace/H_L"]
+    tags = [f"{base}/{kind}" for base in bases for kind in ("median", "low", "high")]
+    shown = {
+        category.title: [s.value for chart in category.chart for s in chart.margin.series]
+        for category in seeds_layout(tags).category
+    }
+    assert shown == {
+        "Seeds": ["rank/H_L/median", "stable_rank/W1/median", "loss/median"],
+        "Seeds, curvature": ["rank_0.1/H_f/median", "eigenvalue_min/H_L/median"],
+    }
+    only_ranks = seeds_layout(["rank/H_L/median"]).category
+    assert [category.title for category in only_ranks] == ["Seeds"]
