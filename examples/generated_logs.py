@@ -21,13 +21,16 @@ def record(step: int, share: float, size: int, rng: np.random.Generator) -> Reco
     scalars, arrays = {"loss": float(10 ** (-20 * share))}, {}
     for at, part in enumerate(HESSIAN_PARTS):
         rank = int(size * (1 - 0.5 * share * (at != 3)) * (1 - 0.05 * rng.random()))
-        arrays[f"spectrum/{part}"] = spectrum(rank, size, rng)
+        logs = arrays[f"spectrum/{part}"] = spectrum(rank, size, rng)
+        arrays[f"spectrum_negative/{part}"] = logs[rng.random(size) < 0.4]
         scalars |= {
             f"rank/{part}": rank,
             f"rank_low/{part}": rank,
             f"rank_high/{part}": rank,
             f"rank_theory/{part}": size // 2,
             f"tolerance/{part}": 1e-10,
+            f"eigenvalue_max/{part}": 10 * (1 - share) + at,
+            f"eigenvalue_min/{part}": -(1 - share) - 0.1 * at,
         }
     for layer in range(4):
         scalars |= {

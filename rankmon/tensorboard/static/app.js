@@ -1,6 +1,7 @@
 // The tab: it keeps the selected runs and settings, fetches data, and contains the sections.
 
 import { Chart } from "./chart.js";
+import { CurvatureSection } from "./curvature.js";
 import { button, checkbox, choice, element } from "./dom.js";
 import { HessianSection } from "./hessian.js";
 import { Lemma8Section } from "./lemma8.js";
@@ -18,6 +19,7 @@ const SECTIONS = [
   WeightsSection,
   DeterminantsSection,
   SpectrumSection,
+  CurvatureSection,
   Lemma8Section,
   FeaturesSection,
   NotesSection,
@@ -162,6 +164,7 @@ export class App {
     for (const { section, box } of this.sections) {
       if (!isNear(box)) continue;
       await this.fetch(section);
+      await this.fetch(section); // a section may need more once it has data
       section.draw();
     }
     if (this.position !== LOGGED) await this.recount();

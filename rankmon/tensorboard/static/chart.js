@@ -1,6 +1,7 @@
 // A chart of lines over steps: uPlot draws it, hovering shows values, and buttons save PNG, SVG and CSV.
 
 import uPlot from "./vendor/uPlot.esm.js";
+import { drawBars, interval } from "./bounds.js";
 import { button, element, save } from "./dom.js";
 import { thinned } from "./paths.js";
 import { recorded } from "./svg.js";
@@ -18,6 +19,7 @@ import { ink } from "./theme.js";
  * @property {"line"|"markers"|"edge"|"silent"} [kind] "edge": the edge of a band, neither drawn nor in
  *   the legend; "silent": drawn, but not in the legend
  * @property {number} [theory] index of the silent line whose value the legend shows next to this line's
+ * @property {[number, number]} [bounds] indices of the edges that bound a value where it is unknown
  * @property {boolean} [right] whether the line uses the second axis
  *
  * @typedef {Object} Spec
@@ -331,7 +333,7 @@ function options(chart, width, hidden) {
     bands: (spec.bands ?? []).map(([high, low, fill]) => ({ series: [high + 1, low + 1], fill })),
     hooks: {
       drawAxes: [(u) => chart.spec.under?.(u)],
-      draw: [(u) => chart.spec.over?.(u)],
+      draw: [(u) => drawBars(u, chart.spec.lines), (u) => chart.spec.over?.(u)],
     },
     legend: { live: true },
     cursor: { drag: { x: true, y: false }, points: { size: 6 } },
@@ -341,8 +343,14 @@ function options(chart, width, hidden) {
 
 function seriesOf(chart, line, at, hidden) {
   const valueOf = (index, where) => (where === null ? null : chart.data[index + 1]?.[where]);
+  /** Returns a text with the bounds of an unknown value; null if there are none. */
+  const bounds = (where) => {
+    if (where === null || !line.bounds || valueOf(at, where) != null) return null;
+    const [low, high] = line.bounds.map((edge) => valueOf(edge, where));
+    return low == null || high == null ? null : interval(low, high);
+  };
   const words = (where) => {
-    const own = shown(valueOf(at, where));
+    const own = bounds(where) ?? shown(valueOf(at, where));
     return line.theory === undefined || where === null ? own : `${own} (theory ${shown(valueOf(line.theory, where))})`;
   };
   const base = {

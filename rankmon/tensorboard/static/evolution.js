@@ -1,5 +1,6 @@
 // Charts of quantities over steps: for one run, or for several runs as lines or as median and range.
 
+import { boundsOnly, orBound } from "./bounds.js";
 import { overRuns } from "./seeds.js";
 import { ink, veil } from "./theme.js";
 
@@ -42,8 +43,8 @@ function ofOneRun(look, quantities, run) {
     const series = quantity.of(run);
     if (!series) continue;
     const { low, high } = quantity.margin?.(run) ?? {};
-    addBand(drawing, quantity, low, high);
-    drawing.lines.push(styled(quantity, series));
+    const bounds = addBand(drawing, quantity, low, high);
+    drawing.lines.push({ ...styled(quantity, series), bounds });
     addMarkers(drawing, quantity, quantity.theory?.(run), "theory");
     addMarkers(drawing, quantity, quantity.marks?.(run), quantity.marked, 13);
   }
@@ -57,9 +58,11 @@ function ofMedians(look, quantities, runs) {
     const all = runs.map(({ name }) => quantity.of(name)).filter(Boolean);
     if (!all.length) continue;
     count = Math.max(count, all.length);
-    const { steps, median, low, high } = overRuns(all);
-    addBand(drawing, quantity, { steps, values: low }, { steps, values: high });
-    drawing.lines.push(styled(quantity, { steps, values: median }));
+    const { steps, median } = overRuns(all);
+    const [lows, highs] = ["low", "high"].map((end) => runs.map(({ name }) => ended(quantity, name, end)).filter(Boolean));
+    const [low, high] = [overRuns(lows).low, overRuns(highs).high];
+    const bounds = addBand(drawing, quantity, { steps, values: low }, { steps, values: high });
+    drawing.lines.push({ ...styled(quantity, { steps, values: median }), bounds });
     const theories = runs.map(({ name }) => quantity.theory?.(name)).filter(Boolean);
     if (!theories.length) continue;
     const expected = overRuns(theories);
@@ -70,7 +73,7 @@ function ofMedians(look, quantities, runs) {
 }
 
 function ofSeveralRuns(look, quantity, runs) {
-  const lines = [];
+  const [lines, bands] = [[], []];
   const theories = runs.map(({ name }) => quantity.theory?.(name));
   const shared = shownByAll(theories);
   if (shared) lines.push({ ...THIN, ...shared, label: "theory", color: ink().text });
@@ -78,6 +81,8 @@ function ofSeveralRuns(look, quantity, runs) {
     const series = quantity.of(name);
     if (!series) return;
     const line = { label: name, color, ...series, width: runs.length > MANY ? 1 : 2 };
+    const bounds = boundsOnly(series, quantity.margin?.(name) ?? {});
+    if (bounds) line.bounds = addBand({ lines, bands }, line, bounds.low, bounds.high);
     lines.push(line);
     if (theories[at] && !shared) {
       line.theory = lines.length;
@@ -87,7 +92,7 @@ function ofSeveralRuns(look, quantity, runs) {
     if (marks) lines.push({ kind: "markers", size: 13, ...marks, label: `${name}, ${quantity.marked}`, color });
   });
   const title = quantity.label === look.title ? look.title : `${look.title}: ${quantity.label}`;
-  return { ...look, title, many: true, right: undefined, lines };
+  return { ...look, title, many: true, right: undefined, lines, bands };
 }
 
 // With many runs, lines are one pixel wide: browsers draw these five times as fast as wider ones.
@@ -98,12 +103,20 @@ function styled({ label, color, dash, width }, series) {
   return { label, color, dash, width, ...series };
 }
 
+/** Returns a run's series; at steps without a value, with the lower or upper bound there. */
+function ended({ of, margin }, run, end) {
+  const series = of(run);
+  return series && orBound(series, margin?.(run)?.[end]);
+}
+
+/** Returns the indices of the edges, low and high. */
 function addBand(drawing, { label, color }, low, high) {
-  if (!low || !high) return;
+  if (!low || !high) return undefined;
   const at = drawing.lines.length;
   drawing.lines.push({ label: `${label}, high`, color, kind: "edge", ...high });
   drawing.lines.push({ label: `${label}, low`, color, kind: "edge", ...low });
   drawing.bands.push([at, at + 1, veil(color)]);
+  return [at + 1, at];
 }
 
 function addMarkers(drawing, { label, color }, series, meaning, size) {

@@ -25,10 +25,16 @@ export class HessianSection {
     this.host = element("div", {}, this.note, this.wide.host);
   }
 
-  /** The tags to fetch; margins are drawn only if one run is selected. */
+  /** The tags to fetch; of several runs, margins are drawn only if they bound unknown ranks. */
   get prefixes() {
-    const margins = this.app.runs.length === 1 ? ["rank_low/H_", "rank_high/H_"] : [];
+    const needed = this.app.runs.length === 1 || this.hasUnknownRanks();
+    const margins = needed ? ["rank_low/H_", "rank_high/H_"] : [];
     return ["rank/H_", "rank_theory/", "loss", ...margins];
+  }
+
+  hasUnknownRanks() {
+    const isUnknown = (run, part) => this.app.series(run, `rank/${part}`)?.values.some(Number.isNaN);
+    return this.app.runs.some(({ name }) => PARTS.some((part) => isUnknown(name, part)));
   }
 
   isFor(tags) {

@@ -19,10 +19,12 @@ export function overRuns(all) {
   const [median, low, high] = [[], [], []];
   for (let at = 0; at < steps.length; at++) {
     const values = Float64Array.from(columns, (column) => column[at]).sort();
+    const known = values.filter((value) => !Number.isNaN(value));
     const middle = (values.length - 1) / 2;
-    median.push((values[Math.floor(middle)] + values[Math.ceil(middle)]) / 2);
-    low.push(values[0]);
-    high.push(values.at(-1));
+    const isKnown = known.length === values.length; // of unknown values no median is known
+    median.push(isKnown ? (values[Math.floor(middle)] + values[Math.ceil(middle)]) / 2 : NaN);
+    low.push(known[0] ?? NaN);
+    high.push(known.at(-1) ?? NaN);
   }
   return { steps, median, low, high };
 }

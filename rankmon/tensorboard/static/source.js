@@ -36,7 +36,8 @@ function counts(payload) {
 }
 
 function spectrum(payload) {
-  return { ...payload, values: Array.from(new Float32Array(bytes(payload.values))) };
+  const unpacked = (text) => (text === null ? null : Array.from(new Float32Array(bytes(text))));
+  return { ...payload, values: unpacked(payload.values), negative: unpacked(payload.negative) };
 }
 
 function heatmap(payload) {

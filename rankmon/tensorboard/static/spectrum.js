@@ -9,6 +9,7 @@ import { heatGradient, ink, partColor, partName } from "./theme.js";
 
 // The axis extends this far below the cut, where eigenvalues are rounding noise.
 const NOISE_DECADES = 5;
+const NEGATIVE_COLOR = "#e69f00"; // of the palette's colors one that no part has
 
 export class SpectrumSection {
   id = "spectrum";
@@ -104,12 +105,16 @@ export class SpectrumSection {
   }
 
   spectrumChart() {
-    const { values, step, cut, zeros } = this.spectrum;
+    const { values, negative, step, cut, zeros } = this.spectrum;
     const { run, part } = this.map;
     const indices = values.map((_, at) => at + 1);
     const lines = [
       { label: "log10 |eigenvalue|", color: partColor(part) ?? "#0072b2", steps: indices, values, width: 2 },
     ];
+    if (negative?.length) {
+      const look = { label: "of the negative ones", color: NEGATIVE_COLOR, dash: [5, 3], width: 2.5 };
+      lines.push({ ...look, steps: negative.map((_, at) => at + 1), values: negative });
+    }
     if (cut !== null && indices.length) {
       const moved = cut + Math.log10(factor(this.app.position));
       const level = indices.map(() => moved);
@@ -118,7 +123,11 @@ export class SpectrumSection {
     const theory = at(this.app.series(run, `rank_theory/${part}`), step);
     const [low, high] = this.range;
     const room = (high - low) * 0.05;
-    const none = zeros ? ` (and ${zeros} exact zeros)` : "";
+    const counts = [
+      ...(negative ? [`${negative.length} negative`] : []),
+      ...(zeros ? [`and ${zeros} exact zeros`] : []),
+    ];
+    const none = counts.length ? ` (${counts.join(", ")})` : "";
     return {
       title: `${run}: ${partName(part)} at step ${step}${none}`,
       left: "log10 |eigenvalue|",

@@ -1,0 +1,60 @@
+// The section of the signed eigenvalues of the Hessian's parts: extremes, counts, moments and soft ranks.
+
+import { evolution } from "./evolution.js";
+import { ChartGrid } from "./grid.js";
+import { partColor, partName, PARTS } from "./theme.js";
+
+const CHARTS = [
+  ["eigenvalue_max", "Largest eigenvalue", "eigenvalue"],
+  ["eigenvalue_min", "Smallest eigenvalue", "eigenvalue"],
+  ["rank_0.1", "Eigenvalues above 0.1 ‖H_L‖", "count"],
+  ["rank_0.01", "Eigenvalues above 0.01 ‖H_L‖", "count"],
+  ["rank_0.001", "Eigenvalues above 0.001 ‖H_L‖", "count"],
+  ["negative_0.01", "Negative eigenvalues, below -0.01 ‖H_L‖", "count"],
+  ["negative", "Negative eigenvalues, below minus the cut", "count"],
+  ["trace", "Trace", "trace"],
+  ["norm", "Frobenius norm", "norm"],
+  ["stable_rank", "Stable rank", "rank"],
+  ["effective_rank", "Effective rank", "rank"],
+];
+
+export class CurvatureSection {
+  id = "curvature";
+  title = "Signed curvature";
+  prefixes = CHARTS.flatMap(([family]) => [`${family}/H_`, `interval_low/${family}/H_`, `interval_high/${family}/H_`]);
+
+  constructor(app) {
+    this.app = app;
+    this.grid = new ChartGrid("medium");
+    this.host = this.grid.host;
+  }
+
+  isFor(tags) {
+    return tags.some((tag) => tag.startsWith("eigenvalue_max/H_"));
+  }
+
+  draw() {
+    const { runs, state } = this.app;
+    const charts = CHARTS.flatMap(([family, title, left]) => {
+      const quantities = PARTS.map((part) => this.quantity(family, part)).filter(({ of }) =>
+        runs.some(({ name }) => of(name)),
+      );
+      if (!quantities.length) return [];
+      const look = { title, left, logX: state.logX, fromZero: left === "count" || left === "rank", height: 240 };
+      return evolution(`curvature-${family}`, look, quantities, runs, state.median);
+    });
+    this.grid.show(charts);
+  }
+
+  /** Returns a curve with its interval, or with its range if the run is a summary of seeds. */
+  quantity(family, part) {
+    const tag = `${family}/${part}`;
+    const margin = (run) => {
+      const range = this.app.range(run, tag);
+      const own = (end) => this.app.series(run, `interval_${end}/${tag}`);
+      return { low: range.low ?? own("low"), high: range.high ?? own("high") };
+    };
+    const looks = part === "H_f_fixed" ? { dash: [8, 5] } : {};
+    return { id: part, label: partName(part), color: partColor(part), ...looks, of: (run) => this.app.series(run, tag), margin };
+  }
+}
