@@ -21,13 +21,17 @@ if TYPE_CHECKING:
     )
     from rankmon._util.warnings import RankmonWarning
     from rankmon.hessian.gauss_newton import OuterRank
+    from rankmon.linalg.eigenpairs import Eigenpairs
     from rankmon.linalg.estimate import Estimate
     from rankmon.linalg.lanczos import StochasticSpectrum
     from rankmon.linalg.numerical_rank import NumericalRank, Tolerance
     from rankmon.linalg.sketch import SketchedRank
     from rankmon.linalg.spectrum import reconstruction_error
     from rankmon.measure import (
+        PartOperator,
         PredictedRanks,
+        hessian_eigenpairs,
+        hessian_operator,
         hessian_ranks,
         hessian_spectra,
         ntk_gram,
@@ -46,13 +50,17 @@ if TYPE_CHECKING:
 _NAMES = {
     "_util.warnings": ["RankmonWarning"],
     "hessian.gauss_newton": ["OuterRank"],
+    "linalg.eigenpairs": ["Eigenpairs"],
     "linalg.estimate": ["Estimate"],
     "linalg.lanczos": ["StochasticSpectrum"],
     "linalg.numerical_rank": ["NumericalRank", "Tolerance"],
     "linalg.sketch": ["SketchedRank"],
     "linalg.spectrum": ["reconstruction_error"],
     "measure": [
+        "PartOperator",
         "PredictedRanks",
+        "hessian_eigenpairs",
+        "hessian_operator",
         "hessian_ranks",
         "hessian_spectra",
         "ntk_gram",
@@ -72,6 +80,7 @@ _HOMES = {name: f"rankmon.{module}" for module, names in _NAMES.items() for name
 _UNLISTED = {"curvature", "layout", "measurement", "parts", "rank"}
 
 __all__ = [
+    "Eigenpairs",
     "Estimate",
     "FeaturesProbe",
     "HessianProbe",
@@ -80,6 +89,7 @@ __all__ = [
     "MemoryWriter",
     "NumericalRank",
     "OuterRank",
+    "PartOperator",
     "PredictedRanks",
     "Problem",
     "RankMonitor",
@@ -93,6 +103,8 @@ __all__ = [
     "WeightRank",
     "WeightsProbe",
     "alerts",
+    "hessian_eigenpairs",
+    "hessian_operator",
     "hessian_ranks",
     "hessian_spectra",
     "hooks",

@@ -55,7 +55,7 @@ def largest_program(
             return fast
     while True:
         program = compiled(part, traced, _COUNTED, placed)
-        need = _temporary_bytes(program)
+        need = temporary_bytes(program)
         if need <= room:
             return program, chunk, need
         if chunk == 1:
@@ -90,7 +90,7 @@ def _with_library_calls(
         chunk = max(1, min(chunk // 2, int(chunk * room / need)))
         traced = traced_for(chunk)
     program = compiled(part, traced, placed=placed)
-    return program, chunk, _temporary_bytes(program)
+    return program, chunk, temporary_bytes(program)
 
 
 def _value_bytes(traced: Any) -> int:
@@ -99,7 +99,7 @@ def _value_bytes(traced: Any) -> int:
     return sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays if hasattr(a, "dtype"))
 
 
-def _temporary_bytes(program: Any) -> int:
+def temporary_bytes(program: Any) -> int:
     """Return the bytes of temporary memory, as the compiler counts them; 0 if it does not."""
     analysis = program.memory_analysis()
     return int(analysis.temp_size_in_bytes) if analysis is not None else 0

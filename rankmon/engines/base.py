@@ -1,6 +1,7 @@
 """The protocol of engines, which compute the ranks of a Hessian, and the type of their results."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -60,8 +61,19 @@ def compile_derivatives(engine: Engine, *, cotangents: int) -> None:
       ValueError: if JAX cannot differentiate the network or the loss twice.
       MemoryError: if a matrix or a program does not fit in memory_limit.
     """
-    try:
+    with differentiated_twice():
         engine.compile(cotangents=cotangents)
+
+
+@contextmanager
+def differentiated_twice() -> Iterator[None]:
+    """Explain errors of the compilation in this block as those of second derivatives.
+
+    Raises:
+      ValueError: for any error but a MemoryError.
+    """
+    try:
+        yield
     except MemoryError:
         raise
     except Exception as error:

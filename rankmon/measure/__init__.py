@@ -2,12 +2,16 @@
 
 from rankmon.measure.hessian import hessian_ranks, hessian_spectra
 from rankmon.measure.ntk import ntk_gram, ntk_rank
+from rankmon.measure.operator import PartOperator, hessian_eigenpairs, hessian_operator
 from rankmon.measure.outer import outer_rank
 from rankmon.measure.predicted import PredictedRanks, predicted_ranks
 from rankmon.measure.stochastic import stochastic_spectra
 
 __all__ = [
+    "PartOperator",
     "PredictedRanks",
+    "hessian_eigenpairs",
+    "hessian_operator",
     "hessian_ranks",
     "hessian_spectra",
     "ntk_gram",
