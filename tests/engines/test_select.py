@@ -89,9 +89,9 @@ def test_auto_takes_another_engine_where_the_first_does_not_fit():
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("linear-mse", "| engine | deep_linear, at most 45 coordinates of 48 "),
-        ("relu-mse", "| engine | stack, 48 x 48 matrices"),
-        ("conv-mse", "| engine | dense, "),
+        ("linear-mse", "| engine | deep_linear: at most 45 of 48 rows are non-zero "),
+        ("relu-mse", "| engine | stack: 48 x 48 matrices"),
+        ("conv-mse", "| engine | dense: "),
     ],
 )
 def test_the_card_tells_the_engine(name, told):
