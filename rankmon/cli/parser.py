@@ -178,7 +178,12 @@ examples:
         help="s, the rank of E[residual x^T] (default: the maximum)",
     )
     command.add_argument("--bias", action="store_true", help="add a bias to every layer")
-    command.add_argument("--loss", default="mse", choices=("mse", "cosh", "cross_entropy"))
+    command.add_argument(
+        "--loss",
+        default="mse",
+        choices=("mse", "cosh", "cross_entropy"),
+        help="the loss (default: %(default)s)",
+    )
     command.add_argument(
         "--examples",
         metavar="N",

@@ -109,7 +109,7 @@ class RankBelow(_WithShare):
     def found(self, scalars: Mapping[str, float], first: Mapping[str, float]) -> dict[str, str]:
         """Return tag -> message, as `Alert.found` does."""
         return {
-            tag: f"{tag} is {value:g}, below {self.share:g} of its first value, {first[tag]:g}"
+            tag: f"{tag} is {value:g}, below {self.share:g} times its first value ({first[tag]:g})"
             for tag, value in scalars.items()
             if self._watches(tag) and value < self.share * first.get(tag, 0)
         }

@@ -26,7 +26,7 @@ _REFERENCE = (
     "These are the closed forms of the network's linear counterpart (the same layers without "
     "activations): a reference value, not a claim about this network."
 )
-_CONDITION = "They hold if every weight has full rank, and are logged only then."
+_CONDITION = "The closed forms hold if every weight has full rank, and are logged only then."
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def _get_only(serve: Callable[[Request], Response]) -> Callable[..., Any]:
     @Request.application
     def application(request: Request) -> Response:
         if request.method not in ("GET", "HEAD"):
-            text = f"expected GET, got {request.method}; this tab reads only"
+            text = f"expected GET, got {request.method}; this tab only reads"
             return http_util.Respond(
                 request, text, "text/plain", code=405, headers=[("Allow", "GET, HEAD")]
             )
@@ -108,7 +108,7 @@ def _argument(request: Request, name: str) -> str:
     """Return an argument of the address; raise if it is missing."""
     value = request.args.get(name)
     if value is None:
-        raise errors.InvalidArgumentError(f"expected {name}=... in the address, got none; name one")
+        raise errors.InvalidArgumentError(f"expected {name}=... in the URL, got none; add it")
     return value
 
 
@@ -146,7 +146,7 @@ def _scalars(stored: Stored, request: Request) -> payload.Json:
     runs, prefixes = request.args.getlist("run"), request.args.getlist("prefix")
     if not runs or not prefixes:
         raise errors.InvalidArgumentError(
-            "expected run=... and prefix=..., got none of one; name one or more"
+            "expected run=... and prefix=... in the URL, got only one of them or none; add both"
         )
     known = _tags(stored, runs)
     all_tags = {tag for tags in known.values() for tag in tags.scalars}
@@ -172,7 +172,7 @@ def _spectrum(stored: Stored, request: Request) -> payload.Json:
     run, part, step = (_argument(request, name) for name in ("run", "part", "step"))
     if not _STEP.fullmatch(step):
         raise errors.InvalidArgumentError(
-            f"expected step to be an integer, got {step!r}; give a step of training"
+            f"expected step to be an integer, got {step!r}; pass a training step"
         )
     _tags(stored, [run])
     series = _part(stored, run, part)

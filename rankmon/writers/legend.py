@@ -98,7 +98,7 @@ LEGEND = (
     ),
     Entry(
         ("tolerance/…",),
-        "as the singular values",
+        "unit of the singular values",
         "the cut: singular values above it count towards the rank",
     ),
     Entry(

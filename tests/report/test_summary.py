@@ -131,7 +131,7 @@ def test_the_alerts_of_a_monitor(tmp_path):
             monitor(step, {"W": jnp.diag(jnp.arange(3) < rank).astype(float)})
     (run,) = read_runs(tmp_path)
     (alert,) = summary_of(run).alerts
-    assert alert == AlertText(2, "* rank_weights/W is 2, below 0.9 of its first value, 3")
+    assert alert == AlertText(2, "* rank_weights/W is 2, below 0.9 times its first value (3)")
     (weight,) = [rank for rank in summary_of(run).ranks if rank.tag == "rank_weights/W"]
     assert (weight.first, weight.last, weight.changed) == (3, 1, 2)
 
