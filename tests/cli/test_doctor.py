@@ -1,4 +1,4 @@
-"""The doctor, in this installation and in ones that were made worse for the purpose."""
+"""Test `rankmon doctor` in this installation and in deliberately damaged ones."""
 
 import json
 import os

@@ -1,6 +1,6 @@
-"""The command line: through `main`, and through a process for what only that shows.
+"""Test the command line through `main`, and in a process of its own if only that can show a fault.
 
-What its modules load: tests/house/test_imports.py.
+tests/house/test_imports.py tests which modules it loads.
 """
 
 import csv

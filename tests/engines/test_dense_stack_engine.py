@@ -1,4 +1,4 @@
-"""The contracted parts of the Hessian against plain autodiff, and what their factors keep."""
+"""Test the contracted parts of the Hessian against autodiff, and the digits of their factors."""
 
 import contextlib
 import functools

@@ -1,4 +1,4 @@
-"""Many outputs: engines against dense autodiff, their memory, and what is said of their time."""
+"""Test engines with many outputs: ranks against dense autodiff, memory, messages about time."""
 
 import functools
 import importlib

@@ -1,4 +1,4 @@
-"""Which engine is chosen, why, and what the user is told of it."""
+"""Test which engine is chosen, and the reason that the user reads."""
 
 from functools import cache
 

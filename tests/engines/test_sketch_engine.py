@@ -1,4 +1,4 @@
-"""The engine past dense matrices, against dense autodiff and the closed forms of theory."""
+"""Test the sketch engine against dense autodiff and the closed forms of theory."""
 
 from functools import cache
 

@@ -1,4 +1,4 @@
-"""The examples' image data: prepared as the originals, loaded, down-scaled, and honest errors."""
+"""Test the examples' image data: prepared like the originals, loaded, downscaled; clear errors."""
 
 import fcntl
 import gzip

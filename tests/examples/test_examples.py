@@ -1,4 +1,4 @@
-"""The examples run in their quick mode, keep their claims, and leave what they say they leave.
+"""Test that the examples run in quick mode, that their claims hold, and which files they write.
 
 One runs here; all run as processes of their own (`pytest -m ""`).
 """

@@ -1,6 +1,6 @@
-"""Examples past dense matrices, as processes in their quick mode.
+"""Test the examples of large networks in quick mode, as processes.
 
-A file of their own: the workers of a test run share files, and these take minutes.
+They are in a file of their own because they take minutes, and pytest's workers divide files.
 """
 
 import pytest

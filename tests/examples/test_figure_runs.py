@@ -1,4 +1,4 @@
-"""Runs over a swept variable go on where they were stopped, and measure nothing twice."""
+"""Test that runs over a swept variable continue where they stopped, and measure nothing twice."""
 
 from pathlib import Path
 

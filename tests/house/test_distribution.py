@@ -1,4 +1,4 @@
-"""What is installed and what is published: the wheel, the source distribution, the Ranks tab."""
+"""Test the wheel and the source distribution: their files, and the Ranks tab after installation."""
 
 import json
 import os

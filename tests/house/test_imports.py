@@ -1,4 +1,4 @@
-"""The architecture: imports point one way, importing is light, and nothing global changes."""
+"""Test the architecture: imports point one way, importing is fast, no global setting changes."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The public names: imported at first use, known to type checkers, one object by every way."""
+"""Test the public names: lazy imports, type checkers, and one object for all import paths."""
 
 import ast
 import importlib

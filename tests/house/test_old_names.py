@@ -1,4 +1,4 @@
-"""Import paths that README, examples or a pickle once named: they still work, with a warning."""
+"""Test that import paths of earlier versions still work, with a warning."""
 
 import importlib
 import pickle

@@ -1,4 +1,4 @@
-"""Pages: the README's snippets run (whole with `pytest -m ""`), and what pages name exists."""
+"""Test the pages: the README's snippets run (all with `pytest -m ""`), and links have targets."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""The most that H_f's rank can be, against dense autodiff and matrices without structure."""
+"""Test the upper bound on the rank of H_f against dense autodiff and unstructured matrices."""
 
 import jax
 import jax.numpy as jnp

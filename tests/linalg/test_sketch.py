@@ -1,4 +1,4 @@
-"""Sketches of matrices of prescribed spectra, whose truth is known without one."""
+"""Test sketches of matrices with prescribed spectra."""
 
 import math
 

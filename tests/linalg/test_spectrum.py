@@ -1,4 +1,4 @@
-"""Spectra of matrices that are known, and how well the largest eigenvalues rebuild one."""
+"""Test spectra of known matrices, and the error of approximations by the largest eigenvalues."""
 
 import numpy as np
 import pytest

@@ -1,8 +1,8 @@
 """Trains sharded parameters on several host devices, or in several processes, under a monitor.
 
 Arguments: run folder, number of devices of this process, process, number of processes, port. Prints
-the ranks that the monitor returned and the rank of the last H_o as JSON, and whether training was
-what it is without.
+as JSON the ranks that the monitor returned, the rank of the last H_o, and whether training had the
+same result as without a monitor.
 """
 
 import json

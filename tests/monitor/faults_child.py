@@ -1,9 +1,9 @@
 """A small training program that is killed, interrupted and starved, for `test_faults`.
 
 One process imports and compiles everything; each training is a fork of it, which costs no import.
-It reads orders from its input, a JSON object a line, and answers what came of each one. In a fork
-every open, write, rename and so on is counted on its way to the operating system, so that a kill
-can come before it, or halfway through what it writes.
+It reads orders from its input, one JSON object per line, and answers with the result of each. A
+fork counts every open, write, rename and so on before it is passed to the operating system, so that
+it can kill itself before such a call, or in the middle of a write.
 """
 
 import gc

@@ -1,4 +1,4 @@
-"""Alerts: what they find, once each, what they do about it, and that nothing else changes."""
+"""Test alerts: conditions, one alarm for each, actions, and unchanged training."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Measuring on a worker: the same records, training untouched, a bounded queue, a bounded share."""
+"""Test measuring on a worker: the same records and training, bounds on queue and time."""
 
 import gc
 import os

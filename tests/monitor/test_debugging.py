@@ -1,4 +1,4 @@
-"""JAX's switches for finding bugs: monitored training is then as without the monitor."""
+"""Test that JAX's debugging options do not make monitored training differ from unmonitored."""
 
 from contextlib import ExitStack
 from functools import partial

@@ -1,4 +1,4 @@
-"""The order in which writers get records and beginnings of attempts, whatever fails on the way."""
+"""Test that writers get records and starts of attempts in order, even if some writes fail."""
 
 from contextlib import contextmanager
 from functools import partial

@@ -1,7 +1,7 @@
-"""Training that is killed, interrupted and starved of disk: what was returned or flushed is kept.
+"""Test that kills, interrupts and full disks lose no record that was returned or flushed.
 
-The trainings are forks of `faults_child`. Each ends with the curves of one that nothing happened
-to, bit for bit, in rankmon.jsonl and in both of TensorBoard's readers.
+The trainings are forks of `faults_child`. Each ends with the same curves as an undisturbed one, bit
+for bit, in rankmon.jsonl and in both of TensorBoard's readers.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Weights watched from inside compiled code: NumPy's counts, untouched training, nothing lost."""
+"""Test weights measured in compiled code: NumPy's counts, unchanged training, no lost record."""
 
 import gc
 import threading

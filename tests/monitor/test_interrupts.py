@@ -1,4 +1,4 @@
-"""Ctrl-C anywhere in a call: the step is measured and its record written, or neither."""
+"""Test Ctrl-C at any place in a call: the step is measured and its record written, or neither."""
 
 import sys
 import threading

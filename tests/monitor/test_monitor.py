@@ -1,4 +1,4 @@
-"""The monitor in training loops: what it measures, what it never does, and what it survives."""
+"""Test the monitor in training loops: measurements, unchanged training, and failures."""
 
 import gc
 import sqlite3

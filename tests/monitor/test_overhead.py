@@ -1,4 +1,4 @@
-"""The share of the wall time: when another probe fits, told by a clock that the tests turn."""
+"""Test the limit on the share of the wall time, with a clock that the tests set."""
 
 import time
 import warnings

@@ -1,4 +1,4 @@
-"""Runs that go on: from another folder, without their state, with the state of another batch."""
+"""Test resumed runs: in another folder, without their state, with the state of another batch."""
 
 import os
 import shutil

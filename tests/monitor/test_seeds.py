@@ -1,4 +1,4 @@
-"""Several seeds: each run what a monitor of its own writes, the median what NumPy says."""
+"""Test several seeds: each run against a monitor of its own, and the median against NumPy."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""The worker thread and what crosses to it: jobs in order, trouble that waits, copies that stay."""
+"""Test the worker thread: jobs in order, errors kept for the user, copies that stay valid."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""What layers receive and how activations slope and curve, against one entry at a time."""
+"""Test layers' inputs and activations' derivatives against autodiff of one entry at a time."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Which kernels are seen to meet one vector, and that h (x) g is their gradient."""
+"""Test which kernels are found to be applied to one vector, and that h (x) g is their gradient."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Leaves as the matrices that they are applied as: kernels, layers stacked in one leaf, heads."""
+"""Test leaves viewed as matrices: kernels, several layers in one leaf, attention heads."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""The Hessian probe: its curves, theory beside them, and networks of every kind."""
+"""Test the Hessian probe: its curves, the predictions, and networks of every kind."""
 
 import inspect
 from typing import Any

@@ -1,4 +1,4 @@
-"""The Lemma 8 probe: log|det| of weights beside its prediction, in a discrete loop."""
+"""Test the Lemma 8 probe: measured and predicted log|det| of weights in a discrete loop."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The weights probe: what `weight_ranks` says of each, and ranks alone of large ones."""
+"""Test the weights probe against `weight_ranks`; large matrices have ranks only."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""Linen and NNX modules: the ranks of their plain functions, and training that is not touched."""
+"""Test Linen and NNX modules: the ranks of their plain functions, and unchanged training."""
 
 from functools import cache
 

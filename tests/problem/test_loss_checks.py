@@ -1,4 +1,4 @@
-"""Losses that are not one example's: refused or said, never measured as something else."""
+"""Test losses that couple examples: they are refused, or the user is warned."""
 
 import jax
 import jax.numpy as jnp

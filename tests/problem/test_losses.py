@@ -1,4 +1,4 @@
-"""Losses against textbook formulas with autodiff, and against long decimals where those cancel."""
+"""Test losses against textbook formulas with autodiff, or against long decimals if these cancel."""
 
 from decimal import Decimal, localcontext
 from functools import cache, partial

@@ -1,4 +1,4 @@
-"""Ordinary mistakes: each is refused in one sentence that says what to write instead."""
+"""Test common mistakes: the error says in one sentence how to correct each."""
 
 from types import SimpleNamespace
 from typing import Any

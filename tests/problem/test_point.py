@@ -1,4 +1,4 @@
-"""A problem at parameters: its values are computed once, and it holds the residuals it is given."""
+"""Test a problem at parameters: values are computed once, and given residuals are held."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Which arithmetic a network is measured in, held against what its outputs really resolve."""
+"""Test the precision chosen for a network against the resolution of its outputs."""
 
 import threading
 from functools import partial

@@ -1,4 +1,4 @@
-"""`Problem`: what it refuses, the parameter order, weights, positions, the user's own settings."""
+"""Test `Problem`: refusals, the parameter order, weights, positions, the user's JAX settings."""
 
 import threading
 from contextlib import ExitStack

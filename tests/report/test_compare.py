@@ -1,4 +1,4 @@
-"""Runs side by side, against values put there by hand."""
+"""Test comparisons of runs against values written by hand."""
 
 import numpy as np
 

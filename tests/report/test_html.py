@@ -1,4 +1,4 @@
-"""Pages that need no server, as files in a real Chromium; as text: test_payload.py."""
+"""Test pages that need no server, in Chromium; test_payload.py tests their data."""
 
 import base64
 import csv

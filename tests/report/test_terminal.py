@@ -1,4 +1,4 @@
-"""Tables as a terminal of 80 columns and a pipe get them: read back cell by cell."""
+"""Test the tables in a terminal of 80 columns and in a pipe, cell by cell."""
 
 import io
 import re

@@ -1,4 +1,4 @@
-"""Runs read back, against TensorBoard's own readers: whole, live, restarted, torn, oddly named."""
+"""Test reading of runs against TensorBoard's readers: complete, live, restarted or torn."""
 
 import shutil
 import sys

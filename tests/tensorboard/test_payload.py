@@ -1,4 +1,4 @@
-"""What the charts are made of, against counts and tables made one number at a time."""
+"""Test the charts' data against counts and tables computed one number at a time."""
 
 import base64
 import json

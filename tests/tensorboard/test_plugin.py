@@ -1,4 +1,4 @@
-"""The Ranks tab's routes in TensorBoard's own application: what they give, refuse and never do."""
+"""Test the Ranks tab's routes in TensorBoard's own application: answers, refusals, and safety."""
 
 import base64
 import html

@@ -1,4 +1,4 @@
-"""The Ranks tab in `tensorboard` processes: found by them, fed by both loaders, while runs grow."""
+"""Test the Ranks tab in `tensorboard` processes: both loaders, and runs that grow."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""What is gathered of the closed forms, against the paper's numbers and autodiff's Hessians."""
+"""Test the tables of closed forms against the paper's numbers and Hessians by autodiff."""
 
 from functools import cache
 

@@ -1,4 +1,4 @@
-"""Errors that wait until they are told, from several threads."""
+"""Test errors of several threads, which are kept until the user's thread asks for them."""
 
 import threading
 from functools import partial

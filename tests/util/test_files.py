@@ -1,4 +1,4 @@
-"""Folders that cannot be written, and the lock on a run folder, across processes too."""
+"""Test folders that cannot be written, and the lock on a run folder, also between processes."""
 
 import errno
 import inspect

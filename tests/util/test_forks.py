@@ -1,4 +1,4 @@
-"""Forked processes that use what belongs to their parent: refused there, and nothing written."""
+"""Test forked processes: they must not use or write with objects of their parent."""
 
 import json
 import os

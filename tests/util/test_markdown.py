@@ -1,4 +1,4 @@
-"""Text in Markdown: TensorBoard's own renderer shows it as it was, in the cell it was put in."""
+"""Test text in Markdown: TensorBoard's renderer shows it unchanged, in its own cell."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Readers of the user's program: each may fail, and then the general way measures."""
+"""Test readers of the user's program: if one fails, the general method measures."""
 
 import ast
 from functools import cache, partial

@@ -1,4 +1,4 @@
-"""Warnings name the user's own line, whichever way the user came to what warns."""
+"""Test that warnings point at the user's own line, whatever the path to the warning."""
 
 from contextlib import ExitStack
 

@@ -1,4 +1,4 @@
-"""Counts of weights against NumPy's singular values; of large ones, against prescribed values."""
+"""Test ranks of weights against NumPy's singular values, or prescribed ones if large."""
 
 import numpy as np
 import pytest

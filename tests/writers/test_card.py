@@ -1,4 +1,4 @@
-"""Cards as TensorBoard's reader and renderer have them: every curve explained, nothing made up."""
+"""Test cards, read and rendered by TensorBoard: all curves are explained, and no others."""
 
 import re
 import warnings

@@ -1,4 +1,4 @@
-"""Hyperparameters as TensorBoard's own HPARAMS backend reads them back, and what is refused."""
+"""Test hyperparameters, read back by TensorBoard's HPARAMS backend, and refusals."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""Run folders that somebody removes, fills, damages or blocks while they are used, or between."""
+"""Test run folders that are removed, filled, damaged or blocked during or between uses."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Records in memory: those in force, and all."""
+"""Test records in memory: all of them, and those that are not superseded."""
 
 from rankmon.writers.memory import MemoryWriter
 from run_records import record
