@@ -184,6 +184,7 @@ def _answered(server: subprocess.Popen[bytes], output: Path) -> Finding:
 def _tab_of(address: str) -> Finding:
     """Request the Ranks tab's list of runs from a running TensorBoard."""
     route = f"{address.rstrip('/')}/data/plugin/ranks/runs"
+    # Without a proxy, because the user's one may not forward requests to this machine.
     local = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with local.open(route, timeout=30) as answer:

@@ -59,10 +59,10 @@ def _run(args: argparse.Namespace) -> int:
     try:
         with _warnings_as_lines(args.command):
             return COMMANDS[args.command](args)
-    except BrokenPipeError:
+    except BrokenPipeError:  # an OSError, but `main` handles it
         raise
     except KeyboardInterrupt:
-        return 130
+        return 130  # the shell's code for a process that Ctrl-C has ended
     except (OSError, ValueError, ImportError, MemoryError) as error:
         print(f"rankmon {args.command}: {_message(error)}", file=sys.stderr)
         return 2
@@ -70,6 +70,7 @@ def _run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _warnings_as_lines(command: str) -> Iterator[None]:
+    """Print rankmon's warnings in this block as single lines on stderr."""
     with warnings.catch_warnings():
         others = warnings.showwarning
 
@@ -93,6 +94,8 @@ def _warnings_as_lines(command: str) -> Iterator[None]:
 
 
 def _report(args: argparse.Namespace) -> int:
+    # Imported here, as are others below: the reader takes long to import, and `predict` does not
+    # need it.
     from rankmon.runs.read import read_runs
 
     patterns = args.tags or ["*"]

@@ -106,6 +106,7 @@ def closed_forms_at(measured: MeasuredSymbols, s: int, held: int) -> dict[str, i
     r, visible, loss = measured.r, measured.visible, measured.loss
     outputs = dims[-1] - (loss == "cross_entropy")  # its residuals sum to zero over the outputs
     most, seen = (min(outputs, rank + bias) for rank in (r, visible))
+    # Omega is counted at its own cut, which may see more directions than the inputs have at theirs.
     s, held = min(s, most), min(held, most)
     ranks = {
         "H_o": theory.rank_outer(dims, r=visible, bias=bias, loss=loss),

@@ -120,6 +120,7 @@ class PreparedFeatures:
     def _counted(self, rows: np.ndarray) -> np.ndarray:
         """Return the rows without those of examples with weight zero."""
         kept = self.flat.weights > 0
+        # If the rows are not a multiple of the examples, their weights are unknown: all rows count.
         pixels, rest = divmod(len(rows), len(kept))
         return rows if rest else rows[np.repeat(kept, pixels)]
 

@@ -113,7 +113,7 @@ class PreparedLemma8:
             scalars["lemma8/class_mean"] = lemma8.class_mean_size(self.inputs, labels, self.flat.k)
         for name, value in zip(self.layers, imbalance, strict=False):
             scalars[f"lemma8/balancedness/{name}"] = float(value)
-        if measured.square:
+        if measured.square:  # determinants exist only for square weights
             path = self._advance(_path_of(state), snapshot)
             scalars |= self._path_scalars(path, snapshot)
             state = _state_of(path)

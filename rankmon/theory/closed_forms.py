@@ -173,7 +173,7 @@ def rank_loss(
     """
     t = symbols_of(dims, r, s, bias, loss)
     outer = rank_outer(dims, r=r, s=s, bias=bias, loss=loss)
-    if t.L == 1:
+    if t.L == 1:  # one layer is linear in its parameters: H_f = 0
         return outer
     functional = rank_functional(dims, r=r, s=s, bias=bias, loss=loss)
     return outer + functional - t.qh * (2 * t.s - t.qh - t.o)

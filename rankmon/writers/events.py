@@ -125,7 +125,7 @@ def histogram(values: Float[np.ndarray, "..."]) -> summary_pb2.HistogramProto:
     share = np.linspace(0.0, 1.0, BUCKETS + 1)
     edges = np.maximum.accumulate(np.clip((1 - share) * low + share * high, low, high))
     counts, _ = np.histogram(finite, bins=edges)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # sums of huge numbers may be infinite
         total, total_squares = np.sum(finite), np.sum(finite**2)
     return summary_pb2.HistogramProto(
         min=low,

@@ -100,6 +100,7 @@ class JsonlWriter(ClosesOnExit):
             return
         made_folder(self._path.parent)
         file = WholeFile(self._path, mode="ab")
+        # Another program may have put a file there: only an empty one gets the old lines.
         whole = file.size == 0 and lost.is_whole()
         try:
             if whole:

@@ -149,6 +149,7 @@ def _margin_charts() -> list[layout_pb2.Chart]:
     return [
         *(_margin(part) for part in HESSIAN_PARTS),
         _lines("Gap around the cut, Hessian and Omega", rf"^gap/({of_the_problem})$"),
+        # All other gaps; layers are not listed by name, so that the layout is the same in all runs.
         _lines("Gap around the cut, weights", rf"^gap/(?!({of_the_problem})$)"),
     ]
 
