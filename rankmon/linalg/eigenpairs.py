@@ -3,7 +3,7 @@
 ARPACK's stopping rule is relative to each eigenvalue. For the ends of the spectrum the matrix is
 shifted by its norm, so that eigenvalues near zero count as converged relative to that norm. The
 Krylov space of one vector may show a multiple eigenvalue fewer times than it occurs: a second run,
-orthogonal to the vectors found, looks for what was missed.
+orthogonal to the vectors found, looks for missing ones.
 """
 
 import math

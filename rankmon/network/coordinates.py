@@ -1,7 +1,7 @@
 """Orthonormal coordinates of the directions on which the outputs depend, in place of parameters.
 
-With theta = theta_0 + U c, U [p, q] with orthonormal columns, the loss does not depend on what U
-leaves out, so that U^T H U, [q, q], has exactly the non-zero eigenvalues of every part H. Each
+With theta = theta_0 + U c, U [p, q] with orthonormal columns, the loss does not depend on directions
+orthogonal to U, so that U^T H U, [q, q], has exactly the non-zero eigenvalues of every part H. Each
 leaf has its own columns of U:
 
   kernel of data   W = U_x C,  U_x an orthonormal basis of the span of its inputs x_i
@@ -108,7 +108,7 @@ def _found(flat: FlatProblem) -> Coordinates | None:
 
 
 def _check(coordinates: Coordinates) -> None:
-    """Check at Gaussian parameters that the network does not depend on what is left out."""
+    """Check at Gaussian parameters that the network does not depend on the other directions."""
     flat, rng = coordinates.flat, np.random.default_rng(0)
     leaves = gaussian_leaves(flat, rng)
     _, want = flat.loss_and_residuals(*flat.split(leaves))

@@ -223,7 +223,7 @@ class _Walk:
         factor = np.asarray(factors[0].value) if factors else np.ones(())
         if np.all(factor == factor.flat[0]) and factor.flat[0] != 0:
             return [view]  # the same directions
-        # Products with different factors are no kernel: what does not vanish counts as used.
+        # Products with different factors are no kernel: entries that do not vanish count as used.
         alive = np.broadcast_to(factor != 0, view.indices.shape)
         self.note_all([_View(view.leaf, np.where(alive, view.indices, -1))])
         return [None]

@@ -46,6 +46,16 @@ class Tap:
         return action(*args)
 
 
+def removed(folder):
+    """Remove a folder in which a thread may be writing: it can put a file there meanwhile."""
+    for _ in range(100):
+        try:
+            return shutil.rmtree(folder)
+        except OSError:
+            time.sleep(0.01)
+    return shutil.rmtree(folder)
+
+
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(PATIENCE)
@@ -196,7 +206,7 @@ def train(order, say):
             if step == order.get("full_until"):
                 limit_files(resource.RLIM_INFINITY)
             if step == order.get("removed_at"):
-                shutil.rmtree(folder / "run")
+                removed(folder / "run")
             if step == order.get("dies_at"):
                 die()
             if persist(monitor, step, params) is not None:
