@@ -1,7 +1,7 @@
 """Keep compiled programs, so that a program compiled for one monitor serves the next ones.
 
 A kept program is used only for a program whose text, constants, arguments, options and device are
-the same, so that the compiler would return it again. Programs that call back into Python, use more
+the same: the compiler would return it again. Programs that call back into Python, use more
 than one device or depend on a mesh are compiled each time, because their text does not show all
 that they depend on.
 """
@@ -67,7 +67,7 @@ def kept_or_compiled(
 def _key(
     traced: Any, lowered: Any, options: Mapping[str, Any], placed: Hashable
 ) -> Hashable | None:
-    """Return the key that determines the compiled program; None if it cannot be known."""
+    """Return a key that determines the compiled program; None if that is not known."""
     text = lowered.as_text()
     if (
         len(text) > _MOST_CHARACTERS

@@ -28,7 +28,7 @@ from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Point
 from rankmon.problem.pytree import is_matrix
 
-# Small: its time shows what can be afforded next; twice the side costs at most four times as much.
+# Small: its time shows which side is affordable next; twice the side costs at most four times it.
 _FIRST_SIDE = 64
 _MOST_VECTORS, _MOST_ROWS = 1024, 256
 

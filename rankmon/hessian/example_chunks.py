@@ -68,7 +68,7 @@ class ExampleChunks:
         There are fewer vectors first, and fewer examples only if one vector does not fit.
 
         Args:
-          part: what it computes, for the error message.
+          part: the name of the result, for the error message.
           make: maps a number of vectors to the function to compile.
           last: maps it to the shape of the function's last argument.
           most: the largest number of vectors.

@@ -155,7 +155,7 @@ class OuterSpectrum:
         if seconds > time_limit:
             raise OutOfTimeError(f"the spectrum of {self._order:,} rows")
         self._flat.pace.say(f"the spectrum of {self._order:,} rows", seconds)
-        pace = replace(self._flat.pace, limit=time_limit)  # shares the record of what was logged
+        pace = replace(self._flat.pace, limit=time_limit)  # shares the set of logged messages
         # Arrays of JAX stay on their devices, where they may be sharded.
         leaves = [leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for leaf in leaves]
         b = self._output_hessians(leaves)

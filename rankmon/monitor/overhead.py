@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# The share of the wall time from which on the user is warned, and the probes and their seconds that
-# come before: a run that is over within minutes needs no advice, and neither the first probe, with
-# all compilations, nor a single slow one says what probes take in the long run.
+# The share of the wall time from which on the user is warned, and the least number and seconds of
+# probes before that: a run of a few minutes needs no advice, and neither the first probe, with all
+# compilations, nor a single slow one shows how long probes take on average.
 _HEAVY_SHARE = 0.2
 _HEAVY_PROBES, _HEAVY_SECONDS = 3, 30.0
 
