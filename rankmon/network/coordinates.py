@@ -1,8 +1,8 @@
 """Orthonormal coordinates of the directions on which the outputs depend, in place of parameters.
 
-With theta = theta_0 + U c, U [p, q] with orthonormal columns, the loss does not depend on directions
-orthogonal to U, so that U^T H U, [q, q], has exactly the non-zero eigenvalues of every part H. Each
-leaf has its own columns of U:
+With theta = theta_0 + U c, U [p, q] with orthonormal columns, the loss does not depend on the
+directions orthogonal to U, so that U^T H U, [q, q], has exactly the non-zero eigenvalues of every
+part H. Each leaf has its own columns of U:
 
   kernel of data   W = U_x C,  U_x an orthonormal basis of the span of its inputs x_i
   table            the rows that are looked up
