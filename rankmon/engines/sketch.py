@@ -19,12 +19,12 @@ from rankmon.engines.cuts import HessianCuts, below_rounding
 from rankmon.hessian.gauss_newton import OuterSpectrum
 from rankmon.hessian.jacobian import compiled_gradient, transposed_product
 from rankmon.hessian.operators import HessianOperator, HessianPrograms, compiled_product
-from rankmon.linalg.numerical_rank import NumericalRank, Tolerance
+from rankmon.linalg.numerical_rank import DEFAULT_TOLERANCE, NumericalRank, Tolerance
 from rankmon.linalg.rank_bound import most_rank
 from rankmon.linalg.sketch import Products, Sketch, side_for, sketched, spectral_norm
 from rankmon.network.coordinates import Coordinates, coordinates_of
 from rankmon.network.matrix_views import matrix_shape
-from rankmon.problem.flat import FlatProblem
+from rankmon.problem.flat import FlatProblem, gaussian_leaves
 from rankmon.problem.point import Point
 from rankmon.problem.pytree import is_matrix
 
@@ -34,6 +34,9 @@ _MOST_VECTORS, _MOST_ROWS = 1024, 256
 
 # Gradients that show the directions of a weight matrix with a non-zero derivative.
 _GRADIENTS = 8
+
+# Operations of products of matrices in a second, about.
+_OPERATIONS = 2e10
 
 # Products that the norms of all parts take, about.
 _NORM_PRODUCTS = 40
@@ -118,6 +121,35 @@ class SketchEngine:
                 room=self.memory_limit // 4,
             )
             kept.blocks[cotangents].block  # noqa: B018  compiles it
+
+    def is_expected_to_finish(self) -> bool:
+        """Return whether memory and time are expected to suffice for the whole ranks.
+
+        The rank of H_L is at least about that of H_o, which rules out most large networks without
+        compilation. Else it is bounded at Gaussian parameters.
+        """
+        flat = self.flat
+        if not self._affords(side_for(min(flat.root_rows, flat.p)), product_seconds=0.0):
+            return False
+        self.compile(cotangents=2)
+        rng = np.random.default_rng(_SEED)
+        delta = rng.standard_normal((flat.positions, flat.k))
+        point = Point(flat, 0, gaussian_leaves(flat, rng), delta)
+        begun = time.monotonic()
+        norms = self._norms(point)
+        seconds = (time.monotonic() - begun) / _NORM_PRODUCTS
+        if not all(map(math.isfinite, norms.values())):
+            return False
+        cuts = HessianCuts.of(norms, DEFAULT_TOLERANCE, self.coordinates.flat)
+        most = self._most(point, cuts.parts["H_L"].value / 10)
+        return self._affords(side_for(most["H_L"]), product_seconds=seconds)
+
+    def _affords(self, side: int, *, product_seconds: float) -> bool:
+        """Return whether a sketch of this side fits in memory and time, and is no whole matrix."""
+        parts, q = 3, self.flat.p  # H_L, H_f and H_f_fixed
+        seconds = 2 * parts * side**2 * q / _OPERATIONS + side * product_seconds
+        most = min(self._sizes(2).side, q - 1)
+        return side <= most and seconds <= self.time_limit
 
     def ranks(self, point: Point, tolerance: Tolerance) -> Ranks | None:
         """Return the ranks of the parts at a finite point; None if something overflows."""

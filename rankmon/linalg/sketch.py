@@ -264,8 +264,10 @@ def spectral_norm(product: Callable[[np.ndarray], np.ndarray], p: int, *, seed: 
     image = product(start)
     if not np.all(np.isfinite(image)):
         return math.nan
-    if p < 3 or not np.any(image):
-        return float(np.linalg.norm(image) / np.linalg.norm(start))
+    if not np.any(image):
+        return 0.0
+    if p < 3:  # too few rows for ARPACK
+        return float(np.linalg.norm(np.stack([product(e) for e in np.eye(p)]), 2))
     operator = scipy.sparse.linalg.LinearOperator((p, p), matvec=product, dtype=np.float64)
     (value,) = scipy.sparse.linalg.eigsh(
         operator, k=1, ncv=min(p, 10), which="LM", v0=start, tol=1e-3, return_eigenvectors=False

@@ -116,6 +116,10 @@ def test_norms(values):
 
 def test_norms_of_small_and_infinite_matrices():
     assert spectral_norm(lambda v: -4.0 * v, 1, seed=0) == 4.0
+    assert spectral_norm(lambda v: np.array([[0.0, 1], [1, -3]]) @ v, 2, seed=0) == pytest.approx(
+        (3 + np.sqrt(13)) / 2
+    )
+    assert spectral_norm(lambda v: 0 * v, 4, seed=0) == 0.0
     assert math.isnan(spectral_norm(lambda v: v * np.inf, 5, seed=0))
 
 
