@@ -89,7 +89,7 @@ class ExampleChunks:
                 return Compiled(*found, n)
             except MemoryError as error:
                 refusal = error
-            for width in dict.fromkeys((min(most, _FEW_VECTORS), 1)):
+            for width in dict.fromkeys((min(most, _FEW_VECTORS), 1)) if n > 1 else ():
                 try:
                     program, examples, need = largest_program(
                         part,

@@ -68,7 +68,7 @@ def extreme_eigenpairs(
       p: the order of the matrix.
       k: the number of eigenpairs, far fewer than p.
       which: "LM", "LA" or "SA".
-      accuracy: the accuracy of the eigenvalues at which ARPACK stops, relative; 0 for rounding.
+      accuracy: the residual at which ARPACK stops, relative to each eigenvalue, shifted.
       seed: the seed of the start vectors.
     """
     norm = spectral_norm(product, p, seed=seed)

@@ -208,7 +208,7 @@ def hessian_eigenpairs(
     part: str = "H_L",
     which: str = "LM",
     reference: Float[np.ndarray, "n k"] | None = None,
-    accuracy: float = 0.0,
+    accuracy: float = 1e-12,
     seed: int = 0,
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
     time_limit: float = DEFAULT_TIME_LIMIT,
@@ -226,7 +226,8 @@ def hessian_eigenpairs(
       which: "LM" for eigenvalues of the largest magnitude, "LA" for the largest, "SA" for the
         smallest (the most negative).
       reference: residuals [N, k] to hold, for H_f_fixed; N counts every position.
-      accuracy: relative accuracy of the eigenvalues at which to stop; 0 for rounding.
+      accuracy: the residual at which to stop: relative to each eigenvalue for "LM", to the norm of
+        the part for the others.
       seed: seed of the start vectors.
       memory_limit: bytes for the vectors that are kept, and for a product.
       time_limit: seconds, after compilation.
@@ -253,8 +254,8 @@ def hessian_eigenpairs(
         raise TypeError(f"expected k to be an integer, got {type(k).__name__}; give a number")
     check_choice("which", which, ENDS)
     check_time_limit(time_limit)
-    if not 0 <= accuracy < 1:
-        raise ValueError(f"expected 0 <= accuracy < 1, got {accuracy}; 0 is that of rounding")
+    if not 0 < accuracy < 1:
+        raise ValueError(f"expected 0 < accuracy < 1, got {accuracy}; 1e-12 is close to rounding")
     operator = hessian_operator(
         problem, params, part, reference=reference, memory_limit=memory_limit
     )
