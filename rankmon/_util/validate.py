@@ -1,9 +1,12 @@
 """Check single options; the errors give the expectation, the value and the remedy."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from numbers import Real
+from typing import Any
+
+from rankmon._util.tags import HESSIAN_PARTS
 
 
 def as_integer(
@@ -60,6 +63,25 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuse a value that is not among the choices."""
     if value not in choices:
         raise ValueError(f"expected {name} to be one of {choices}, got {value!r}; choose one")
+
+
+def as_parts(parts: Any) -> tuple[str, ...]:
+    """Return parts of the Hessian, in their usual order; all of them for None.
+
+    Raises:
+      ValueError: if there is none, or one of another name.
+      TypeError: if these are not names.
+    """
+    if parts is None:
+        return HESSIAN_PARTS
+    given = (parts,) if isinstance(parts, str) else parts
+    if not isinstance(given, Collection) or not all(isinstance(part, str) for part in given):
+        raise TypeError(f"expected parts to be names of parts, got {parts!r}; write parts=('H_L',)")
+    if not given or not set(given) <= set(HESSIAN_PARTS):
+        raise ValueError(
+            f"expected parts among {HESSIAN_PARTS}, got {tuple(given)}; leave it out for all"
+        )
+    return tuple(part for part in HESSIAN_PARTS if part in given)
 
 
 def check_engine(name: str, known: Sequence[str]) -> None:

@@ -79,15 +79,18 @@ class _AssembledEngine(ExactEngine):
         return self.assembly.parts(point)
 
     def _spectra(self, point: Point) -> Spectra | None:
-        held_residuals = point.reference
+        held_residuals, needed = point.reference, set(point.needed)
         if held_residuals is not None and np.array_equal(held_residuals, point.residuals):
             point = point.holding(None)  # H_f_fixed is H_f
+            needed |= {"H_f"} if "H_f_fixed" in needed else set()
         parts = self._parts(point)
         if not parts.is_finite:
             return None
-        loss, outer, functional, *held = (padded(v, self.flat.p) for v in parts.spectra())
-        spectra = {"H_L": loss, "H_o": outer, "H_f": functional}
-        spectra["H_f_fixed"] = held[0] if held else functional
+        spectra = {
+            part: padded(values, self.flat.p) for part, values in parts.spectra(needed).items()
+        }
+        if "H_f_fixed" in needed and "H_f_fixed" not in spectra:
+            spectra["H_f_fixed"] = spectra["H_f"]
         return spectra
 
     @property

@@ -21,8 +21,8 @@ class Ranks:
     """The ranks of one Hessian.
 
     Attributes:
-      parts: "H_L", "H_o", "H_f" and, with a reference, "H_f_fixed".
-      own_functional: the rank of H_f at its own cut; None if only bounds are known.
+      parts: "H_L", "H_o", "H_f" and, with a reference, "H_f_fixed"; at least those asked for.
+      own_functional: the rank of H_f at its own cut; None if only bounds are known, or without H_f.
       spectra: the eigenvalues of each part, if they were computed.
       warnings: messages to the user about limits of these ranks.
       curvature: of each part the extremes, moments and counts of its signed eigenvalues, if they

@@ -38,7 +38,7 @@ class HessianCuts:
             return Cut(value, min(flat.p, 10) * flat.precision.eps * norm)
 
         parts = {part: cut(max(norm, norms["H_L"])) for part, norm in norms.items()}
-        return cls(parts, cut(norms["H_f"]))
+        return cls(parts, cut(norms.get("H_f", 0.0)))
 
 
 def below_rounding(cuts: Iterable[Cut]) -> tuple[str, ...]:

@@ -92,16 +92,23 @@ class DeepLinearEngine(ExactEngine):
         if not np.all(np.isfinite(moment)):
             raise OverflowError("expected finite output Hessians, got NaN or infinite entries")
         reduction = Reduction(layers, self.basis.omega(point.residuals))
-        spectra = {
-            "H_L": _finite_spectrum(reduction.loss(moment)),
-            "H_o": _finite_spectrum(reduction.outer(moment)),
-            "H_f": _finite_spectrum(reduction.functional()),
+        matrices = {
+            "H_L": lambda: reduction.loss(moment),
+            "H_o": lambda: reduction.outer(moment),
+            "H_f": reduction.functional,
         }
-        if point.reference is not None:
-            same = np.array_equal(point.reference, point.residuals)
-            held = Reduction(layers, self.basis.omega(point.reference))
-            spectra["H_f_fixed"] = spectra["H_f"] if same else _finite_spectrum(held.functional())
-        return {part: padded(values, p) for part, values in spectra.items()}
+        held = point.reference
+        if held is not None:
+            fixed = Reduction(layers, self.basis.omega(held))
+            matrices["H_f_fixed"] = fixed.functional
+        same = held is not None and np.array_equal(held, point.residuals)
+        spectra: Spectra = {}
+        for part in point.needed:
+            known = spectra.get("H_f") if same and part == "H_f_fixed" else None
+            spectra[part] = (
+                padded(_finite_spectrum(matrices[part]()), p) if known is None else known
+            )
+        return spectra
 
     def describe(self) -> str:
         """Return the engine's line of the run's card."""

@@ -1,6 +1,6 @@
 """The matrices of a Hessian's parts, and their eigenvalues, however they are assembled."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -43,15 +43,27 @@ class HessianParts:
         """The eigenvalues of H_o from the singular values of A, descending; None without A."""
         return None if self.root is None else singular_values(self.root) ** 2
 
-    def spectra(self) -> Iterator[Float[np.ndarray, " q"]]:
-        """Yield the eigenvalues of H_L, H_o, and H_f for each of the residuals."""
-        outer, (functional, *held) = self.outer, self.functional
+    def spectra(self, needed: Collection[str]) -> dict[str, Float[np.ndarray, " q"]]:
+        """Return the eigenvalues of the parts that are needed and are here.
+
+        Args:
+          needed: names of parts; H_f_fixed has the second of the residuals, if there is one.
+        """
+        functional = dict(zip(("H_f", "H_f_fixed"), self.functional, strict=False))
+        found = {}
+        if "H_L" in needed:
+            found["H_L"] = self._loss_spectrum(self.outer, functional["H_f"])
+        if "H_o" in needed:
+            found["H_o"] = self._outer_spectrum()
+        for part, H in functional.items():
+            if part in needed:
+                found[part] = self._functional_spectrum(H)
+        return found
+
+    def _outer_spectrum(self) -> Float[np.ndarray, " q"]:
         values = self.outer_values
-        loss = self._loss_spectrum(outer, functional)
-        yield loss
-        yield symmetric_spectrum(outer) if values is None else padded(values, len(outer))
-        for H in (functional, *held):
-            yield self._functional_spectrum(H)
+        outer = self.outer
+        return symmetric_spectrum(outer) if values is None else padded(values, len(outer))
 
     def _functional_spectrum(self, H: Float[np.ndarray, "q q"]) -> Float[np.ndarray, " q"]:
         block = self._zero_block(H, 0)

@@ -64,14 +64,14 @@ class ExactEngine(ABC):
 
     @abstractmethod
     def _spectra(self, point: Point) -> Spectra | None:
-        """Return the eigenvalues of the point's parts; None if something overflows."""
+        """Return the eigenvalues of the parts that are needed; None if something overflows."""
 
     def spectra(self, point: Point) -> Spectra | None:
-        """Return the eigenvalues of the point's parts; None if something overflows.
+        """Return the eigenvalues of the parts that are needed; None if something overflows.
 
         Each spectrum has p eigenvalues, by falling magnitude. The point must be finite.
         """
-        key = digest([*point.leaves, *point.functional_residuals])
+        key = digest([*point.leaves, *point.functional_residuals]) + repr(point.needed).encode()
         last = self._last
         if last is None or last[0] != key:
             self._last = last = (key, self._spectra(point))
@@ -83,21 +83,24 @@ class ExactEngine(ABC):
         spectra = self.spectra(point)
         if spectra is None:
             return None
-        spectra = {part: spectra[part] for part in point.parts}
+        spectra = {part: spectra[part] for part in point.needed}
         norms = {part: float(abs(spectrum[0])) for part, spectrum in spectra.items()}
         cuts = HessianCuts.of(norms, tolerance, self.flat)
 
         def counted(part: str, cut: Cut) -> NumericalRank:
             return numerical_rank(np.abs(spectra[part]), cut.value, finest=cut.finest)
 
+        own = counted("H_f", cuts.own_functional).rank or 0 if "H_f" in spectra else None
         return Ranks(
-            {part: counted(part, cut) for part, cut in cuts.parts.items()},
-            counted("H_f", cuts.own_functional).rank or 0,
-            spectra,
+            {part: counted(part, cuts.parts[part]) for part in point.asked},
+            own,
+            {part: spectra[part] for part in point.asked},
             warnings=below_rounding(cuts.parts.values()),
             curvature={
-                part: SignedSpectrum.of_eigenvalues(spectra[part], norm=norms["H_L"], cut=max(cut))
-                for part, cut in cuts.parts.items()
+                part: SignedSpectrum.of_eigenvalues(
+                    spectra[part], norm=norms["H_L"], cut=max(cuts.parts[part])
+                )
+                for part in point.asked
             },
         )
 

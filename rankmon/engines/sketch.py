@@ -163,15 +163,16 @@ class SketchEngine:
         common = HessianCuts.of(norms, tolerance, whole.flat)
         own, cuts = common.own_functional, common.parts
         ranks: dict[str, NumericalRank] = {}
-        outer = self._outer_rank(whole, cuts["H_o"].value)
+        outer = self._outer_rank(whole, cuts["H_o"].value) if "H_o" in point.asked else None
         if outer is not None:
             ranks["H_o"] = outer
             if outer.rank is None:
                 return None
-        others = [part for part in point.parts if part not in ranks]
+        others = [part for part in point.asked if part not in ranks]
         products = _products(self.progress.blocks[residuals], point, others)
         counted_at = {part: max(cuts[part]) for part in others}
-        sketches = self._grown(products, self._sizes(residuals), counted_at, begun)
+        sizes = self._sizes(residuals)
+        sketches = self._grown(products, sizes, counted_at, begun) if others else {}
         if not all(sketch.is_finite for sketch in sketches.values()):
             return None
         counted = {
@@ -185,8 +186,10 @@ class SketchEngine:
         p = whole.flat.p
         ranks |= {part: replace(rank, size=p) for part, rank in counted.items()}
         return Ranks(
-            {part: ranks[part] for part in norms},
-            sketches["H_f"].counted(own.value, finest=own.finest).known,
+            {part: ranks[part] for part in point.asked},
+            sketches["H_f"].counted(own.value, finest=own.finest).known
+            if "H_f" in sketches
+            else None,
             warnings=(
                 *((self._incomplete_warning(incomplete),) if incomplete else ()),
                 *below_rounding(cuts[part] for part in others),
@@ -222,6 +225,7 @@ class SketchEngine:
         return {
             part: spectral_norm(product, self.flat.p, seed=_SEED)
             for part, product in zip(point.parts, products, strict=True)
+            if part in point.needed
         }
 
     def _grown(

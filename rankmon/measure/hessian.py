@@ -1,11 +1,12 @@
 """Ranks and spectra of the loss Hessian and its parts at given parameters, without a monitor."""
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from rankmon._util.validate import check_engine, check_time_limit
+from rankmon._util.validate import as_parts, check_engine, check_time_limit
 from rankmon._util.warnings import warn_user
 from rankmon.engines.base import compile_derivatives
 from rankmon.engines.select import DEFAULT_TIME_LIMIT, ENGINES, exact_engine, select_engine
@@ -20,6 +21,7 @@ def hessian_ranks(
     params: Any,
     *,
     reference: Float[np.ndarray, "n k"] | None = None,
+    parts: Collection[str] | None = None,
     tolerance: Tolerance | None = None,
     engine: str = "auto",
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
@@ -34,6 +36,8 @@ def hessian_ranks(
       problem: network, loss and probe batch.
       params: the parameters, any pytree of arrays.
       reference: residuals [N, k] to hold, for H_f_fixed; N counts every position.
+      parts: the parts to measure, for example ("H_L",); all by default. Eigenvalues of others are
+        not computed, except for those of H_L, whose norm sets the common cut.
       tolerance: another cut than p * eps * max(||H_L||_2, ||X||_2) for part X.
       engine: "deep_linear" (the coordinates of a deep linear network that can be non-zero), "stack"
         (dense layers with elementwise activations, each block one contraction), "dense" (any
@@ -57,7 +61,7 @@ def hessian_ranks(
     tolerance = as_tolerance(tolerance)
     check_engine(engine, ENGINES)
     check_time_limit(time_limit)
-    point = Point.of(problem, params, reference)
+    point = _point(problem, params, reference, parts)
     choice = select_engine(
         point.flat, name=engine, memory_limit=memory_limit, time_limit=time_limit
     )
@@ -66,10 +70,10 @@ def hessian_ranks(
     point.flat.warn_once()
     found = choice.engine.ranks(point, tolerance) if point.is_finite else None
     if found is None:
-        return {part: undefined_rank(point.flat.p) for part in point.parts}
+        return {part: undefined_rank(point.flat.p) for part in point.asked}
     for text in (*choice.warnings, *found.warnings):
         warn_user(text)
-    return found.parts
+    return {part: found.parts[part] for part in point.asked}
 
 
 def hessian_spectra(
@@ -77,6 +81,7 @@ def hessian_spectra(
     params: Any,
     *,
     reference: Float[np.ndarray, "n k"] | None = None,
+    parts: Collection[str] | None = None,
     engine: str = "auto",
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
 ) -> dict[str, Float[np.ndarray, " p"]]:
@@ -88,6 +93,7 @@ def hessian_spectra(
       problem: network, loss and probe batch.
       params: the parameters, any pytree of arrays.
       reference: residuals [N, k] to hold, for H_f_fixed; N counts every position.
+      parts: the parts whose eigenvalues to return, for example ("H_L",); all by default.
       engine: as for `hessian_ranks`, but for "sketch".
       memory_limit: bytes for the matrices and their assembly.
 
@@ -101,11 +107,21 @@ def hessian_spectra(
 
     Source: arXiv 2106.16225, section 3.
     """
-    point = Point.of(problem, params, reference)
+    point = _point(problem, params, reference, parts)
     exact = exact_engine(point.flat, name=engine, memory_limit=memory_limit)
     compile_derivatives(exact, cotangents=len(point.parts) - 2)
     point.flat.warn_once()
     spectra = exact.spectra(point) if point.is_finite else None
     if spectra is None:
-        return {part: np.full(point.flat.p, np.nan) for part in point.parts}
-    return {part: spectra[part].copy() for part in point.parts}  # the engine keeps its own
+        return {part: np.full(point.flat.p, np.nan) for part in point.asked}
+    return {part: spectra[part].copy() for part in point.asked}  # the engine keeps its own
+
+
+def _point(problem: Problem, params: Any, reference: Any, parts: Collection[str] | None) -> Point:
+    wanted = as_parts(parts)
+    if parts is not None and "H_f_fixed" in wanted and reference is None:
+        raise ValueError(
+            "expected reference residuals for the part H_f_fixed, got none; pass "
+            "reference=problem.residuals(params) of the parameters whose residuals it holds"
+        )
+    return Point.of(problem, params, reference, wanted)

@@ -8,7 +8,7 @@ import numpy as np
 from rankmon._util.facts import Fact
 from rankmon._util.hparams import Hparam
 from rankmon._util.tags import HESSIAN_PARTS
-from rankmon._util.validate import check_engine, check_time_limit
+from rankmon._util.validate import as_parts, check_engine, check_time_limit
 from rankmon.engines.base import compile_derivatives
 from rankmon.engines.exact import ExactEngine
 from rankmon.engines.select import ENGINES, Choice, select_engine
@@ -46,6 +46,8 @@ class HessianProbe:
       include: globs over parameter names, in addition to those of the problem; only matching leaves
         are differentiated, for example the last layer of a large network.
       exclude: globs over parameter names; matching leaves are held fixed.
+      parts: the parts to measure, for example ("H_L",); all by default. The ranks that theory
+        predicts are logged only if H_f is one of them: they depend on whether it has vanished.
     """
 
     tolerance: Tolerance = DEFAULT_TOLERANCE
@@ -55,10 +57,12 @@ class HessianProbe:
     include: str | Sequence[str] = ("*",)
     exclude: str | Sequence[str] = ()
     name: str = "hessian"
+    parts: Sequence[str] = HESSIAN_PARTS
 
     def __post_init__(self) -> None:
         as_tolerance(self.tolerance)
         check_engine(self.engine, ENGINES)
+        as_parts(self.parts)
         check_time_limit(self.time_limit)
 
     def placeholder_state(self, problem: Problem) -> State:
@@ -84,9 +88,11 @@ class HessianProbe:
         choice = select_engine(
             flat, name=self.engine, memory_limit=self.memory_limit, time_limit=self.time_limit
         )
-        compile_derivatives(choice.engine, cotangents=2)
+        parts = as_parts(self.parts)
+        compile_derivatives(choice.engine, cotangents=1 + ("H_f_fixed" in parts))
         return PreparedHessian(
             flat=flat,
+            parts=parts,
             choice=choice,
             tolerance=self.tolerance,
             measured=MeasuredSymbols.of(flat),
@@ -98,6 +104,7 @@ class PreparedHessian:
     """`HessianProbe` for one problem."""
 
     flat: FlatProblem
+    parts: tuple[str, ...]
     choice: Choice
     tolerance: Tolerance
     measured: MeasuredSymbols
@@ -111,32 +118,36 @@ class PreparedHessian:
 
     def measure(self, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:
         """Return the ranks at the snapshot; NaN throughout if anything in it is not finite."""
-        point = Point(self.flat, snapshot.step, snapshot.leaves, state["reference"])
+        held = state["reference"]
+        point = Point(self.flat, snapshot.step, snapshot.leaves, held, self.parts)
         if point.nonfinite:
             return self._undefined(float("nan")), state
         # H_f_fixed holds the residuals of the first step at which they are finite.
         if not state["started"] and point.is_finite:
             state = {"reference": point.residuals, "started": np.ones(())}
             point = point.holding(point.residuals)
+        point = point.without_unwanted()
         found = self.choice.engine.ranks(point, self.tolerance) if point.is_finite else None
         if found is None:
             warning = "the outputs or the Hessian are not finite; its ranks are logged as NaN"
             return self._undefined(point.loss, warning), state
         scalars = {"loss": point.loss}
-        for part, rank in found.parts.items():
-            scalars |= rank_scalars("rank", part, rank)
-        scalars["rank_self/H_f"] = count_scalar(found.own_functional)
-        vanished = found.parts["H_f"].high == 0
-        scalars |= self._predicted(point, vanished=vanished)
+        for part in point.asked:
+            scalars |= rank_scalars("rank", part, found.parts[part])
+        if "H_f" in point.asked:
+            scalars["rank_self/H_f"] = count_scalar(found.own_functional)
+            vanished = found.parts["H_f"].high == 0
+            scalars |= self._predicted(point, vanished=vanished)
         arrays = {}
-        for part, spectrum in found.spectra.items():
+        for part, spectrum in found.spectra.items():  # of the parts asked for
             nonzero = spectrum[spectrum != 0]
             logs = np.log10(np.abs(nonzero))
             arrays[f"spectrum/{part}"] = logs
             arrays[f"spectrum_negative/{part}"] = logs[nonzero < 0]
             scalars[f"spectrum_zeros/{part}"] = spectrum.size - nonzero.size
         for part, summary in found.curvature.items():
-            scalars |= curvature_scalars(part, summary)
+            if part in point.asked:
+                scalars |= curvature_scalars(part, summary)
         warnings = (*self._precision_warning(), *self.choice.warnings, *found.warnings)
         return Measurement(scalars, arrays, warnings), state
 
@@ -154,13 +165,17 @@ class PreparedHessian:
         scalars = rank_scalars("rank", "Omega", omega)
         if omega.rank is None or not closed_forms_apply(measured, point):
             return scalars
-        ranks = closed_forms_at(measured, 0 if vanished else omega.rank, held[0].rank or 0)
-        return scalars | {f"rank_theory/{part}": rank for part, rank in ranks.items()}
+        of_held = (held[0].rank or 0) if held else 0  # without H_f_fixed
+        ranks = closed_forms_at(measured, 0 if vanished else omega.rank, of_held)
+        logged = {part: rank for part, rank in ranks.items() if part in self.parts}
+        return scalars | {f"rank_theory/{part}": rank for part, rank in logged.items()}
 
     def _undefined(self, loss: float, *warnings: str) -> Measurement:
         """Return a measurement in which all ranks are NaN."""
-        scalars = {"loss": loss, "rank_self/H_f": float("nan")}
-        for part in HESSIAN_PARTS:
+        scalars = {"loss": loss}
+        if "H_f" in self.parts:
+            scalars["rank_self/H_f"] = float("nan")
+        for part in self.parts:
             scalars |= rank_scalars("rank", part, undefined_rank(self.flat.p))
             if isinstance(self.choice.engine, ExactEngine):
                 scalars |= undefined_curvature(part)

@@ -91,12 +91,20 @@ class Point(Snapshot):
 
     Attributes:
       reference: the residuals that H_f_fixed holds; None without H_f_fixed.
+      wanted: the parts whose ranks or spectra are asked for.
     """
 
     reference: Float[np.ndarray, "n k"] | None = None
+    wanted: tuple[str, ...] = HESSIAN_PARTS
 
     @classmethod
-    def of(cls, problem: Problem, params: Any, reference: Any) -> "Point":
+    def of(
+        cls,
+        problem: Problem,
+        params: Any,
+        reference: Any,
+        wanted: tuple[str, ...] = HESSIAN_PARTS,
+    ) -> "Point":
         """Check the problem, the parameters and the reference, and copy the parameters.
 
         Raises:
@@ -112,7 +120,11 @@ class Point(Snapshot):
                     f"expected reference residuals of shape {(flat.positions, flat.k)}, got "
                     f"{reference.shape}; pass one row for each position of the outputs"
                 )
-        return cls(flat, 0, flat.leaves(params), reference)
+        return cls(flat, 0, flat.leaves(params), reference, wanted).without_unwanted()
+
+    def without_unwanted(self) -> "Point":
+        """Return this point without residuals to hold if H_f_fixed is not wanted."""
+        return self if "H_f_fixed" in self.wanted else self.holding(None)
 
     def holding(self, reference: Float[np.ndarray, "n k"] | None) -> "Point":
         """Return this point with other residuals to hold, keeping all values computed so far."""
@@ -127,7 +139,7 @@ class Point(Snapshot):
           flat: the problem in other parameters.
           leaves: those parameters at this point.
         """
-        point = Point(flat, self.step, leaves, self.reference)
+        point = Point(flat, self.step, leaves, self.reference, self.wanted)
         vars(point).update(
             _loss_and_residuals=self._loss_and_residuals, output_hessians=self.output_hessians
         )
@@ -137,6 +149,16 @@ class Point(Snapshot):
     def parts(self) -> tuple[str, ...]:
         """The parts of the Hessian to measure: H_f_fixed only with a reference."""
         return HESSIAN_PARTS if self.reference is not None else HESSIAN_PARTS[:3]
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The parts that are wanted and exist here."""
+        return tuple(part for part in self.parts if part in self.wanted)
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The parts that are asked for, and H_L: its norm sets the common cut."""
+        return tuple(part for part in self.parts if part == "H_L" or part in self.wanted)
 
     @property
     def functional_residuals(self) -> list[Float[np.ndarray, "n k"]]:

@@ -356,3 +356,88 @@ def test_what_theory_says_nothing_of_is_refused():
     broken = jax.tree.map(lambda a: a * np.nan, CASES["linear-mse"].params)
     with refused(ValueError, "finite parameters"):
         predicted_ranks(problem_of("linear-mse"), broken)
+
+
+@pytest.mark.parametrize("part", ["H_L", "H_o", "H_f", "H_f_fixed"])
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [
+        ("linear-mse", "deep_linear"),
+        ("tanh_bias-mse", "stack"),
+        ("conv-mse", "dense"),
+        ("conv-mse", "sketch"),
+    ],
+    ids=["deep_linear", "stack", "dense", "sketch"],
+)
+def test_a_part_alone_is_as_among_all(name, engine, part):
+    case, flat = CASES[name], flat_of(name)
+    reference = np.random.default_rng(5).standard_normal((flat.positions, flat.k))
+    ask = {"reference": reference, "engine": engine}
+    together = hessian_ranks(problem_of(name), case.params, **ask)
+    alone = hessian_ranks(problem_of(name), case.params, parts=(part,), **ask)
+    assert list(alone) == [part]
+    got, want = alone[part], together[part]
+    assert (got.rank, got.low, got.high, got.size) == (want.rank, want.low, want.high, want.size)
+    assert got.tolerance == pytest.approx(want.tolerance, rel=1e-9)
+    if engine != "sketch":
+        spectra = hessian_spectra(problem_of(name), case.params, parts=[part], **ask)
+        assert list(spectra) == [part]
+        all_spectra = hessian_spectra(problem_of(name), case.params, **ask)
+        np.testing.assert_allclose(spectra[part], all_spectra[part], atol=1e-13)
+
+
+def test_eigenvalues_of_parts_that_are_not_asked_for_are_not_computed(monkeypatch):
+    case, calls, eigvalsh = CASES["tanh_bias-mse"], [], np.linalg.eigvalsh
+
+    def counting(matrix, **options):
+        calls.append(len(matrix))
+        return eigvalsh(matrix, **options)
+
+    problem = Problem(case.apply, **case.statement)
+    reference = np.ones((9, 3))
+    monkeypatch.setattr(np.linalg, "eigvalsh", counting)
+    counts = []
+    for parts in (None, ("H_L",), ("H_L", "H_f")):
+        calls.clear()
+        hessian_ranks(problem, case.params, reference=reference, parts=parts)
+        counts.append(len(calls))
+    assert counts == [3, 1, 2]  # H_o's are squares of singular values
+
+
+def test_parts_that_there_are_not_are_refused():
+    case, problem = CASES["linear-mse"], problem_of("linear-mse")
+    for parts in (("H_x",), (), "H"):
+        with refused(ValueError, "parts", "'H_L'"):
+            hessian_ranks(problem, case.params, parts=parts)
+    with refused(TypeError, "parts", "3"):
+        hessian_spectra(problem, case.params, parts=3)
+    with refused(ValueError, "reference", "H_f_fixed"):
+        hessian_ranks(problem, case.params, parts=("H_f_fixed",))
+    with refused(ValueError, "parts", "'H_x'"):
+        HessianProbe(parts=("H_x",))
+
+
+@pytest.mark.parametrize("parts", [("H_L",), ("H_o", "H_f_fixed"), ("H_f",)], ids="+".join)
+def test_a_probe_of_some_parts_logs_these_alone(parts):
+    case = CASES["linear-mse"]
+    moved = jax.tree.map(lambda a: 1.1 * a, case.params)
+
+    def records(**options):
+        memory = MemoryWriter()
+        probe = HessianProbe(**options)
+        with RankMonitor(
+            problem_of("linear-mse"), every=1, probes=[probe], writers=[memory]
+        ) as monitor:
+            for step, params in enumerate((case.params, moved)):
+                monitor(step, params)
+        return memory.records, monitor.state
+
+    (some, state), (every, whole) = records(parts=parts), records()
+    assert jax.tree.structure(state) == jax.tree.structure(whole)
+    for found, all_of_them in zip(some, every, strict=True):
+        named = {tag.split("/")[1] for tag in found.scalars if tag.startswith(("rank", "gap"))}
+        assert named - {"Omega"} == set(parts)
+        assert {tag.split("/")[1] for tag in found.arrays} == set(parts)
+        for tag, value in found.scalars.items():
+            if not tag.startswith("monitor/"):
+                assert value == pytest.approx(all_of_them.scalars[tag], rel=1e-9, nan_ok=True)
