@@ -137,7 +137,8 @@ LEGEND = (
     Entry(
         ("stable_rank/<part>", "effective_rank/<part>"),
         "soft count",
-        "‖X‖_F² / ‖X‖₂² of part X, and the exponential of the entropy of the normalized \\|λᵢ\\|",
+        "‖X‖_F² / ‖X‖₂² of part X, and the exponential of the entropy of \\|λᵢ\\| divided by their "
+        "sum",
     ),
     Entry(
         ("interval_low/…", "interval_high/…"),
