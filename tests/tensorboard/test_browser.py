@@ -227,6 +227,131 @@ def test_spectra_with_the_cut(driver, generated):
     agrees(heat["rank at the cut"], scalars(logs / "seed_1", "rank/H_o"))
 
 
+def test_negative_eigenvalues_are_drawn_apart(driver, generated):
+    logs, address = generated
+    opened(driver, address, "seed_1")
+    chart(driver, "heatmap")
+    parts = driver.find_element(By.CSS_SELECTOR, "[data-testid=spectrum-part]")
+    Select(parts).select_by_value("H_L")
+    until(driver, "return rankmonCharts.get('spectrum')?.spec.title.includes('H_L')")
+    steps = driver.find_element(By.CSS_SELECTOR, "[data-testid=spectrum-step]")
+    steps.send_keys(Keys.HOME, *[Keys.ARROW_RIGHT] * 3)
+    until(driver, "return rankmonCharts.get('spectrum').spec.title.includes('step 30')")
+    events = log(logs / "seed_1").Tensors("spectrum_negative/H_L/values")
+    (logged,) = [e.tensor_proto.tensor_content for e in events if e.step == 30]
+    expected = np.frombuffer(logged, "<f4")
+    assert 0 < len(expected) < EIGENVALUES
+    _, indices, values = chart(driver, "spectrum")["negative eigenvalues only"]
+    assert [value for value in values if value is not None] == expected.astype(float).tolist()
+    assert indices[: len(expected)] == list(range(1, len(expected) + 1))
+    title = driver.execute_script("return rankmonCharts.get('spectrum').spec.title")
+    assert f"{len(expected)} negative" in title
+
+
+def test_a_spectrum_of_an_earlier_version_has_no_signs(driver, reference):
+    opened(driver, reference, "relu_mnist")
+    show(driver, "spectrum")
+    lines = chart(driver, "spectrum")
+    signs = "spectrum_negative/H_L/values" in log(REFERENCE / "relu_mnist").Tags()["tensors"]
+    assert ("negative eigenvalues only" in lines) == signs
+
+
+def estimated_run(folder, *, known):
+    """Ranks of which bounds are known at some steps, and an eigenvalue with its interval."""
+    with TensorBoardWriter(folder) as writer:
+        for at in range(6):
+            scalars = {
+                "rank/H_o": 300.0,
+                "rank_low/H_o": 300.0,
+                "rank_high/H_o": 300.0,
+                "rank/H_L": 1500.0 if at in known else float("nan"),
+                "rank_low/H_L": 1024.0 + at,
+                "rank_high/H_L": 19_968.0,
+                "eigenvalue_max/H_L": 8.0 - at,
+                "interval_low/eigenvalue_max/H_L": 7.5 - at,
+                "interval_high/eigenvalue_max/H_L": 9.0 - at,
+                "rank_0.01/H_L": 13.0,
+                "interval_low/rank_0.01/H_L": 9.0,
+                "interval_high/rank_0.01/H_L": 19.0,
+            }
+            writer.write(Record(10 * at, 1, 1.8e9 + at, scalars=scalars, arrays={}))
+
+
+@pytest.fixture(scope="module")
+def estimated(tmp_path_factory):
+    logs = tmp_path_factory.mktemp("estimated") / "logs"
+    estimated_run(logs / "bounds", known=())
+    estimated_run(logs / "mixed", known=(2, 3))
+    with server(logs) as address:
+        yield logs, address
+
+
+def test_an_unknown_rank_is_drawn_as_an_interval(driver, estimated):
+    logs, address = estimated
+    opened(driver, address, "bounds")
+    lines = chart(driver, "ranks")
+    assert all(value is None for value in lines["H_L"][2])
+    agrees(lines["H_L, low"], scalars(logs / "bounds", "rank_low/H_L"))
+    agrees(lines["H_L, high"], scalars(logs / "bounds", "rank_high/H_L"))
+    agrees(lines["H_o"], scalars(logs / "bounds", "rank/H_o"))
+    plot = driver.find_element(By.CSS_SELECTOR, "[data-testid=chart-ranks] .u-over")
+    ActionChains(driver).move_to_element_with_offset(
+        plot, -plot.size["width"] // 2 + 2, 0
+    ).perform()
+    legend = driver.find_element(By.CSS_SELECTOR, "[data-testid=chart-ranks] .u-legend").text
+    assert re.search(r"H_L\W*1,024–19,968", legend)
+    assert re.search(r"H_o\W*300\b", legend)
+    # Bars in the color of the part, in the exported picture too.
+    there = "return rankmonCharts.get('ranks')"
+    drawing = driver.execute_async_script(f"{there}.svg().then(arguments[0])")
+    root = ElementTree.fromstring(drawing)
+    paths = [p.get("d") for p in root.iter("{http://www.w3.org/2000/svg}path")
+             if p.get("stroke") == "#0072b2"]  # fmt: skip
+    assert any(path.count("M") == 3 * 6 for path in paths)  # a bar and two ends at each step
+    # The table of the chart has no rank.
+    table = list(csv.DictReader(io.StringIO(driver.execute_script(f"{there}.csv()"))))
+    assert {row["H_L"] for row in table} == {""}
+
+
+def test_unknown_ranks_of_several_runs(driver, estimated):
+    logs, address = estimated
+    opened(driver, address, "bounds", "mixed")
+    until(driver, "return rankmonCharts.get('ranks-H_L')?.drawn?.bands?.length === 2")
+    lines = chart(driver, "ranks-H_L")
+    steps, lows = scalars(logs / "mixed", "rank_low/H_L")
+    assert [value for value in lines["mixed"][2] if value is not None] == [1500, 1500]
+    unknown = [at for at in range(6) if at not in (2, 3)]
+    agrees(lines["mixed, low"], ([steps[at] for at in unknown], [lows[at] for at in unknown]))
+    driver.find_element(By.CSS_SELECTOR, "[data-testid=spread]").send_keys("median")
+    lines = chart(driver, "ranks")
+    assert all(value is None for value in lines["H_L"][2])  # no median of unknown ranks
+    agrees(lines["H_L, low"], (steps, lows))
+    agrees(lines["H_L, high"], (steps, [19_968.0] * 6))
+
+
+def test_curvature_with_and_without_intervals(driver, generated, estimated):
+    logs, address = estimated
+    opened(driver, address, "bounds")
+    show(driver, "curvature")
+    lines = chart(driver, "curvature-eigenvalue_max")
+    folder, tag = logs / "bounds", "eigenvalue_max/H_L"
+    agrees(lines["H_L"], scalars(folder, tag))
+    agrees(lines["H_L, low"], scalars(folder, f"interval_low/{tag}"))
+    agrees(lines["H_L, high"], scalars(folder, f"interval_high/{tag}"))
+    assert set(chart(driver, "curvature-rank_0.01")) == {"H_L", "H_L, low", "H_L, high"}
+    assert "curvature-trace" not in driver.execute_script("return [...rankmonCharts.keys()]")
+    logs, address = generated
+    opened(driver, address, "seed_0")
+    show(driver, "curvature")
+    lines = chart(driver, "curvature-eigenvalue_min")
+    assert set(lines) == {"H_L", "H_o", "H_f", "H_f, residual fixed"}
+    agrees(lines["H_f"], scalars(logs / "seed_0", "eigenvalue_min/H_f"))
+    weights = driver.execute_script(
+        "return [...rankmonCharts.keys()].filter((k) => /^weights/.test(k))"
+    )
+    assert not [name for name in weights if "H_" in name]
+
+
 def test_weights_have_a_chart_each(driver, reference):
     opened(driver, reference, "relu_mnist")
     folder = REFERENCE / "relu_mnist"

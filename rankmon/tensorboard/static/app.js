@@ -29,7 +29,7 @@ const THEMES = ["auto", "light", "dark"];
 const POLL_SECONDS = 10;
 const NEAR_PIXELS = 300;
 const NEAR = { rootMargin: `${NEAR_PIXELS}px` };
-const NO_RUNS = `monitor = rankmon.RankMonitor(problem, "logs/run_1", every=50)
+const NO_RUNS = `monitor = rankmon.RankMonitor(problem, logdir="logs/run_1", every=50)
 for step in range(steps):
     params = train_step(params)
     monitor(step, params)`;

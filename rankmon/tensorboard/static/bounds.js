@@ -1,11 +1,13 @@
 // Ranks of which only bounds are known: a band with bars in the place of a line, and the bounds as a text.
 
 const MOST_BARS = 30;
-const CAP = 4;
+const [CAP, SPACING] = [4, 6];
 
 /** Returns the bounds as a text, for example 1,024–19,968. */
 export function interval(low, high) {
-  const words = [low, high].map((value) => value.toLocaleString("en-US", { maximumSignificantDigits: 6 }));
+  const word = (value) =>
+    Number.isInteger(value) ? value.toLocaleString("en-US") : String(Number(value.toPrecision(6)));
+  const words = [low, high].map(word);
   return low === high ? words[0] : words.join("–");
 }
 
@@ -38,13 +40,15 @@ export function drawBars(u, lines) {
   ctx.beginPath();
   ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
   ctx.clip();
-  lines.forEach((line, at) => {
-    if (line.bounds && u.series[at + 1].show) drawBarsOf(u, line, u.data[at + 1]);
+  const bounded = lines.map((_, at) => at).filter((at) => lines[at].bounds && u.series[at + 1].show);
+  bounded.forEach((at, n) => {
+    const beside = (n - (bounded.length - 1) / 2) * SPACING * devicePixelRatio; // bars at one step stay visible
+    drawBarsOf(u, lines[at], u.data[at + 1], beside);
   });
   ctx.restore();
 }
 
-function drawBarsOf(u, { bounds, color }, values) {
+function drawBarsOf(u, { bounds, color }, values, beside) {
   const [low, high] = bounds.map((index) => u.data[index + 1]);
   const isBounded = (i) => values[i] == null && low[i] != null && high[i] != null;
   const [from, to] = u.series[0].idxs ?? [0, values.length - 1];
@@ -57,7 +61,7 @@ function drawBarsOf(u, { bounds, color }, values) {
   Object.assign(ctx, { strokeStyle: color, lineWidth: 1.5 * devicePixelRatio });
   ctx.setLineDash([]);
   for (const i of places.filter((_, n) => n % every === 0 || n === places.length - 1)) {
-    const x = u.valToPos(u.data[0][i], "x", true);
+    const x = u.valToPos(u.data[0][i], "x", true) + beside;
     const [bottom, top] = [low, high].map((ends) => u.valToPos(ends[i], "y", true));
     for (const [x1, y1, x2, y2] of [
       [x, bottom, x, top],

@@ -112,7 +112,7 @@ export class SpectrumSection {
       { label: "log10 |eigenvalue|", color: partColor(part) ?? "#0072b2", steps: indices, values, width: 2 },
     ];
     if (negative?.length) {
-      const look = { label: "of the negative ones", color: NEGATIVE_COLOR, dash: [5, 3], width: 2.5 };
+      const look = { label: "negative eigenvalues only", color: NEGATIVE_COLOR, dash: [5, 3], width: 2.5 };
       lines.push({ ...look, steps: negative.map((_, at) => at + 1), values: negative });
     }
     if (cut !== null && indices.length) {
