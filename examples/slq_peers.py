@@ -1,12 +1,13 @@
-"""Stochastic Lanczos quadrature of H_L by rankmon and by other libraries: seconds and errors.
+"""Stochastic Lanczos quadrature of H_L by rankmon and by other libraries: CPU time and errors.
 
 All use the same network and the same numbers of vectors and steps; the truth is the dense spectrum.
-Each row is measured in a process of its own, after one call to warm up.
+Each row is measured in a process of its own with one thread, after one call to warm up.
 """
 
 import argparse
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -20,26 +21,31 @@ from slq_ways import WAYS, truth
 NETWORK, SIZES = Network("64-50-50-10", "ReLU", (64, 50, 50, 10), 200), (64, 128)
 SMALL, FEW = Network("small", "ReLU", (12, 10, 8, 4), 40), (16, 40)
 SHARES = (0.1, 0.03, 0.01)
+NEEDED = {"rankmon": "matfree", "curvlinops": "curvlinops", "PyHessian": "pyhessian"}
+# For each library that multiplies matrices.
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1") | {
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"
+}
 
 
 def child(way, quick, cuts):
-    """Measure one way, and print seconds and counts as JSON."""
+    """Measure one way, and print CPU seconds and counts as JSON."""
     network, sizes = (SMALL, FEW) if quick else (NETWORK, SIZES)
     counts = WAYS[way](network, *sizes)
     counts(cuts)
-    begun = time.perf_counter()
+    begun = time.process_time()
     found = counts(cuts)
-    print(json.dumps({"seconds": time.perf_counter() - begun, "counts": found}))
+    print(json.dumps({"seconds": time.process_time() - begun, "counts": found}))
 
 
 def measured(way, quick, cuts):
     """Measure one way in a child process; return None if its library is missing."""
-    needed = "matfree" if way == "rankmon" else "curvlinops"
-    if importlib.util.find_spec(needed) is None:
-        print(f"{way:17} not run: {needed} is not installed: pip install -e '.[benchmark]'")
+    if importlib.util.find_spec(NEEDED[way]) is None:
+        print(f"{way:17} not run: {NEEDED[way]} is not installed: pip install -e '.[benchmark]'")
         return None
     command = [sys.executable, __file__, "--child", way, json.dumps(cuts)] + ["--quick"] * quick
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=os.environ | ONE_THREAD)
+    return json.loads(done.stdout)
 
 
 def cell(count, truth):

@@ -1,8 +1,6 @@
-"""Three ways to count H_L's eigenvalues by stochastic Lanczos quadrature, for `slq_peers.py`.
+"""Three ways to count H_L's eigenvalues by stochastic Lanczos quadrature, for `slq_peers.py`."""
 
-PyHessian itself requires PyTorch 1, so that its algorithm is repeated here.
-"""
-
+import warnings
 from functools import partial
 
 import numpy as np
@@ -39,10 +37,9 @@ def ours(network, probes, steps):
     return counts
 
 
-def torch_operator(network):
-    """Return the product with curvlinops' Hessian of the mean loss, and p."""
+def torch_model(network):
+    """Return the network in PyTorch, and its batch."""
     import torch
-    from curvlinops import HessianLinearOperator
 
     weights, x, y = network.data()
     layers = [torch.nn.Linear(*w.shape, bias=False) for w in weights]
@@ -50,56 +47,64 @@ def torch_operator(network):
     model = torch.nn.Sequential(*mixed).double()
     for layer, w in zip(layers, weights, strict=True):
         layer.weight.data = torch.from_numpy(w.T.copy())
-    batch = [(torch.from_numpy(x), torch.from_numpy(y) / 1.0)]
-    loss, params = torch.nn.MSELoss(reduction="sum"), list(model.parameters())
-    hessian = HessianLinearOperator(model, loss, params, batch, check_deterministic=False)
-    return lambda v: (hessian @ v) / (2 * network.n), sum(p.numel() for p in params)
+    return model, torch.from_numpy(x), torch.from_numpy(y)
 
 
 def quadrature_counts(rules, p, cuts):
     """Return for each cut p times the weight of the nodes beyond it, as a mean over vectors."""
-    return [(p * np.mean([w[np.abs(n) > cut].sum() for n, w in rules]),) for cut in cuts]
+    return [(p * float(np.mean([w[np.abs(n) > cut].sum() for n, w in rules])),) for cut in cuts]
 
 
 def curvlinops(network, probes, steps):
-    """Use curvlinops' fast_lanczos, which does not reorthogonalize."""
+    """Use curvlinops' Hessian and fast_lanczos, which does not reorthogonalize."""
+    import torch
+    from curvlinops import HessianLinearOperator
     from curvlinops.papyan2020traces.spectrum import fast_lanczos
 
-    product, p = torch_operator(network)
-    operator = type("Operator", (), {"shape": (p, p), "__matmul__": lambda _, v: product(v)})()
-    import torch
-
-    operator.device, operator.dtype = torch.device("cpu"), torch.float64
+    model, x, y = torch_model(network)
+    loss, params = torch.nn.MSELoss(reduction="sum"), list(model.parameters())
+    # The sum over examples, of twice the loss.
+    hessian = HessianLinearOperator(model, loss, params, [(x, y)], check_deterministic=False)
 
     def counts(cuts):
-        pairs = [fast_lanczos(operator, steps) for _ in range(probes)]
-        rules = [(nodes.numpy(), vectors[0].numpy() ** 2) for nodes, vectors in pairs]
-        return quadrature_counts(rules, p, cuts)
+        pairs = [fast_lanczos(hessian, steps) for _ in range(probes)]
+        scale = 2 * network.n
+        rules = [(nodes.numpy() / scale, vectors[0].numpy() ** 2) for nodes, vectors in pairs]
+        return quadrature_counts(rules, hessian.shape[0], cuts)
 
     return counts
 
 
-def pyhessian_style(network, probes, steps):
-    """Use Rademacher vectors and Lanczos with full reorthogonalization, like PyHessian."""
+def pyhessian_class():
+    """Return PyHessian's class, with the function that its wheel of 2021 needs from PyTorch 1."""
     import torch
+    from pyhessian import hessian
 
-    product, p = torch_operator(network)
+    def eig(tridiagonal, eigenvectors):
+        # Its repository calls torch.linalg.eig, with the same Lanczos steps before it.
+        values, vectors = torch.linalg.eigh(tridiagonal)
+        return torch.stack([values, torch.zeros_like(values)], dim=1), vectors
 
-    def rule():
-        v = torch.randint(0, 2, (p,), dtype=torch.float64) * 2 - 1
-        basis, alphas, betas = [v / v.norm()], [], []
-        for _ in range(steps):
-            w = product(basis[-1])
-            alphas.append(float(w @ basis[-1]))
-            for q in basis:
-                w = w - (w @ q) * q
-            betas.append(float(w.norm()))
-            basis.append(w / betas[-1])
-        T = np.diag(alphas) + np.diag(betas[:-1], 1) + np.diag(betas[:-1], -1)
-        nodes, vectors = np.linalg.eigh(T)
-        return nodes, vectors[0] ** 2
-
-    return lambda cuts: quadrature_counts([rule() for _ in range(probes)], p, cuts)
+    torch.eig = eig
+    warnings.filterwarnings("ignore", "Using backward.. with create_graph", UserWarning)
+    return hessian
 
 
-WAYS = {"rankmon": ours, "curvlinops": curvlinops, "PyHessian-style": pyhessian_style}
+def pyhessian(network, probes, steps):
+    """Use PyHessian's density: it keeps the graph of the gradient, and reorthogonalizes."""
+    model, x, y = torch_model(network)
+    p = sum(w.numel() for w in model.parameters())
+
+    def loss(outputs, targets):
+        return ((outputs - targets) ** 2).sum() / (2 * network.n)
+
+    def counts(cuts):
+        model.zero_grad(set_to_none=True)
+        found = pyhessian_class()(model, loss, data=(x, y), cuda=False)
+        rules = zip(*map(np.array, found.density(steps, probes)), strict=True)
+        return quadrature_counts(list(rules), p, cuts)
+
+    return counts
+
+
+WAYS = {"rankmon": ours, "curvlinops": curvlinops, "PyHessian": pyhessian}
