@@ -38,7 +38,7 @@ from rankmon.network.dataflow import is_float
 from rankmon.problem.flat import FlatProblem
 
 # Entries of the patches of a convolution's inputs; more are not worth a basis.
-_MOST_ENTRIES = 2**26
+_MOST_ENTRIES = 2**24
 
 
 @dataclass(frozen=True)
