@@ -67,7 +67,7 @@ class Curvature:
         Raises:
           MemoryError: if a single row or example takes more than the workspace.
         """
-        self.flat.compile()
+        self.flat.compile(gradient=is_wide(self.flat))  # to check the Jacobian
         with self.flat.precision.scope():
             self._functional(cotangents)
             if is_wide(self.flat):

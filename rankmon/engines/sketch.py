@@ -17,7 +17,7 @@ from rankmon._util.text import bytes_text
 from rankmon.engines.base import Ranks
 from rankmon.engines.cuts import HessianCuts, below_rounding
 from rankmon.hessian.gauss_newton import OuterSpectrum
-from rankmon.hessian.jacobian import compiled_gradient, transposed_product
+from rankmon.hessian.jacobian import transposed_product
 from rankmon.hessian.operators import HessianOperator, HessianPrograms, compiled_product
 from rankmon.linalg.numerical_rank import DEFAULT_TOLERANCE, NumericalRank, Tolerance
 from rankmon.linalg.rank_bound import most_rank
@@ -111,7 +111,6 @@ class SketchEngine:
         kept = self.progress
         for part in ("H_o", "H_f"):
             compiled_product(self.flat, part)
-        compiled_gradient(self.flat)
         if cotangents not in kept.blocks:
             kept.blocks[cotangents] = HessianPrograms(
                 self.flat,

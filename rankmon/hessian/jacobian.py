@@ -3,8 +3,8 @@
 `stack_jacobian` computes it for a stack of dense layers, without differentiation in theta.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property, partial
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -12,13 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from rankmon._util.expected_time import Pace, compiled
+from rankmon._util.expected_time import Pace
 from rankmon.hessian.batching import OneByOne, is_of_whole_batch
 from rankmon.hessian.jacobian_rows import JacobianRows
 from rankmon.linalg.gram import Block
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.output_hessians import Roots
-from rankmon.problem.precision import abstract_array
 
 _Leaves = Sequence[Any]
 
@@ -34,27 +33,13 @@ def weighted_gradient(
     return jax.grad(lambda t: jnp.vdot(weighted, flat.outputs(t, fixed, inputs)))(theta)
 
 
-def compiled_gradient(flat: FlatProblem) -> Callable[..., Any]:
-    """Return `weighted_gradient`, compiled once for each problem."""
-    if "gradient" not in flat.memo:
-        weighted = abstract_array((flat.positions, flat.k), flat.dtype)
-        with flat.precision.scope():
-            traced = jax.jit(partial(weighted_gradient, flat)).trace(
-                *flat.shapes_of(flat.inputs), weighted
-            )
-            flat.memo["gradient"] = compiled("a gradient", traced)
-    return flat.memo["gradient"]
-
-
 def transposed_product(
     flat: FlatProblem, theta: np.ndarray, fixed: Sequence[np.ndarray], u: Float[np.ndarray, "n k"]
 ) -> Float[np.ndarray, " p"]:
     """Return (dF/dtheta)^T u of the whole batch, in float64."""
     with flat.precision.scope():
-        gradient = compiled_gradient(flat)
-        return np.asarray(
-            gradient(theta, tuple(fixed), flat.inputs, u.astype(flat.dtype)), np.float64
-        )
+        *_, product = flat.evaluated(theta, fixed, u)
+        return np.asarray(product, np.float64)
 
 
 class JacobianOperator:

@@ -25,6 +25,8 @@ from rankmon.problem.output_hessians import DenseHessians, FactoredHessians, Out
 from rankmon.problem.precision import Precision, abstract_array, abstract_arrays
 from rankmon.problem.pytree import LeafSpec, leaf_specs, passing_names
 
+_EVALUATION = "evaluation"  # a key of `FlatProblem.memo`
+
 
 @runtime_checkable
 class Statement(Protocol):
@@ -251,54 +253,65 @@ class FlatProblem:
         """The long computations that were announced for this problem, and their time limit."""
         return Pace()
 
-    def compile(self) -> None:
-        """Compile the programs of this problem; they may be evaluated on another thread later.
+    def compile(self, *, gradient: bool = False) -> None:
+        """Compile the evaluation of this problem; it may be called on another thread later.
 
         Compilation uses the JAX settings of the user's thread (a mesh, a default PRNG).
+
+        Args:
+          gradient: whether (dF/dtheta)^T u will be needed too; one program then gives all.
         """
         with self.precision.scope():
-            self._evaluate  # noqa: B018  cached
-            self._output_hessians  # noqa: B018
+            self._evaluation(gradient=gradient)
 
     def loss_and_residuals(
         self, theta: np.ndarray, fixed: Sequence[np.ndarray]
     ) -> tuple[float, Float[np.ndarray, "n k"]]:
         """Return the mean loss and the residuals delta_i = dl/dz at each position, in float64."""
         with self.precision.scope():
-            loss, delta = self._evaluate(
-                theta, fixed, self.inputs, self.targets, self.typed_weights
-            )
+            loss, delta, *_ = self.evaluated(theta, fixed)
             return float(loss), np.array(delta, np.float64)
-
-    @cached_property
-    def _evaluate(self) -> Callable[..., Any]:
-        """The compiled function for the mean loss and the residuals."""
-        loss = self.problem.loss
-
-        def evaluate(theta: Any, fixed: Any, inputs: Any, targets: Any, weights: Any) -> Any:
-            z = self.outputs(theta, fixed, inputs)
-            # jnp.where, because 0 times the NaN of a masked position would be NaN.
-            values = jnp.where(weights > 0, jax.vmap(loss.value)(z, targets), 0.0)
-            delta = jax.vmap(loss.residual)(z, targets)
-            return jnp.sum(weights * values), jnp.where(weights[:, None] > 0, delta, 0.0)
-
-        return self._compiled(evaluate, self.inputs, self.targets, self.typed_weights)
 
     def output_hessians(self, theta: np.ndarray, fixed: Sequence[np.ndarray]) -> OutputHessians:
         """Return the output Hessians B_i = d2l/dz2 at each position, in float64."""
         with self.precision.scope():
-            return self.hessians_from(
-                self._output_hessians(theta, fixed, self.inputs, self.targets)
-            )
+            _, _, data, *_ = self.evaluated(theta, fixed)
+            return self.hessians_from(data)
 
-    @cached_property
-    def _output_hessians(self) -> Callable[..., Any]:
-        """The compiled function for the data of the output Hessians."""
+    def evaluated(self, theta: Any, fixed: Any, u: Any = None) -> Any:
+        """Return loss, residuals, the data of the output Hessians and, with u, (dF/dtheta)^T u."""
+        known = (theta, tuple(fixed), self.inputs, self.targets, self.typed_weights)
+        if u is None and (_EVALUATION, True) not in self.memo:
+            return self._evaluation(gradient=False)(*known)
+        u = np.zeros((self.positions, self.k)) if u is None else u
+        return self._evaluation(gradient=True)(*known, u.astype(self.dtype))
 
-        def output_hessians(theta: Any, fixed: Any, inputs: Any, targets: Any) -> Any:
-            return self.hessian_data(self.outputs(theta, fixed, inputs), targets)
+    def _evaluation(self, *, gradient: bool) -> Callable[..., Any]:
+        """Return the program of `evaluated`, compiled once."""
+        loss = self.problem.loss
 
-        return self._compiled(output_hessians, self.inputs, self.targets)
+        def evaluate(
+            theta: Any, fixed: Any, inputs: Any, targets: Any, weights: Any, *u: Any
+        ) -> Any:
+            def outputs(t: Any) -> Any:
+                return self.outputs(t, fixed, inputs)
+
+            z, *pullback = jax.vjp(outputs, theta) if gradient else (outputs(theta),)
+            # jnp.where, because 0 times the NaN of a masked position would be NaN.
+            values = jnp.where(weights > 0, jax.vmap(loss.value)(z, targets), 0.0)
+            delta = jax.vmap(loss.residual)(z, targets)
+            delta = jnp.where(weights[:, None] > 0, delta, 0.0)
+            data = self.hessian_data(z, targets)
+            products = [back(v.astype(z.dtype))[0] for back, v in zip(pullback, u, strict=True)]
+            return jnp.sum(weights * values), delta, data, *products
+
+        key = (_EVALUATION, gradient)
+        if key not in self.memo:
+            known = self.shapes_of(self.inputs, self.targets, self.typed_weights)
+            u = [abstract_array((self.positions, self.k), self.dtype)] if gradient else []
+            traced = jax.jit(evaluate).trace(*known, *u)
+            self.memo[key] = compiled("the loss and its derivatives in the outputs", traced)
+        return self.memo[key]
 
     def hessian_data(self, z: Float[Array, "n k"], targets: Any) -> Any:
         """Return the [n, k] arrays that `hessians_from` converts to output Hessians; traceable."""
@@ -323,10 +336,6 @@ class FlatProblem:
     @cached_property
     def _dense_hessians(self) -> Callable[..., Any]:
         return jax.jit(jax.vmap(self.problem.loss.output_hessian))
-
-    def _compiled(self, function: Callable[..., Any], *trees: Any) -> Callable[..., Any]:
-        traced = jax.jit(function).trace(*self.shapes_of(*trees))
-        return compiled("the loss and its derivatives in the outputs", traced)
 
 
 def gaussian_leaves(flat: FlatProblem, rng: np.random.Generator) -> list[np.ndarray]:

@@ -20,6 +20,7 @@ from rankmon import (
     hessian_spectra,
     weight_ranks,
 )
+from rankmon.hessian.jacobian import transposed_product
 from rankmon.problem.problem import Problem
 from rankmon.weights.traced import weight_scalars
 from refusals import refused, unwarned, warned
@@ -767,3 +768,27 @@ def test_measuring_in_a_thread_leaves_a_float32_trace_in_the_main_thread_alone()
     worker.join()
     assert dtype == jnp.float32
     assert_same(found["got"], naive(oracles.mse, X @ W, Y))
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_one_program_evaluates_everything_at_the_outputs(gradient):
+    def network(params, x):
+        return jnp.tanh(x @ params["w"]) + 1
+
+    stated, u = problem(network, loss="cross_entropy", targets=LABELS), np.ones((N, K))
+    flat = stated.flat(PARAMS)
+    split = flat.split(flat.leaves(PARAMS))
+    flat.compile(gradient=gradient)
+    z, theta = np.tanh(X @ W) + 1, jnp.asarray(W.ravel(), jnp.float32)
+    loss, delta = flat.loss_and_residuals(*split)
+    q = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
+    np.testing.assert_allclose(loss, -np.log(q[np.arange(N), LABELS]).mean(), rtol=1e-12)
+    np.testing.assert_allclose(delta, q - np.eye(K)[LABELS], rtol=1e-12)
+    J = jax.jacobian(lambda t: network({"w": t.reshape(D, K)}, X))(theta).reshape(N * K, -1)
+    np.testing.assert_allclose(
+        transposed_product(flat, *split, u), u.ravel() @ np.asarray(J), rtol=1e-4
+    )
+    assert flat.loss_and_residuals(*split)[0] == pytest.approx(loss, rel=1e-14)
+    v = RNG.standard_normal((N, K, 1))
+    B = np.stack([np.diag(p) - np.outer(p, p) for p in q])
+    np.testing.assert_allclose(flat.output_hessians(*split).products(v), B @ v, atol=1e-12)
