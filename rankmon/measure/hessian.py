@@ -50,7 +50,7 @@ def hessian_ranks(
 
     Returns:
       A dict from "H_L", "H_o", "H_f" (and "H_f_fixed") to `NumericalRank`; `rank` is None if
-      the weights or the Hessian are not finite.
+      the weights or the Hessian are not finite, or if only `low` and `high` are known.
 
     Raises:
       TypeError, ValueError: for input that does not fit, before anything is computed.

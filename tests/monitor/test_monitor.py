@@ -107,7 +107,8 @@ def test_files_say_what_the_records_say(ready, tmp_path):
     assert {"rank/H_L", "rank_theory/H_L", "rank/Omega", "loss", "rank_self/H_f"} <= set(
         events.Tags()["scalars"]
     )
-    assert {f"spectrum/{part}" for part in ("H_L", "H_o", "H_f", "H_f_fixed")} == set(
+    parts, families = ("H_L", "H_o", "H_f", "H_f_fixed"), ("spectrum", "spectrum_negative")
+    assert {f"{family}/{part}" for family in families for part in parts} == set(
         events.Tags()["histograms"]
     )
     card = "".join(t.decode() for t in events.Tensors("rankmon/card")[0].tensor_proto.string_val)
