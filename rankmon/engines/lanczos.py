@@ -20,7 +20,7 @@ from rankmon._util.text import bytes_text
 from rankmon.engines.base import Ranks
 from rankmon.engines.cuts import Cut, HessianCuts, below_rounding
 from rankmon.hessian.gauss_newton import OuterSpectrum, outer_product
-from rankmon.hessian.operators import functional_product, traced_product
+from rankmon.hessian.operators import functional_product, loss_product, traced_product
 from rankmon.linalg.lanczos import StochasticSpectrum, starts
 from rankmon.linalg.numerical_rank import NumericalRank, Tolerance
 from rankmon.problem.flat import FlatProblem
@@ -96,8 +96,8 @@ def _programs(flat: FlatProblem, steps: int) -> dict[str, Callable[..., Any]]:
     def functional(v: Any, theta: Any, fixed: Any, inputs: Any, _: Any, w: Any, delta: Any) -> Any:
         return functional_product(flat, theta, fixed, inputs, w[:, None] * delta, v)
 
-    def loss(v: Any, *known: Any) -> Any:
-        return outer(v, *known) + functional(v, *known)
+    def loss(v: Any, theta: Any, fixed: Any, inputs: Any, targets: Any, w: Any, delta: Any) -> Any:
+        return loss_product(flat, theta, fixed, inputs, targets, w, w[:, None] * delta, v)
 
     def program(product: Callable[..., Any]) -> Callable[..., Any]:
         @jax.jit
