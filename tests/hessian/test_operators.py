@@ -11,7 +11,7 @@ from rankmon.hessian.operators import HessianPrograms
 from refusals import refused
 from shared_problems import flat_of
 
-NAMES = ["relu_bias-mse", "tokens-cross_entropy", "batch_statistics-mse"]
+NAMES = ["relu_bias-mse", "conv-mse", "tokens-cross_entropy", "batch_statistics-mse"]
 ROOM = 2**28
 
 

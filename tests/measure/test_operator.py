@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from oracles import CASES, data, dense_parts, mlp
-from rankmon import Problem, hessian_eigenpairs, hessian_operator, hessian_spectra
+from rankmon import Problem, RankmonWarning, hessian_eigenpairs, hessian_operator, hessian_spectra
 from refusals import refused
 from shared_problems import flat_of, problem_of
 
@@ -72,6 +72,35 @@ def test_a_batch_that_does_not_fit_is_refused_if_its_examples_interact():
         operator_of("batch_statistics-mse", "H_L", memory_limit=int(0.7 * most))
     with refused(MemoryError, "memory_limit"):
         operator_of("conv-mse", "H_L", memory_limit=100)
+
+
+def test_rules_with_a_reverse_mode_alone_give_the_same_products():
+    @jax.custom_vjp
+    def activation(x):
+        return jnp.tanh(x)
+
+    activation.defvjp(lambda x: (jnp.tanh(x), x), lambda x, g: (g * (1 - jnp.tanh(x) ** 2),))
+    case = CASES["tanh-mse"]
+    apply, params = mlp((5, 4, 4, 3), activation)
+    H = dense_parts(case)["H_L"]
+    v = np.random.default_rng(0).standard_normal(len(H))
+    got = hessian_operator(Problem(apply, **case.statement), params).matvec(v)
+    np.testing.assert_allclose(got, H @ v, atol=1e-12 * np.abs(H).sum(0).max())
+
+
+def test_networks_that_end_in_float32_are_multiplied_with_a_warning():
+    def apply(w, x):
+        return jnp.tanh(x.astype(jnp.float32) @ w.astype(jnp.float32))
+
+    x, y = data(9, 5, 3)
+    problem = Problem(apply, loss="mse", inputs=x, targets=y)
+    w = np.random.default_rng(1).standard_normal((5, 3))
+    with pytest.warns(RankmonWarning, match="float32"):
+        loss = hessian_operator(problem, w)
+    outer, functional = (hessian_operator(problem, w, part) for part in ("H_o", "H_f"))
+    V = np.eye(15)
+    want = outer.matmat(V) + functional.matmat(V)
+    assert np.abs(loss.matmat(V) - want).max() <= 1e-5 * np.abs(want).max()
 
 
 def test_vectors_go_in_the_order_of_the_parameters():
