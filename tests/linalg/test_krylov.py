@@ -1,0 +1,157 @@
+"""Estimates by Krylov spaces: exact where they can be, and intervals that hold."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from rankmon.linalg.block_lanczos import BlockLanczos
+from rankmon.linalg.estimate import Estimate
+from rankmon.linalg.krylov import Limits, krylov_spectrum
+from rankmon.linalg.random_measures import Measures
+
+P = 500
+RNG = np.random.default_rng(7)
+ORDER = np.arange(1.0, P + 1)
+# Gaussian starts know no basis: diagonal matrices are all there is to try.
+SPECTRA = {
+    "power": ORDER**-1.3 * RNG.choice([1, -0.3], P),
+    "slow": ORDER**-0.7 * RNG.choice([1, -0.3], P),
+    "pairs": np.r_[ORDER[: P // 2] ** -1.1, -(ORDER[: P // 2] ** -1.1)],
+    "decay": np.exp(-ORDER / 15) * RNG.choice([1, -0.3], P),
+    "bulk": np.r_[1.0, 0.03 * RNG.standard_normal(P - 1)],
+    "plateaus": np.repeat([1, 0.3, 0.1001, 0.0999, 0.05, -0.02, 0], [3, 17, 20, 30, 50, 50, 330]),
+    "few": np.r_[1, 0.5, 0.02, -0.015, 1e-4 * RNG.standard_normal(P - 4)],
+}
+NOISE = {np.float64: 1e-13, np.float32: 1e-6}
+
+
+def estimated(values, *, dtype=np.float64, **options):
+    diagonal = values.astype(dtype)
+    return krylov_spectrum(
+        lambda v: v * diagonal, len(values), dtype=dtype, noise=NOISE[dtype], **options
+    )
+
+
+def truths(values, signed):
+    """Each estimate beside the true value."""
+    norm, square = np.max(np.abs(values)), np.sum(values**2)
+    yield signed.largest, np.max(values)
+    yield signed.smallest, np.min(values)
+    yield signed.trace, np.sum(values)
+    yield signed.frobenius, math.sqrt(square)
+    yield signed.stable_rank, square / norm**2
+    for share, count in signed.above.items():
+        yield count, np.sum(np.abs(values) > share * norm)
+    yield signed.clearly_negative, np.sum(values < -0.01 * norm)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, np.float64) for name in SPECTRA), ("power", np.float32)]
+)
+def test_intervals_hold(name, dtype):
+    """Each of the 10 as often as it says, but for what a few seeds leave to chance."""
+    values, seeds = SPECTRA[name], 10
+    hits = []
+    for seed in range(seeds):
+        found = estimated(values, dtype=dtype, limits=Limits(rows=96), seed=seed)
+        assert found is not None
+        pairs = list(truths(values, found.signed()))
+        assert all(estimate.low <= estimate.value <= estimate.high for estimate, _ in pairs)
+        hits.append([e.low - 1e-12 <= true <= e.high + 1e-12 for e, true in pairs])
+    assert np.all(np.sum(hits, axis=0) >= seeds - 3)  # 0.1 % by chance, of 95 %
+    assert np.mean(hits) >= 0.95
+
+
+@pytest.mark.parametrize("name", ["power", "decay", "few", "pairs", "plateaus"])
+def test_counts_above_the_goal_are_settled(name):
+    values = SPECTRA[name]
+    found = estimated(values, limits=Limits(rows=288))
+    norm = np.max(np.abs(values))
+    assert found.norm == pytest.approx(norm, 1e-8)
+    for share in (0.1, 0.01):
+        cut = share * norm
+        count, true = found.count(-cut, cut), np.sum(np.abs(values) > cut)
+        assert count.value == pytest.approx(true, abs=1)
+        assert count.high - count.low <= max(1, 0.05 * true)
+    assert found.largest().high - found.largest().low < 1e-5 * norm
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_complete_basis_is_exact(dtype):
+    values = SPECTRA["power"][:70]
+    found = estimated(values, dtype=dtype).signed()
+    for estimate, true in truths(values, found):
+        assert estimate.value == pytest.approx(true, rel=1e-5)
+        assert estimate.high - estimate.low <= 1e-4
+
+
+def test_a_norm_and_a_trace_from_elsewhere():
+    """A part far below H_L has nothing above its shares, after the first products."""
+    values = 1e-6 * SPECTRA["pairs"]
+    products = []
+
+    def product(v):
+        products.append(len(v))
+        return v * values
+
+    found = krylov_spectrum(product, P, norm=1.0)
+    assert sum(products) < 100
+    signed = found.signed(1.0, trace=Estimate.exact(0.0))
+    assert all(count.high == 0 for count in signed.above.values())
+    assert signed.trace.low == signed.trace.high == 0
+
+
+def test_a_zero_matrix():
+    signed = estimated(np.zeros(P)).signed()
+    assert signed.largest.high == signed.smallest.low == signed.frobenius.high == 0
+    assert all(count.high == 0 for count in signed.above.values())
+
+
+def test_what_is_not_finite_has_no_estimate():
+    assert krylov_spectrum(lambda v: v * np.inf, P) is None
+    assert krylov_spectrum(lambda v: v * np.nan, 20) is None
+
+
+def test_the_seed_decides_alone():
+    first, again, other = (estimated(SPECTRA["slow"], seed=seed).trace() for seed in (3, 3, 4))
+    assert first == again != other
+
+
+def test_the_deadline_is_kept():
+    """A clock that each product moves by a second."""
+    now = [0.0]
+
+    def product(v):
+        now[0] += 1
+        return v * SPECTRA["slow"]
+
+    limits = Limits(deadline=9.0, clock=lambda: now[0])
+    found = krylov_spectrum(product, P, limits=limits)
+    assert now[0] <= 9
+    assert found.count(-0.1, 0.1).low <= np.sum(np.abs(SPECTRA["slow"]) > 0.1)
+
+
+def test_bounds_of_the_vectors_weights():
+    values = SPECTRA["power"]
+    start = np.random.default_rng(0).standard_normal((4, P))
+    space = BlockLanczos(lambda v: v * values, start, most=P, noise=1e-13)
+    for _ in range(8):
+        space.grow()
+    pairs = space.ritz()
+    for tolerance in (0.0, 1e-4):
+        measures = Measures.of(space, pairs, pairs.residuals <= tolerance)
+        for cut in (0.5, 0.1, 0.02, 0.003):
+            least, most = measures.beyond(-cut, cut)
+            true = np.sum(start[:, np.abs(values) > cut] ** 2)
+            assert least - 1e-3 <= true <= most + 1e-3
+
+
+@pytest.mark.parametrize("weight", [0.1, 20.0, 300.0])
+def test_dimensions_of_a_weight(weight):
+    measures = Measures(np.zeros(0), np.zeros((4, 0)), np.zeros(4), ())
+    most, least = measures.most(weight, 0.01, P), measures.least(weight, 0.01, P)
+    likely = scipy.stats.chi2(4 * np.arange(1, P + 1)).cdf(weight)
+    assert most == np.sum(likely >= 0.01)
+    assert least == 1 + np.sum(1 - likely < 0.01)
