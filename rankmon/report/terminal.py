@@ -95,7 +95,7 @@ def _curvature(curves: Sequence[EstimatedCurve]) -> list[RenderableType]:
     numbers = _table("eigenvalues at the end", *titles.values())
     negative = {"negative_0.01": "< -0.01"}
     counts = negative | {family: f"> {family.removeprefix('rank_')}" for family in EPSILON_RANKS}
-    counted = _table("their number / ‖H_L‖₂", *counts.values())
+    counted = _table("number, cut × ‖H_L‖₂", *counts.values())
     for part in HESSIAN_PARTS:
         for table, families, text in ((numbers, titles, _number), (counted, counts, _counted)):
             found = [by_tag.get(f"{family}/{part}") for family in families]

@@ -106,7 +106,7 @@ def test_curvature_in_two_tables_with_margins_and_intervals():
     assert ["eigenvalues at the end", "largest", "smallest", "trace"] in found
     assert ["H_L", "7.9", "-0.1106 ± 0.0003", "12.5"] in found
     assert ["H_o", "7.8"] in found
-    assert ["their number / ‖H_L‖₂", "< -0.01", "> 0.1", "> 0.01", "> 0.001"] in found
+    assert ["number, cut × ‖H_L‖₂", "< -0.01", "> 0.1", "> 0.01", "> 0.001"] in found
     assert ["H_L", "3", "6", "46–2,056"] in found
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
 
