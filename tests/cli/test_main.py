@@ -62,8 +62,14 @@ def test_report_of_a_reference_run(capsys):
     assert captured.err == ""
     lines = captured.out.splitlines()
     assert lines[0] == "linear_teacher"
-    cells = {line.split()[0]: line.split()[1:] for line in lines if line.startswith("  ")}
+    end = next(at for at, line in enumerate(lines) if line.startswith("eigenvalues at the end"))
+    cells, curvature = (
+        {line.split()[0]: line.split()[1:] for line in part if line.startswith("  ")}
+        for part in (lines[:end], lines[end : lines.index("", end)])
+    )
     ranks = legacy_events(TEACHER).Scalars
+    ends = [ranks(f"{tag}/H_f_fixed")[-1].value for tag in ("eigenvalue_max", "eigenvalue_min")]
+    assert list(map(float, curvature["H_f_fixed"][:2])) == pytest.approx(ends, rel=1e-3)
     values = [event.value for event in ranks("rank/H_L")]
     changed = next(event.step for event in ranks("rank/H_L") if event.value != values[0])
     agreed = sum(
