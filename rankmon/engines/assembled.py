@@ -27,8 +27,8 @@ from rankmon.problem.precision import DOUBLE
 # Operations of products in a second, about.
 _OPERATIONS = 1.5e10
 
-# Seconds; a shorter estimate is not refined.
-_SHORT = 1.0
+# Seconds; a shorter estimate is not refined: that compiles a program, for seconds of its own.
+_SHORT = 5.0
 
 # Operations with one parameter for one example: a convolution's kernels are used at every place.
 _MOST_USES = 1e4

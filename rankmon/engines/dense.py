@@ -105,7 +105,9 @@ class Curvature:
         deltas: Sequence[Float[np.ndarray, "n k"]],
     ) -> list[Float[np.ndarray, "p p"]]:
         """Compute the matrix H_f at theta for each of these residuals, in float64."""
-        return self._functional(len(deltas)).at(theta, fixed, deltas).as_matrix()
+        programs = self._functional(len(deltas))
+        held = [*deltas, *[deltas[-1]] * (programs.residuals - len(deltas))]
+        return programs.at(theta, fixed, held).as_matrix()[: len(deltas)]
 
     def outer(
         self, theta: np.ndarray, fixed: Sequence[np.ndarray], b: OutputHessians
@@ -124,11 +126,15 @@ class Curvature:
     # H_f
 
     def _functional(self, residuals: int) -> HessianPrograms:
-        if residuals not in self._functional_programs:
-            programs = HessianPrograms(self.flat, residuals=residuals, room=self._workspace)
-            self.workspace_used["H_f"] = programs.rows[2]
-            self._functional_programs[residuals] = programs
-        return self._functional_programs[residuals]
+        enough = [count for count in self._functional_programs if count >= residuals]
+        if (
+            enough
+        ):  # at the first probe the reference is the residual: compile nothing for one alone
+            return self._functional_programs[min(enough)]
+        programs = HessianPrograms(self.flat, residuals=residuals, room=self._workspace)
+        self.workspace_used["H_f"] = programs.rows[2]
+        self._functional_programs[residuals] = programs
+        return programs
 
     # H_o
 

@@ -7,6 +7,7 @@ import pytest
 
 from rankmon import Problem, RankMonitor
 from rankmon._util.expected_time import compiled
+from rankmon.engines.dense import Curvature
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 events: list[str] = []
@@ -156,3 +157,20 @@ def test_programs_of_a_mesh_are_not_kept():
 
     with jax.set_mesh(jax.make_mesh((1,), ("x",))):
         assert [compilations(sharded) for _ in range(2)] == [1, 1]
+
+
+def test_one_residual_takes_the_program_of_two():
+    rng = np.random.default_rng(0)
+    params = {"W1": rng.standard_normal((5, 4)), "W2": rng.standard_normal((4, 3))}
+    problem = Problem(
+        residual, loss="mse", inputs=rng.standard_normal((9, 5)), targets=np.ones((9, 3))
+    )
+    flat, delta = problem.flat(params), rng.standard_normal((9, 3))
+    at = flat.split(flat.leaves(params))
+    both, one = Curvature(flat), Curvature(flat)
+    both.compile(cotangents=2)
+    found = []
+    assert compilations(lambda: found.extend(both.functional(*at, [delta]))) == 0
+    (want,) = one.functional(*at, [delta])
+    assert len(found) == 1
+    np.testing.assert_allclose(found[0], want, atol=1e-12)
