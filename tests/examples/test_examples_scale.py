@@ -7,7 +7,15 @@ import pytest
 
 from example_scripts import run
 
-SCALE = ["scale_coverage", "scale_outer", "slq_peers", "scale_growth", "large_cnn", "many_classes"]
+SCALE = [
+    "scale_coverage",
+    "scale_outer",
+    "slq_peers",
+    "curvature_peers",
+    "scale_growth",
+    "large_cnn",
+    "many_classes",
+]
 
 
 @pytest.mark.slow
