@@ -39,6 +39,15 @@ def draw_hessian_ranks(axes: Axes, records: Sequence[Record]) -> None:
     axes.set_ylim(bottom=0)
 
 
+def draw_estimate(
+    axes: Axes, records: Sequence[Record], tag: str, *, label: str, color: str
+) -> None:
+    """Draw a curve, and the band of its interval if it was estimated."""
+    axes.plot(*series(records, tag), ".-", color=color, lw=2, ms=5, label=label)
+    ends = [series(records, f"interval_{end}/{tag}") for end in ("low", "high")]
+    axes.fill_between(ends[0][0], ends[0][1], ends[1][1], color=color, alpha=0.2, lw=0)
+
+
 def draw_weight_ranks(axes: Axes, records: Sequence[Record]) -> None:
     """Draw the rank of each weight, with its name at the end of the line."""
     ends = []
