@@ -1,212 +1,325 @@
-"""The engine "slq": ranks of the Hessian's parts by stochastic Lanczos quadrature, at any p.
+"""The engine "lanczos": estimates with intervals, for networks whose exact ranks take too long.
 
-The Lanczos steps are matfree's; `linalg.lanczos` computes estimates of a spectrum from them.
+H_o is exact, from the rows of its Jacobian. The extremes, moments and epsilon-ranks of the other
+parts are estimated by `linalg.krylov`; their ranks at the cut of float64 are only bounded.
 """
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from rankmon._util.expected_time import OutOfTimeError
+from rankmon._util.tags import HESSIAN_PARTS
 from rankmon._util.text import bytes_text
 from rankmon.engines.base import Ranks
 from rankmon.engines.cuts import Cut, HessianCuts, below_rounding
-from rankmon.hessian.gauss_newton import OuterSpectrum, outer_product
-from rankmon.hessian.operators import functional_product, loss_product, traced_product
-from rankmon.linalg.lanczos import StochasticSpectrum, starts
-from rankmon.linalg.numerical_rank import NumericalRank, Tolerance
-from rankmon.problem.flat import FlatProblem
+from rankmon.engines.most_ranks import most_ranks
+from rankmon.hessian.gauss_newton import OuterRank, OuterSpectrum
+from rankmon.hessian.operators import HessianOperator, HessianPrograms
+from rankmon.linalg.block_lanczos import Product
+from rankmon.linalg.estimate import Estimate
+from rankmon.linalg.gram import BoundedSpectrum
+from rankmon.linalg.krylov import WIDTH, Limits, krylov_spectrum
+from rankmon.linalg.krylov_spectrum import KrylovSpectrum
+from rankmon.linalg.numerical_rank import NumericalRank, Tolerance, numerical_rank
+from rankmon.linalg.signed_spectrum import SignedSpectrum
+from rankmon.network.coordinates import Coordinates, coordinates_of
+from rankmon.problem.flat import FlatProblem, gaussian_leaves
 from rankmon.problem.point import Point
+from rankmon.problem.precision import SINGLE
 
-_STEPS, _LEAST_PROBES, _MOST_PROBES = 96, 4, 64
+# Rows of a basis: more resolve more eigenvalues, and take time with their square.
+_MOST_ROWS, _LEAST_ROWS = 768, 32
 
+# Products in float32 are taken if their error, relative to ||H||_2, is below this. For a random v
+# ||dH v|| / ||H v|| is about ||dH||_F / ||H||_F: a factor allows for norms that differ by part.
+_MOST_NOISE, _NOISE_FACTOR = 1e-4, 16.0
+_NOISE_OF_DOUBLE = 1e-13
 
-@dataclass(frozen=True)
-class Lanczos:
-    """Lanczos steps with each part of a problem's Hessian; compiled at their first use."""
+# Leaves that are tried for a zero diagonal block, with a product each.
+_MOST_LEAVES = 64
 
-    flat: FlatProblem
-    steps: int
-    programs: dict[str, Callable[..., Any]]
-
-    @classmethod
-    def of(cls, flat: FlatProblem, *, steps: int, memory_limit: int) -> "Lanczos":
-        """Return the steps for this problem; one object for each problem.
-
-        Raises:
-          MemoryError: if the vectors do not fit in memory_limit.
-          ImportError: without matfree.
-        """
-        steps = min(steps, flat.p)
-        need = 8 * flat.p * (steps + 8)
-        if need > memory_limit:
-            raise MemoryError(
-                f"expected {steps} vectors of p = {flat.p:,} parameters to fit in memory_limit = "
-                f"{bytes_text(memory_limit)}, got {bytes_text(need)}; raise memory_limit or take "
-                "fewer steps"
-            )
-        key = ("lanczos", steps)
-        if key not in flat.memo:
-            flat.memo[key] = cls(flat, steps, _programs(flat, steps))
-        return flat.memo[key]
-
-    def at(self, point: Point) -> dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]]:
-        """Return for each part a function: start vector -> Lanczos' diagonal and off-diagonal."""
-        own, *held = point.functional_residuals
-        return {
-            part: partial(self._decomposed, self.programs[part], point, delta)
-            for part, delta in zip(point.parts, (own, own, own, *held), strict=True)
-        }
-
-    def _decomposed(
-        self, program: Callable[..., Any], point: Point, delta: np.ndarray, v: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        flat = self.flat
-        typed = (flat.typed_weights, np.asarray(delta, flat.dtype))
-        known = (point.theta, point.fixed, flat.inputs, flat.targets, *typed)
-        with flat.precision.scope():
-            diagonal, beside, last = program(np.asarray(v, flat.dtype), known)
-            beside = np.append(np.asarray(beside, np.float64), float(last))
-            return np.array(diagonal, np.float64), beside
-
-
-def _programs(flat: FlatProblem, steps: int) -> dict[str, Callable[..., Any]]:
-    """Return the Lanczos steps of each part from a start vector; compiled at the first use."""
-    try:
-        from matfree import decomp
-    except ImportError as error:
-        raise ImportError(
-            "expected matfree, which does the Lanczos steps, got none installed; run "
-            "pip install 'rankmon[scale]'"
-        ) from error
-    # tridiag_sym takes the mean of both triangles, of which the upper one is noise at a breakdown.
-    hessenberg = decomp.hessenberg(steps, reortho="full", custom_vjp=False)
-
-    def outer(v: Any, theta: Any, fixed: Any, inputs: Any, targets: Any, w: Any, _: Any) -> Any:
-        return outer_product(flat, theta, fixed, inputs, targets, w, v)
-
-    def functional(v: Any, theta: Any, fixed: Any, inputs: Any, _: Any, w: Any, delta: Any) -> Any:
-        return functional_product(flat, theta, fixed, inputs, w[:, None] * delta, v)
-
-    def loss(v: Any, theta: Any, fixed: Any, inputs: Any, targets: Any, w: Any, delta: Any) -> Any:
-        return loss_product(flat, theta, fixed, inputs, targets, w, w[:, None] * delta, v)
-
-    def program(product: Callable[..., Any]) -> Callable[..., Any]:
-        @jax.jit
-        def decomposed(v: Any, known: Any) -> Any:
-            found = hessenberg(lambda u: product(u, *known), v)
-            H = found.J_small
-            return jnp.diagonal(H), jnp.diagonal(H, -1), jnp.linalg.norm(found.residual)
-
-        return decomposed
-
-    of_functional = program(functional)
-    return {
-        "H_L": program(loss),
-        "H_o": program(outer),
-        "H_f": of_functional,
-        "H_f_fixed": of_functional,
-    }
+# Of the time limit: the rest is for the bounds on ranks, and for steps that take longer than the
+# ones before them.
+_SHARE = 0.85
 
 
 @dataclass(frozen=True)
 class LanczosEngine:
-    """The engine "slq": H_o as `SketchEngine` has it, the other parts from random vectors.
+    """H_o exactly, and the spectra of H_L and H_f as Krylov spaces show them within the limits.
 
     Attributes:
-      flat: the problem.
-      lanczos: its steps.
-      outer: None if the Gram matrix of N k rows does not fit.
-      time_limit: seconds; as many vectors are taken as it allows, from 4 to 64.
+      coordinates: the directions of the parameters on which the outputs depend.
+      outer: None if the Gram matrix of N k rows does not fit: then H_o is estimated as well.
+      rows: the most rows of a basis that memory allows.
+      memory_limit: bytes for bases, products and blocks of the Jacobian.
+      time_limit: seconds for a measurement.
+      single: the problem in these coordinates, in float32.
+      programs: the compiled products, by part and whether they are in float32.
     """
 
-    flat: FlatProblem
-    lanczos: Lanczos
+    coordinates: Coordinates
     outer: OuterSpectrum | None
+    rows: int
+    memory_limit: int
     time_limit: float
-    name: str = "slq"
+    single: FlatProblem
+    programs: dict[tuple[str, bool], HessianPrograms] = field(default_factory=dict, compare=False)
+    name: str = "lanczos"
 
     @classmethod
     def of(cls, flat: FlatProblem, *, memory_limit: int, time_limit: float) -> "LanczosEngine":
         """Return the engine for this problem.
 
         Raises:
-          MemoryError: if the vectors do not fit in memory_limit.
-          ImportError: without matfree.
+          MemoryError: if not even a small basis fits.
         """
-        steps = Lanczos.of(flat, steps=_STEPS, memory_limit=memory_limit)
-        outer = OuterSpectrum.if_it_fits(flat, memory_limit=memory_limit)
-        return cls(flat, steps, outer, time_limit)
+        coordinates = coordinates_of(flat)
+        # Two bases, the eigenvectors between them, and copies of some of their rows.
+        row = 8 * 3 * coordinates.reduced.p
+        rows = min(memory_limit // (2 * row), _MOST_ROWS)
+        if rows < _LEAST_ROWS:
+            raise MemoryError(
+                f"expected {_LEAST_ROWS} vectors of {coordinates.reduced.p:,} parameters and "
+                f"their products to fit in memory_limit = {bytes_text(memory_limit)}, got "
+                f"{bytes_text(2 * row * _LEAST_ROWS)}; raise memory_limit, choose fewer parameters "
+                "with Problem(include=...), or watch the weights alone (RankMonitor: "
+                "oversize='weights')"
+            )
+        outer = OuterSpectrum.if_it_fits(flat, memory_limit=memory_limit // 2)
+        single = replace(coordinates.reduced, precision=SINGLE, memo={})
+        return cls(coordinates, outer, rows, memory_limit, time_limit, single)
 
     def compile(self, *, cotangents: int) -> None:
-        """Compile the loss and its derivatives in the outputs; the steps compile at first use."""
-        self.flat.compile()
-        traced_product(self.flat, "H_f")  # fail now if it has no derivatives
+        """Compile the products with the Hessian, and the gradients for bounds on ranks."""
+        reduced = self.coordinates.reduced
+        self.coordinates.flat.compile()
+        reduced.compile()
+        for part in ("H_L", "H_f") if self.outer else HESSIAN_PARTS[:3]:
+            self._programs(part, self.single).block  # noqa: B018  compiles it
+            self._programs(part, reduced).one  # noqa: B018
+        self.traceless  # noqa: B018  measured once
 
     def ranks(self, point: Point, tolerance: Tolerance) -> Ranks | None:
-        """Return the ranks of the parts as intervals; None if something overflows."""
-        spectra = self._spectra(self.lanczos.at(point))
-        norms = {part: spectrum.norm for part, spectrum in spectra.items()}
-        if not all(map(math.isfinite, norms.values())):
+        """Return bounds on the ranks, and the curvature; None if something overflows."""
+        begun = time.monotonic()
+        self.compile(cotangents=len(point.functional_residuals))
+        outer = self._outer(point, tolerance) if "H_o" in point.asked else None
+        if outer is not None and outer.spectrum is None:
             return None
-        cuts = HessianCuts.of(norms, tolerance, self.flat)
+        reduced = self.coordinates.at(point)
+        estimate_outer = outer is None or not outer.is_positive
+        needed = [part for part in point.needed if part != "H_o" or estimate_outer]
+        spectra = self._spectra(reduced, begun, needed)
+        if spectra is None:
+            return None
+        norms = {part: spectrum.norm for part, spectrum in spectra.items()}
+        if outer is not None:
+            norms["H_o"] = outer.norm
+        found = HessianCuts.of(norms, tolerance, point.flat)
+        cuts = {part: cut.value for part, cut in found.parts.items()}
+        most = most_ranks(reduced, min(cuts.values()) / 10)
         ranks: dict[str, NumericalRank] = {
-            part: _counted(spectrum, cuts.parts[part]) for part, spectrum in spectra.items()
+            part: _rank(spectrum, found.parts[part], most[part], point.flat.p)
+            for part, spectrum in spectra.items()
         }
-        if self.outer is not None:
-            cut = Tolerance(absolute=cuts.parts["H_o"].value)
-            with suppress(OutOfTimeError):  # then random vectors show it too
-                ranks["H_o"] = self.outer.rank(
-                    point.leaves, cut, "auto", time_limit=self.time_limit
-                )
-            if ranks["H_o"].rank is None:
-                return None
+        curvature: dict[str, SignedSpectrum] = {}
+        if outer is not None:
+            ranks["H_o"] = outer.rank(cuts["H_o"])
+        if outer is not None and outer.is_positive:
+            curvature["H_o"] = outer.curvature(norms["H_L"], cuts["H_o"], point.flat.p)
+        for part, spectrum in spectra.items():
+            trace = self._trace(part, curvature.get("H_o"))
+            signed = spectrum.signed(norms["H_L"], trace=trace)
+            curvature[part] = signed if self.coordinates.is_whole else signed.with_zeros()
         return Ranks(
-            ranks,
-            _counted(spectra["H_f"], cuts.own_functional).rank or 0,
-            warnings=below_rounding(cuts.parts.values()),
+            {part: ranks[part] for part in point.asked},
+            None,
+            warnings=below_rounding(found.parts.values()),
+            curvature={part: curvature[part] for part in point.asked},
         )
 
+    def _trace(self, part: str, outer: SignedSpectrum | None) -> Estimate | None:
+        """Return the trace of a part if it is known, given that of H_o."""
+        if not self.traceless or part == "H_o":
+            return None
+        if part == "H_L":
+            return None if outer is None else outer.trace
+        return Estimate.exact(0.0)
+
+    @cached_property
+    def traceless(self) -> bool:
+        """Whether each leaf's diagonal block of H_f is zero, at Gaussian parameters.
+
+        The outputs are linear in each leaf if activations are piecewise linear and no weights are
+        tied.
+        """
+        flat, rng = self.coordinates.reduced, np.random.default_rng(1)
+        theta, fixed = flat.split(gaussian_leaves(flat, rng))
+        delta = rng.standard_normal((flat.positions, flat.k))
+        product = self._programs("H_f", flat).at(theta, fixed, [delta]).mv
+        sizes = [spec.size for spec in flat.specs if spec.differentiated and spec.size]
+        if len(sizes) > _MOST_LEAVES:
+            return False
+        for end, size in zip(np.cumsum(sizes).tolist(), sizes, strict=True):
+            v = np.zeros(flat.p)
+            v[end - size : end] = rng.standard_normal(size)
+            if np.any(product(v)[end - size : end]):
+                return False
+        return True
+
+    def _outer(self, point: Point, tolerance: Tolerance) -> "_Outer | None":
+        """Return the exact eigenvalues of H_o; None if they take memory, or half of the time."""
+        if self.outer is None:
+            return None
+        try:
+            found = self.outer.measured(
+                point.leaves, tolerance, "auto", time_limit=self.time_limit / 2
+            )
+        except OutOfTimeError:
+            return None
+        return _Outer(self.outer, *found)
+
     def _spectra(
-        self, decompose: Mapping[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]]
-    ) -> dict[str, StochasticSpectrum]:
-        begun = time.monotonic()
-        found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {part: [] for part in decompose}
-        for done, v in enumerate(starts(self.flat.p, _MOST_PROBES, seed=0)):
-            if done >= _LEAST_PROBES:
-                if (time.monotonic() - begun) * (done + 1) / done > self.time_limit:
-                    break
-            for part, steps in decompose.items():
-                found[part].append(steps(v))
-        return {part: StochasticSpectrum.of(self.flat.p, pairs) for part, pairs in found.items()}
+        self, point: Point, begun: float, needed: Sequence[str]
+    ) -> dict[str, KrylovSpectrum] | None:
+        """Return the estimates of each part; None if something overflows."""
+        deadline = begun + _SHARE * self.time_limit
+        own, *held = point.functional_residuals
+        same = held and np.array_equal(held[0], own)
+        all_jobs = {"H_L": ("H_L", [own]), "H_f": ("H_f", [own]), "H_o": ("H_o", [])}
+        if held:
+            all_jobs["H_f_fixed"] = ("H_f", held)
+        # H_L first, for its norm; and nothing twice.
+        copied = same and {"H_f", "H_f_fixed"} <= set(needed)
+        jobs = [part for part in needed if not (copied and part == "H_f_fixed")]
+        found: dict[str, KrylovSpectrum] = {}
+        for done, part in enumerate(jobs):
+            programs, deltas = all_jobs[part]
+            now = time.monotonic()
+            limits = Limits(now + (deadline - now) / (len(jobs) - done), self.rows)
+            norm = found["H_L"].norm if found else None
+            product, noise = self._product(programs, point, deltas)
+            spectrum = krylov_spectrum(
+                product,
+                point.flat.p,
+                norm=norm,
+                limits=limits,
+                dtype=np.float64 if noise == _NOISE_OF_DOUBLE else np.float32,
+                noise=noise,
+            )
+            if spectrum is None:
+                return None
+            found[part] = spectrum
+        if copied:
+            found["H_f_fixed"] = found["H_f"]
+        return found
+
+    def _product(
+        self, part: str, point: Point, deltas: Sequence[np.ndarray]
+    ) -> tuple[Product, float]:
+        """Return the product of rows with one part at this point, and its relative error.
+
+        It is in float32 if one random vector shows that this is precise enough.
+        """
+        v = np.random.default_rng(0).standard_normal(point.flat.p)
+        double = self._operator(part, point, deltas)
+        single = self._operator(part, self._in_float32(point), deltas)
+        want = double.mv(v)
+        off = float(np.linalg.norm(single.matmat(v[None])[0][0] - want))
+        noise = _NOISE_FACTOR * max(off / max(float(np.linalg.norm(want)), 1e-300), SINGLE.eps)
+        if point.flat.p <= self.rows:
+            noise = math.inf  # a complete basis gives exact ranks
+        operator, noise = (single, noise) if noise <= _MOST_NOISE else (double, _NOISE_OF_DOUBLE)
+        width = operator.programs.block.width
+
+        def product(rows: Float[np.ndarray, "m q"]) -> Float[np.ndarray, "m q"]:
+            pieces = [operator.matmat(rows[i : i + width])[0] for i in range(0, len(rows), width)]
+            return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+
+        return product, noise
+
+    def _operator(self, part: str, point: Point, deltas: Sequence[np.ndarray]) -> HessianOperator:
+        """Return one part at this point, in the precision of the point's problem."""
+        return self._programs(part, point.flat).at(point.theta, point.fixed, deltas)
+
+    def _in_float32(self, point: Point) -> Point:
+        """Return the point with all arrays in float32."""
+        with np.errstate(over="ignore"):  # then the products are not finite, and float64 is taken
+            leaves = [SINGLE.lift(leaf) for leaf in point.leaves]
+        return Point(self.single, point.step, leaves, point.reference)
+
+    def _programs(self, part: str, flat: FlatProblem) -> HessianPrograms:
+        """Return the products of one part, compiled at the first use."""
+        key = (part, flat is self.single)
+        if key not in self.programs:
+            self.programs[key] = HessianPrograms(
+                flat,
+                loss=part == "H_L",
+                outer=part == "H_o",
+                residuals=int(part == "H_f"),
+                batch=WIDTH,
+                room=self.memory_limit // 4,
+            )
+        return self.programs[key]
 
     def describe(self) -> str:
         """Return the engine's line of the run's card."""
+        outer = "exactly, from the rows of its Jacobian" if self.outer else "in the same way"
         return (
-            f"{self.name}: stochastic Lanczos quadrature with {self.lanczos.steps} steps for each "
-            f"of {_LEAST_PROBES} to {_MOST_PROBES} random vectors, within {self.time_limit:g} s "
-            "per probe"
+            f"{self.name}: H_L and H_f by block Lanczos with up to {self.rows} vectors, within "
+            f"{self.time_limit:g} s per measurement; H_o {outer}"
         )
 
 
-def _counted(spectrum: StochasticSpectrum, cut: Cut) -> NumericalRank:
-    """Return the rank at a cut; low and high end 95 % intervals at ten times more and less.
+@dataclass(frozen=True)
+class _Outer:
+    """The exact absolute eigenvalues of H_o.
 
-    If the cut is below its finest one, rank and low are counted at the finest.
+    Attributes:
+      of: computes them.
+      own: the rank at the cut of H_o's own norm.
+      spectrum: the absolute eigenvalues; None if something is not finite.
+      is_positive: whether no eigenvalue is negative.
     """
-    counted_at = max(cut)
-    value = spectrum.count(counted_at).value
-    low = spectrum.count(10 * counted_at).low
-    high = spectrum.count(cut.value / 10).high if cut.value >= cut.finest else float(spectrum.p)
-    high = min(math.floor(high + 1e-6), spectrum.p)
-    low = min(max(math.ceil(low - 1e-6), 0), high)
-    rank = min(max(round(value), low), high)
-    return NumericalRank(rank, cut.value, spectrum.p, low, high, math.nan)
+
+    of: OuterSpectrum
+    own: OuterRank
+    spectrum: BoundedSpectrum | None
+    is_positive: bool
+
+    @property
+    def norm(self) -> float:
+        """||H_o||_2."""
+        return float(self._values[0])
+
+    @property
+    def _values(self) -> Float[np.ndarray, " m"]:
+        assert self.spectrum is not None
+        return self.spectrum.values
+
+    def rank(self, cut: float) -> NumericalRank:
+        """Return the rank at this cut."""
+        assert self.spectrum is not None
+        return self.of.counted(self.spectrum, Tolerance(absolute=cut), self.own.method)
+
+    def curvature(self, norm: float, cut: float, p: int) -> SignedSpectrum:
+        """Return the summary of the eigenvalues, for this norm of H_L."""
+        return SignedSpectrum.of_eigenvalues(self._values, norm=norm, cut=cut, size=p)
+
+
+def _rank(spectrum: KrylovSpectrum, cut: Cut, most: int, p: int) -> NumericalRank:
+    """Return the rank if the basis is complete, else its bounds.
+
+    No more Ritz values exceed a cut than eigenvalues, so that they bound the rank from below.
+    """
+    values = np.abs(spectrum.first.values)
+    if spectrum.measures is None:
+        return numerical_rank(values, cut.value, size=p, finest=cut.finest)
+    low = int(np.sum(values > 10 * cut.value + spectrum.noise))
+    return NumericalRank(None, cut.value, p, low, max(most, low), math.nan)

@@ -1,7 +1,7 @@
 """The choice of the engine that measures a Hessian: by name, or the first within the limits.
 
-Exact engines first, in the order deep linear network, stack of dense layers, any network; else the
-sketch.
+Exact engines first, in the order deep linear network, stack of dense layers, any network; then the
+sketch, if it is expected to show the whole ranks; else estimates.
 """
 
 from dataclasses import dataclass
@@ -9,17 +9,24 @@ from dataclasses import dataclass
 from rankmon._util.text import bytes_text
 from rankmon._util.validate import check_engine
 from rankmon.engines.assembled import DenseEngine, StackEngine
-from rankmon.engines.base import Engine
+from rankmon.engines.base import Engine, differentiated_twice
 from rankmon.engines.deep_linear import DeepLinearEngine
 from rankmon.engines.exact import ExactEngine
 from rankmon.engines.lanczos import LanczosEngine
+from rankmon.engines.quadrature import QuadratureEngine
 from rankmon.engines.sketch import SketchEngine
 from rankmon.problem.flat import FlatProblem
 
 # In the order in which "auto" tries them.
 _EXACT: tuple[type[ExactEngine], ...] = (DeepLinearEngine, StackEngine, DenseEngine)
 
-ENGINES = ("auto", *(engine.name for engine in _EXACT), SketchEngine.name, LanczosEngine.name)
+ENGINES = (
+    "auto",
+    *(engine.name for engine in _EXACT),
+    SketchEngine.name,
+    LanczosEngine.name,
+    QuadratureEngine.name,
+)
 
 DEFAULT_TIME_LIMIT = 120.0
 
@@ -34,38 +41,52 @@ class Choice:
 
 
 def select_engine(flat: FlatProblem, *, name: str, memory_limit: int, time_limit: float) -> Choice:
-    """Return the engine of this name; for "auto" the first exact one within limits, else "sketch".
+    """Return the engine of this name; for "auto" the first one that is expected to finish in time.
 
     Raises:
       ValueError: if the engine does not apply to the network.
       MemoryError: if its matrices do not fit in memory_limit.
     """
-    if name == "sketch":
-        return Choice(_sketch(flat, memory_limit, time_limit), "asked for")
-    if name == "slq":
-        lanczos = LanczosEngine.of(flat, memory_limit=memory_limit, time_limit=time_limit)
-        return Choice(lanczos, "asked for")
+    requested = "it was requested"
+    if name == SketchEngine.name:
+        return Choice(_sketch(flat, memory_limit, time_limit), requested)
+    if name == LanczosEngine.name:
+        return Choice(_lanczos(flat, memory_limit, time_limit), requested)
+    if name == QuadratureEngine.name:
+        slq = QuadratureEngine.of(flat, memory_limit=memory_limit, time_limit=time_limit)
+        return Choice(slq, requested)
+    if name != "auto":
+        return Choice(exact_engine(flat, name=name, memory_limit=memory_limit), requested)
+    refusal: MemoryError | None = None
     try:
         engine = exact_engine(flat, name=name, memory_limit=memory_limit)
+        seconds = engine.seconds(time_limit=time_limit)
+        if seconds <= time_limit:
+            return Choice(engine, engine.why)
+        reason = (
+            f"matrices of {engine.order:,} rows and their spectra take about {seconds:.0f} s, more "
+            f"than time_limit = {time_limit:g} s"
+        )
     except MemoryError as error:
-        if name != "auto":
-            raise
-        try:
-            sketch = _sketch(flat, memory_limit, time_limit)
-        except MemoryError:
-            raise error from None
-        limit = f"memory_limit = {bytes_text(memory_limit)}"
-        return _sketch_instead(sketch, f"the matrices of exact engines exceed {limit}")
-    if name != "auto":
-        return Choice(engine, "asked for")
-    seconds = engine.seconds(time_limit=time_limit)
-    if seconds <= time_limit:
-        return Choice(engine, f"chosen since {engine.why}")
-    return _sketch_instead(
-        _sketch(flat, memory_limit, time_limit),
-        f"matrices of {engine.order:,} rows and their spectra take about {seconds:.0f} s, more "
-        f"than time_limit = {time_limit:g} s",
-    )
+        refusal = error
+        reason = f"the matrices of exact engines exceed memory_limit = {bytes_text(memory_limit)}"
+    try:
+        return _beyond_matrices(flat, reason, memory_limit, time_limit)
+    except MemoryError:
+        raise refusal or MemoryError(reason) from None
+
+
+def _beyond_matrices(
+    flat: FlatProblem, reason: str, memory_limit: int, time_limit: float
+) -> Choice:
+    """Return the sketch if it is expected to show the whole ranks, else estimates."""
+    sketch = _sketch(flat, memory_limit, time_limit)
+    with differentiated_twice():
+        finishes = sketch.is_expected_to_finish()
+    if finishes:
+        return _instead(sketch, reason, "come from a random sketch")
+    lanczos = _lanczos(flat, memory_limit, time_limit)
+    return _instead(lanczos, reason, "are bounds, with estimates of its largest eigenvalues")
 
 
 def exact_engine(flat: FlatProblem, *, name: str, memory_limit: int) -> ExactEngine:
@@ -101,15 +122,15 @@ def _first_exact(flat: FlatProblem, name: str, memory_limit: int) -> ExactEngine
     )
 
 
-def _sketch_instead(sketch: SketchEngine, reason: str) -> Choice:
-    exact = "" if sketch.outer is None else "H_o's is exact, those of H_L and H_f "
+def _instead(engine: SketchEngine | LanczosEngine, reason: str, how: str) -> Choice:
+    exact = "" if engine.outer is None else " H_o's are exact."
     warning = (
-        f"the Hessian's ranks come from a sketch, since {reason}: {exact or 'they '}are intervals, "
-        f"and a probe may take {sketch.time_limit:g} s; "
-        "RankMonitor(overhead=0.05) keeps probes to that share of the time, engine='dense' insists "
-        "on matrices"
+        f"the ranks of the Hessian {how}, because {reason}.{exact} A probe may take "
+        f"{engine.time_limit:g} s; RankMonitor(overhead=0.05) limits probes to that fraction of "
+        "the time, time_limit= and memory_limit= of the HessianProbe raise the limits, and "
+        "engine='dense' forces matrices"
     )
-    return Choice(sketch, f"chosen since {reason}", (warning,))
+    return Choice(engine, reason, (warning,))
 
 
 def _sketch(flat: FlatProblem, memory_limit: int, time_limit: float) -> SketchEngine:
@@ -117,4 +138,12 @@ def _sketch(flat: FlatProblem, memory_limit: int, time_limit: float) -> SketchEn
     key = ("sketch", memory_limit, time_limit)
     if key not in flat.memo:
         flat.memo[key] = SketchEngine.of(flat, memory_limit=memory_limit, time_limit=time_limit)
+    return flat.memo[key]
+
+
+def _lanczos(flat: FlatProblem, memory_limit: int, time_limit: float) -> LanczosEngine:
+    """Return the engine of estimates, one for each problem."""
+    key = ("lanczos engine", memory_limit, time_limit)
+    if key not in flat.memo:
+        flat.memo[key] = LanczosEngine.of(flat, memory_limit=memory_limit, time_limit=time_limit)
     return flat.memo[key]

@@ -16,24 +16,18 @@ from rankmon._util.expected_time import OutOfTimeError
 from rankmon._util.text import bytes_text
 from rankmon.engines.base import Ranks
 from rankmon.engines.cuts import HessianCuts, below_rounding
+from rankmon.engines.most_ranks import most_ranks
 from rankmon.hessian.gauss_newton import OuterSpectrum
-from rankmon.hessian.jacobian import transposed_product
 from rankmon.hessian.operators import HessianOperator, HessianPrograms, compiled_product
 from rankmon.linalg.numerical_rank import DEFAULT_TOLERANCE, NumericalRank, Tolerance
-from rankmon.linalg.rank_bound import most_rank
 from rankmon.linalg.sketch import Products, Sketch, side_for, sketched, spectral_norm
 from rankmon.network.coordinates import Coordinates, coordinates_of
-from rankmon.network.matrix_views import matrix_shape
 from rankmon.problem.flat import FlatProblem, gaussian_leaves
 from rankmon.problem.point import Point
-from rankmon.problem.pytree import is_matrix
 
 # Small: its time shows which side is affordable next; twice the side costs at most four times it.
 _FIRST_SIDE = 64
 _MOST_VECTORS, _MOST_ROWS = 1024, 256
-
-# Gradients that show the directions of a weight matrix with a non-zero derivative.
-_GRADIENTS = 8
 
 # Operations of products of matrices in a second, about.
 _OPERATIONS = 2e10
@@ -140,7 +134,7 @@ class SketchEngine:
         if not all(map(math.isfinite, norms.values())):
             return False
         cuts = HessianCuts.of(norms, DEFAULT_TOLERANCE, self.coordinates.flat)
-        most = self._most(point, cuts.parts["H_L"].value / 10)
+        most = most_ranks(point, cuts.parts["H_L"].value / 10)
         return self._affords(side_for(most["H_L"]), product_seconds=seconds)
 
     def _affords(self, side: int, *, product_seconds: float) -> bool:
@@ -180,7 +174,7 @@ class SketchEngine:
         }
         incomplete = [part for part, rank in counted.items() if not rank.complete]
         if incomplete:
-            most = self._most(point, min(cut.value for cut in cuts.values()) / 10)
+            most = most_ranks(point, min(cut.value for cut in cuts.values()) / 10)
             counted |= {part: counted[part].at_most(most[part]) for part in incomplete}
         p = whole.flat.p
         ranks |= {part: replace(rank, size=p) for part, rank in counted.items()}
@@ -257,27 +251,6 @@ class SketchEngine:
                 self.progress.side = side
                 return sketches
             side = wanted
-
-    def _most(self, point: Point, cut: float) -> dict[str, int]:
-        """Return how many singular values of each part may exceed the cut, by the structure."""
-        rows = min(self.flat.positions * self.flat.k, self.flat.p)  # of H_o
-        most = [self._most_functional(point, delta, cut) for delta in point.functional_residuals]
-        counts = (min(rows + most[0], self.flat.p), rows, *most)
-        return dict(zip(point.parts, counts, strict=True))
-
-    def _most_functional(self, point: Point, delta: Float[np.ndarray, "n k"], cut: float) -> int:
-        at, flat = (point.theta, point.fixed), self.flat
-        moving = [spec for spec in flat.specs if spec.differentiated and spec.size]
-        weights = flat.weights[:, None]
-        draws = np.random.default_rng(_SEED).standard_normal((_GRADIENTS, flat.positions, 1))
-        return most_rank(
-            self._functional(point, delta).mv,
-            np.stack([transposed_product(flat, *at, weights * (o * delta)) for o in draws]),
-            [matrix_shape(spec) if is_matrix(spec) else (spec.size, 1) for spec in moving],
-            cut,
-            eps=flat.precision.eps,
-            seed=_SEED,
-        )
 
     def _functional(self, point: Point, delta: Float[np.ndarray, "n k"]) -> HessianOperator:
         return HessianPrograms(self.flat, residuals=1).at(point.theta, point.fixed, [delta])

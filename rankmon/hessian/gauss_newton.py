@@ -151,6 +151,20 @@ class OuterSpectrum:
         Raises:
           OutOfTimeError: if it is expected to take longer than `time_limit` seconds.
         """
+        return self.measured(leaves, tolerance, method, time_limit=time_limit)[0]
+
+    def measured(
+        self,
+        leaves: Sequence[Any],
+        tolerance: Tolerance,
+        method: str,
+        *,
+        time_limit: float = math.inf,
+    ) -> tuple[OuterRank, BoundedSpectrum | None, bool]:
+        """Return the rank, as `rank` does, the absolute eigenvalues, and whether none is negative.
+
+        There are no eigenvalues (None) if something is not finite.
+        """
         seconds = _SECONDS * self._order**3
         if seconds > time_limit:
             raise OutOfTimeError(f"the spectrum of {self._order:,} rows")
@@ -160,18 +174,18 @@ class OuterSpectrum:
         leaves = [leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for leaf in leaves]
         b = self._output_hessians(leaves)
         if b is None:
-            return self._undefined(method)
+            return self._undefined(method), None, False
         roots = b.roots(self._flat.weights)
         if roots is None:
-            return self._undefined(method)
+            return self._undefined(method), None, False
         for way in self._ways(tolerance, method, convex=roots.signs is None):
             spectrum = self._spectrum(way, leaves, roots, pace)
             if spectrum is None:
-                return self._undefined(way)
-            found = self._counted(spectrum, tolerance, way)
+                return self._undefined(way), None, False
+            found = self.counted(spectrum, tolerance, way)
             if found.finest_cut <= found.tolerance:  # else the next method resolves smaller cuts
                 break
-        return found
+        return found, spectrum, roots.signs is None
 
     def _ways(self, tolerance: Tolerance, method: str, *, convex: bool) -> list[str]:
         """Return the methods to try, the fastest first."""
@@ -224,8 +238,8 @@ class OuterSpectrum:
             return jacobian.rows(leaves, roots, pace)
         return jacobian.columns(leaves, roots, pace)
 
-    def _counted(self, spectrum: BoundedSpectrum, tolerance: Tolerance, way: str) -> OuterRank:
-        """Return the number of eigenvalues above the cut."""
+    def counted(self, spectrum: BoundedSpectrum, tolerance: Tolerance, way: str) -> OuterRank:
+        """Return the number of eigenvalues above the cut, for a spectrum found in this way."""
         flat, values = self._flat, spectrum.values
         cut = tolerance.cut(float(values[0]), default=self._default)
         rank = numerical_rank(values, cut, size=flat.p, errors=spectrum.errors)

@@ -147,7 +147,7 @@ class BlockLanczos:
             self._projection[known:new, last] = self._coupling.T
 
     def _project(self, rows: Float[np.ndarray, "s p"], count: int) -> Float[np.ndarray, "s n"]:
-        """Subtract what lies in Y and in the first rows of Q; return the coefficients in Q."""
+        """Subtract the projections to Y and some rows of Q; return the coefficients in Q."""
         if self._deflated is not None:
             rows -= (rows @ self._deflated.T) @ self._deflated
         basis = self._rows[:count]

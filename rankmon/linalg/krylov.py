@@ -5,8 +5,8 @@ Two Krylov spaces of H [p, p], each from s Gaussian vectors, with T, Z and Ritz 
 
   the first    finds eigenvalues: Ritz vectors y_i with residuals far below the cuts are taken as
                eigenvectors
-  the second   is one of M = P H P, P = I - sum_i y_i y_i^T, from new vectors: it shows what the
-               first one has missed
+  the second   is one of M = P H P, P = I - sum_i y_i y_i^T, from new vectors: it shows the
+               eigenvalues that the first one has missed
 
 Counts from below: no more Ritz values exceed c than eigenvalues (Cauchy). From above: by the
 vectors' measures (`random_measures`), the first space for H, the second for M, of which nothing
@@ -38,28 +38,34 @@ from rankmon.linalg.signed_spectrum import SHARES
 # A Ritz vector is taken as an eigenvector if its residual is below this share of the goal.
 _CONVERGED = 0.02
 
+# The residuals of extreme Ritz values shall be below this share of the norm.
+_EXTREMES = 1e-4
+
 # Ritz values down to this share of the goal shall converge.
 _BEYOND = 0.8
 
 # Vectors at once, and the most rows of each basis.
-_WIDTH, _MOST_ROWS = 16, 384
+WIDTH, _MOST_ROWS = 16, 384
 
 # Steps after which it is asked again whether a space is large enough.
 _PATIENCE = 2
 
+# Blocks of vectors for the moments, besides those of the second space.
+_MORE_BLOCKS = 3
+
 # Spaces after the first one, at most.
 _ROUNDS = 4
 
-# A count is settled if its interval is no wider than 1, or than this share of it.
+# A count is settled if its interval is at most 1 wide, or this share of the count.
 _SETTLED = 0.05
 
-# Of the time for the first space; the others have what is left.
+# Of the time for the first space; the others have the rest.
 _FIRST_PART = 0.6
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the estimates may take.
+    """Limits of time and memory.
 
     Attributes:
       deadline: the time, by `clock`, at which they should be ready.
@@ -83,10 +89,10 @@ def krylov_spectrum(
     noise: float = 1e-13,
     seed: int = 0,
 ) -> KrylovSpectrum | None:
-    """Return what Krylov spaces show of a symmetric H [p, p]; None if a product is not finite.
+    """Return the estimates for a symmetric H [p, p]; None if a product is not finite.
 
     Args:
-      product: rows v [m, p] -> rows H v, for up to 16 rows.
+      product: rows v [m, p] -> rows H v, for up to `WIDTH` rows.
       p: the number of rows of H.
       norm: the norm that counts are asked at shares of; by default that of H.
       goal: the share of this norm down to which eigenvalues are counted exactly if possible.
@@ -107,7 +113,7 @@ def krylov_spectrum(
 
 def _complete(product: Product, p: int, dtype: DTypeLike, noise: float) -> KrylovSpectrum:
     basis = np.eye(p, dtype=dtype)
-    blocks = [product(basis[i : i + _WIDTH]) for i in range(0, p, _WIDTH)]
+    blocks = [product(basis[i : i + WIDTH]) for i in range(0, p, WIDTH)]
     H = np.concatenate(blocks).astype(np.float64)
     if not np.all(np.isfinite(H)):
         raise FloatingPointError("expected finite products with the matrix")
@@ -131,14 +137,15 @@ def _estimated(
     until = begun + _FIRST_PART * (limits.deadline - begun)
 
     def drawn() -> Float[np.ndarray, "s p"]:
-        return rng.standard_normal((_WIDTH, p)).astype(dtype)
+        return rng.standard_normal((WIDTH, p)).astype(dtype)
 
     first = BlockLanczos(product, drawn(), most=limits.rows, noise=noise)
     while _grown(first, until, limits.clock):
         pairs = first.ritz()
         sizes = np.abs(pairs.values)
         cut = goal * (float(np.max(sizes)) if norm is None else norm)
-        if np.all(pairs.residuals[sizes > _BEYOND * cut] <= _CONVERGED * cut):
+        extremes = pairs.residuals[[0, -1]] <= _EXTREMES * cut / goal
+        if np.all(pairs.residuals[sizes > _BEYOND * cut] <= _CONVERGED * cut) and all(extremes):
             break
     error = noise * float(np.max(sizes))
     tolerance = max(_CONVERGED * cut, error)
@@ -153,6 +160,10 @@ def _estimated(
         space.grow()
         if rest is None:
             rest = Rest.of(first, space)
+            for _ in range(_MORE_BLOCKS):
+                if limits.clock() + 2 * first.seconds > limits.deadline:
+                    break
+                rest = rest.with_more(product, drawn(), first.rows)
             del first, eigen
         while True:
             others = space.ritz()
@@ -161,7 +172,10 @@ def _estimated(
             found = KrylovSpectrum(
                 p, pairs, values, others.values, (total, missed), rest, shift, error
             )
-            settled = all(_is_settled(found.count(*ends)) for ends in asked)
+            settled = all(_is_settled(found.count(*ends)) for ends in asked) and all(
+                end.high - end.low <= 10 * _EXTREMES * cut / goal
+                for end in (found.largest(), found.smallest())
+            )
             if settled or not _grown(space, limits.deadline, limits.clock):
                 break
         # Of an eigenvalue a space shows as many copies as it has vectors: go on with new ones.

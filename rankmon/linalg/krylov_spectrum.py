@@ -12,7 +12,7 @@ import numpy as np
 import scipy.special
 from jaxtyping import Float
 
-from rankmon.linalg.block_lanczos import BlockLanczos, RitzPairs
+from rankmon.linalg.block_lanczos import BlockLanczos, Product, RitzPairs
 from rankmon.linalg.estimate import Estimate
 from rankmon.linalg.random_measures import Measures
 from rankmon.linalg.signed_spectrum import NEGATIVE_SHARE, SHARES, SignedSpectrum
@@ -32,7 +32,7 @@ _QUANTILE = float(scipy.special.ndtri(_LEVEL))
 
 @dataclass(frozen=True)
 class Rest:
-    """What the second space's vectors x_j show of the part N of H outside the first basis.
+    """Moments of N, the part of H outside the first basis, in the second space's vectors x_j.
 
     Attributes:
       traces: <x_j, N x_j>.
@@ -55,6 +55,16 @@ class Rest:
         images -= (images @ Q.T) @ Q
         return cls(_inner(x, images), _inner(images, images))
 
+    def with_more(
+        self, product: Product, x: Float[np.ndarray, "s p"], Q: Float[np.ndarray, "n p"]
+    ) -> "Rest":
+        """Return the moments with more Gaussian vectors x."""
+        x = x - (x @ Q.T) @ Q
+        images = np.array(product(x), x.dtype)
+        images -= (images @ Q.T) @ Q
+        traces, squares = _inner(x, images), _inner(images, images)
+        return Rest(np.append(self.traces, traces), np.append(self.squares, squares))
+
 
 def _inner(a: Float[np.ndarray, "s p"], b: Float[np.ndarray, "s p"]) -> Float[np.ndarray, " s"]:
     return np.einsum("ij,ij->i", a, b, dtype=np.float64)
@@ -62,7 +72,7 @@ def _inner(a: Float[np.ndarray, "s p"], b: Float[np.ndarray, "s p"]) -> Float[np
 
 @dataclass(frozen=True)
 class KrylovSpectrum:
-    """What Krylov spaces show of the spectrum of H [p, p].
+    """The spectrum of H [p, p] as far as Krylov spaces show it.
 
     Attributes:
       p: the number of rows.
@@ -70,8 +80,8 @@ class KrylovSpectrum:
       known: the values of the pairs that are taken as eigenpairs.
       last: the Ritz values of the last space.
       measures: of the first space's vectors for H and of the last's for M.
-      rest: what is outside the first basis.
-      shift: a bound on what residuals move eigenvalues by.
+      rest: the moments outside the first basis.
+      shift: a bound on the change of eigenvalues by the residuals.
       noise: the error of eigenvalues by that of products.
     """
 
@@ -101,8 +111,10 @@ class KrylovSpectrum:
         known = _beyond(low - e, high + e, self.known)
         shown = max(shown, known + _beyond(low - e, high + e, self.last))
         most = max(self._most_missed(low, high), shown)
+        if most == shown:
+            return Estimate(float(shown), float(shown), float(most), CONFIDENCE)
         weights = [measures.beyond(low - e, high + e)[0] for measures in self.measures]
-        # Both can fail: the last space's bounds are the sharper ones where nothing is missed.
+        # Both can fail: the last space's bounds are sharper if nothing is missed.
         least = max(
             min(total.least(weights[0], _LOW_CHANCE, self.p), most),
             known + missed.least(weights[1], _LOW_CHANCE, self.p),
@@ -112,6 +124,12 @@ class KrylovSpectrum:
         middle = sum(missed.beyond(low, high)) / (2 * missed.vectors)
         value = min(max(least, round(_beyond(low, high, self.known) + middle)), most)
         return Estimate(float(value), float(least), float(most), CONFIDENCE)
+
+    def shown(self, cut: float) -> int:
+        """Return a bound from below on the number of |eigenvalues| above a cut, by Ritz values."""
+        cut = max(cut, self.noise)
+        both = (_beyond(-cut - self.shift, cut + self.shift, v) for v in (self.known, self.last))
+        return max(_beyond(-cut, cut, self.first.values), sum(both))
 
     def _most_in_all(self, low: float, high: float) -> int:
         """Return the bound of the first space on a count."""
@@ -152,7 +170,7 @@ class KrylovSpectrum:
             beyond = ends(value + float(off))
             if min(self._most_missed(*beyond), self._most_in_all(*beyond)) == 0:
                 return float(off)
-        return float(tried[-1] + e)
+        return max(self.frobenius().high - value, 0.0)
 
     def trace(self) -> Estimate:
         """Estimate the sum of the eigenvalues, with a 95 % interval."""

@@ -13,7 +13,7 @@ mu_v((-inf, x)) is at least the sum of the weights of the nodes below x, and mu_
 most that sum plus the weight at x (Chebyshev, Markov, Stieltjes). If x lies in a gap of the
 spectrum, the weight at x, which is the difference of the two bounds, decreases exponentially in m.
 
-The engine that runs the Lanczos steps on a Hessian is `rankmon.engines.lanczos`.
+The engine that runs the Lanczos steps on a Hessian is `rankmon.engines.quadrature`.
 
 Source: Golub and Meurant, Matrices, Moments and Quadrature with Applications, 2010, chapters 3, 6.
 """

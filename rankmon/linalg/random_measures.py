@@ -31,8 +31,8 @@ class Measures:
     Attributes:
       values: the eigenvalues that are known.
       weights: their weights in each vector.
-      masses: what is left of |x_j|^2.
-      rests: the Lanczos matrices of what is left.
+      masses: the rest of |x_j|^2.
+      rests: the Lanczos matrices of the rest.
     """
 
     values: Float[np.ndarray, " d"]

@@ -1,7 +1,7 @@
 """Numbers that summarize the signed eigenvalues of one part of a Hessian."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -91,4 +91,19 @@ class SignedSpectrum:
             above={share: above(share * norm) for share in SHARES},
             clearly_negative=below(-NEGATIVE_SHARE * norm),
             negative=below(-cut),
+        )
+
+    def with_zeros(self) -> "SignedSpectrum":
+        """Return the summary of a larger matrix whose other eigenvalues are zero."""
+
+        def clipped(estimate: Estimate, low: float, high: float) -> Estimate:
+            value, *ends = (
+                float(np.clip(x, low, high)) for x in (estimate.value, estimate.low, estimate.high)
+            )
+            return Estimate(value, ends[0], ends[1], estimate.confidence)
+
+        return replace(
+            self,
+            largest=clipped(self.largest, 0.0, np.inf),
+            smallest=clipped(self.smallest, -np.inf, 0.0),
         )

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from rankmon.engines.lanczos import Lanczos
+from rankmon.engines.quadrature import Lanczos
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
 from rankmon.linalg.lanczos import StochasticSpectrum, starts
 from rankmon.problem.point import Point

@@ -131,6 +131,7 @@ def _leave(scopes: Sequence[AbstractContextManager[None]]) -> None:
 
 
 DOUBLE = Precision(np.dtype(np.float64), float(np.finfo(np.float64).eps))
+SINGLE = Precision(np.dtype(np.float32), float(np.finfo(np.float32).eps))
 NATIVE = Precision(None, DOUBLE.eps)
 
 

@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -29,26 +30,39 @@ def test_auto_takes_an_exact_engine_where_it_fits():
     assert "a stack" in choice().why
 
 
-def test_auto_takes_a_sketch_where_matrices_do_not_fit():
+def test_auto_estimates_where_matrices_do_not_fit():
     chosen = choice((100, 20, 10), memory=8 * 2**20)
-    assert chosen.engine.name == "sketch"
+    assert chosen.engine.name == "lanczos"
     assert "memory_limit = 8 MiB" in chosen.why
     (told,) = chosen.warnings
-    assert "sketch" in told
+    assert "bounds" in told
     assert "memory_limit = 8 MiB" in told
-    assert "sketch" in chosen.engine.describe()
+    assert "lanczos" in chosen.engine.describe()
 
 
-def test_auto_takes_a_sketch_where_spectra_take_too_long():
-    chosen = choice(time=1e-3)
+def test_auto_takes_a_sketch_where_it_can_show_the_whole_ranks():
+    apply, params = mlp((60, 60, 60, 4), jax.nn.relu)
+    x, y = data(2, 60, 4)
+    flat = Problem(apply, loss="mse", inputs=x, targets=y).flat(params)
+    chosen = select_engine(
+        flat, name="auto", memory_limit=256 * 2**20, time_limit=DEFAULT_TIME_LIMIT
+    )
     assert chosen.engine.name == "sketch"
+    (told,) = chosen.warnings
+    assert "sketch" in told
+    assert "memory_limit = 256 MiB" in told
+
+
+def test_auto_estimates_where_spectra_take_too_long():
+    chosen = choice(time=1e-3)
+    assert chosen.engine.name == "lanczos"
     for key in ("800", "time_limit"):  # rows
         assert key in chosen.why
 
 
 def test_what_is_asked_for_is_taken_or_refused():
     assert choice(name="dense", time=1e-9).engine.name == "dense"
-    assert "asked" in choice(name="sketch").why
+    assert "requested" in choice(name="sketch").why
     assert not choice(name="sketch").warnings
     with refused(MemoryError, "2,200", "memory_limit"):
         choice((100, 20, 10), name="dense", memory=2**20)

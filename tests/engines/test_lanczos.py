@@ -1,0 +1,127 @@
+"""The engine "lanczos" beside dense autodiff: intervals, bounds on ranks, known traces."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from oracles import CASES, Case, cross_entropy, dense_parts, mlp, student_t
+from rankmon import HessianProbe, Problem, RankMonitor, hessian_ranks
+from rankmon.engines.select import select_engine
+from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
+from rankmon.linalg.numerical_rank import Tolerance
+from rankmon.linalg.signed_spectrum import SHARES
+from rankmon.problem.point import Point
+from shared_problems import problem_of
+
+HELD = np.random.default_rng(5)
+ROWS = 96
+
+
+def network(activation, *, n=30, width=10, loss="cross_entropy", textbook=cross_entropy):
+    """A network of 295 parameters, with more directions than the engine has rows here."""
+    apply, params = mlp((12, width, width, 5), activation, bias=True)
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((n, 12)), rng.integers(0, 5, n)
+    if textbook is student_t:
+        y = {"at": rng.standard_normal((n, 5)), "width": np.full((n, 5), 0.3)}
+    return Case("network", apply, params, x, y, loss, textbook)
+
+
+def measured(case, *, held=True, **limits):
+    problem = Problem(case.apply, **case.statement)
+    point = Point.of(problem, case.params, None)
+    reference = HELD.standard_normal(point.residuals.shape) if held else None
+    point = point.holding(reference)
+    options = {"memory_limit": DEFAULT_MEMORY_LIMIT, "time_limit": 20.0} | limits
+    chosen = select_engine(point.flat, name="lanczos", **options)
+    engine = replace(chosen.engine, rows=ROWS)
+    return engine.ranks(point, Tolerance()), dense_parts(case, reference), engine
+
+
+NETWORKS = {
+    "relu": network(jax.nn.relu),
+    "tanh": network(jnp.tanh),
+    "indefinite": network(jnp.tanh, loss=student_t, textbook=student_t),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_intervals_hold(name):
+    found, matrices, engine = measured(NETWORKS[name])
+    assert engine.coordinates.reduced.p > engine.rows
+    norm = np.linalg.norm(matrices["H_L"], 2)
+    for part, curvature in found.curvature.items():
+        values = np.linalg.eigvalsh(matrices[part])
+        pairs = [
+            (curvature.largest, values[-1]),
+            (curvature.smallest, values[0]),
+            (curvature.trace, values.sum()),
+            (curvature.frobenius, np.linalg.norm(values)),
+            *((curvature.above[s], np.sum(np.abs(values) > s * norm)) for s in SHARES),
+            (curvature.clearly_negative, np.sum(values < -0.01 * norm)),
+        ]
+        slack = 1e-9 * norm
+        assert all(e.low - slack <= true <= e.high + slack for e, true in pairs), part
+        assert curvature.largest.value == pytest.approx(values[-1], abs=1e-4 * norm)
+        assert curvature.smallest.value == pytest.approx(values[0], abs=1e-4 * norm)
+        rank, cut = found.parts[part], found.parts[part].tolerance
+        assert rank.low <= np.sum(np.abs(values) > 10 * cut)
+        assert rank.high >= np.sum(np.abs(values) > cut / 10)
+        assert (rank.rank is None) == (part != "H_o")
+
+
+def test_a_piecewise_linear_network_has_a_known_trace():
+    found, matrices, _ = measured(NETWORKS["relu"])
+    assert found.curvature["H_f"].trace.is_exact
+    assert found.curvature["H_f"].trace.value == 0
+    trace = found.curvature["H_L"].trace
+    assert trace.is_exact
+    assert trace.value == pytest.approx(np.trace(matrices["H_L"]), rel=1e-12)
+    smooth, *_ = measured(NETWORKS["tanh"])
+    assert not smooth.curvature["H_f"].trace.is_exact
+
+
+@pytest.mark.parametrize("name", ["relu-mse", "conv-mse"])
+def test_a_complete_basis_gives_the_exact_ranks(name):
+    case = CASES[name]
+    exact = hessian_ranks(problem_of(name), case.params, engine="dense")
+    found = hessian_ranks(problem_of(name), case.params, engine="lanczos")
+    for part, rank in exact.items():
+        assert (found[part].low, found[part].rank, found[part].high) == (
+            rank.low,
+            rank.rank,
+            rank.high,
+        )
+
+
+def test_a_probe_logs_intervals():
+    case = network(jax.nn.relu, width=30)
+    problem = Problem(case.apply, **case.statement)
+    probe = HessianProbe(engine="lanczos")
+    with RankMonitor(problem, every=1, probes=[probe]) as monitor:
+        scalars = monitor(0, case.params).scalars
+    assert np.isnan(scalars["rank/H_L"])
+    assert 0 < scalars["rank_low/H_L"] < scalars["rank_high/H_L"]
+    assert scalars["rank/H_o"] == scalars["rank_low/H_o"]
+    assert scalars["eigenvalue_max/H_L"] > 0 > scalars["eigenvalue_min/H_L"]
+    low = scalars["interval_low/eigenvalue_max/H_L"]
+    assert low <= scalars["eigenvalue_max/H_L"]
+    assert scalars["trace/H_f"] == 0
+
+
+def test_overflow_is_no_estimate():
+    case = NETWORKS["tanh"]
+    problem = Problem(case.apply, **case.statement)
+    params = jax.tree.map(lambda leaf: 1e200 * leaf, case.params)
+    found = hessian_ranks(problem, params, engine="lanczos")
+    assert all(rank.low is None or np.isfinite(rank.low) for rank in found.values())
+
+
+def test_too_little_memory_is_refused():
+    case = NETWORKS["relu"]
+    problem = Problem(case.apply, **case.statement)
+    with pytest.raises(MemoryError, match="memory_limit"):
+        hessian_ranks(problem, case.params, engine="lanczos", memory_limit=2**18)
