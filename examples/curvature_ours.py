@@ -13,6 +13,8 @@ LANCZOS = sorted(
     ((v, m) for v in (1, 2, 4, 8, 16, 32) for m in (32, 64, 128, 256) if v * m <= 4096),
     key=lambda pair: (pair[0] * pair[1], pair[1]),
 )
+# The share of ||H_L|| down to which eigenvalues shall be exact, and the most rows of a basis.
+KRYLOV = [(0.1, 64), (0.01, 128), (0.01, 256), (0.01, 384), (0.01, 768)]
 TRACES = [(3 * 2**i,) for i in range(3, 11)]
 # How many eigenvalues: a user does not know, so that nobody would find the first that is enough.
 EIGSH = [(int(12 * 1.2**i), 1e-2) for i in range(24)]
@@ -44,8 +46,40 @@ def quadrature(case):
     return estimate
 
 
+def krylov(case):
+    """Take the block Krylov spaces of the engine "lanczos", with float32 products."""
+    import jax
+    from jax.flatten_util import ravel_pytree
+
+    from rankmon.linalg.krylov import Limits, krylov_spectrum
+
+    theta, split = ravel_pytree(case.params)
+    x, y = case.data
+
+    @jax.jit
+    def rows(t, x, v):
+        gradient = jax.grad(lambda t: case.loss(split(t), x, y))
+        return jax.vmap(lambda u: jax.jvp(gradient, (t,), (u,))[1])(v)
+
+    def estimate(goal, most, *, seed):
+        done = []
+
+        def product(v):
+            done.append(len(v))
+            return np.asarray(rows(theta, x, v))
+
+        sizes = {"goal": goal, "limits": Limits(rows=most), "seed": seed}
+        found = krylov_spectrum(product, len(theta), dtype=np.float32, noise=1e-6, **sizes)
+        signed = found.signed()
+        ends = {name: getattr(signed, name).value for name in ("largest", "smallest", "trace")}
+        return {f"above {s:g}": signed.above[s].value for s in SHARES} | ends, sum(done)
+
+    return estimate
+
+
 # Each way's function, its settings, and the libraries that it needs and rankmon does not.
 WAYS = {
+    "rankmon": (krylov, KRYLOV, ()),
     "rankmon, quadrature": (quadrature, [(16, 64)], ("matfree",)),
     "curvlinops, Lanczos": (peers.curvlinops_lanczos, LANCZOS, ("torch", "curvlinops")),
     "curvlinops, Hutch++": (peers.curvlinops_hutchpp, TRACES, ("torch", "curvlinops")),
