@@ -1,6 +1,6 @@
 """A Linen CNN of a million parameters on Fashion-MNIST, monitored in at most a tenth of the time.
 
-The rank of H_o is exact; those of H_L and H_f are intervals, from a sketch with a time limit.
+The rank of H_o is exact. Those of H_L and H_f are bounded, and their curvature is estimated.
 """
 
 import argparse

@@ -42,9 +42,11 @@ def hessian_ranks(
       engine: "deep_linear" (the coordinates of a deep linear network that can be non-zero), "stack"
         (dense layers with elementwise activations, each block one contraction), "dense" (any
         network, by automatic differentiation), "sketch" (products with random vectors: H_o exactly,
-        the others as a `SketchedRank`, for p up to 10^5 and beyond), or "auto", the first of these
-        that applies, fits and is done in time. All but the last give the same ranks, and but for a
-        few dozen parameters, for which a tenth of the cut is rounding, the same `high`.
+        the others as a `SketchedRank`, for p up to 10^5 and beyond), "lanczos" (H_o exactly, of the
+        others only bounds), "slq" (epsilon-ranks at coarse cuts), or "auto", the first of the exact
+        engines, "sketch" and "lanczos" that applies, fits and is expected to finish in time. The
+        exact engines give the same ranks, and but for a few dozen parameters, for which a tenth of
+        the cut is rounding, the same `high`.
       memory_limit: bytes for the matrices and their assembly.
       time_limit: seconds; "auto" and "sketch" begin no sketch that is expected to end later.
 
