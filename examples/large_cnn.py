@@ -39,12 +39,15 @@ class CNN(nn.Module):
 
 
 def ranks_of(record):
-    """Return the interval of each rank and the time of the measurement as text."""
+    """Return the interval of each rank, the curvature and the time of the measurement as text."""
     s = record.scalars
+    largest, smallest = s["eigenvalue_max/H_L"], s["eigenvalue_min/H_L"]
     ends = [[s[f"rank_{end}/{part}"] for end in ENDS] for part in PARTS]
     pairs = zip(PARTS, ends, strict=True)
     ranks = [f"{part} {low:,.0f}..{high:,.0f}" for part, (low, high) in pairs]
-    return f"{', '.join(ranks)} in {s['monitor/seconds']:.0f} s"
+    above = [s.get(f"interval_{end}/rank_0.01/H_L", s["rank_0.01/H_L"]) for end in ENDS]
+    curvature = f"eigenvalues of H_L {smallest:.4g} to {largest:.5g}, {above} above 1 %"
+    return f"{', '.join(ranks)}; {curvature}; in {s['monitor/seconds']:.0f} s"
 
 
 @jax.jit
@@ -78,7 +81,8 @@ def main():
     state = TrainState.create(apply_fn=cnn.apply, params=params, tx=optax.adam(1e-3))
     batch = {"inputs": images[:PROBE], "targets": labels[:PROBE]}
     problem = rankmon.Problem.from_linen(cnn, loss="cross_entropy", **batch)
-    probe = rankmon.HessianProbe(engine="sketch", time_limit=limit)
+    engine = "lanczos" if options.quick else "auto"  # matrices of the small network would fit
+    probe = rankmon.HessianProbe(engine=engine, time_limit=limit)
     monitor = rankmon.RankMonitor(
         problem, every=20, probes=[probe], overhead=0.1, logdir=options.logdir
     )

@@ -128,7 +128,7 @@ class Held(Point):
 
 def parts_of(curvature, leaves, b, deltas):
     """H_o, and H_f for these residuals."""
-    return curvature.parts(Held(curvature.flat, 0, leaves, None, (b, deltas)))
+    return curvature.parts(Held(curvature.flat, 0, leaves, given=(b, deltas)))
 
 
 @functools.cache

@@ -416,7 +416,7 @@ def test_a_part_of_the_parameters_other_cuts_and_engines():
     assert facts["parameters"].startswith("40: ")
     assert facts["p"].startswith("16 ")
     assert facts["engine"].startswith("dense: ")
-    assert facts["engine"].endswith("asked for")
+    assert facts["engine"].endswith("it was requested")
     assert facts["Hessian cut"].startswith("0.001 max(")
     assert facts["weight cut"] == "0.25"
     assert facts["schedule"].startswith("every 7 steps")
