@@ -121,7 +121,7 @@ class KrylovSpectrum:
             shown,
         )
         most = max(min(most, self._most_in_all(low, high)), least)
-        middle = sum(missed.beyond(low, high)) / (2 * missed.vectors)
+        middle = missed.by_quadrature(low, high) / missed.vectors
         value = min(max(least, round(_beyond(low, high, self.known) + middle)), most)
         return Estimate(float(value), float(least), float(most), CONFIDENCE)
 
