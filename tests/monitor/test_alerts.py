@@ -91,7 +91,7 @@ def test_it_stops_the_loop_with_its_record_written(background):
         ("stable_rank/H_*", {"stable_rank/H_f"}),
         (["effective_rank/*", "effective_rank/H_f"], {"effective_rank/W", "effective_rank/H_f"}),
     ],
-    ids=str,
+    ids=["weights", "both soft ranks", "parts", "weights and a part"],
 )
 def test_the_soft_ranks_of_weights_are_not_those_of_the_hessian(tags, found):
     """The Hessian's fall in every network that learns: a run would be stopped."""
