@@ -50,7 +50,9 @@ def monitor(network: Network) -> Way:
     """
     import rankmon
 
-    watch = rankmon.RankMonitor(problem_of(network), every=1, on_error="raise")
+    hessian = rankmon.HessianProbe(time_limit=300)  # exact ranks, also of the largest network
+    probes = [hessian, "weights"]
+    watch = rankmon.RankMonitor(problem_of(network), every=1, probes=probes, on_error="raise")
     steps = itertools.count()
 
     def ranks(weights):
