@@ -133,8 +133,9 @@ class LanczosEngine:
             ranks["H_o"] = outer.rank(cuts["H_o"])
         if outer is not None and outer.is_positive:
             curvature["H_o"] = outer.curvature(norms["H_L"], cuts["H_o"], point.flat.p)
+        traceless = self.traceless and self._blocks_are_zero(reduced)
         for part, spectrum in spectra.items():
-            trace = self._trace(part, curvature.get("H_o"))
+            trace = _known_trace(part, curvature.get("H_o")) if traceless else None
             signed = spectrum.signed(norms["H_L"], trace=trace)
             curvature[part] = signed if self.coordinates.is_whole else signed.with_zeros()
         return Ranks(
@@ -144,25 +145,21 @@ class LanczosEngine:
             curvature={part: curvature[part] for part in point.asked},
         )
 
-    def _trace(self, part: str, outer: SignedSpectrum | None) -> Estimate | None:
-        """Return the trace of a part if it is known, given that of H_o."""
-        if not self.traceless or part == "H_o":
-            return None
-        if part == "H_L":
-            return None if outer is None else outer.trace
-        return Estimate.exact(0.0)
-
     @cached_property
     def traceless(self) -> bool:
         """Whether each leaf's diagonal block of H_f is zero, at Gaussian parameters.
 
         The outputs are linear in each leaf if activations are piecewise linear and no weights are
-        tied.
+        tied. Every point is tried again, since an activation may be linear in a part of its range.
         """
         flat, rng = self.coordinates.reduced, np.random.default_rng(1)
-        theta, fixed = flat.split(gaussian_leaves(flat, rng))
+        return self._blocks_are_zero(Point(flat, 0, gaussian_leaves(flat, rng)))
+
+    def _blocks_are_zero(self, point: Point) -> bool:
+        """Return whether each leaf's diagonal block of H_f maps a random vector to zero."""
+        flat, rng = point.flat, np.random.default_rng(1)
         delta = rng.standard_normal((flat.positions, flat.k))
-        product = self._programs("H_f", flat).at(theta, fixed, [delta]).mv
+        product = self._operator("H_f", point, [delta]).mv
         sizes = [spec.size for spec in flat.specs if spec.differentiated and spec.size]
         if len(sizes) > _MOST_LEAVES:
             return False
@@ -311,6 +308,13 @@ class _Outer:
     def curvature(self, norm: float, cut: float, p: int) -> SignedSpectrum:
         """Return the summary of the eigenvalues, for this norm of H_L."""
         return SignedSpectrum.of_eigenvalues(self._values, norm=norm, cut=cut, size=p)
+
+
+def _known_trace(part: str, outer: SignedSpectrum | None) -> Estimate | None:
+    """Return the trace of a part if that of H_f is zero, given the curvature of H_o."""
+    if part == "H_L":
+        return None if outer is None else outer.trace
+    return None if part == "H_o" else Estimate.exact(0.0)
 
 
 def _rank(spectrum: KrylovSpectrum, cut: Cut, most: int, p: int) -> NumericalRank:

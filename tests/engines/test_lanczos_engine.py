@@ -84,6 +84,19 @@ def test_a_piecewise_linear_network_has_a_known_trace():
     assert not smooth.curvature["H_f"].trace.is_exact
 
 
+def test_an_activation_that_is_linear_in_a_part_of_its_range_has_no_known_trace():
+    case = network(lambda z: jnp.where(z > 20, z * z / 20, z))
+    large = replace(case, params=jax.tree.map(lambda leaf: 20 * leaf, case.params))
+    for one, known in ((case, True), (large, False)):
+        found, matrices, engine = measured(one)
+        assert engine.traceless
+        assert found.curvature["H_f"].trace.is_exact == known
+        trace = found.curvature["H_f"].trace
+        want = np.trace(matrices["H_f"])
+        assert trace.low - 1e-9 <= want <= trace.high + 1e-9
+        assert known == (abs(want) < 1e-9)
+
+
 @pytest.mark.parametrize("name", ["relu-mse", "conv-mse"])
 def test_a_complete_basis_gives_the_exact_ranks(name):
     case = CASES[name]
