@@ -80,9 +80,7 @@ class Curvature:
     @property
     def layers(self) -> tuple[slice, ...]:
         """The rows of each differentiated leaf."""
-        sizes = [spec.size for spec in self.flat.specs if spec.differentiated]
-        ends = np.cumsum(sizes).tolist()
-        return tuple(slice(end - size, end) for end, size in zip(ends, sizes, strict=True))
+        return self.flat.leaf_slices
 
     @property
     def order(self) -> Int[np.ndarray, " p"]:

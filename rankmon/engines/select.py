@@ -5,6 +5,7 @@ sketch, if it is expected to show the whole ranks; else estimates.
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 from rankmon._util.text import bytes_text
 from rankmon._util.validate import check_engine
@@ -28,6 +29,8 @@ ENGINES = (
     QuadratureEngine.name,
 )
 
+_E = TypeVar("_E", SketchEngine, LanczosEngine)
+
 DEFAULT_TIME_LIMIT = 120.0
 
 
@@ -49,9 +52,9 @@ def select_engine(flat: FlatProblem, *, name: str, memory_limit: int, time_limit
     """
     requested = "it was requested"
     if name == SketchEngine.name:
-        return Choice(_sketch(flat, memory_limit, time_limit), requested)
+        return Choice(_kept(flat, SketchEngine, memory_limit, time_limit), requested)
     if name == LanczosEngine.name:
-        return Choice(_lanczos(flat, memory_limit, time_limit), requested)
+        return Choice(_kept(flat, LanczosEngine, memory_limit, time_limit), requested)
     if name == QuadratureEngine.name:
         slq = QuadratureEngine.of(flat, memory_limit=memory_limit, time_limit=time_limit)
         return Choice(slq, requested)
@@ -80,12 +83,12 @@ def _beyond_matrices(
     flat: FlatProblem, reason: str, memory_limit: int, time_limit: float
 ) -> Choice:
     """Return the sketch if it is expected to show the whole ranks, else estimates."""
-    sketch = _sketch(flat, memory_limit, time_limit)
+    sketch = _kept(flat, SketchEngine, memory_limit, time_limit)
     with differentiated_twice():
         finishes = sketch.is_expected_to_finish()
     if finishes:
         return _instead(sketch, reason, "come from a random sketch")
-    lanczos = _lanczos(flat, memory_limit, time_limit)
+    lanczos = _kept(flat, LanczosEngine, memory_limit, time_limit)
     return _instead(lanczos, reason, "are bounds, with estimates of its largest eigenvalues")
 
 
@@ -133,17 +136,9 @@ def _instead(engine: SketchEngine | LanczosEngine, reason: str, how: str) -> Cho
     return Choice(engine, reason, (warning,))
 
 
-def _sketch(flat: FlatProblem, memory_limit: int, time_limit: float) -> SketchEngine:
-    """Return the sketch engine, one a problem."""
-    key = ("sketch", memory_limit, time_limit)
+def _kept(flat: FlatProblem, kind: type[_E], memory_limit: int, time_limit: float) -> _E:
+    """Return the engine of this kind, one for each problem and its limits."""
+    key = (kind, memory_limit, time_limit)
     if key not in flat.memo:
-        flat.memo[key] = SketchEngine.of(flat, memory_limit=memory_limit, time_limit=time_limit)
-    return flat.memo[key]
-
-
-def _lanczos(flat: FlatProblem, memory_limit: int, time_limit: float) -> LanczosEngine:
-    """Return the engine of estimates, one for each problem."""
-    key = ("lanczos engine", memory_limit, time_limit)
-    if key not in flat.memo:
-        flat.memo[key] = LanczosEngine.of(flat, memory_limit=memory_limit, time_limit=time_limit)
+        flat.memo[key] = kind.of(flat, memory_limit=memory_limit, time_limit=time_limit)
     return flat.memo[key]

@@ -301,6 +301,17 @@ class HessianOperator:
             product = programs.one(*known, np.asarray(v, flat.dtype))
             return np.asarray(product, np.float64)
 
+    def vanishes_in(self, block: slice | np.ndarray, rng: np.random.Generator) -> bool:
+        """Return whether the only part maps a random vector in these rows to exact zeros in them.
+
+        Args:
+          block: the rows of a diagonal block.
+          rng: draws the vector.
+        """
+        v = np.zeros(self.size)
+        v[block] = rng.standard_normal(len(v[block]))
+        return not np.any(self.mv(v)[block])
+
     def matmat(self, vectors: Float[np.ndarray, "m p"]) -> list[Float[np.ndarray, "m p"]]:
         """Return each part's products with vectors, at most as many as `programs.block` takes.
 

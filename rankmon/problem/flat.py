@@ -78,6 +78,13 @@ class FlatProblem:
         return sum(spec.size for spec in self.specs if spec.differentiated)
 
     @property
+    def leaf_slices(self) -> tuple[slice, ...]:
+        """The place in theta of each differentiated leaf."""
+        sizes = [spec.size for spec in self.specs if spec.differentiated]
+        ends = np.cumsum(sizes).tolist()
+        return tuple(slice(end - size, end) for end, size in zip(ends, sizes, strict=True))
+
+    @property
     def positions(self) -> int:
         """The number of examples N, counting every position."""
         return int(np.prod(self.position_axes))

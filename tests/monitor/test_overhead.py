@@ -9,6 +9,7 @@ import pytest
 from rankmon import Problem, RankMonitor
 from rankmon.measurement import Description, Measurement
 from rankmon.monitor.overhead import Overhead
+from small_probes import Light
 
 
 class Clock:
@@ -110,22 +111,13 @@ def test_no_advice_for_who_has_set_a_limit():
     assert overhead.advice() is None
 
 
-class Slow:
+class Slow(Light):
     """A probe that takes ten seconds of the clock."""
 
     name = "slow"
 
     def __init__(self, clock):
         self.clock = clock
-
-    def placeholder_state(self, problem):
-        return {}
-
-    def prepare(self, flat):
-        return self
-
-    def initial_state(self):
-        return {}
 
     def measure(self, snapshot, state):
         self.clock.now += 10.0
