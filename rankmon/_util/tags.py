@@ -20,7 +20,7 @@ INTERVAL_LOW, INTERVAL_HIGH = "interval_low", "interval_high"
 # A weight with such a name would overwrite tags of the Hessian, such as rank_low/<name>.
 RESERVED_NAMES = frozenset({*HESSIAN_PARTS, "Omega"})
 
-CARD, ALERTS = "rankmon/card", "rankmon/alerts"  # Markdown
+CARD, ALERTS, LAYERS = "rankmon/card", "rankmon/alerts", "rankmon/layers"  # Markdown
 _RANKMONS = re.compile(
     r"(rank|rank_weights|rank_features|stable_rank|det_sign|lemma8|spectrum|rankmon)/."
 )

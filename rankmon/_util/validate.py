@@ -84,6 +84,23 @@ def as_parts(parts: Any) -> tuple[str, ...]:
     return tuple(part for part in HESSIAN_PARTS if part in given)
 
 
+def as_layers(layers: Any) -> tuple[str, ...] | None:
+    """Return globs over the names of layers as a tuple, or None.
+
+    Raises:
+      TypeError: if they are neither None nor strings.
+    """
+    globs = (layers,) if isinstance(layers, str) else layers
+    if globs is None:
+        return None
+    if not isinstance(globs, Sequence) or not all(isinstance(glob, str) for glob in globs):
+        raise TypeError(
+            f"expected layers to be globs over the layers' names or None, got {layers!r}; pass "
+            'for instance ("block_0/*", "head/*")'
+        )
+    return tuple(globs)
+
+
 def check_engine(name: str, known: Sequence[str]) -> None:
     """Refuse a name that is not among the known engines."""
     if name not in known:

@@ -9,7 +9,7 @@ import numpy as np
 
 from rankmon._util.arrays import check_concrete
 from rankmon._util.distributed import count
-from rankmon._util.validate import as_share
+from rankmon._util.validate import as_share, check_choice
 from rankmon.monitor.alerts import Alert
 from rankmon.monitor.schedule import EveryN, Schedule
 from rankmon.writers.base import Writer
@@ -144,6 +144,17 @@ def as_overhead(overhead: float | None) -> float | None:
     """
     remedy = "pass a fraction of the wall time, for instance 0.05, or None"
     return None if overhead is None else as_share("overhead", overhead, remedy=remedy)
+
+
+def check_reactions(*, oversize: str, on_error: str, when_full: str) -> None:
+    """Check the names of the reactions.
+
+    Raises:
+      ValueError: for another name.
+    """
+    check_choice("oversize", oversize, ("raise", "weights"))
+    check_choice("on_error", on_error, ("warn", "raise"))
+    check_choice("when_full", when_full, ("block", "skip"))
 
 
 def check_processes(

@@ -120,6 +120,7 @@ class Fanout:
       writers: additional writers.
       errors: the error policy, applied to errors of the writers.
       layout: charts for the run folder; by default those of `custom_scalars_layout`.
+      layers: the layers that have curves in TensorBoard, as for `TensorBoardWriter`.
 
     Attributes:
       attempt: the number of attempts so far.
@@ -137,6 +138,7 @@ class Fanout:
         *,
         errors: ErrorPolicy,
         layout: layout_pb2.Layout | None = None,
+        layers: Sequence[str] | None = None,
     ) -> None:
         self.attempt = 0
         self._errors = errors
@@ -146,7 +148,7 @@ class Fanout:
         try:
             if folder is not None:
                 self.has_lost_lines = self._look_for_earlier_files(folder)
-            own = _folder_writers(folder, layout or custom_scalars_layout(), errors.warn)
+            own = _folder_writers(folder, layout or custom_scalars_layout(), layers, errors.warn)
         except BaseException:
             _give_back([], lock)
             raise
@@ -253,7 +255,10 @@ class Fanout:
 
 
 def _folder_writers(
-    folder: Path | None, layout: layout_pb2.Layout, warn: Callable[[str], None]
+    folder: Path | None,
+    layout: layout_pb2.Layout,
+    layers: Sequence[str] | None,
+    warn: Callable[[str], None],
 ) -> list[Writer]:
     """Open the writers of a run folder; return an empty list without a folder."""
     if folder is None:
@@ -261,7 +266,7 @@ def _folder_writers(
     # First the writer that may refuse the folder: the other one creates a file as it opens.
     jsonl = JsonlWriter(folder / JSONL_NAME, warn=warn)
     try:
-        return [TensorBoardWriter(folder, layout=layout, warn=warn), jsonl]
+        return [TensorBoardWriter(folder, layout=layout, layers=layers, warn=warn), jsonl]
     except BaseException:
         jsonl.close()
         raise

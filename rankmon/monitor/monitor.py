@@ -17,8 +17,7 @@ from rankmon._util.errors import ErrorPolicy
 from rankmon._util.facts import Fact
 from rankmon._util.forks import Home
 from rankmon._util.hparams import as_hparams
-from rankmon._util.validate import as_flag, as_integer, check_choice
-from rankmon._util.warnings import RankmonWarning
+from rankmon._util.validate import as_flag, as_integer, as_layers
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
 from rankmon.linalg.numerical_rank import DEFAULT_TOLERANCE, Tolerance
 from rankmon.monitor.alerts import Alert
@@ -30,6 +29,7 @@ from rankmon.monitor.arguments import (
     as_step_and_params,
     as_writers,
     check_processes,
+    check_reactions,
     schedule_text,
 )
 from rankmon.monitor.dispatch import Dispatcher
@@ -44,8 +44,6 @@ from rankmon.probes.base import Probe
 from rankmon.probes.registry import as_probes
 from rankmon.problem.problem import Problem, check_problem
 from rankmon.writers.base import Outcome, Record, Writer
-
-__all__ = ["RankMonitor", "RankmonWarning"]
 
 _NEVER_FULL = 2**31
 
@@ -98,6 +96,7 @@ class RankMonitor(ClosesOnExit):
         overhead: float | None = None,
         alerts: Sequence[Alert] = (),
         hparams: Mapping[str, bool | float | str] | None = None,
+        layers: str | Sequence[str] | None = None,
     ) -> None:
         """Open the writers; the first measurement comes with the first call.
 
@@ -135,6 +134,8 @@ class RankMonitor(ClosesOnExit):
             stops the loop (`alerts.StopTraining`, with background=True at the next call).
           hparams: numbers, strings and bools by which to compare runs on TensorBoard's HPARAMS
             page, which also shows the monitor's own (widths, engine, ...). None for no such page.
+          layers: globs over the names of the layers that have curves in TensorBoard; by default all
+            of at most 24 layers, and none of more: then each family of curves is an array.
 
         Raises:
           TypeError, ValueError: for invalid arguments.
@@ -142,9 +143,7 @@ class RankMonitor(ClosesOnExit):
           OSError: if logdir cannot be written or has another live writer.
         """
         check_problem(problem)
-        check_choice("oversize", oversize, ("raise", "weights"))
-        check_choice("on_error", on_error, ("warn", "raise"))
-        check_choice("when_full", when_full, ("block", "skip"))
+        check_reactions(oversize=oversize, on_error=on_error, when_full=when_full)
         background, waiting = as_flag("background", background), as_integer("queue", queue, least=0)
         memory_limit = as_integer(
             "memory_limit", memory_limit, least=1, remedy="pass bytes, for instance 4 * 2**30"
@@ -155,8 +154,7 @@ class RankMonitor(ClosesOnExit):
         check_processes(overhead=overhead, when_full=when_full, alerts=alerts)
         if not is_first():
             logdir, writers = None, []
-        self._home = Home()
-        self._errors = errors = ErrorPolicy(on_error)
+        self._home, self._errors = Home(), (errors := ErrorPolicy(on_error))
         limit = Overhead(share, background=background)
         worker = Worker(waiting, when_full, errors=errors) if background else None
         # A separate thread: a report from inside a compiled program must not wait for a measurement
@@ -170,6 +168,7 @@ class RankMonitor(ClosesOnExit):
             writing=writing,
             overhead=limit,
             logdir=logdir,
+            layers=as_layers(layers),
             writers=writers,
             alerts=alerts,
             facts=[Fact("schedule", schedule_text(schedule, share))],

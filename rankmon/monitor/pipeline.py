@@ -20,6 +20,7 @@ from rankmon._util.facts import Fact
 from rankmon._util.hparams import Hparam
 from rankmon.monitor.alerts import Action, Alarm, Alert, act
 from rankmon.monitor.fanout import Fanout
+from rankmon.monitor.layer_summaries import layer_summaries
 from rankmon.monitor.measuring import describe_probes, measure_probes, prepare_probes
 from rankmon.monitor.overhead import Overhead
 from rankmon.monitor.records import RecordBuilder
@@ -49,6 +50,7 @@ class Pipeline:
       writing: the thread that builds and writes records and reports.
       overhead: adds up the seconds that the probes take.
       logdir: as for `Fanout`.
+      layers: as for `Fanout`.
       writers: as for `Fanout`.
       alerts: conditions on the records.
       facts: lines for the card that only the monitor can give.
@@ -71,6 +73,7 @@ class Pipeline:
         writing: Worker,
         overhead: Overhead,
         logdir: str | Path | None,
+        layers: Sequence[str] | None = None,
         writers: Sequence[Writer],
         alerts: Sequence[Alert] = (),
         facts: Sequence[Fact] = (),
@@ -98,7 +101,7 @@ class Pipeline:
         if state is not None:
             self.restore(state)
         own = [writer for writer in writers if isinstance(writer, _OWN)]
-        self._own = Fanout(logdir, own, errors=errors)
+        self._own = Fanout(logdir, own, layers=layers, errors=errors)
         # The user's own writers are called on the caller's thread, because a database connection,
         # for example, belongs to the thread that opened it. An interrupt there can make such a
         # writer write a record twice.
@@ -225,7 +228,8 @@ class Pipeline:
         progress = self._progress
         if not progress.begun:
             self._begin(step)
-        record, found = self._builder.build(step, self._own.attempt, dict(scalars))
+        scalars = {**scalars, **layer_summaries(scalars)}
+        record, found = self._builder.build(step, self._own.attempt, scalars)
         progress.reported = max(step, -1 if progress.reported is None else progress.reported)
         try:
             self._others.append(record)

@@ -11,6 +11,7 @@ from rankmon._util.facts import Fact
 from rankmon._util.hparams import Hparam
 from rankmon._util.tags import ALERTS, CARD
 from rankmon.monitor.alerts import Action, Alarm, Alert, Watch
+from rankmon.monitor.layer_summaries import layer_summaries
 from rankmon.monitor.overhead import Overhead
 from rankmon.monitor.user_scalars import UserScalars
 from rankmon.probes.base import Measurement
@@ -66,7 +67,7 @@ class RecordBuilder:
         numbers: Mapping[str, float],
         seconds: float,
     ) -> dict[str, float]:
-        """Return the scalars of a measurement, of the monitor itself and of the user.
+        """Return the scalars of a measurement, its summaries, the monitor's and the user's.
 
         Args:
           measurement: the measurements of the probes.
@@ -75,7 +76,13 @@ class RecordBuilder:
           seconds: the time that the measurement took.
         """
         values = (seconds, self._overhead.share_taken(seconds), self._errors.errors)
-        own = {**measurement.scalars, **counts, **dict(zip(_TIMES, values, strict=True))}
+        over_layers = layer_summaries(measurement.scalars)
+        own = {
+            **measurement.scalars,
+            **over_layers,
+            **counts,
+            **dict(zip(_TIMES, values, strict=True)),
+        }
         return own | self.user_scalars.with_free_tags([*own, *measurement.arrays], numbers)
 
     def build(

@@ -20,7 +20,7 @@ from rankmon._util.errors import ErrorPolicy
 from rankmon._util.files import absolute_folder
 from rankmon._util.forks import Home
 from rankmon._util.tags import CARD
-from rankmon._util.validate import as_integer
+from rankmon._util.validate import as_integer, as_layers
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
 from rankmon.linalg.numerical_rank import DEFAULT_TOLERANCE, Tolerance
 from rankmon.monitor.arguments import as_step_and_params
@@ -35,10 +35,11 @@ from rankmon.problem.flat import FlatProblem
 from rankmon.problem.problem import Problem
 from rankmon.writers.base import Record
 from rankmon.writers.card import MedianCard
+from rankmon.writers.condense import condensed
 from rankmon.writers.layout import seeds_layout
 from rankmon.writers.memory import MemoryWriter
 
-_OPTIONS = ("every", "schedule", "oversize", "on_error", "alerts", "hparams")
+_OPTIONS = ("every", "schedule", "oversize", "on_error", "alerts", "hparams", "layers")
 
 
 class SeedsMonitor(ClosesOnExit):
@@ -81,7 +82,8 @@ class SeedsMonitor(ClosesOnExit):
           tolerance: as for `RankMonitor`.
           memory_limit: as for `RankMonitor`; one seed is measured at a time.
           state: a saved `monitor.state` to continue from.
-          options: every, schedule, oversize, on_error, alerts and hparams, as for `RankMonitor`.
+          options: every, schedule, oversize, on_error, alerts, hparams and layers, as for
+            `RankMonitor`.
 
         Raises:
           TypeError, ValueError, OSError: as for `RankMonitor`.
@@ -104,6 +106,7 @@ class SeedsMonitor(ClosesOnExit):
             )
         own = as_probes(probes, tolerance=tolerance, memory_limit=memory_limit)
         shared = [_Shared(probe) for probe in own]
+        self._layers = as_layers(options.get("layers"))
         self._folder = None if logdir is None else absolute_folder(logdir)
         self._latest = [_Latest() for _ in names]
         self._monitors = [
@@ -228,10 +231,14 @@ class SeedsMonitor(ClosesOnExit):
         self._under_way = None  # an interrupt no longer repeats the call
         if self._folder is None or not records:
             return
-        step, scalars = records[0].step, _over_seeds(records)
+        step, scalars = records[0].step, _over_seeds(records, self._layers)
         if self._median is None:
             self._median = Fanout(
-                self._folder / "median", [], errors=self._errors, layout=seeds_layout(scalars)
+                self._folder / "median",
+                [],
+                errors=self._errors,
+                layout=seeds_layout(scalars),
+                layers=("*",),  # chosen in `_over_seeds`: its tags do not end with a layer
             )
             self._median.start(step)
         elif self._last is not None and step <= self._last:
@@ -341,9 +348,13 @@ class _Shared:
         return self._prepared
 
 
-def _over_seeds(records: Sequence[Record]) -> dict[str, float]:
-    """Return the median, lowest and highest value of each scalar that all seeds have."""
-    tags = [tag for tag in records[0].scalars if not tag.startswith("monitor/")]
+def _over_seeds(records: Sequence[Record], layers: Sequence[str] | None) -> dict[str, float]:
+    """Return the median, lowest and highest value of each scalar that all seeds have.
+
+    Layers without curves are left out; the seeds' own records have them.
+    """
+    shown = condensed(records[0].scalars, layers).scalars
+    tags = [tag for tag in shown if not tag.startswith("monitor/")]
     scalars = {}
     for tag in tags:
         values = np.array([record.scalars.get(tag, np.nan) for record in records])

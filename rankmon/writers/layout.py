@@ -28,8 +28,8 @@ def custom_scalars_layout() -> layout_pb2.Layout:
 
     Returns:
       A proto with the categories Hessian ranks (first the chart of figure S1 of arXiv 2106.16225),
-      Curvature, Weights, Features, Determinants, Margins, Intervals, Lemma 8 and Monitor. If a run
-      did not write a tag, only the curve of this tag is missing.
+      Curvature, Weights, Features, All layers, Determinants, Margins, Intervals, Lemma 8 and
+      Monitor. If a run did not write a tag, only the curve of this tag is missing.
     """
     return layout_pb2.Layout(
         category=[
@@ -37,6 +37,7 @@ def custom_scalars_layout() -> layout_pb2.Layout:
             _category("Curvature", _curvature_charts()),
             _category("Weights", _weight_charts()),
             _category("Features", _feature_charts()),
+            _category("All layers", _summary_charts()),
             _category("Determinants", _determinant_charts()),
             _category("Margins", _margin_charts()),
             _category("Intervals of estimates", _interval_charts()),
@@ -134,6 +135,22 @@ def _feature_charts() -> list[layout_pb2.Chart]:
         _lines("Dead units of each ReLU", r"^dead_units/"),
         _lines("Fraction of dead units of each ReLU", r"^dead_share/"),
         _lines("Rank of H_o, and its bound by Theorem 9", r"^rank(_bound)?/H_o$"),
+    ]
+
+
+def _summary_charts() -> list[layout_pb2.Chart]:
+    """Return a chart of the lowest, median and highest value over the layers, by family."""
+    named = {
+        "rank_weights": "Rank of the weights",
+        "stable_rank": "Stable rank of the weights",
+        "effective_rank": "Effective rank of the weights",
+        "condition_number": "Condition number of the weights",
+        "rank_features": "Rank of the layers' inputs",
+        "dead_share": "Fraction of dead units",
+    }
+    return [
+        _lines(f"{title}: lowest, median and highest over the layers", rf"^layers/{family}/")
+        for family, title in named.items()
     ]
 
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
-from rankmon._util.tags import ALERTS, CARD, HESSIAN_PARTS
+from rankmon._util.tags import ALERTS, CARD, HESSIAN_PARTS, LAYERS
 
 HEADER = ("tag", "unit", "meaning")
 _PART = f"(?:{'|'.join(HESSIAN_PARTS)})"
@@ -214,6 +214,13 @@ LEGEND = (
         "natural log",
         "measured minus predicted log\\|det W\\|, and an estimate of the part that is due to the "
         "integration over the probes",
+    ),
+    Entry(
+        ("layers/…", LAYERS),
+        "unit of …",
+        "lowest, median and highest value over the layers of families of curves with more than "
+        "three layers; NaN if the value of any layer is NaN. With more than 24 layers, TensorBoard "
+        "has arrays of all layers' values instead of their curves, and the text gives their order",
     ),
     Entry(("loss",), "unit of the loss", "mean loss on the probe batch"),
     Entry(("monitor/seconds",), "seconds", "duration of this probe"),

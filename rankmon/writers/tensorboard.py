@@ -4,7 +4,7 @@
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tensorboard.compat.proto import event_pb2
 from tensorboard.plugins.custom_scalar import layout_pb2
@@ -12,9 +12,12 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from rankmon._util.closing import ClosesOnExit
 from rankmon._util.files import PathLike, WholeFile, made_folder
+from rankmon._util.tags import LAYERS
+from rankmon._util.validate import as_layers
 from rankmon._util.warnings import warn_user
 from rankmon.writers import events
 from rankmon.writers.base import Outcome, Record, lost_file
+from rankmon.writers.condense import condensed, layers_text
 from rankmon.writers.event_files import (
     Session,
     event_file_names,
@@ -31,6 +34,9 @@ class TensorBoardWriter(ClosesOnExit):
     array is written as a histogram at its tag, and as a tensor of the plugin "rankmon" at
     tag + "/values".
 
+    If a network has more than 24 layers, its layers have no curves: each of their families is
+    written as an array `layers/<family>`. The text `rankmon/layers` gives the order of the layers.
+
     Use a folder for rankmon alone: TensorBoard reads the files of a folder one after the other, and
     a new attempt also discards the later steps of event files that other programs wrote there.
     """
@@ -40,6 +46,7 @@ class TensorBoardWriter(ClosesOnExit):
         logdir: PathLike,
         *,
         layout: layout_pb2.Layout | None = None,
+        layers: str | Sequence[str] | None = None,
         warn: Callable[[str], None] = warn_user,
     ) -> None:
         """Create the event file, and the folder if it is missing.
@@ -47,12 +54,19 @@ class TensorBoardWriter(ClosesOnExit):
         Args:
           logdir: the run folder.
           layout: charts for TensorBoard's "Custom Scalars" page, if any.
-          warn: called with a warning if the file is removed while in use.
+          layers: globs over the names of the layers that have curves; by default all layers of a
+            network with at most 24 layers, and no layer of a larger one.
+          warn: called with a warning if the file is removed while in use, or if `layers` matches
+            none.
 
         Raises:
+          TypeError: for layers that are not strings.
           ValueError: for a URL.
           OSError: if the folder or the file cannot be created.
         """
+        self._layers = as_layers(layers)
+        self._warned = False  # of globs that match no layer
+        self._order = ""  # the text that was written last about the order of layers
         folder = made_folder(logdir)
         prepare_session(folder)
         names = event_file_names(folder)
@@ -76,6 +90,7 @@ class TensorBoardWriter(ClosesOnExit):
         if self._layout is not None:
             self._write(events.layout_event(self._layout, step, now))
         self._first_start = step if self._first_start is None else min(step, self._first_start)
+        self._order = ""  # a restart discards the text, too
         self._started = self._has_predecessor = True
 
     def write(self, record: Record) -> None:
@@ -91,15 +106,25 @@ class TensorBoardWriter(ClosesOnExit):
         if record.hparams:
             self._session = Session(record.hparams, record.wall_time)
             self._supersede("unknown", record.wall_time)
+        shown = condensed(record.scalars, self._layers)
+        if shown.unmatched and not self._warned:
+            self._warn(
+                f"expected layers to match the name of a layer, got {self._layers}; no layer has a "
+                "curve in TensorBoard"
+            )
+            self._warned = True
+        order = layers_text(shown.layers)
+        texts = {LAYERS: order} if order and order != self._order else {}
         event = events.record_event(
             record.step,
             record.wall_time,
-            scalars=record.scalars,
-            arrays=record.arrays,
-            texts=record.texts,
+            scalars=shown.scalars,
+            arrays={**record.arrays, **shown.arrays},
+            texts={**record.texts, **texts},
             hparams=record.hparams,
         )
         self._write(event)
+        self._order = order or self._order
         self._last_step = record.step
 
     def end_session(self, outcome: Outcome) -> None:

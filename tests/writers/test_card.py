@@ -180,13 +180,13 @@ def everything(folder):
 
 
 class Estimated(Noise):
-    """A probe whose numbers have intervals."""
+    """A probe whose numbers have intervals, and which measures four layers."""
 
     name = "estimated"
 
     def measure(self, snapshot, state):
         ends = {f"interval_{end}/trace/H_L": 0.5 for end in ("low", "high")}
-        return Measurement(ends), state
+        return Measurement(ends | {f"stable_rank/block_{i}": 1.0 for i in range(4)}), state
 
 
 def relu(folder):

@@ -103,6 +103,7 @@ def test_categories():
         "Curvature",
         "Weights",
         "Features",
+        "All layers",
         "Determinants",
         "Margins",
         "Intervals of estimates",

@@ -4,6 +4,7 @@ import { Chart } from "./chart.js";
 import { CurvatureSection } from "./curvature.js";
 import { button, checkbox, choice, element } from "./dom.js";
 import { HessianSection } from "./hessian.js";
+import { LayersSection } from "./layers.js";
 import { Lemma8Section } from "./lemma8.js";
 import { NotesSection } from "./notes.js";
 import { LOGGED, recounted } from "./recount.js";
@@ -22,6 +23,7 @@ const SECTIONS = [
   CurvatureSection,
   Lemma8Section,
   FeaturesSection,
+  LayersSection,
   NotesSection,
 ];
 const [LINES, MEDIAN] = ["lines", "median and range"];

@@ -1,0 +1,77 @@
+"""The families of curves with one curve for each layer, as <family>/<layer>."""
+
+from collections.abc import Iterable, Mapping
+
+from rankmon._util.tags import RESERVED_NAMES
+
+# Families whose lowest, median and highest value over the layers are logged too.
+SUMMARIZED = (
+    "rank_weights",
+    "stable_rank",
+    "effective_rank",
+    "condition_number",
+    "log_abs_det",
+    "norm",
+    "above_mp_edge",
+    "rank_since_start",
+    "stable_rank_since_start",
+    "effective_rank_since_start",
+    "norm_since_start",
+    "rank_since_last",
+    "stable_rank_since_last",
+    "effective_rank_since_last",
+    "norm_since_last",
+    "rank_features",
+    "effective_rank_features",
+    "stable_rank_features",
+    "srank_features",
+    "components_features",
+    "feature_rank",
+    "norm_features",
+    "dead_share",
+    "dormant_share_0.1",
+    "dormant_share_0.025",
+    "saturated_share",
+    "norm_gradient",
+    "rank_gradient",
+    "stable_rank_gradient",
+    "gradient_to_weight",
+    "gradient_alignment",
+    "update_to_weight",
+)
+FAMILIES = frozenset(
+    (
+        *SUMMARIZED,
+        "tolerance",
+        "rank_low",
+        "rank_high",
+        "gap",
+        "det_sign",
+        "mp_edge",
+        "dead_units",
+        "rank_low/features",
+        "rank_high/features",
+        "lemma8/balancedness",
+        "lemma8/predicted_log_abs_det",
+        "lemma8/prediction_error",
+        "lemma8/quadrature_error",
+    )
+)
+
+
+def by_family(tags: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return family -> layer -> tag of all curves of layers; the parts of the Hessian have none."""
+    found: dict[str, dict[str, str]] = {}
+    for tag in tags:
+        first, _, rest = tag.partition("/")
+        second, _, last = rest.partition("/")
+        if last and f"{first}/{second}" in FAMILIES:
+            found.setdefault(f"{first}/{second}", {})[last] = tag
+        elif rest and first in FAMILIES and rest not in RESERVED_NAMES:
+            found.setdefault(first, {})[rest] = tag
+    return found
+
+
+def values_of(layers: Mapping[str, str], scalars: Mapping[str, float]) -> list[float]:
+    """Return a family's values, in the order of its layers, given layer -> tag."""
+    return [float(scalars[tag]) for tag in layers.values()]

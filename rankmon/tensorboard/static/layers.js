@@ -1,0 +1,64 @@
+// The lowest, median and highest value of each family of curves over the layers.
+
+import { evolution } from "./evolution.js";
+import { ChartGrid } from "./grid.js";
+import { isSummary, summarized } from "./seeds.js";
+
+const NAMES = {
+  rank_weights: "Rank of the weights",
+  stable_rank: "Stable rank of the weights",
+  effective_rank: "Effective rank of the weights",
+  condition_number: "Condition number of the weights",
+  log_abs_det: "log|det W| of the square weights",
+  rank_features: "Rank of the layers' inputs",
+  dead_share: "Fraction of dead units",
+};
+const MEDIAN = /^layers\/(.+)\/median$/;
+
+/** A small chart per family: the median over the layers, and a band from the lowest to the highest. */
+export class LayersSection {
+  id = "layers";
+  title = "All layers: median and range";
+  prefixes = ["layers/"];
+
+  constructor(app) {
+    this.app = app;
+    this.grid = new ChartGrid("small");
+    this.host = this.grid.host;
+  }
+
+  isFor(tags) {
+    return tags.some((tag) => tag.startsWith("layers/"));
+  }
+
+  draw() {
+    const { runs, state } = this.app;
+    const charts = this.families().flatMap((family) => {
+      const title = NAMES[family] ?? family.replaceAll("_", " ");
+      const quantity = { id: family, label: "median over the layers", color: "#0072b2", width: 2, ...this.logged(family) };
+      const look = { title, left: title, logX: state.logX, height: 200 };
+      return evolution(`layers-${family}`, look, [quantity], runs, state.median);
+    });
+    this.grid.show(charts);
+  }
+
+  /** Returns the median over the layers, with the lowest and the highest value as its margin. */
+  logged(family) {
+    const series = (run, statistic) => this.app.series(run, `layers/${family}/${statistic}`);
+    return {
+      of: (run) => series(run, "median"),
+      margin: (run) => ({ low: series(run, "min"), high: series(run, "max") }),
+    };
+  }
+
+  /** Returns the families of any selected run, those with a name of their own first. */
+  families() {
+    const tags = this.app.runs.flatMap(({ name }) => {
+      const all = this.app.tags(name);
+      return isSummary(all) ? all.map(summarized) : all;
+    });
+    const found = new Set(tags.map((tag) => MEDIAN.exec(tag)?.[1]).filter(Boolean));
+    const first = Object.keys(NAMES).filter((family) => found.delete(family));
+    return [...first, ...[...found].sort()];
+  }
+}
