@@ -22,7 +22,7 @@ RESERVED_NAMES = frozenset({*HESSIAN_PARTS, "Omega"})
 
 CARD, ALERTS, LAYERS = "rankmon/card", "rankmon/alerts", "rankmon/layers"  # Markdown
 _RANKMONS = re.compile(
-    r"(rank|rank_weights|rank_features|stable_rank|det_sign|lemma8|spectrum|rankmon)/."
+    r"(layers/)?(rank|rank_weights|rank_features|stable_rank|det_sign|lemma8|spectrum|rankmon)/."
 )
 
 

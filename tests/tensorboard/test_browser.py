@@ -368,6 +368,33 @@ def test_weights_have_a_chart_each(driver, reference):
     agrees(lines["0, sign changes"], ([steps[at] for at in changed], [sizes[at] for at in changed]))
 
 
+@pytest.fixture(scope="module")
+def many_layers(tmp_path_factory):
+    """A run of forty layers, whose curves are summaries."""
+    logs = tmp_path_factory.mktemp("layers") / "logs"
+    rng = np.random.default_rng(0)
+    with TensorBoardWriter(logs / "deep") as writer:
+        for step in range(0, 50, 10):
+            ranks = rng.integers(1, 64, 40)
+            scalars = {f"rank_weights/block_{i}": float(rank) for i, rank in enumerate(ranks)}
+            for name in ("min", "median", "max"):
+                scalars[f"layers/rank_weights/{name}"] = float(getattr(np, name)(ranks))
+            writer.write(Record(step, 1, 1.8e9 + step, scalars=scalars, arrays={}))
+    with server(logs) as address:
+        yield logs, address
+
+
+def test_many_layers_have_one_chart_for_each_family(driver, many_layers):
+    logs, address = many_layers
+    opened(driver, address, "deep")
+    lines = chart(driver, "layers-rank_weights")
+    label = "median over the layers"
+    for shown, name in ((label, "median"), (f"{label}, low", "min"), (f"{label}, high", "max")):
+        agrees(lines[shown], scalars(logs / "deep", f"layers/rank_weights/{name}"))
+    shown = driver.find_elements(By.CSS_SELECTOR, "[data-testid^=chart-weights]")
+    assert not [one for one in shown if one.is_displayed()]
+
+
 def test_lemma8_says_what_is_met(driver, reference):
     opened(driver, reference, "gradient_flow/descent", "gradient_flow/flow")
     show(driver, "lemma8")

@@ -4,14 +4,15 @@ import { evolution } from "./evolution.js";
 import { ChartGrid } from "./grid.js";
 import { isSummary, summarized } from "./seeds.js";
 
+// Title and unit of the families that default probes log; others are shown by their tag.
 const NAMES = {
-  rank_weights: "Rank of the weights",
-  stable_rank: "Stable rank of the weights",
-  effective_rank: "Effective rank of the weights",
-  condition_number: "Condition number of the weights",
-  log_abs_det: "log|det W| of the square weights",
-  rank_features: "Rank of the layers' inputs",
-  dead_share: "Fraction of dead units",
+  rank_weights: ["Rank of weights", "rank"],
+  stable_rank: ["Stable rank of weights", "rank"],
+  effective_rank: ["Effective rank of weights", "rank"],
+  condition_number: ["Condition number of weights", "ratio"],
+  log_abs_det: ["log|det W| of square weights", "log|det W|"],
+  rank_features: ["Rank of layers' inputs", "rank"],
+  dead_share: ["Dead units", "fraction"],
 };
 const MEDIAN = /^layers\/(.+)\/median$/;
 
@@ -34,9 +35,9 @@ export class LayersSection {
   draw() {
     const { runs, state } = this.app;
     const charts = this.families().flatMap((family) => {
-      const title = NAMES[family] ?? family.replaceAll("_", " ");
+      const [title, left] = NAMES[family] ?? [family.replaceAll("_", " "), "value"];
       const quantity = { id: family, label: "median over the layers", color: "#0072b2", width: 2, ...this.logged(family) };
-      const look = { title, left: title, logX: state.logX, height: 200 };
+      const look = { title, left, logX: state.logX, height: 200 };
       return evolution(`layers-${family}`, look, [quantity], runs, state.median);
     });
     this.grid.show(charts);
