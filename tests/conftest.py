@@ -45,6 +45,7 @@ CHECKED = [
     "monitor.state",
     "network.dense_kernels",
     "network.activations",
+    "network.known_activations",
     "network.taps",
     "probes.base",
     "probes.features",
