@@ -3,8 +3,8 @@
 The program is evaluated abstractly. An array is either computed elementwise from one other array,
 the root, with constants only; then its values as a function of the root's are carried along on a
 grid. Or it is a root itself: a layer's product, a sum with a bias. Activations are the arrays that
-another kind of operation uses, if `known_activations` recognizes their function: the sigmoid inside
-of x * sigmoid(x) is none. Loops are not searched.
+another kind of operation uses, if `known_activations` recognizes their function: x * sigmoid(x) is
+one activation, and the sigmoid in it does not count. Loops are not searched.
 """
 
 from collections.abc import Sequence

@@ -58,7 +58,7 @@ class Activation:
 
 
 def recognized(values: _Values) -> Activation | None:
-    """Return the activation with these values on `GRID`, or None if it is none of those known."""
+    """Return the known activation with these values on `GRID`, or None."""
     values = np.asarray(values, np.float64)
     if not np.all(np.isfinite(values[np.abs(GRID) <= _FINITE_UP_TO])):
         return None

@@ -1,10 +1,10 @@
-"""Taps on any network: the input of each layer, and the positive units of each ReLU.
+"""Taps on any network: inputs of layers, positive units of ReLUs, and outputs of activations.
 
 They are recorded while the network's jaxpr is evaluated. The input (the features) of a layer is the
 operand that is multiplied or convolved with a kernel. A kernel may be computed from parameters
 (weight and spectral normalization); it is then named after the largest of them. The result of
-max(z, 0) shows the positive units of a ReLU. Layers inside `lax.scan`, `while` and `cond` are not
-recorded.
+max(z, 0) shows the positive units of a ReLU. The activations are those of `elementwise`. What is
+inside `lax.scan`, `while` and `cond` is not recorded.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,25 +30,70 @@ from rankmon._util.jaxpr import (
     interpreted,
     nested,
 )
+from rankmon._util.optional_readers import optionally
 from rankmon._util.tags import made_unique
+from rankmon.network.elementwise import FoundActivation, found_activations
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.precision import abstract_array
+
+
+class TappedUnits(NamedTuple):
+    """The units of one activation f: one column for each unit, one row for each position.
+
+    Rows are combined if there are more than positions of the probe batch (pixels of an image).
+
+    Attributes:
+      magnitudes: the mean of |f(z)|.
+      slopes: the largest |f'(z)|, divided by the largest value of |f'|.
+    """
+
+    magnitudes: Float[Array, "rows units"]
+    slopes: Float[Array, "rows units"]
+
+
+class Tapped(NamedTuple):
+    """The recorded arrays.
+
+    Attributes:
+      features: the input of each layer: for a dense layer a row for every example and position, for
+        a convolution a row for every example.
+      positive: for each ReLU an array of bools, with a column for each unit.
+      units: the units of each activation.
+    """
+
+    features: list[Float[Array, "_rows _m"]]
+    positive: list[Bool[Array, "_rows _units"]]
+    units: list[TappedUnits]
+
+
+class Activated(NamedTuple):
+    """An activation whose units are recorded.
+
+    Attributes:
+      layer: the name of the last layer before it, numbered if it has more than one activation.
+      function: the name of the function, such as "GELU".
+    """
+
+    layer: str
+    function: str
 
 
 class Taps(NamedTuple):
     """The compiled taps on one network.
 
     Attributes:
-      evaluate: the function (leaves, inputs) -> (features, positive). The features of a dense layer
-        have a row for every example and position, those of a convolution a row for every example.
-        `positive` has an array of bools for each ReLU, with a column for each unit.
+      evaluate: the function (leaves, inputs) -> `Tapped`.
       layers: the name of each layer's kernel, numbered if the kernel is used more than once.
+      shapes: the numbers of rows and columns of each layer's features.
       relus: for each ReLU the name of the last layer before it, with the same numbering.
+      activations: the recognized activations.
     """
 
-    evaluate: Callable[..., tuple[list[Array], list[Array]]]
+    evaluate: Callable[..., Tapped]
     layers: list[str]
+    shapes: list[tuple[int, int]]
     relus: list[str]
+    activations: list[Activated]
 
 
 def compiled_taps(flat: FlatProblem) -> Taps:
@@ -56,19 +101,27 @@ def compiled_taps(flat: FlatProblem) -> Taps:
     network, leaves = flat.program, len(flat.specs)
     sources = [_Source(leaf=i) for i in range(leaves)]
     sources += [_Source(of_data=True)] * (len(network.in_avals) - leaves)
+    found = optionally(flat.problem, "activations", lambda: found_activations(flat), otherwise=[])
     layers: list[str] = []
+    shapes: list[tuple[int, int]] = []
     relus: list[str] = []
+    activations: list[Activated] = []
 
     def walk(arguments: Sequence[Any]) -> Any:
-        own = _Walk(flat)  # it refers to traced arrays, which must not outlive the trace
+        own = _Walk(flat, found)  # it refers to traced arrays, which must not outlive the trace
         own.through(network, list(zip(arguments, sources, strict=True)))
-        layers[:], relus[:] = own.layers, own.relus
-        return own.features, own.positive
+        layers[:], relus[:], activations[:] = own.layers, own.relus, own.activations
+        shapes[:] = [(rows.shape[0], rows.shape[1]) for rows in own.features]
+        return Tapped(own.features, own.positive, own.units)
 
-    shapes = [abstract_array(aval.shape, aval.dtype) for aval in network.in_avals]
+    arguments = [abstract_array(aval.shape, aval.dtype) for aval in network.in_avals]
     with flat.precision.scope():
-        program = compiled("the features", jax.jit(walk).trace(shapes))
-    return Taps(lambda leaves, inputs: program([*leaves, *jax.tree.leaves(inputs)]), layers, relus)
+        program = compiled("the features", jax.jit(walk).trace(arguments))
+
+    def evaluate(leaves: Sequence[Any], inputs: Any) -> Tapped:
+        return program([*leaves, *jax.tree.leaves(inputs)])
+
+    return Taps(evaluate, layers, shapes, relus, activations)
 
 
 @dataclass(frozen=True)
@@ -93,21 +146,28 @@ _Seen = tuple[Any, _Source]
 
 
 class _Walk:
-    """An evaluation of a network's jaxpr that records its layers and ReLUs.
+    """An evaluation of a network's jaxpr that records its layers, ReLUs and activations.
 
     Attributes:
       layers: the names of the kernels, in the order of evaluation.
       features: the inputs of these layers.
       relus: for each ReLU the name of the last layer before it.
       positive: for each ReLU an array of bools, true for positive units.
+      activations: the names of the recognized activations.
+      units: their units.
     """
 
-    def __init__(self, flat: FlatProblem) -> None:
+    def __init__(self, flat: FlatProblem, found: Sequence[FoundActivation]) -> None:
         self.layers: list[str] = []
         self.features: list[Float[Array, "_rows _m"]] = []
         self.relus: list[str] = []
         self.positive: list[Bool[Array, "_rows _m"]] = []
-        self._specs, self._n = flat.specs, flat.problem.n
+        self.activations: list[Activated] = []
+        self.units: list[TappedUnits] = []
+        self._found = {activation.at: activation for activation in found}
+        self._roots: dict[int, Any] = dict.fromkeys(activation.root for activation in found)
+        self._count = 0  # of operations, as in `FoundActivation`
+        self._specs, self._n, self._positions = flat.specs, flat.problem.n, flat.positions
         self._names = [spec.name for spec in flat.specs]
         self._width: int | None = None  # of the last layer, if its last axis are units
 
@@ -131,6 +191,7 @@ class _Walk:
         elif source.of_data and _is_relu(jaxpr, eqn) and self._is_of_layer(results[0]):
             self.relus.append(self._unique(self.layers[-1], self.relus))
             self.positive.append((results[0] > 0).reshape(-1, results[0].shape[-1]))
+        self._note_activation(results[0] if results else None, source)
         return [(result, source) for result in results]
 
     def _merged(self, sources: Sequence[_Source]) -> _Source:
@@ -155,6 +216,30 @@ class _Walk:
             self.features.append(_convolution_rows(eqn, operands[at], at))
             is_last = convolution_axes(eqn).out_spec[1] == result.ndim - 1
             self._width = result.shape[-1] if is_last else None
+
+    def _note_activation(self, result: Any, source: _Source) -> None:
+        """Keep the result if it is the root of an activation; record it if it is an output."""
+        at, self._count = self._count, self._count + 1
+        if at in self._roots:
+            self._roots[at] = result
+        if at not in self._found or not (source.of_data and self._is_of_layer(result)):
+            return
+        function, root, _ = self._found[at]
+        seen = [activated.layer for activated in self.activations]
+        self.activations.append(Activated(self._unique(self.layers[-1], seen), function.name))
+        slopes = function.relative_slope(self._roots[root])
+        self.units.append(
+            TappedUnits(
+                jnp.mean(self._by_position(jnp.abs(result)), axis=1),
+                jnp.max(self._by_position(slopes), axis=1),
+            )
+        )
+
+    def _by_position(self, values: Any) -> Float[Array, "rows pixels units"]:
+        """Return the values with one row for each position, if there are as many or more."""
+        rows = values.reshape(-1, values.shape[-1])
+        count = self._positions if len(rows) % self._positions == 0 else len(rows)
+        return rows.reshape(count, -1, values.shape[-1])
 
     def _unique(self, name: str, seen: Sequence[str]) -> str:
         """Return the name, numbered if the kernel is used more than once."""

@@ -132,8 +132,17 @@ def _weight_charts() -> list[layout_pb2.Chart]:
 def _feature_charts() -> list[layout_pb2.Chart]:
     return [
         _lines("Rank of each layer's input on the probe batch", r"^rank_features/"),
+        _lines("Effective rank of each layer's input (RankMe)", r"^effective_rank_features/"),
+        _lines("Stable rank of each layer's input", r"^stable_rank_features/"),
+        _lines("srank of each layer's input, delta = 0.01", r"^srank_features/"),
+        _lines("Components with 99 % of each layer's input", r"^components_features/"),
+        _lines("Feature rank of each layer's input, epsilon = 0.01", r"^feature_rank/"),
+        _lines("Mean norm of each layer's input", r"^norm_features/"),
         _lines("Dead units of each ReLU", r"^dead_units/"),
         _lines("Fraction of dead units of each ReLU", r"^dead_share/"),
+        _lines("Fraction of dormant units, tau = 0.1", r"^dormant_share_0\.1/"),
+        _lines("Fraction of dormant units, tau = 0.025", r"^dormant_share_0\.025/"),
+        _lines("Fraction of saturated units", r"^saturated_share/"),
         _lines("Rank of H_o, and its bound by Theorem 9", r"^rank(_bound)?/H_o$"),
     ]
 

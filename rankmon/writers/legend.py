@@ -180,12 +180,47 @@ LEGEND = (
         "position (for a convolution, one row per image)",
     ),
     Entry(
+        ("effective_rank_features/<layer>", "stable_rank_features/<layer>"),
+        "soft count",
+        "of these features X: the exponential of the entropy of the normalized singular values "
+        "(Roy and Vetterli; RankMe up to its epsilon), and ‖X‖_F² / ‖X‖₂²; NaN if X is zero",
+    ),
+    Entry(
+        ("srank_features/<layer>", "components_features/<layer>"),
+        "count",
+        "number of the largest singular values of X that sum to 99 % of the sum of all (srank of "
+        "Kumar et al., delta = 0.01), and the same for their squares: with `centered=True`, the "
+        "principal components that have 99 % of the variance. 0 if X is zero",
+    ),
+    Entry(
+        ("feature_rank/<layer>",),
+        "count",
+        "number of singular values of X / √n above 0.01, for n rows (Lyle et al.); it depends on "
+        "the scale of X",
+    ),
+    Entry(("norm_features/<layer>",), "as the features", "mean Euclidean norm of the rows of X"),
+    Entry(
         ("dead_units/<layer>",),
         "count",
         "units for which the ReLU after the layer returns zero on the whole probe batch",
     ),
     Entry(
         ("dead_share/<layer>",), "fraction, 0 to 1", "fraction of the layer's units that are dead"
+    ),
+    Entry(
+        ("dormant_share_0.1/<layer>", "dormant_share_0.025/<layer>"),
+        "fraction, 0 to 1",
+        "fraction of the layer's units that are tau-dormant (Sokar et al.): the mean absolute "
+        "output of the activation is at most tau = 0.1 or 0.025 times its mean over the units. 1 "
+        "if all outputs are zero",
+    ),
+    Entry(
+        ("saturated_share/<layer>",),
+        "fraction, 0 to 1",
+        "fraction of the layer's units for which the derivative of the activation (GELU, SiLU, "
+        "tanh, sigmoid, ELU, leaky ReLU) is below 5 % of its maximum on the whole probe batch. A "
+        "leaky ReLU with a slope below 5 % is saturated if its input is never positive, and never "
+        "with a larger slope",
     ),
     Entry(
         ("lemma8/centered", "lemma8/balanced", "lemma8/square"),

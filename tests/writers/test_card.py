@@ -180,13 +180,14 @@ def everything(folder):
 
 
 class Estimated(Noise):
-    """A probe whose numbers have intervals, and which measures four layers."""
+    """A probe whose numbers have intervals, and which measures four layers and saturated units."""
 
     name = "estimated"
 
     def measure(self, snapshot, state):
         ends = {f"interval_{end}/trace/H_L": 0.5 for end in ("low", "high")}
-        return Measurement(ends | {f"stable_rank/block_{i}": 1.0 for i in range(4)}), state
+        layers = {f"stable_rank/block_{i}": 1.0 for i in range(4)} | {"saturated_share/W1": 0.5}
+        return Measurement(ends | layers), state
 
 
 def relu(folder):
