@@ -49,6 +49,9 @@ CHECKED = [
     "network.taps",
     "probes.base",
     "probes.features",
+    "weights.factors",
+    "weights.marchenko_pastur",
+    "weights.rounding",
     "weights.traced",
 ]
 install_import_hook([f"rankmon.{name}" for name in CHECKED], "shapes.checked")

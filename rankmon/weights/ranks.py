@@ -13,6 +13,7 @@ from rankmon._util.warnings import warn_deprecated
 from rankmon.linalg.certified_rank import certified_count, spectral_norm
 from rankmon.linalg.gram import Gram
 from rankmon.linalg.numerical_rank import (
+    DEFAULT_TOLERANCE,
     NumericalRank,
     SoftRanks,
     Tolerance,
@@ -26,6 +27,7 @@ from rankmon.network.matrix_views import MatrixAxes, Views
 from rankmon.problem.precision import DOUBLE, eps_of
 from rankmon.problem.problem import Problem
 from rankmon.weights.matrices import matrices
+from rankmon.weights.rounding import power_of_two
 
 # From this size on, singular values take seconds, and certifying the rank is faster.
 _LARGE = 1024
@@ -127,6 +129,8 @@ def weight_rank(
     *,
     eps: float = DOUBLE.eps,
     tolerance: Tolerance | None = None,
+    rounding: float | None = None,
+    values: Float[np.ndarray, " s"] | None = None,
 ) -> WeightRank:
     """Return the rank of one weight matrix with its soft ranks and determinant.
 
@@ -139,6 +143,9 @@ def weight_rank(
       matrix: a real matrix; it is converted to float64.
       eps: the eps of the dtype in which the weights are stored.
       tolerance: a cut other than the default.
+      rounding: a bound on the norm of the rounding errors in the matrix, if it is not that of
+        storage: it takes the place of eps / 2 * ||W||_F, and no cut is less.
+      values: the singular values of a finite matrix, descending, if they are known.
     """
     matrix = np.asarray(matrix).astype(np.float64)
     m, n = matrix.shape
@@ -147,17 +154,30 @@ def weight_rank(
         nan = float("nan")
         none = undefined_rank(min(m, n))
         return WeightRank(**asdict(none), **_determinant(nan, nan, square), **asdict(SoftRanks()))
-    values = singular_values(matrix)
+    values = singular_values(matrix) if values is None else values
+    rank, soft = ranks_of_values(
+        values, matrix.shape, eps=eps, tolerance=tolerance, rounding=rounding
+    )
+    sign, log_abs = _sign_and_logarithm(matrix, values) if square else (0.0, 0.0)
+    return WeightRank(**asdict(rank), **_determinant(sign, log_abs, square), **asdict(soft))
+
+
+def ranks_of_values(
+    values: Float[np.ndarray, " s"],
+    shape: tuple[int, ...],
+    *,
+    eps: float = DOUBLE.eps,
+    tolerance: Tolerance | None = None,
+    rounding: float | None = None,
+) -> tuple[NumericalRank, SoftRanks]:
+    """Return the rank and the soft ranks of a matrix with these singular values, descending.
+
+    The arguments and the cut are those of `weight_rank`.
+    """
     norm = float(values[0]) if values.size else 0.0
     soft = soft_ranks(values)
-    default = _default_relative(matrix.shape, eps, soft.stable_rank)
-    cut = as_tolerance(tolerance).cut(norm, default=default)
-    sign, log_abs = _sign_and_logarithm(matrix, values) if square else (0.0, 0.0)
-    return WeightRank(
-        **asdict(numerical_rank(values, cut)),
-        **_determinant(sign, log_abs, square),
-        **asdict(soft),
-    )
+    cut = _cut(shape, norm, soft.stable_rank, eps, as_tolerance(tolerance), rounding)
+    return numerical_rank(values, cut), soft
 
 
 def log_abs_det(matrix: Float[np.ndarray, "n n"]) -> float:
@@ -207,6 +227,7 @@ def weight_count(
     *,
     eps: float = DOUBLE.eps,
     tolerance: Tolerance | None = None,
+    rounding: float | None = None,
 ) -> NumericalRank:
     """Return the rank of one weight matrix, certified if that is possible and faster.
 
@@ -214,17 +235,17 @@ def weight_count(
       matrix: a real matrix; it is converted to float64.
       eps: the eps of the dtype in which the weights are stored.
       tolerance: a cut other than the default of `weight_rank`.
+      rounding: as for `weight_rank`.
     """
-    matrix, tolerance = np.asarray(matrix).astype(np.float64), as_tolerance(tolerance)
+    matrix, rule = np.asarray(matrix).astype(np.float64), as_tolerance(tolerance)
     size = min(matrix.shape)
     if not np.all(np.isfinite(matrix)):
         return undefined_rank(size)
-    scale = _power_of_two(matrix)
+    scale = power_of_two(matrix)
     live = _without_zeros(matrix) / scale
 
     def cut_of(norm: float, stable_rank: float) -> float:
-        default = _default_relative(matrix.shape, eps, stable_rank)
-        return tolerance.cut(norm * scale, default=default) / scale
+        return _cut(matrix.shape, norm * scale, stable_rank, eps, rule, rounding) / scale
 
     if min(live.shape) >= _LARGE:
         found = _certified(live, cut_of)
@@ -237,15 +258,6 @@ def weight_count(
     norm = float(values[0])
     cut = cut_of(norm, float(np.sum((values / norm) ** 2)) if norm > 0 else 0.0)
     return numerical_rank(values * scale, cut * scale, size=size)
-
-
-def _power_of_two(matrix: Float[np.ndarray, "m n"]) -> float:
-    """Return a power of two as a scale, so that squares stay in the range of floats.
-
-    Scaling by a power of two is exact.
-    """
-    _, exponent = np.frexp(np.max(np.abs(matrix), initial=0.0))
-    return float(np.ldexp(1.0, int(exponent)))
 
 
 def _without_zeros(matrix: Float[np.ndarray, "m n"]) -> Float[np.ndarray, "a b"]:
@@ -265,9 +277,19 @@ def _certified(
     return None if count is None else (cut, count)
 
 
-def _default_relative(shape: tuple[int, ...], eps: float, stable_rank: float) -> float:
-    """Return the default cut of `weight_rank`, divided by ||W||_2."""
+def _cut(
+    shape: tuple[int, ...],
+    norm: float,
+    stable_rank: float,
+    eps: float,
+    tolerance: Tolerance,
+    rounding: float | None,
+) -> float:
+    """Return the cut of `weight_rank` for a matrix of this norm and stable rank."""
     default = max(shape) * DOUBLE.eps
+    if rounding is not None:
+        cut = tolerance.cut(norm, default=default)
+        return cut + rounding if tolerance == DEFAULT_TOLERANCE else max(cut, rounding)
     if eps > DOUBLE.eps and stable_rank > 0:
         default += eps / 2 * np.sqrt(stable_rank)  # ||W||_F / ||W||_2
-    return default
+    return tolerance.cut(norm, default=default)
