@@ -48,6 +48,12 @@ FAMILIES = frozenset(
         "gap",
         "det_sign",
         "mp_edge",
+        "singular_values_zeros",
+        *(
+            f"{margin}/since_{kind}"
+            for margin in ("tolerance", "rank_low", "rank_high", "gap")
+            for kind in ("start", "last")
+        ),
         "dead_units",
         "rank_low/features",
         "rank_high/features",

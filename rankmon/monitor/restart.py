@@ -1,6 +1,6 @@
 """Restart: the state that a monitor saves, and the earlier records of a continued run folder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 from typing import Any, Self
 
@@ -39,6 +39,10 @@ class Progress:
         self.begun = False
         self.resumes_at: int | None = None
         self._batch = _digest_of(problem)
+        # Entries that older states lack, as names of entries by the probe's name.
+        self._optional = {
+            probe.name: frozenset(getattr(probe, "optional_state", ())) for probe in probes
+        }
 
     @property
     def last(self) -> int | None:
@@ -52,7 +56,7 @@ class Progress:
           ValueError: if a restored state has different shapes.
         """
         last, states = self.measured
-        self.measured = last, _fitted(states, prepared, last)
+        self.measured = last, _fitted(states, prepared, last, self._optional)
 
     def saved(self) -> dict[str, dict[str, np.ndarray]]:
         """Return the last steps and the probes' states in a form that checkpointers can save."""
@@ -73,7 +77,7 @@ class Progress:
           TypeError: if the state is not a mapping.
           ValueError: if the state was saved by a monitor with other probes or another probe batch.
         """
-        values = decode(checked(state, self.saved()))
+        values = decode(checked(state, self.saved(), optional=self._optional))
         own = {key: int(step) for key, step in values.pop("monitor").items()}
         saved, reported = own["last_step"], own.get("last_report", -1)
         last = None if saved < 0 else saved
@@ -84,9 +88,12 @@ class Progress:
                 "targets or weights; pass the probe batch of the run that saved it (the same "
                 "examples in the same order), or omit state= to start with new references"
             )
-        states: dict[str, State] = {name: values[name] for name in self.measured[1]}
+        states: dict[str, State] = {
+            name: {key: np.full(np.shape(blank[key]), np.nan) for key in blank} | values[name]
+            for name, blank in self.measured[1].items()
+        }
         other = copy(self)
-        other.measured = last, _fitted(states, prepared, last)
+        other.measured = last, _fitted(states, prepared, last, self._optional)
         other.reported = None if reported < 0 else reported
         other.begun = False
         other.resumes_at = max(saved, reported) + 1
@@ -127,9 +134,14 @@ def look_back(
 
 
 def _fitted(
-    states: Mapping[str, State], prepared: Mapping[str, PreparedProbe], last: int | None
+    states: Mapping[str, State],
+    prepared: Mapping[str, PreparedProbe],
+    last: int | None,
+    optional: Mapping[str, Collection[str]],
 ) -> dict[str, State]:
     """Return the probes' initial states before the first measurement, else the states given.
+
+    An optional entry that an older state lacks is NaN, in the shape that the probe needs.
 
     Raises:
       ValueError: if a given state does not have the shapes of the probe's initial state.
@@ -141,7 +153,9 @@ def _fitted(
             fitted[name] = blank
             continue
         for key, value in states[name].items():
-            if value.shape != blank[key].shape:
+            if key in optional.get(name, ()) and value.size == 0:
+                fitted[name] = fitted[name] | {key: np.full(blank[key].shape, np.nan)}
+            elif value.shape != blank[key].shape:
                 raise ValueError(
                     f"expected {name}/{key} of shape {blank[key].shape} in the restored state, "
                     f"got {value.shape}; restore the state of the same problem"
@@ -165,7 +179,7 @@ def _without_state(step: int, last: int | None, remembering: Sequence[str]) -> s
     if remembering:
         what += (
             ", and its probes start with new references (the residuals for H_f_fixed, the "
-            "integrals of Lemma 8)"
+            "integrals of Lemma 8, the weights from which changes are measured)"
         )
     return (
         f"expected state= for a logdir with records{until}, got none: this run {what}. To "

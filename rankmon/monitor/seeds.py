@@ -5,7 +5,7 @@ the other, from one copy of the parameters on the host. Measuring all seeds as a
 nothing: most of the time goes into eigenvalues, for which LAPACK uses all cores anyway.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -338,6 +338,10 @@ class _Shared:
     @property
     def name(self) -> str:
         return self._probe.name
+
+    @property
+    def optional_state(self) -> Collection[str]:
+        return getattr(self._probe, "optional_state", ())
 
     def placeholder_state(self, problem: Problem) -> State:
         return self._probe.placeholder_state(problem)

@@ -5,7 +5,8 @@ residuals of H_f^fixed. The module `restart` defines the arrays.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -36,11 +37,21 @@ def decode(states: Mapping[str, Any]) -> dict[str, dict[str, Float[np.ndarray, "
     }
 
 
-def checked(state: Any, expected: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def checked(
+    state: Any,
+    expected: Mapping[str, Mapping[str, Any]],
+    *,
+    optional: Mapping[str, Collection[str]] = MappingProxyType({}),
+) -> dict[str, dict[str, Any]]:
     """Return the state with exactly the entries of the expected one, or raise.
 
     Empty entries may be missing, because checkpointers that save only leaves drop them. States of
-    former versions lack `ADDED`.
+    former versions lack `ADDED` and optional entries.
+
+    Args:
+      state: the saved state.
+      expected: the state of this monitor.
+      optional: entries of the probes that may be missing, by the probe's name.
 
     Raises:
       TypeError: if the state is not a mapping of mappings.
@@ -56,8 +67,9 @@ def checked(state: Any, expected: Mapping[str, Mapping[str, Any]]) -> dict[str, 
     given = {name: dict(values or {}) for name, values in state.items()}
     got = {name: set(values) for name, values in given.items() if values}
     wanted = {name: set(values) for name, values in expected.items() if values}
-    if got.get("monitor", set()) | ADDED == wanted.get("monitor"):
-        got["monitor"] = wanted["monitor"]
+    for name, keys in {**optional, "monitor": ADDED}.items():
+        if keys and got.get(name, set()) | set(keys) == wanted.get(name):
+            got[name] = wanted[name]
     if got != wanted:
         raise ValueError(
             f"expected the state of a monitor with {wanted}, got {got}; restore into a "

@@ -18,6 +18,9 @@ from rankmon.problem.pytree import LeafSpec, is_matrix
 # The projections of Flax's attention layers have kernels of shape (in, heads, head_dim).
 _SPLIT_OUTPUT_LAYERS = frozenset({"query", "key", "value"})
 
+# The prefixes of a layer's name in the tags of its features and changes: "rank_low/features/W".
+_KINDS = re.compile("features/|since_start/|since_last/")
+
 
 @dataclass(frozen=True)
 class MatrixAxes:
@@ -102,12 +105,13 @@ def tag_names(names: Sequence[str], leaves: Collection[str]) -> tuple[str, ...]:
 
     Args:
       names: the unique names of the matrices.
-      leaves: the names of all leaves, because the features of "W" have tags with "features/W".
+      leaves: the names of all leaves, because the features of "W" have tags with "features/W", and
+        its changes tags with "since_start/W".
     """
 
     def is_taken(name: str) -> bool:
-        layer = re.sub(r" \(\d+\)$", "", name.removeprefix("features/"))
-        return name in RESERVED_NAMES or (name.startswith("features/") and layer in leaves)
+        layer = re.sub(r" \(\d+\)$", "", _KINDS.sub("", name, count=1))
+        return name in RESERVED_NAMES or (_KINDS.match(name) is not None and layer in leaves)
 
     moved = iter(made_unique([f"params/{x}" for x in names if is_taken(x)], taken=names))
     return tuple(next(moved) if is_taken(name) else name for name in names)

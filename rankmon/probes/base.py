@@ -2,7 +2,8 @@
 
 Probes are pure. Values to remember between measurements (the residuals of the first one, the
 integrals of Lemma 8) are passed in and returned as a state, a dict of float64 arrays; the monitor
-stores it.
+stores it. A probe may have an attribute `optional_state`: the entries that a restored state may
+lack, because an earlier version saved it. They are then NaN.
 """
 
 from collections.abc import Mapping, Sequence

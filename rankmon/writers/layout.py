@@ -28,14 +28,16 @@ def custom_scalars_layout() -> layout_pb2.Layout:
 
     Returns:
       A proto with the categories Hessian ranks (first the chart of figure S1 of arXiv 2106.16225),
-      Curvature, Weights, Features, All layers, Determinants, Margins, Intervals, Lemma 8 and
-      Monitor. If a run did not write a tag, only the curve of this tag is missing.
+      Curvature, Weights, Changes of weights, Features, All layers, Determinants, Margins,
+      Intervals, Lemma 8 and Monitor. If a run did not write a tag, only the curve of this tag is
+      missing.
     """
     return layout_pb2.Layout(
         category=[
             _category("Hessian ranks", _hessian_charts()),
             _category("Curvature", _curvature_charts()),
             _category("Weights", _weight_charts()),
+            _category("Changes of weights", _change_charts()),
             _category("Features", _feature_charts()),
             _category("All layers", _summary_charts()),
             _category("Determinants", _determinant_charts()),
@@ -126,6 +128,24 @@ def _weight_charts() -> list[layout_pb2.Chart]:
         _lines("Stable rank of each weight", rf"^stable_rank/(?!{_PARTS})"),
         _lines("Effective rank of each weight", rf"^effective_rank/(?!{_PARTS})"),
         _lines("Condition number of each weight", r"^condition_number/"),
+        _lines("Frobenius norm of each weight", rf"^norm/(?!{_PARTS})"),
+        _lines("Marchenko-Pastur edge of each weight", r"^mp_edge/"),
+        _lines("Singular values above the Marchenko-Pastur edge", r"^above_mp_edge/"),
+        _lines("Singular values that are exactly zero", r"^singular_values_zeros/"),
+    ]
+
+
+def _change_charts() -> list[layout_pb2.Chart]:
+    families = {
+        "rank": "Rank",
+        "stable_rank": "Stable rank",
+        "effective_rank": "Effective rank",
+        "norm": "Frobenius norm",
+    }
+    return [
+        _lines(f"{title} of each weight's change since the {since}", rf"^{family}_since_{kind}/")
+        for kind, since in (("start", "start"), ("last", "last probe"))
+        for family, title in families.items()
     ]
 
 
@@ -176,7 +196,8 @@ def _margin_charts() -> list[layout_pb2.Chart]:
         *(_margin(part) for part in HESSIAN_PARTS),
         _lines("Gap around the cut, Hessian and Omega", rf"^gap/({of_the_problem})$"),
         # All other gaps; layers are not listed by name, so that the layout is the same in all runs.
-        _lines("Gap around the cut, weights", rf"^gap/(?!({of_the_problem})$)"),
+        _lines("Gap around the cut, weights", rf"^gap/(?!({of_the_problem})$|since_(start|last)/)"),
+        _lines("Gap around the cut, changes of weights", r"^gap/since_(start|last)/"),
     ]
 
 

@@ -174,6 +174,60 @@ LEGEND = (
         "sign of the determinant of each square weight; 0 if it is singular",
     ),
     Entry(
+        ("norm/<layer>",),
+        "as the weights",
+        'Frobenius norm of each weight (`track=` or `spectra=` of the probe "weights")',
+    ),
+    Entry(
+        ("rank_since_start/<layer>", "rank_since_last/<layer>"),
+        "count",
+        "rank of the change of each weight since the first probe with finite weights, or since "
+        "the last probe; 0 if the weight has not changed. The cut contains the rounding errors of "
+        "the stored weights: eps ‖W‖_F, or, if it is larger, √t · eps / 2 times the sum of the "
+        "largest norms of a row and of a column, for t steps, both over entries that changed. NaN "
+        "if the earlier weights are not known: since the last probe, at the first one; since the "
+        "start, in a run resumed from a state that was saved without them",
+    ),
+    Entry(
+        (
+            "stable_rank_since_start/<layer>",
+            "effective_rank_since_start/<layer>",
+            "stable_rank_since_last/<layer>",
+            "effective_rank_since_last/<layer>",
+        ),
+        "soft count",
+        "the soft ranks of the change of each weight; NaN for no change",
+    ),
+    Entry(
+        ("norm_since_start/<layer>", "norm_since_last/<layer>"),
+        "as the weights",
+        "Frobenius norm of the change of each weight",
+    ),
+    Entry(
+        ("singular_values/<layer>",),
+        "log10",
+        "singular values of each weight, without exact zeros: a histogram, and the numbers "
+        "themselves at `singular_values/…/values`",
+    ),
+    Entry(
+        ("singular_values_zeros/<layer>",),
+        "count",
+        "number of singular values that are exactly zero",
+    ),
+    Entry(
+        ("mp_edge/<layer>",),
+        "as the weights",
+        "Marchenko-Pastur edge σ (√m + √n): about the largest singular value of an m x n matrix "
+        "with independent entries of variance σ². σ is computed from the median of the singular "
+        "values (Gavish and Donoho 2014); 0 if the median is 0. Only a reference for a product",
+    ),
+    Entry(
+        ("above_mp_edge/<layer>",),
+        "count",
+        "number of singular values above that edge and above the cut of the rank; 0 or 1 for a "
+        "random matrix",
+    ),
+    Entry(
         ("rank_features/<layer>",),
         "count",
         "rank of the layer's input on the probe batch, as a matrix with one row per example and "

@@ -164,7 +164,7 @@ def everything(folder):
             every=1,
             probes=[
                 HessianProbe(),
-                WeightsProbe(by_head=True),
+                WeightsProbe(by_head=True, track=("start", "last"), spectra=True),
                 FeaturesProbe(),
                 Lemma8Probe(learning_rate=0.1),
             ],

@@ -18,6 +18,10 @@ CURVATURE = [
     "stable_rank",
     "effective_rank",
 ]
+SINCE = ["since_start", "since_last"]
+CHANGES = [
+    f"{k}_{since}" for k in ("rank", "stable_rank", "effective_rank", "norm") for since in SINCE
+]
 # The tags of a run with every probe; layers are named by their paths.
 LAYERS = ["W1", "Dense_0/kernel"]
 TAGS = [
@@ -37,6 +41,12 @@ TAGS = [
         for kind in (
             "rank_weights",
             "condition_number",
+            "norm",
+            "mp_edge",
+            "above_mp_edge",
+            "singular_values_zeros",
+            *CHANGES,
+            *(f"{kind}/{since}" for kind in ("rank_low", "rank_high", "gap") for since in SINCE),
             "rank_features",
             "effective_rank_features",
             "stable_rank_features",
@@ -111,6 +121,7 @@ def test_categories():
         "Hessian ranks",
         "Curvature",
         "Weights",
+        "Changes of weights",
         "Features",
         "All layers",
         "Determinants",
@@ -154,6 +165,20 @@ def test_categories():
         ("Weights", "Stable", layered("stable_rank")),
         ("Weights", "Effective", layered("effective_rank")),
         ("Weights", "Condition", layered("condition_number")),
+        ("Weights", "Frobenius", layered("norm")),
+        ("Weights", "Marchenko", layered("mp_edge")),
+        ("Weights", "Singular values above", layered("above_mp_edge")),
+        ("Weights", "Singular values that", layered("singular_values_zeros")),
+        *(
+            ("Changes of weights", f"{title} of each weight's change since the {since}", {*tags})
+            for since, kind in (("start", "start"), ("last probe", "last"))
+            for title, tags in (
+                ("Rank", layered(f"rank_since_{kind}")),
+                ("Stable rank", layered(f"stable_rank_since_{kind}")),
+                ("Effective rank", layered(f"effective_rank_since_{kind}")),
+                ("Frobenius norm", layered(f"norm_since_{kind}")),
+            )
+        ),
         ("Features", "Rank of each layer", layered("rank_features")),
         ("Features", "Dead", layered("dead_units")),
         ("Features", "Fraction of dead", layered("dead_share")),
@@ -176,6 +201,7 @@ def test_categories():
         ),
         ("Margins", "Gap around the cut, H", {f"gap/{name}" for name in [*PARTS, "Omega"]}),
         ("Margins", "Gap around the cut, w", layered("gap")),
+        ("Margins", "Gap around the cut, c", layered(*(f"gap/{since}" for since in SINCE))),
         ("Lemma 8", "log", layered("lemma8/predicted_log_abs_det", "log_abs_det")),
         (
             "Lemma 8",
@@ -206,6 +232,7 @@ def test_every_tag_has_a_chart():
     shown = {tag for chart in charts().values() for tag in curves(chart)}
     # The margins of weights and Omega are logged, without a chart of their own.
     uncharted = layered("rank_low", "rank_high") | {"rank_low/Omega", "rank_high/Omega"}
+    uncharted |= layered(*(f"rank_{end}/{since}" for end in ENDS for since in SINCE))
     # So are the intervals of the other curves of curvature.
     others = set(CURVATURE) - set(DRAWN_WITH_INTERVAL)
     uncharted |= of_parts(*(f"interval_{end}/{kind}" for end in ENDS for kind in others))
