@@ -222,6 +222,39 @@ def test_updates_of_low_rank_give_a_change_of_low_rank(steps, column):
         assert scalars["rank_since_start/W"] == rank
 
 
+def test_gradient_descent_moves_a_first_layer_in_the_span_of_the_inputs():
+    """Three examples: the rank of the change is at most 3, after any number of float32 steps."""
+    x, y = RNG.standard_normal((3, 48)), RNG.standard_normal((3, 2))
+    x, y = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
+    first = (RNG.standard_normal((48, 32)) / 7).astype(np.float32)
+    last = (RNG.standard_normal((32, 2)) / 6).astype(np.float32)
+
+    def step(W, noise):
+        loss = lambda W: jnp.mean((jnp.tanh(x @ W) @ last - y - noise) ** 2)  # noqa: E731
+        return W - jnp.float32(0.05) * jax.grad(loss)(W), None
+
+    noises = jnp.asarray(RNG.standard_normal((2000, 3, 2)), jnp.float32)
+    now = np.asarray(jax.jit(lambda W: jax.lax.scan(step, W, noises)[0])(first))
+    scalars = rank_since_start(first, now, len(noises))
+    assert scalars["rank_since_start/W"] == scalars["rank_low/since_start/W"] == 3
+    assert rank_since_start(first, now, 1)["rank_since_start/W"] > 10  # with the cut of one step
+
+
+def test_quantized_weights_change_by_whole_numbers():
+    before = RNG.integers(-100, 100, (48, 32)).astype(np.int8)
+    now = before + (RNG.integers(0, 2, (48, 1)) * RNG.integers(0, 2, (1, 32))).astype(np.int8)
+    problem = Problem(
+        lambda p, x: x @ (p["W"].astype(x.dtype) * p["s"]),
+        loss="mse",
+        inputs=np.ones((2, 48), np.float32),
+        targets=np.ones((2, 32)),
+    )
+    pairs = [(step, {"W": w, "s": np.float32(0.1)}) for step, w in enumerate((before, now))]
+    found, state = measured(pairs, problem=problem)
+    assert state["start"].size == before.size // 8
+    assert_change(found[1].scalars, "since_start", "W", now, before, rank=1)
+
+
 def test_an_update_of_low_rank_is_seen_in_bfloat16():
     start = RNG.standard_normal((48, 32)).astype(jnp.bfloat16)
     scalars = rank_since_start(start, by_steps(start, 1, 2, jnp.bfloat16, 1.0))
