@@ -230,7 +230,9 @@ def test_gradient_descent_moves_a_first_layer_in_the_span_of_the_inputs():
     last = (RNG.standard_normal((32, 2)) / 6).astype(np.float32)
 
     def step(W, noise):
-        loss = lambda W: jnp.mean((jnp.tanh(x @ W) @ last - y - noise) ** 2)  # noqa: E731
+        def loss(W):
+            return jnp.mean((jnp.tanh(x @ W) @ last - y - noise) ** 2)
+
         return W - jnp.float32(0.05) * jax.grad(loss)(W), None
 
     noises = jnp.asarray(RNG.standard_normal((2000, 3, 2)), jnp.float32)
