@@ -2,13 +2,15 @@
 
 The program is evaluated abstractly. An array is either computed elementwise from one other array,
 the root, with constants only; then its values as a function of the root's are carried along on a
-grid. Or it is a root itself: a layer's product, a sum with a bias. Activations are the arrays that
-another kind of operation uses, if `known_activations` recognizes their function: x * sigmoid(x) is
-one activation, and the sigmoid in it does not count. Loops are not searched.
+grid, in the precision of the grid. Or it is a root itself: a layer's product, a sum with a bias.
+Activations are the arrays that another kind of operation uses, if `known_activations` recognizes
+their function: x * sigmoid(x) is one activation, and the sigmoid in it does not count. Loops are
+not searched.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +29,6 @@ from rankmon._util.jaxpr import (
     ROUNDINGS,
     SQUEEZE,
     SUMS,
-    evaluated,
     interpreted,
     nested,
 )
@@ -39,6 +40,10 @@ _BY_ENTRY = ELEMENTWISE | SUMS | COPIES | ROUNDINGS
 _SAME_ENTRIES = frozenset({BROADCAST, RESHAPE, SQUEEZE})
 
 
+# The number of an operation and of one of its results; negative for values from outside.
+Place = tuple[int, int]
+
+
 class FoundActivation(NamedTuple):
     """An activation in a program.
 
@@ -47,13 +52,13 @@ class FoundActivation(NamedTuple):
 
     Attributes:
       function: the recognized function of the root.
-      root: the number of the operation whose result is the root.
-      at: the number of the operation whose result is the output.
+      root: the place of the root.
+      at: the place of the output.
     """
 
     function: Activation
-    root: int
-    at: int
+    root: Place
+    at: Place
 
 
 def found_activations(flat: FlatProblem) -> list[FoundActivation]:
@@ -61,14 +66,14 @@ def found_activations(flat: FlatProblem) -> list[FoundActivation]:
 
     Functions of one root that differ only by a factor (dropout, scaled residuals) count once.
     """
-    candidates: list[tuple[int, int]] = []
+    candidates: list[tuple[Place, Place]] = []
 
     def on_grid(grid: Any) -> list[Any]:
         search = _Search(grid)
         search.whole(flat.program)
         used = sorted(search.used.items())
         candidates[:] = [(root, at) for at, (root, _) in used]
-        return [jnp.asarray(values, grid.dtype) for _, (_, values) in used]
+        return [values for _, (_, values) in used]
 
     with flat.precision.scope():
         dtype = jax.dtypes.canonicalize_dtype(np.float64)
@@ -89,15 +94,14 @@ class _Function:
 
     Attributes:
       values: its values on the grid of the root's values; a scalar for a constant.
-      root: the number of the operation that computes the root; None for a constant, negative for an
-        argument of the program.
-      at: the number of the operation that computes this array.
+      root: the place of the root; None for a constant.
+      at: the place of this array.
       shape: its shape.
     """
 
     values: Any
-    root: int | None
-    at: int
+    root: Place | None
+    at: Place
     shape: tuple[int, ...]
 
 
@@ -106,17 +110,18 @@ class _Search:
 
     Attributes:
       used: the functions that another kind of operation or the caller uses, except for roots: by
-        the number of the operation that computes each, the number of its root and its values.
+        the place of each, the place of its root and its values.
     """
 
     def __init__(self, grid: Any) -> None:
-        self.used: dict[int, tuple[int, Any]] = {}
+        self.used: dict[Place, tuple[Place, Any]] = {}
         self._grid = grid
         self._count = 0
+        self._outside = count(-1, -1)  # each argument is a root of its own
 
     def whole(self, program: ClosedJaxpr) -> None:
         """Search a program and its results."""
-        arguments = [self._root(aval, -1 - i) for i, aval in enumerate(program.in_avals)]
+        arguments = [self._from_outside(aval) for aval in program.in_avals]
         self._leave(self._through(program, arguments))
 
     def _through(
@@ -126,28 +131,36 @@ class _Search:
 
     def _constant(self, aval: Any, value: Any) -> _Function | None:
         if not _is_number(aval) or np.size(value) != 1:
-            return self._root(aval, -1)
-        return _Function(jnp.reshape(value, ()), None, -1, np.shape(value))
+            return self._from_outside(aval)
+        scalar = jnp.reshape(jnp.asarray(value), ())
+        if jnp.issubdtype(scalar.dtype, jnp.floating):
+            scalar = scalar.astype(self._grid.dtype)
+        return _Function(scalar, None, (-1, 0), np.shape(value))
 
-    def _root(self, aval: Any, at: int) -> _Function | None:
+    def _from_outside(self, aval: Any) -> _Function | None:
+        return self._root(aval, (next(self._outside), 0))
+
+    def _root(self, aval: Any, at: Place) -> _Function | None:
         if not _is_number(aval):  # a random key, for example
             return None
-        return _Function(self._grid.astype(aval.dtype), at, at, _shape(aval))
+        floating = jnp.issubdtype(aval.dtype, jnp.floating)
+        values = self._grid if floating else self._grid.astype(aval.dtype)
+        return _Function(values, at, at, _shape(aval))
 
     def _operation(
-        self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[_Function | None]
+        self, _: Jaxpr, eqn: JaxprEqn, operands: list[_Function | None]
     ) -> Sequence[_Function | None]:
         if eqn.primitive.name in CALLS | CUSTOM_CALLS:
             return self._through(nested(eqn), operands)
         at, self._count = self._count, self._count + 1
-        function = self._elementwise(jaxpr, eqn, operands, at)
+        function = self._elementwise(eqn, operands, (at, 0))
         if function is not None:
             return [function]
         self._leave(operands)
-        return [self._root(atom.aval, at) for atom in eqn.outvars]
+        return [self._root(atom.aval, (at, i)) for i, atom in enumerate(eqn.outvars)]
 
     def _elementwise(
-        self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[_Function | None], at: int
+        self, eqn: JaxprEqn, operands: list[_Function | None], at: Place
     ) -> _Function | None:
         """Return the result as a function of the operands' only root; None if there is none."""
         known = [one for one in operands if one is not None]
@@ -168,13 +181,20 @@ class _Search:
             else one.values
             for one in known
         ]
-        (values,) = evaluated(jaxpr, eqn, arguments)
+        values = self._precise(eqn, arguments)
         return _Function(values, next(iter(roots), None), at, shape)
+
+    def _precise(self, eqn: JaxprEqn, arguments: Sequence[Any]) -> Any:
+        """Evaluate an elementwise operation; conversions between floating types keep the value."""
+        dtype: Any = getattr(eqn.outvars[0].aval, "dtype", None)
+        if eqn.primitive.name in COPIES | ROUNDINGS and jnp.issubdtype(dtype, jnp.floating):
+            return arguments[0].astype(self._grid.dtype)
+        return eqn.primitive.bind(*arguments, **eqn.params)
 
     def _leave(self, functions: Sequence[_Function | None]) -> None:
         """Collect functions that another kind of operation uses."""
         for one in functions:
-            if one is None or one.root is None or one.root < 0 or one.root == one.at:
+            if one is None or one.root is None or one.root < (0, 0) or one.root == one.at:
                 continue
             if jnp.issubdtype(one.values.dtype, jnp.floating):
                 self.used.setdefault(one.at, (one.root, one.values))

@@ -8,7 +8,7 @@ inside `lax.scan`, `while` and `cond` is not recorded.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +32,7 @@ from rankmon._util.jaxpr import (
 )
 from rankmon._util.optional_readers import optionally
 from rankmon._util.tags import made_unique
-from rankmon.network.elementwise import FoundActivation, found_activations
+from rankmon.network.elementwise import FoundActivation, Place, found_activations
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.precision import abstract_array
 
@@ -70,7 +70,8 @@ class Activated(NamedTuple):
     """An activation whose units are recorded.
 
     Attributes:
-      layer: the name of the last layer before it, numbered if it has more than one activation.
+      layer: the name of the last layer that its input depends on, numbered if that layer has more
+        than one activation.
       function: the name of the function, such as "GELU".
     """
 
@@ -131,10 +132,12 @@ class _Source:
     Attributes:
       leaf: the parameter, or the largest of the parameters that the value is computed from.
       of_data: whether it depends on the probe batch.
+      layer: the number of the last layer that it depends on.
     """
 
     leaf: int | None = None
     of_data: bool = False
+    layer: int | None = None
 
     @property
     def is_kernel(self) -> bool:
@@ -165,11 +168,11 @@ class _Walk:
         self.activations: list[Activated] = []
         self.units: list[TappedUnits] = []
         self._found = {activation.at: activation for activation in found}
-        self._roots: dict[int, Any] = dict.fromkeys(activation.root for activation in found)
+        self._roots: dict[Place, Any] = dict.fromkeys(activation.root for activation in found)
         self._count = 0  # of operations, as in `FoundActivation`
         self._specs, self._n, self._positions = flat.specs, flat.problem.n, flat.positions
         self._names = [spec.name for spec in flat.specs]
-        self._width: int | None = None  # of the last layer, if its last axis are units
+        self._widths: list[int | None] = []  # of each layer, if its last axis are units
 
     def through(self, program: ClosedJaxpr, arguments: Sequence[_Seen]) -> list[_Seen]:
         """Evaluate the program; return its results with their origins."""
@@ -187,50 +190,62 @@ class _Walk:
         operands, sources = [value for value, _ in seen], [source for _, source in seen]
         results, source = evaluated(jaxpr, eqn, operands), self._merged(sources)
         if name in (DOT, CONVOLUTION):
-            self._note_layer(eqn, operands, sources, results[0])
-        elif source.of_data and _is_relu(jaxpr, eqn) and self._is_of_layer(results[0]):
+            source = self._note_layer(eqn, operands, sources, results[0])
+        elif source.of_data and _is_relu(jaxpr, eqn) and self._is_of_layer(results[0], -1):
             self.relus.append(self._unique(self.layers[-1], self.relus))
             self.positive.append((results[0] > 0).reshape(-1, results[0].shape[-1]))
-        self._note_activation(results[0] if results else None, source)
+        for i, result in enumerate(results):
+            self._note_activation((self._count, i), result, source)
+        self._count += 1
         return [(result, source) for result in results]
 
     def _merged(self, sources: Sequence[_Source]) -> _Source:
         leaves = [source.leaf for source in sources if source.leaf is not None]
         largest = max(leaves, key=lambda leaf: self._specs[leaf].size, default=None)
-        return _Source(largest, any(source.of_data for source in sources))
+        layers = [source.layer for source in sources if source.layer is not None]
+        of_data = any(source.of_data for source in sources)
+        return _Source(largest, of_data, max(layers, default=None))
 
     def _note_layer(
         self, eqn: JaxprEqn, operands: Sequence[Any], sources: Sequence[_Source], result: Any
-    ) -> None:
-        """Record a layer: a product of features with a kernel, which may be a computed one."""
+    ) -> _Source:
+        """Record a layer: a product of features with a kernel, which may be a computed one.
+
+        Return the origin of the product, whether it is a layer or not.
+        """
+        merged = self._merged(sources)
         kernels = [source.is_kernel for source in sources]
         at = kernels.index(False) if False in kernels else 0  # the operand that holds the features
         leaf = sources[1 - at].leaf
         if not (kernels[1 - at] and sources[at].of_data) or leaf is None:
-            return
+            return merged
         self.layers.append(self._unique(self._names[leaf], self.layers))
         if eqn.primitive.name == DOT:
             self.features.append(_dense_rows(eqn, operands[at], at))
-            self._width = _dense_units(eqn, operands[1 - at], 1 - at)
+            self._widths.append(_dense_units(eqn, operands[1 - at], 1 - at))
         else:
             self.features.append(_convolution_rows(eqn, operands[at], at))
             is_last = convolution_axes(eqn).out_spec[1] == result.ndim - 1
-            self._width = result.shape[-1] if is_last else None
+            self._widths.append(result.shape[-1] if is_last else None)
+        return replace(merged, layer=len(self._widths) - 1)
 
-    def _note_activation(self, result: Any, source: _Source) -> None:
+    def _note_activation(self, at: Place, result: Any, source: _Source) -> None:
         """Keep the result if it is the root of an activation; record it if it is an output."""
-        at, self._count = self._count, self._count + 1
         if at in self._roots:
             self._roots[at] = result
-        if at not in self._found or not (source.of_data and self._is_of_layer(result)):
+        if at not in self._found or source.layer is None:
+            return
+        if not self._is_of_layer(result, source.layer):
             return
         function, root, _ = self._found[at]
         seen = [activated.layer for activated in self.activations]
-        self.activations.append(Activated(self._unique(self.layers[-1], seen), function.name))
-        slopes = function.relative_slope(self._roots[root])
+        name = self._unique(self.layers[source.layer], seen)
+        self.activations.append(Activated(name, function.name))
+        precise = jax.dtypes.canonicalize_dtype(np.float64)  # a mean in bfloat16 has two digits
+        slopes = function.relative_slope(self._roots[root].astype(precise))
         self.units.append(
             TappedUnits(
-                jnp.mean(self._by_position(jnp.abs(result)), axis=1),
+                jnp.mean(self._by_position(jnp.abs(result).astype(precise)), axis=1),
                 jnp.max(self._by_position(slopes), axis=1),
             )
         )
@@ -246,15 +261,15 @@ class _Walk:
         taken = {*seen, *self._names} if name in seen else seen
         return made_unique([name], taken=taken)[0]
 
-    def _is_of_layer(self, result: Any) -> bool:
+    def _is_of_layer(self, result: Any, layer: int) -> bool:
         """Return whether the first axis is the examples and the last axis the layer's units.
 
         This excludes max(z, 0) in the computation of a variance or an index.
         """
         floating = jnp.issubdtype(result.dtype, jnp.floating)
-        if not floating or result.ndim < 2:
+        if not floating or result.ndim < 2 or not self._widths:
             return False
-        return bool(result.shape[0] % self._n == 0 and result.shape[-1] == self._width)
+        return bool(result.shape[0] % self._n == 0 and result.shape[-1] == self._widths[layer])
 
 
 def _dense_rows(eqn: JaxprEqn, features: Any, at: int) -> Float[Array, "rows m"]:

@@ -1,5 +1,7 @@
 """Activations in all kinds of programs: those that are recognized, as what, with what slopes."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from rankmon import Problem
+from rankmon import Problem, RankmonWarning
 from rankmon.network.elementwise import found_activations
 from rankmon.network.known_activations import GRID, Activation, recognized
 
@@ -71,7 +73,7 @@ UNKNOWN = {
     "shrink": lambda z: z - jnp.tanh(z),
     "tanh of relu": lambda z: jnp.tanh(jax.nn.relu(z)),
     "bent outwards": lambda z: jnp.where(z > 0, z, -0.2 * z),
-    "nearly GELU": lambda z: jax.nn.gelu(z) + 1e-4 * jnp.exp(-(z**2)),
+    "nearly GELU": lambda z: jax.nn.gelu(z) + 1e-3 * jnp.exp(-(z**2)),
     "undefined": lambda z: z / 0,
 }
 
@@ -161,6 +163,12 @@ def test_an_unknown_activation_is_not_found(function):
     assert names_in(perceptron(function), PARAMS, X) == []
 
 
+def gated_halves(z):
+    """Both halves come from one operation with two results."""
+    one, other, rest = jnp.split(z, [2, 4], axis=1)
+    return jnp.concatenate([jax.nn.silu(one) * other, one, rest], axis=1)
+
+
 @jax.custom_jvp
 def relu_with_rule(z):
     return jnp.maximum(z, 0)
@@ -208,6 +216,7 @@ def test_calls_are_entered(function, name):
         (lambda z: jax.nn.relu(z) + jax.nn.relu(-z)[::-1], ["ReLU", "ReLU"]),
         (lambda z: jax.nn.relu(z)[::-1] + (2 * jax.nn.relu(z))[:, ::-1], ["ReLU"]),
         (lambda z: jax.nn.sigmoid(z) * z[::-1], ["sigmoid"]),
+        (lambda z: gated_halves(z), ["SiLU"]),
         (lambda z: jax.nn.softmax(z), []),
         (lambda z: (z - z.mean()) * jax.lax.rsqrt(z.var() + 1e-6), []),
         (lambda z: jax.lax.cond(z.sum() > 0, jnp.tanh, jnp.sin, z), []),
@@ -217,12 +226,24 @@ def test_calls_are_entered(function, name):
     ],
     ids=[
         "stopped", "converted", "reshaped", "scaled by units", "residual reversed", "residual",
-        "dropout", "two functions", "both signs", "twice", "gate", "softmax", "normalization",
-        "cond", "loop", "noise", "integers",
+        "dropout", "two functions", "both signs", "twice", "gate", "halves", "softmax",
+        "normalization", "cond", "loop", "noise", "integers",
     ],
 )  # fmt: skip
 def test_parts_of_programs(activation, expected):
     assert names_in(perceptron(activation), PARAMS, X) == expected
+
+
+@pytest.mark.parametrize(("function", "name"), OF_JAX.values(), ids=OF_JAX.keys())
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
+def test_activations_in_half_precision(function, name, dtype):
+    def apply(p, x):
+        z = x.astype(dtype) @ p["W"].astype(dtype) + p["b"].astype(dtype)
+        return function(z).astype(jnp.float32) @ p["V"].astype(jnp.float32)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RankmonWarning)
+        assert names_in(apply, PARAMS, X) == [name]
 
 
 def test_callbacks_without_results_are_passed():

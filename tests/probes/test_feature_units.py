@@ -253,6 +253,20 @@ def test_activations_of_one_layer_are_numbered():
     assert f"{name} (tanh)" in text
 
 
+def test_units_belong_to_the_layer_that_the_activation_depends_on():
+    def apply(p, x):  # the gate comes first in the program, and has the width of the other layer
+        gate, up = x @ p["gate"], x @ p["up"]
+        return (jax.nn.silu(gate) * up) @ p["down"]
+
+    params = {"gate": RNG.standard_normal((4, 5)), "up": RNG.standard_normal((4, 5))}
+    params |= {"down": RNG.standard_normal((5, 3))}
+    params["gate"][:, 2:] = 1e-9
+    x = RNG.standard_normal((6, 4))
+    scalars = measured(of(apply, x, 3), params)
+    assert [family(scalars, tag).keys() for tag in UNITS] == [{"gate"}] * 3
+    assert scalars["dormant_share_0.1/gate"] == 3 / 5
+
+
 def test_units_of_unknown_activations_are_left_out():
     functions = [jax.nn.mish, jax.nn.relu6, jnp.sin, jax.nn.silu]
 
