@@ -1,7 +1,7 @@
 """The activation functions whose units are measured: recognized by their values, with derivatives.
 
 A function f is recognized as c g(a z) if it agrees, on a wide grid of z, with one of the functions
-g below at factors c and a that three or fewer of its values determine. The program that computes f
+g below at factors c and a, which a few of its values determine. The program that computes f
 does not matter: `jax.nn.silu`, x * sigmoid(x) and x / (1 + exp(-x)) are all SiLU.
 """
 
