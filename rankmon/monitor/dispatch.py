@@ -14,8 +14,9 @@ from rankmon.monitor.lifecycle import Call, is_unchanged
 from rankmon.monitor.overhead import Overhead
 from rankmon.monitor.pipeline import Pipeline
 from rankmon.monitor.worker import Worker
-from rankmon.problem.device_copy import DeviceCopy
+from rankmon.problem.device_copy import DeviceCopy, copied_optimizer
 from rankmon.problem.flat import FlatProblem
+from rankmon.problem.optimizer import Optimizer
 from rankmon.problem.point import Snapshot
 from rankmon.problem.precision import with_settings_kept
 from rankmon.problem.problem import Problem
@@ -63,6 +64,8 @@ class Dispatcher:
     def see(self, call: Call) -> None:
         """Keep a call that is not due: `close` measures it if no other follows."""
         if not self.closed:
+            if call.opt_state is not None and not self._pipeline.wants_optimizer:
+                call = call._replace(opt_state=None)  # it would stay in memory
             self._seen = call
 
     def forget_seen(self) -> None:
@@ -109,7 +112,7 @@ class Dispatcher:
         self._overhead.start()
         if self._pipeline.flat is not None:
             return self._pipeline.flat
-        check_concrete("parameters to be measured", (call.params, call.extra))
+        check_concrete("parameters to be measured", (call.params, call.extra, call.opt_state))
         with self._overhead.spending():  # compilation counts as overhead
             return self._pipeline.prepare(self._problem.unpack(call.params, call.extra))
 
@@ -118,7 +121,7 @@ class Dispatcher:
         counts = {} if self.worker is None else self.worker.counts()
 
         def take() -> Snapshot:
-            return Snapshot.take(flat, call.step, self._tree(call))
+            return Snapshot.take(flat, call.step, self._tree(call), self._optimizer(call))
 
         try:
             record = self._pipeline.record(call.step, take, call.scalars, counts)
@@ -132,11 +135,18 @@ class Dispatcher:
         check_concrete("parameters to be measured", (call.params, call.extra))
         return gathered(self._problem.unpack(call.params, call.extra))
 
+    def _optimizer(self, call: Call) -> Optimizer | None:
+        """Return the call's optimizer with a copy of its state, if a probe wants it."""
+        if not self._pipeline.wants_optimizer:
+            return None
+        optimizer = Optimizer.of_call(call.params, call.opt_state)
+        return None if optimizer is None else copied_optimizer(optimizer)
+
     def _submit(self, worker: Worker, flat: FlatProblem, call: Call) -> None:
         """Queue copies of the parameters for the worker; keep the call if the step is skipped."""
 
         def copied() -> DeviceCopy:
-            return DeviceCopy.take(flat, call.step, self._tree(call))
+            return DeviceCopy.take(flat, call.step, self._tree(call), self._optimizer(call))
 
         def job() -> Callable[[], Record]:
             with self._overhead.spending():

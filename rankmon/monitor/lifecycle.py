@@ -17,6 +17,7 @@ class Call(NamedTuple):
     params: Any
     extra: Any
     scalars: Mapping[str, Any] | None
+    opt_state: Any = None
 
 
 def is_unchanged(call: Call, errors: ErrorPolicy) -> bool:

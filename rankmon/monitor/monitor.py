@@ -200,6 +200,7 @@ class RankMonitor(ClosesOnExit):
         *,
         extra: Any = None,
         scalars: Mapping[str, Any] | None = None,
+        opt_state: Any = None,
     ) -> Record | None:
         """Measure if the step is due.
 
@@ -209,9 +210,9 @@ class RankMonitor(ClosesOnExit):
           params: the parameters at that step, before its update: a pytree of arrays or a
             TrainState; for a problem from Linen or NNX see `Problem.from_linen` and `from_nnx`.
           extra: other collections that the network needs, for apply(params, inputs, extra).
-          scalars: numbers of your own (a training loss) to write with the record of a due step. A
-            number whose tag the monitor uses is written as "user/<tag>"; a value that is not a
-            number becomes NaN.
+          scalars: numbers of your own (a training loss) to write with the record of a due step, as
+            "user/<tag>" if the monitor uses the tag; a value that is not a number becomes NaN.
+          opt_state: the optimizer's state, for probes that want it; a TrainState contains it.
 
         Returns:
           The `Record`, or None if the step is not due; always None with background=True.
@@ -225,7 +226,7 @@ class RankMonitor(ClosesOnExit):
             step, params = as_step_and_params(step, params)
         if self._errors.kept:
             self._errors.tell()
-        call = Call(step, params, extra, scalars)
+        call = Call(step, params, extra, scalars, opt_state)
         if self._errors.guard("the schedule", self._due.is_due, step):
             return self._dispatcher.measure(call)
         self._dispatcher.see(call)
@@ -249,16 +250,15 @@ class RankMonitor(ClosesOnExit):
     ) -> tuple[Any, Any]:
         """Run `jax.lax.scan(step_fn, carry, xs, length=steps)`, measured at the due steps.
 
-        One compiled program runs from each due step to the next. The carry is copied once, and the
-        copy is donated to the program; your arrays stay valid. `close` measures the last
-        parameters.
+        One compiled program runs from each due step to the next, on a copy of the carry that is
+        donated to it; your arrays stay valid. `close` measures the last parameters.
 
         Args:
           step_fn: step_fn(carry, x) -> (carry, y), traceable. The same function object in the
             next scan (the next epoch) is not compiled again.
           carry: pytree of arrays.
           steps: the number of steps to run.
-          params_of: params_of(carry) returns the `params` of a call `monitor(step, params)`.
+          params_of: params_of(carry) returns the `params` of a call (also a TrainState).
           xs: None, or a pytree of arrays with leading axis `steps`; step_fn gets one entry.
           start: the number of the first step in the schedule.
 
@@ -322,6 +322,7 @@ class RankMonitor(ClosesOnExit):
         *,
         extra: Any = None,
         scalars: Mapping[str, Any] | None = None,
+        opt_state: Any = None,
     ) -> Record | None:
         """Measure the last parameters, unless that was done, and close all writers.
 
@@ -330,16 +331,16 @@ class RankMonitor(ClosesOnExit):
         Args:
           step: the step of `params`. Give both if the monitor has not seen the last parameters, or
             if the loop changes them in place (donated buffers, NumPy arrays, an NNX model, an
-            updated dict). It may also be a flax TrainState, without `params`.
-          params: the last parameters; by default those of the last call. If that call passed a dict
-            that was updated since, its new values are recorded under the old step. NumPy arrays,
-            NNX models and donated arrays are not measured then, with a warning.
+            updated dict). Or a flax TrainState, without `params`.
+          params: the last parameters; by default those of the last call, a dict with the values
+            that it has by now. NumPy arrays, NNX models and donated arrays get a warning instead.
           extra: as for a call.
           scalars: as for a call.
+          opt_state: as for a call.
 
         Returns:
-          The last `Record`, or None if everything was measured before (with background=True: if
-          nothing was recorded). A second call has no effect.
+          The last `Record`; None if all was measured before (with background=True: if nothing was
+          recorded). A second call has no effect.
 
         Raises:
           TypeError, ValueError, MemoryError: as for a call, if nothing was measured before.
@@ -352,9 +353,9 @@ class RankMonitor(ClosesOnExit):
             if step is None:
                 record = self._dispatcher.measure_seen() or record
             else:
-                step, params = as_step_and_params(step, params)
-                if step != self._due.submitted:
-                    record = self._dispatcher.measure_here(Call(step, params, extra, scalars))
+                call = Call(*as_step_and_params(step, params), extra, scalars, opt_state)
+                if call.step != self._due.submitted:
+                    record = self._dispatcher.measure_here(call)
         finally:
             self._dispatcher.close(self._outcome)
             self._errors.tell()
@@ -372,10 +373,9 @@ class RankMonitor(ClosesOnExit):
 
         A nested dict of uint32 arrays that any checkpointer can save. They hold the bits of float64
         numbers, two words each, because JAX with x64 off would round the numbers themselves. The
-        structure is the same from construction on. The shapes are final only after the first
-        measurement; if a checkpointer needs them earlier (Orbax, with a target to restore into),
-        pass `params=` at construction. The state also has a digest of the probe batch, because the
-        residuals of H_f_fixed are meaningless for any other batch.
+        structure is the same from construction on, the shapes from the first measurement on, or
+        with `params=` from construction on (Orbax needs them in a target to restore into). A digest
+        of the probe batch is part of it, because references are meaningless for any other batch.
         """
         if not self._home.is_elsewhere():
             self._wait()

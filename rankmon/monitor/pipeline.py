@@ -61,6 +61,7 @@ class Pipeline:
 
     Attributes:
       flat: the problem for the parameters' structure, None before `prepare`.
+      wants_optimizer: whether a probe measures the optimizer's state too.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Pipeline:
         state: Mapping[str, Any] | None = None,
     ) -> None:
         self.flat: FlatProblem | None = None
+        self.wants_optimizer = any(getattr(probe, "wants_optimizer", False) for probe in probes)
         self._problem = problem
         self._probes = probes
         self._skips_oversize = skips_oversize

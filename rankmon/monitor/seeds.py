@@ -107,6 +107,7 @@ class SeedsMonitor(ClosesOnExit):
         own = as_probes(probes, tolerance=tolerance, memory_limit=memory_limit)
         shared = [_Shared(probe) for probe in own]
         self._layers = as_layers(options.get("layers"))
+        self._wants_optimizer = any(probe.wants_optimizer for probe in shared)
         self._folder = None if logdir is None else absolute_folder(logdir)
         self._latest = [_Latest() for _ in names]
         self._monitors = [
@@ -138,6 +139,7 @@ class SeedsMonitor(ClosesOnExit):
         *,
         extra: Any = None,
         scalars: Mapping[str, Any] | None = None,
+        opt_state: Any = None,
     ) -> list[Record] | None:
         """Measure all seeds if the step is due.
 
@@ -146,6 +148,7 @@ class SeedsMonitor(ClosesOnExit):
           params: as for `RankMonitor`, every leaf with a leading axis of the seeds.
           extra: other collections, with the same leading axis.
           scalars: tag -> one number for each seed, or one number for all.
+          opt_state: as for `RankMonitor`, with the same leading axis.
 
         Returns:
           A record for each seed, or None if the step is not due.
@@ -155,7 +158,7 @@ class SeedsMonitor(ClosesOnExit):
         """
         if self._home.is_elsewhere():
             return None
-        call = Call(*_step_and_params(step, params), extra, scalars)
+        call = Call(*_step_and_params(step, params), extra, scalars, opt_state)
         records = None if self._under_way is None else self._finish_interrupted()
         if records and records[0].step == call.step:
             return records
@@ -183,7 +186,7 @@ class SeedsMonitor(ClosesOnExit):
                 self._monitors, self._latest, calls, before, strict=True
             ):
                 if latest.record is old:  # else it was measured before an interrupt
-                    record = monitor(own.step, own.params, extra=own.extra, scalars=own.scalars)
+                    record = monitor(own.step, own.params, **_options_of(own))
                     latest.record = record or latest.record
         except Exception:
             self._under_way = None  # a second attempt would fail too
@@ -197,9 +200,10 @@ class SeedsMonitor(ClosesOnExit):
     def _calls(self, call: Call) -> list[Call]:
         """Return one call for each seed, with that seed's slice of the arguments, on the host."""
         scalars = self._errors.guard("scalars", self._broadcast, call.scalars or {}) or {}
-        check_concrete("seeds to be measured", (call.params, call.extra))
+        state = call.opt_state if self._wants_optimizer else None
+        check_concrete("seeds to be measured", (call.params, call.extra, state))
         with jax.transfer_guard("allow"):
-            leaves, structure = jax.tree.flatten(as_arrays((call.params, call.extra)))
+            leaves, structure = jax.tree.flatten(as_arrays((call.params, call.extra, state)))
             arrays = [np.asarray(leaf) for leaf in leaves]
         for array in arrays:
             if array.shape[:1] != (self._seeds,):
@@ -209,9 +213,10 @@ class SeedsMonitor(ClosesOnExit):
                 )
         calls = []
         for i in range(self._seeds):
-            params, extra = jax.tree.unflatten(structure, [array[i] for array in arrays])
+            own = jax.tree.unflatten(structure, [array[i] for array in arrays])
+            params, extra, state = own
             mine = {tag: values[i] for tag, values in scalars.items()}
-            calls.append(Call(call.step, params, extra, mine))
+            calls.append(Call(call.step, params, extra, mine, state))
         return calls
 
     def _broadcast(self, scalars: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -265,13 +270,16 @@ class SeedsMonitor(ClosesOnExit):
             self._writing.do(self._median.flush)
             self._errors.tell_warnings()
 
-    def close(self, step: Any = None, params: Any = None, *, extra: Any = None) -> list[Record]:
+    def close(
+        self, step: Any = None, params: Any = None, *, extra: Any = None, opt_state: Any = None
+    ) -> list[Record]:
         """Measure the last parameters, unless that was done, and close all writers.
 
         Args:
           step: as for `RankMonitor.close`.
           params: the last parameters, every leaf with a leading axis of the seeds.
           extra: as for a call.
+          opt_state: as for a call.
 
         Returns:
           A record for each seed, or an empty list if everything was measured before.
@@ -279,14 +287,14 @@ class SeedsMonitor(ClosesOnExit):
         if self._home.is_elsewhere():
             return []
         if step is not None:
-            self._seen = Call(*_step_and_params(step, params), extra, None)
+            self._seen = Call(*_step_and_params(step, params), extra, None, opt_state)
         records: list[Record] = []
         with ExitStack() as stack:
             stack.callback(self._close_all)
             if self._under_way is not None:
                 self._finish_interrupted()
             for monitor, own in zip(self._monitors, self._left(), strict=False):
-                record = monitor.close(own.step, own.params, extra=own.extra, scalars=own.scalars)
+                record = monitor.close(own.step, own.params, **_options_of(own))
                 records += [] if record is None else [record]
             self._write_median(records)
         return records
@@ -333,6 +341,7 @@ class _Shared:
 
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
+        self.wants_optimizer = getattr(probe, "wants_optimizer", False)
         self._prepared: PreparedProbe | None = None
 
     @property
@@ -365,6 +374,11 @@ def _over_seeds(records: Sequence[Record], layers: Sequence[str] | None) -> dict
         scalars[f"{tag}/median"] = float(np.median(values))
         scalars[f"{tag}/low"], scalars[f"{tag}/high"] = float(values.min()), float(values.max())
     return scalars
+
+
+def _options_of(call: Call) -> dict[str, Any]:
+    """Return the keyword arguments that repeat a call."""
+    return {"extra": call.extra, "scalars": call.scalars, "opt_state": call.opt_state}
 
 
 def _step_and_params(step: Any, params: Any) -> tuple[int, Any]:

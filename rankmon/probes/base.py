@@ -89,7 +89,11 @@ class PreparedProbe(Protocol):
 
 @runtime_checkable
 class Probe(Protocol):
-    """A named measurement, which `prepare` checks and sets up before training starts."""
+    """A named measurement, which `prepare` checks and sets up before training starts.
+
+    A probe with an attribute `wants_optimizer` that is true finds a copy of the optimizer's state
+    in `snapshot.optimizer`, if the call passes `opt_state=` or a TrainState.
+    """
 
     @property
     def name(self) -> str:

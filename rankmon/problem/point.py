@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from rankmon._util.tags import HESSIAN_PARTS
 from rankmon.problem.diagnosis import check_uses_parameters
 from rankmon.problem.flat import FlatProblem
+from rankmon.problem.optimizer import Optimizer
 from rankmon.problem.output_hessians import OutputHessians
 from rankmon.problem.problem import Problem, check_problem
 
@@ -24,22 +25,29 @@ class Snapshot:
       flat: the problem of these parameters.
       step: the training step.
       leaves: all parameter leaves, in the precision of the measurement.
+      optimizer: the optimizer with a copy of its state, if a probe wants it and the call passes it.
     """
 
     flat: FlatProblem
     step: int
     leaves: list[np.ndarray]
+    optimizer: Optimizer | None = field(default=None, kw_only=True)
 
     @classmethod
-    def take(cls, flat: FlatProblem, step: int, params: Any) -> "Snapshot":
+    def take(
+        cls, flat: FlatProblem, step: int, params: Any, optimizer: Optimizer | None = None
+    ) -> "Snapshot":
         """Copy the parameters, so that the training loop may change them."""
-        return cls(flat, step, flat.leaves(params))
+        return cls(flat, step, flat.leaves(params), optimizer=optimizer)
 
     @classmethod
-    def of_leaves(cls, flat: FlatProblem, step: int, leaves: Sequence[Any]) -> "Snapshot":
+    def of_leaves(
+        cls, flat: FlatProblem, step: int, leaves: Sequence[Any], optimizer: Optimizer | None = None
+    ) -> "Snapshot":
         """Copy leaves that are known to match the problem, without checking them."""
         with flat.precision.scope():  # permits the transfer to the host
-            return cls(flat, step, [flat.precision.lift(leaf) for leaf in leaves])
+            lifted = [flat.precision.lift(leaf) for leaf in leaves]
+        return cls(flat, step, lifted, optimizer=optimizer)
 
     @cached_property
     def theta(self) -> Float[np.ndarray, " p"]:
