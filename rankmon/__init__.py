@@ -41,7 +41,13 @@ if TYPE_CHECKING:
         stochastic_spectra,
     )
     from rankmon.monitor import RankMonitor, SeedsMonitor
-    from rankmon.probes import FeaturesProbe, HessianProbe, Lemma8Probe, WeightsProbe
+    from rankmon.probes import (
+        FeaturesProbe,
+        GradientsProbe,
+        HessianProbe,
+        Lemma8Probe,
+        WeightsProbe,
+    )
     from rankmon.problem import Problem
     from rankmon.weights import WeightRank, weight_counts, weight_ranks
     from rankmon.writers import JsonlWriter, MemoryWriter, Record, TensorBoardWriter, read_jsonl
@@ -70,7 +76,7 @@ _NAMES = {
         "stochastic_spectra",
     ],
     "monitor": ["RankMonitor", "SeedsMonitor"],
-    "probes": ["FeaturesProbe", "HessianProbe", "Lemma8Probe", "WeightsProbe"],
+    "probes": ["FeaturesProbe", "GradientsProbe", "HessianProbe", "Lemma8Probe", "WeightsProbe"],
     "problem": ["Problem"],
     "weights": ["WeightRank", "weight_counts", "weight_ranks"],
     "writers": ["JsonlWriter", "MemoryWriter", "Record", "TensorBoardWriter", "read_jsonl"],
@@ -83,6 +89,7 @@ __all__ = [
     "Eigenpairs",
     "Estimate",
     "FeaturesProbe",
+    "GradientsProbe",
     "HessianProbe",
     "JsonlWriter",
     "Lemma8Probe",

@@ -19,7 +19,7 @@ from rankmon.problem.pytree import LeafSpec, is_matrix
 _SPLIT_OUTPUT_LAYERS = frozenset({"query", "key", "value"})
 
 # The prefixes of a layer's name in the tags of its features and changes: "rank_low/features/W".
-_KINDS = re.compile("features/|since_start/|since_last/")
+_KINDS = re.compile("features/|gradient/|since_start/|since_last/")
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ def tag_names(names: Sequence[str], leaves: Collection[str]) -> tuple[str, ...]:
 
     Args:
       names: the unique names of the matrices.
-      leaves: the names of all leaves, because the features of "W" have tags with "features/W", and
-        its changes tags with "since_start/W".
+      leaves: the names of all leaves, because the features of "W" have tags with "features/W", its
+        gradient tags with "gradient/W", and its changes tags with "since_start/W".
     """
 
     def is_taken(name: str) -> bool:

@@ -4,9 +4,17 @@ To write your own probe, import its building blocks from `rankmon.measurement`.
 """
 
 from rankmon.probes.features import FeaturesProbe
+from rankmon.probes.gradients import GradientsProbe
 from rankmon.probes.hessian import HessianProbe
 from rankmon.probes.lemma8 import Lemma8Probe
 from rankmon.probes.registry import as_probes
 from rankmon.probes.weights import WeightsProbe
 
-__all__ = ["FeaturesProbe", "HessianProbe", "Lemma8Probe", "WeightsProbe", "as_probes"]
+__all__ = [
+    "FeaturesProbe",
+    "GradientsProbe",
+    "HessianProbe",
+    "Lemma8Probe",
+    "WeightsProbe",
+    "as_probes",
+]

@@ -1,10 +1,11 @@
-"""The probes that users can select by name: "hessian", "weights", "features"."""
+"""The probes that users can select by name: "hessian", "weights", "features", "gradients"."""
 
 from collections.abc import Sequence
 
 from rankmon.linalg.numerical_rank import Tolerance
 from rankmon.probes.base import Probe
 from rankmon.probes.features import FeaturesProbe
+from rankmon.probes.gradients import GradientsProbe
 from rankmon.probes.hessian import HessianProbe
 from rankmon.probes.weights import WeightsProbe
 
@@ -15,7 +16,8 @@ def as_probes(
     """Return the probes with these names; probe objects are returned unchanged.
 
     Args:
-      probes: "hessian", "weights", "features", or probe objects (`Lemma8Probe(learning_rate)`).
+      probes: "hessian", "weights", "features", "gradients", or probe objects
+        (`Lemma8Probe(learning_rate)`).
       tolerance: the cut of the probe "hessian".
       memory_limit: the memory limit of the probe "hessian", in bytes.
 
@@ -27,6 +29,7 @@ def as_probes(
         "hessian": HessianProbe(tolerance=tolerance, memory_limit=memory_limit),
         "weights": WeightsProbe(),
         "features": FeaturesProbe(),
+        "gradients": GradientsProbe(),
     }
 
     def resolve(probe: str | Probe) -> Probe:

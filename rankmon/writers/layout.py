@@ -28,9 +28,9 @@ def custom_scalars_layout() -> layout_pb2.Layout:
 
     Returns:
       A proto with the categories Hessian ranks (first the chart of figure S1 of arXiv 2106.16225),
-      Curvature, Weights, Changes of weights, Features, All layers, Determinants, Margins,
-      Intervals, Lemma 8 and Monitor. If a run did not write a tag, only the curve of this tag is
-      missing.
+      Curvature, Weights, Changes of weights, Features, Gradients, All layers, Determinants,
+      Margins, Intervals, Lemma 8 and Monitor. If a run did not write a tag, only the curve of this
+      tag is missing.
     """
     return layout_pb2.Layout(
         category=[
@@ -39,6 +39,7 @@ def custom_scalars_layout() -> layout_pb2.Layout:
             _category("Weights", _weight_charts()),
             _category("Changes of weights", _change_charts()),
             _category("Features", _feature_charts()),
+            _category("Gradients", _gradient_charts()),
             _category("All layers", _summary_charts()),
             _category("Determinants", _determinant_charts()),
             _category("Margins", _margin_charts()),
@@ -167,6 +168,17 @@ def _feature_charts() -> list[layout_pb2.Chart]:
     ]
 
 
+def _gradient_charts() -> list[layout_pb2.Chart]:
+    return [
+        _lines("Norm of each weight's gradient on the probe batch", r"^norm_gradient/"),
+        _lines("Rank of each weight's gradient", r"^rank_gradient/"),
+        _lines("Stable rank of each weight's gradient", r"^stable_rank_gradient/"),
+        _lines("Norm of the gradient divided by that of the weight", r"^gradient_to_weight/"),
+        _lines("Norm of the update divided by that of the weight", r"^update_to_weight/"),
+        _lines("Cosine between gradients of consecutive probes", r"^gradient_alignment/"),
+    ]
+
+
 def _summary_charts() -> list[layout_pb2.Chart]:
     """Return a chart of the lowest, median and highest value over the layers, by family."""
     named = {
@@ -176,6 +188,12 @@ def _summary_charts() -> list[layout_pb2.Chart]:
         "condition_number": "Condition number of the weights",
         "rank_features": "Rank of the layers' inputs",
         "dead_share": "Fraction of dead units",
+        "norm_gradient": "Norm of the gradients",
+        "rank_gradient": "Rank of the gradients",
+        "stable_rank_gradient": "Stable rank of the gradients",
+        "gradient_to_weight": "Ratio of gradient to weight",
+        "update_to_weight": "Ratio of update to weight",
+        "gradient_alignment": "Cosine between consecutive gradients",
     }
     return [
         _lines(f"{title}: lowest, median and highest over the layers", rf"^layers/{family}/")

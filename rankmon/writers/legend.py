@@ -277,6 +277,42 @@ LEGEND = (
         "with a larger slope",
     ),
     Entry(
+        ("norm_gradient/<layer>",),
+        "loss / unit of the weights",
+        "Frobenius norm of the gradient G of the mean loss over the probe batch (not over the "
+        "training batch), without regularization terms, with respect to each weight",
+    ),
+    Entry(
+        ("rank_gradient/<layer>",),
+        "count",
+        "rank of G as a matrix; the cut allows for the rounding errors of G. If it is 0, G "
+        "consists of rounding errors, and so do its stable rank and alignment",
+    ),
+    Entry(
+        ("stable_rank_gradient/<layer>",),
+        "soft count",
+        "‖G‖_F² / ‖G‖₂²; NaN if G is zero",
+    ),
+    Entry(
+        ("gradient_to_weight/<layer>",),
+        "ratio",
+        "‖G‖_F / ‖W‖_F; infinite if only W is zero, NaN if both are",
+    ),
+    Entry(
+        ("gradient_alignment/<layer>",),
+        "cosine, -1 to 1",
+        "cosine of the angle between G and the G of the probe before; NaN at the first probe, and "
+        "if one of them is zero",
+    ),
+    Entry(
+        ("update_to_weight/<layer>",),
+        "ratio",
+        "‖ΔW‖_F / ‖W‖_F. ΔW is the update that the optimizer would make at this step with the "
+        "gradient on the probe batch, if the monitor gets the optimizer and its state; otherwise "
+        "the change since the step before, if that was measured. Infinite if only W is zero, NaN "
+        "if both are",
+    ),
+    Entry(
         ("lemma8/centered", "lemma8/balanced", "lemma8/square"),
         "0 or 1",
         "1 if the assumption of Lemma 8 holds: targets and inputs are uncorrelated, adjacent "

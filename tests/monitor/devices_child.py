@@ -15,6 +15,7 @@ os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+import optax  # noqa: E402
 from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
 import rankmon  # noqa: E402
@@ -52,7 +53,8 @@ def train(monitor=None):
     x, y = placed(X, "model"), placed(Y, "model")
     for step in range(5):
         if monitor is not None:
-            found.append(monitor(step, params))
+            momenta = (optax.TraceState(trace=params), optax.EmptyState())
+            found.append(monitor(step, params, opt_state=momenta))
         params = train_step(params, x, y)
     if monitor is not None:
         monitor.close(5, params)
@@ -61,7 +63,14 @@ def train(monitor=None):
 
 found = []
 problem = rankmon.Problem(apply, loss="mse", inputs=placed(X, "model"), targets=placed(Y, "model"))
-monitor = rankmon.RankMonitor(problem, logdir=folder, every=2, background=processes == 1)
+gradients = rankmon.GradientsProbe(optimizer=optax.sgd(0.1, momentum=0.9))
+monitor = rankmon.RankMonitor(
+    problem,
+    logdir=folder,
+    every=2,
+    probes=["hessian", "weights", gradients],
+    background=processes == 1,
+)
 watched, bare = train(monitor), train()
 shards = zip(jax.tree.leaves(watched), jax.tree.leaves(bare), strict=True)
 same = all(

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from rankmon import (
+    GradientsProbe,
     Lemma8Probe,
     MemoryWriter,
     Problem,
@@ -108,11 +109,26 @@ def test_training_is_as_without_the_monitor(flag):
     assert_close(counted(memory.records), counted(expected.records))
 
 
-def test_the_features_probe_keeps_no_tracers():
+@pytest.mark.parametrize("kind", ["features", "gradients"])
+def test_a_probe_keeps_no_tracers(kind):
     with jax.checking_leaks():
-        monitor, memory = watching(probes=["features"])
+        monitor, memory = watching(probes=[kind])
         trained(monitor)
-    assert memory.records[0].scalars["rank_features/V"] > 0
+    assert memory.records[0].scalars[f"rank_{kind.replace('ients', 'ient')}/V"] > 0
+
+
+@pytest.mark.parametrize("flag", FLAGS.values(), ids=FLAGS)
+def test_updates_of_the_optimizer_are_the_same_under_every_flag(flag):
+    tx = optax.adam(0.1)
+    probe, found = GradientsProbe(optimizer=tx), []
+    for context in (flag, ExitStack):
+        params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), PARAMS)
+        with context():
+            monitor, memory = watching(probes=[probe])
+            monitor(0, params, opt_state=tx.init(params))
+            monitor.close()
+        found.append(memory.records[0].scalars["update_to_weight/W"])
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
 @pytest.mark.parametrize("flag", [FLAGS["nans"], FLAGS["infs"]], ids=["nans", "infs"])

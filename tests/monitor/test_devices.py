@@ -33,13 +33,26 @@ def result(process):
     return json.loads(out.splitlines()[-1])
 
 
-def expected():
-    """The ranks along the same training, on one device."""
+def start_of_training():
     rng = np.random.default_rng(0)
     x, y = (rng.standard_normal(shape).astype(np.float32) for shape in ((16, 8), (16, 4)))
     params = {
         n: rng.standard_normal(s).astype(np.float32) for n, s in (("W1", (8, 8)), ("W2", (8, 4)))
     }
+    return x, y, params
+
+
+def expected_update():
+    """The first update of the last weight by momentum 0.9 that begins with the weight itself."""
+    x, y, params = start_of_training()
+    hidden, last = np.tanh(x @ params["W1"]), params["W2"]
+    gradient = hidden.T @ (hidden @ last - y) / len(x)
+    return np.linalg.norm(0.1 * (gradient + 0.9 * last)) / np.linalg.norm(last)
+
+
+def expected():
+    """The ranks along the same training, on one device."""
+    x, y, params = start_of_training()
     problem = Problem(lambda p, x: jnp.tanh(x @ p["W1"]) @ p["W2"], loss="mse", inputs=x, targets=y)
     return hessian_ranks(problem, params)["H_L"].rank
 
@@ -50,6 +63,7 @@ def test_eight_devices(tmp_path):
     records = read_jsonl(tmp_path / "rankmon.jsonl")
     assert [record.step for record in records] == [0, 2, 4, 5]
     assert records[0].scalars["rank/H_L"] == expected()
+    assert records[0].scalars["update_to_weight/W2"] == pytest.approx(expected_update(), rel=1e-5)
     assert records[0].scalars["monitor/errors"] == 0
     assert found["outer"] == records[-1].scalars["rank/H_o"]
 
@@ -69,5 +83,6 @@ def test_two_processes_measure_and_one_writes(tmp_path):
         assert_explains(found["refused"], "2 processes", "0.05")
     records = read_jsonl(tmp_path / "rankmon.jsonl")
     assert [record.step for record in records] == [0, 2, 4, 5]
+    assert records[0].scalars["update_to_weight/W2"] == pytest.approx(expected_update(), rel=1e-5)
     assert first["outer"] == second["outer"] == records[-1].scalars["rank/H_o"]
     assert len(list(tmp_path.glob("*tfevents*"))) == 1

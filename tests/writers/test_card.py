@@ -7,11 +7,13 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from tensorboard.util import tensor_util
 
 from rankmon import (
     FeaturesProbe,
+    GradientsProbe,
     HessianProbe,
     Lemma8Probe,
     MemoryWriter,
@@ -156,6 +158,7 @@ def everything(folder):
     eye = np.eye(4)
     x = np.concatenate([eye, -eye])
     problem = Problem(apply, loss="mse", inputs=x, targets=np.tile(eye, (2, 1)))
+    tx = optax.sgd(0.1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RankmonWarning)
         with RankMonitor(
@@ -166,6 +169,7 @@ def everything(folder):
                 HessianProbe(),
                 WeightsProbe(by_head=True, track=("start", "last"), spectra=True),
                 FeaturesProbe(),
+                GradientsProbe(optimizer=tx),
                 Lemma8Probe(learning_rate=0.1),
             ],
             alerts=[alerts.RankBelow(1.0, tags="rank_weights/W1"), alerts.NonFinite()],
@@ -176,7 +180,7 @@ def everything(folder):
             for step in range(3):
                 if step:
                     params["W1"] = jnp.asarray(np.asarray(params["W1"]) * [0, 1, 1, 1], jnp.float32)
-                monitor(step, params, scalars={"loss": 1.0})
+                monitor(step, params, scalars={"loss": 1.0}, opt_state=tx.init(params))
 
 
 class Estimated(Noise):

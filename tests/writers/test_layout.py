@@ -22,6 +22,14 @@ SINCE = ["since_start", "since_last"]
 CHANGES = [
     f"{k}_{since}" for k in ("rank", "stable_rank", "effective_rank", "norm") for since in SINCE
 ]
+GRADIENTS = [
+    "norm_gradient",
+    "rank_gradient",
+    "stable_rank_gradient",
+    "gradient_to_weight",
+    "update_to_weight",
+    "gradient_alignment",
+]
 # The tags of a run with every probe; layers are named by their paths.
 LAYERS = ["W1", "Dense_0/kernel"]
 TAGS = [
@@ -59,6 +67,7 @@ TAGS = [
             "dormant_share_0.1",
             "dormant_share_0.025",
             "saturated_share",
+            *GRADIENTS,
             "log_abs_det",
             "det_sign",
         )
@@ -123,6 +132,7 @@ def test_categories():
         "Weights",
         "Changes of weights",
         "Features",
+        "Gradients",
         "All layers",
         "Determinants",
         "Margins",
@@ -192,6 +202,12 @@ def test_categories():
         ("Features", "Fraction of dormant units, tau = 0.025", layered("dormant_share_0.025")),
         ("Features", "Fraction of saturated", layered("saturated_share")),
         ("Features", "Rank of H_o", {"rank/H_o", "rank_bound/H_o"}),
+        ("Gradients", "Norm of each", layered("norm_gradient")),
+        ("Gradients", "Rank", layered("rank_gradient")),
+        ("Gradients", "Stable", layered("stable_rank_gradient")),
+        ("Gradients", "Norm of the gradient", layered("gradient_to_weight")),
+        ("Gradients", "Norm of the update", layered("update_to_weight")),
+        ("Gradients", "Cosine", layered("gradient_alignment")),
         ("Determinants", "log", layered("log_abs_det")),
         ("Determinants", "Sign", layered("det_sign")),
         (
