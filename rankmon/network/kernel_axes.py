@@ -54,7 +54,7 @@ _NO_AXIS = -1  # in the label of an axis that runs over none of the leaf's axes
 
 _Shape = tuple[int, ...]
 # The leaf's axes that one axis of a value runs over, slowest first, with their sizes.
-_Label = tuple[tuple[int, int], ...]
+Label = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class _Part:
     """
 
     leaf: int
-    labels: tuple[_Label, ...]
+    labels: tuple[Label, ...]
     layers: frozenset[int] = frozenset()
 
 
@@ -185,7 +185,7 @@ def _united(values: Sequence[_Value]) -> _Value:
     return tuple(dict.fromkeys(part for value in values for part in value))
 
 
-def _axes_of(labels: Sequence[_Label]) -> frozenset[int]:
+def _axes_of(labels: Sequence[Label]) -> frozenset[int]:
     return frozenset(axis for label in labels for axis, _ in label if axis != _NO_AXIS)
 
 
@@ -218,7 +218,7 @@ def _moved(eqn: JaxprEqn, place: int, part: _Part) -> list[_Value] | None:
         if (name in _CUTS and place == 0) or name == CONCATENATE:
             held = _cut(part, old, _shape(result))
         else:
-            labels = _arranged(eqn, part.labels, old, _shape(result))
+            labels = arranged_labels(eqn, part.labels, old, _shape(result))
             held = None if labels is None else replace(part, labels=labels)
         if held is None:
             return None
@@ -226,9 +226,9 @@ def _moved(eqn: JaxprEqn, place: int, part: _Part) -> list[_Value] | None:
     return moved
 
 
-def _arranged(
-    eqn: JaxprEqn, labels: tuple[_Label, ...], old: _Shape, new: _Shape
-) -> tuple[_Label, ...] | None:
+def arranged_labels(
+    eqn: JaxprEqn, labels: tuple[Label, ...], old: _Shape, new: _Shape
+) -> tuple[Label, ...] | None:
     """Return the labels of the result's axes, for an operation that keeps all entries."""
     name = eqn.primitive.name
     if name in _ENTRY_BY_ENTRY and old == new:
@@ -247,20 +247,20 @@ def _shape(atom: Any) -> _Shape:
 
 
 def _broadcast(
-    labels: tuple[_Label, ...], old: _Shape, new: _Shape, places: Sequence[int]
-) -> tuple[_Label, ...]:
+    labels: tuple[Label, ...], old: _Shape, new: _Shape, places: Sequence[int]
+) -> tuple[Label, ...]:
     """Return the labels after a broadcast; repeated axes run over no axis of the leaf."""
-    results: list[_Label] = [((_NO_AXIS, size),) for size in new]
+    results: list[Label] = [((_NO_AXIS, size),) for size in new]
     for place, label, size in zip(places, labels, old, strict=True):
         if size == new[place]:
             results[place] = label
     return tuple(results)
 
 
-def _reshaped(labels: tuple[_Label, ...], new: _Shape) -> tuple[_Label, ...] | None:
+def _reshaped(labels: tuple[Label, ...], new: _Shape) -> tuple[Label, ...] | None:
     """Merge axes and split merged ones; None if an axis of the leaf itself would be split."""
     rest = [entry for label in labels for entry in label]
-    results: list[_Label] = []
+    results: list[Label] = []
     for size in new:
         label: list[tuple[int, int]] = []
         held = 1
