@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     )
     from rankmon.monitor import RankMonitor, SeedsMonitor
     from rankmon.probes import (
+        CollapseProbe,
         FeaturesProbe,
         GradientsProbe,
         HessianProbe,
@@ -76,7 +77,14 @@ _NAMES = {
         "stochastic_spectra",
     ],
     "monitor": ["RankMonitor", "SeedsMonitor"],
-    "probes": ["FeaturesProbe", "GradientsProbe", "HessianProbe", "Lemma8Probe", "WeightsProbe"],
+    "probes": [
+        "CollapseProbe",
+        "FeaturesProbe",
+        "GradientsProbe",
+        "HessianProbe",
+        "Lemma8Probe",
+        "WeightsProbe",
+    ],
     "problem": ["Problem"],
     "weights": ["WeightRank", "weight_counts", "weight_ranks"],
     "writers": ["JsonlWriter", "MemoryWriter", "Record", "TensorBoardWriter", "read_jsonl"],
@@ -86,6 +94,7 @@ _HOMES = {name: f"rankmon.{module}" for module, names in _NAMES.items() for name
 _UNLISTED = {"curvature", "layout", "measurement", "parts", "rank"}
 
 __all__ = [
+    "CollapseProbe",
     "Eigenpairs",
     "Estimate",
     "FeaturesProbe",

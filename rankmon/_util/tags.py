@@ -17,8 +17,10 @@ CURVATURE = (*EXTREMES, *EPSILON_RANKS, *NEGATIVE, *MOMENTS, *SOFT_RANKS)
 # The ends of an estimate's interval, as <prefix>/<family>/<part>.
 INTERVAL_LOW, INTERVAL_HIGH = "interval_low", "interval_high"
 
-# A weight with such a name would overwrite tags of the Hessian, such as rank_low/<name>.
-RESERVED_NAMES = frozenset({*HESSIAN_PARTS, "Omega"})
+CLASS_MEANS = "collapse/rank_means"
+
+# A weight with such a name would overwrite tags of other ranks, such as rank_low/<name>.
+RESERVED_NAMES = frozenset({*HESSIAN_PARTS, "Omega", CLASS_MEANS})
 
 CARD, ALERTS, LAYERS = "rankmon/card", "rankmon/alerts", "rankmon/layers"  # Markdown
 _RANKMONS = re.compile(

@@ -3,6 +3,7 @@
 To write your own probe, import its building blocks from `rankmon.measurement`.
 """
 
+from rankmon.probes.collapse import CollapseProbe
 from rankmon.probes.features import FeaturesProbe
 from rankmon.probes.gradients import GradientsProbe
 from rankmon.probes.hessian import HessianProbe
@@ -11,6 +12,7 @@ from rankmon.probes.registry import as_probes
 from rankmon.probes.weights import WeightsProbe
 
 __all__ = [
+    "CollapseProbe",
     "FeaturesProbe",
     "GradientsProbe",
     "HessianProbe",

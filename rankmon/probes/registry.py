@@ -1,9 +1,10 @@
-"""The probes that users can select by name: "hessian", "weights", "features", "gradients"."""
+"""The probes that users can select by name: "hessian", "weights", "features", and others."""
 
 from collections.abc import Sequence
 
 from rankmon.linalg.numerical_rank import Tolerance
 from rankmon.probes.base import Probe
+from rankmon.probes.collapse import CollapseProbe
 from rankmon.probes.features import FeaturesProbe
 from rankmon.probes.gradients import GradientsProbe
 from rankmon.probes.hessian import HessianProbe
@@ -16,7 +17,7 @@ def as_probes(
     """Return the probes with these names; probe objects are returned unchanged.
 
     Args:
-      probes: "hessian", "weights", "features", "gradients", or probe objects
+      probes: "hessian", "weights", "features", "gradients", "collapse", or probe objects
         (`Lemma8Probe(learning_rate)`).
       tolerance: the cut of the probe "hessian".
       memory_limit: the memory limit of the probe "hessian", in bytes.
@@ -30,6 +31,7 @@ def as_probes(
         "weights": WeightsProbe(),
         "features": FeaturesProbe(),
         "gradients": GradientsProbe(),
+        "collapse": CollapseProbe(),
     }
 
     def resolve(probe: str | Probe) -> Probe:

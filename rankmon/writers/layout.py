@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from rankmon._util.tags import (
+    CLASS_MEANS,
     EPSILON_RANKS,
     EXTREMES,
     HESSIAN_PARTS,
@@ -28,9 +29,9 @@ def custom_scalars_layout() -> layout_pb2.Layout:
 
     Returns:
       A proto with the categories Hessian ranks (first the chart of figure S1 of arXiv 2106.16225),
-      Curvature, Weights, Changes of weights, Features, Gradients, All layers, Determinants,
-      Margins, Intervals, Lemma 8 and Monitor. If a run did not write a tag, only the curve of this
-      tag is missing.
+      Curvature, Weights, Changes of weights, Features, Gradients, All layers, Neural collapse,
+      Determinants, Margins, Intervals, Lemma 8 and Monitor. If a run did not write a tag, only the
+      curve of this tag is missing.
     """
     return layout_pb2.Layout(
         category=[
@@ -41,6 +42,7 @@ def custom_scalars_layout() -> layout_pb2.Layout:
             _category("Features", _feature_charts()),
             _category("Gradients", _gradient_charts()),
             _category("All layers", _summary_charts()),
+            _category("Neural collapse", _collapse_charts()),
             _category("Determinants", _determinant_charts()),
             _category("Margins", _margin_charts()),
             _category("Intervals of estimates", _interval_charts()),
@@ -58,7 +60,7 @@ def seeds_layout(tags: Iterable[str]) -> layout_pb2.Layout:
         ignored.
     """
     shown = re.compile(
-        "(rank|rank_weights|rank_features|dead_units)/|loss$|"
+        "(rank|rank_weights|rank_features|dead_units|collapse)/|loss$|"
         f"(stable_rank|effective_rank)/(?!{_PARTS})"
     )
     curvature = re.compile(f"({'|'.join(map(re.escape, (*EXTREMES, *EPSILON_RANKS)))})/")
@@ -201,6 +203,22 @@ def _summary_charts() -> list[layout_pb2.Chart]:
     ]
 
 
+def _collapse_charts() -> list[layout_pb2.Chart]:
+    return [
+        _lines("NC1: variation within classes relative to that between them", r"^collapse/nc1$"),
+        _lines("NC2: spread of the norms of class means and classifier", r"^collapse/nc2_norms"),
+        _lines("NC2: spread of the cosines of class means and classifier", r"^collapse/nc2_angles"),
+        _lines("NC2: distance of the cosines from those of a simplex", r"^collapse/nc2_cosines"),
+        _lines("NC3: distance of class means and classifier", r"^collapse/nc3$"),
+        _lines("NC4: disagreement with the nearest class mean", r"^collapse/nc4$"),
+        layout_pb2.Chart(
+            title="Rank of the class means, with the ranks at 10 times and a tenth of the cut",
+            margin=_shaded(CLASS_MEANS, f"rank_low/{CLASS_MEANS}", f"rank_high/{CLASS_MEANS}"),
+        ),
+        _lines("Gap around the cut, class means", rf"^gap/{CLASS_MEANS}$"),
+    ]
+
+
 def _determinant_charts() -> list[layout_pb2.Chart]:
     return [
         _lines("log |det| of each square weight", r"^log_abs_det/"),
@@ -214,7 +232,10 @@ def _margin_charts() -> list[layout_pb2.Chart]:
         *(_margin(part) for part in HESSIAN_PARTS),
         _lines("Gap around the cut, Hessian and Omega", rf"^gap/({of_the_problem})$"),
         # All other gaps; layers are not listed by name, so that the layout is the same in all runs.
-        _lines("Gap around the cut, weights", rf"^gap/(?!({of_the_problem})$|since_(start|last)/)"),
+        _lines(
+            "Gap around the cut, weights",
+            rf"^gap/(?!({of_the_problem}|{CLASS_MEANS})$|since_(start|last)/)",
+        ),
         _lines("Gap around the cut, changes of weights", r"^gap/since_(start|last)/"),
     ]
 

@@ -313,6 +313,48 @@ LEGEND = (
         "if both are",
     ),
     Entry(
+        ("collapse/nc1",),
+        "ratio",
+        "NC1 of neural collapse: tr(Σ_W Σ_B⁺) / C, the variation of the last layer's features "
+        "within classes relative to that between the class means; 0 if the features of each class "
+        "are equal. Infinite if the class means coincide, NaN if all features do",
+    ),
+    Entry(
+        ("collapse/nc2_norms_means", "collapse/nc2_norms_classifier"),
+        "ratio",
+        "NC2, equal norms: standard deviation divided by mean of the norms of the class means "
+        "minus their mean, and of the rows of the classifier; NaN if all are zero",
+    ),
+    Entry(
+        ("collapse/nc2_angles_means", "collapse/nc2_angles_classifier"),
+        "cosine",
+        "NC2, equal angles: standard deviation of the cosines between these vectors, over all "
+        "pairs; NaN if one of them is zero",
+    ),
+    Entry(
+        ("collapse/nc2_cosines_means", "collapse/nc2_cosines_classifier"),
+        "cosine",
+        "NC2, largest angles: mean distance of these cosines from -1 / (C - 1), those of a "
+        "simplex; NaN if a vector is zero",
+    ),
+    Entry(
+        ("collapse/nc3",),
+        "squared distance, 0 to 4",
+        "NC3, self-duality: ‖W / ‖W‖_F - M / ‖M‖_F‖_F² of the classifier W and the class means M "
+        "minus their mean; NaN if W or M is zero",
+    ),
+    Entry(
+        ("collapse/nc4",),
+        "fraction, 0 to 1",
+        "NC4: fraction of the examples for which the class with the largest output is not the one "
+        "with the nearest mean; NaN if the class means coincide",
+    ),
+    Entry(
+        ("collapse/rank_means",),
+        "count",
+        "rank of the class means minus their mean, at most C - 1 for C classes",
+    ),
+    Entry(
         ("lemma8/centered", "lemma8/balanced", "lemma8/square"),
         "0 or 1",
         "1 if the assumption of Lemma 8 holds: targets and inputs are uncorrelated, adjacent "

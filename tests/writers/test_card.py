@@ -12,6 +12,7 @@ import pytest
 from tensorboard.util import tensor_util
 
 from rankmon import (
+    CollapseProbe,
     FeaturesProbe,
     GradientsProbe,
     HessianProbe,
@@ -170,6 +171,7 @@ def everything(folder):
                 WeightsProbe(by_head=True, track=("start", "last"), spectra=True),
                 FeaturesProbe(),
                 GradientsProbe(optimizer=tx),
+                CollapseProbe(),
                 Lemma8Probe(learning_rate=0.1),
             ],
             alerts=[alerts.RankBelow(1.0, tags="rank_weights/W1"), alerts.NonFinite()],

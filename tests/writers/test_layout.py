@@ -30,6 +30,7 @@ GRADIENTS = [
     "update_to_weight",
     "gradient_alignment",
 ]
+NC2 = ["norms", "angles", "cosines"]
 # The tags of a run with every probe; layers are named by their paths.
 LAYERS = ["W1", "Dense_0/kernel"]
 TAGS = [
@@ -83,6 +84,9 @@ TAGS = [
         )
         for layer in LAYERS
     ),
+    *(f"collapse/{name}" for name in ("nc1", "nc3", "nc4", "rank_means")),
+    *(f"collapse/nc2_{kind}_{of}" for kind in NC2 for of in ("means", "classifier")),
+    *(f"{kind}/collapse/rank_means" for kind in ("gap", "rank_low", "rank_high")),
     "lemma8/class_mean",
     "lemma8/target_input",
     "lemma8/centered",
@@ -134,6 +138,7 @@ def test_categories():
         "Features",
         "Gradients",
         "All layers",
+        "Neural collapse",
         "Determinants",
         "Margins",
         "Intervals of estimates",
@@ -208,6 +213,30 @@ def test_categories():
         ("Gradients", "Norm of the gradient", layered("gradient_to_weight")),
         ("Gradients", "Norm of the update", layered("update_to_weight")),
         ("Gradients", "Cosine", layered("gradient_alignment")),
+        ("Neural collapse", "NC1", {"collapse/nc1"}),
+        (
+            "Neural collapse",
+            "NC2: spread of the norms",
+            {"collapse/nc2_norms_means", "collapse/nc2_norms_classifier"},
+        ),
+        (
+            "Neural collapse",
+            "NC2: spread of the cos",
+            {"collapse/nc2_angles_means", "collapse/nc2_angles_classifier"},
+        ),
+        (
+            "Neural collapse",
+            "NC2: distance",
+            {"collapse/nc2_cosines_means", "collapse/nc2_cosines_classifier"},
+        ),
+        ("Neural collapse", "NC3", {"collapse/nc3"}),
+        ("Neural collapse", "NC4", {"collapse/nc4"}),
+        ("Neural collapse", "Gap", {"gap/collapse/rank_means"}),
+        (
+            "Neural collapse",
+            "Rank",
+            {f"{kind}collapse/rank_means" for kind in ("", "rank_low/", "rank_high/")},
+        ),
         ("Determinants", "log", layered("log_abs_det")),
         ("Determinants", "Sign", layered("det_sign")),
         (
@@ -257,7 +286,9 @@ def test_every_tag_has_a_chart():
 
 def test_low_is_the_lower_edge_of_each_margin_chart():
     series = [s for c in charts().values() if c.HasField("margin") for s in c.margin.series]
+    means = "collapse/rank_means"
     assert [(s.lower, s.value, s.upper) for s in series] == [
+        (f"rank_low/{means}", means, f"rank_high/{means}"),
         *((f"rank_low/{part}", f"rank/{part}", f"rank_high/{part}") for part in PARTS),
         *(
             (f"interval_low/{kind}/{part}", f"{kind}/{part}", f"interval_high/{kind}/{part}")
