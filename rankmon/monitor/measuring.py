@@ -5,15 +5,24 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from rankmon._util.errors import ErrorPolicy
-from rankmon.probes.base import Description, Measurement, PreparedProbe, Probe, State
+from rankmon.probes.base import (
+    Description,
+    Measurement,
+    NotApplicableError,
+    PreparedProbe,
+    Probe,
+    State,
+)
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Snapshot
 
 
 def prepare_probes(
     probes: Sequence[Probe], flat: FlatProblem, *, skips_oversize: bool, errors: ErrorPolicy
-) -> dict[str, PreparedProbe]:
+) -> tuple[dict[str, PreparedProbe], dict[str, str]]:
     """Compile the probes for these parameters.
+
+    Probes that "all" chose are left out if they do not apply.
 
     Args:
       probes: the probes to prepare.
@@ -21,14 +30,20 @@ def prepare_probes(
       skips_oversize: whether to leave out a probe that does not fit in memory, with a warning.
       errors: the error policy, which gives the warning.
 
+    Returns:
+      The prepared probes, and for each probe that does not apply the reason, both by name.
+
     Raises:
       TypeError, ValueError: if the parameters cannot be measured.
       MemoryError: if a probe does not fit.
     """
     prepared: dict[str, PreparedProbe] = {}
+    inapplicable: dict[str, str] = {}
     for probe in probes:
         try:
             prepared[probe.name] = probe.prepare(flat)
+        except NotApplicableError as error:
+            inapplicable[probe.name] = str(error)
         except MemoryError as error:
             if not skips_oversize:
                 raise
@@ -37,7 +52,7 @@ def prepare_probes(
         raise ValueError(
             "expected a probe that fits in memory_limit, got none; add the 'weights' probe"
         )
-    return prepared
+    return prepared, inapplicable
 
 
 def describe_probes(

@@ -126,11 +126,12 @@ class Pipeline:
             return self.flat
         flat = self._problem.flat(params)
         self._compiled_before = seconds_compiling()
-        prepared = prepare_probes(
+        prepared, inapplicable = prepare_probes(
             self._probes, flat, skips_oversize=self._skips_oversize, errors=self._errors
         )
         self._progress.fit(prepared)
-        self._builder.card.describe(flat, describe_probes(prepared, self._errors))
+        descriptions = describe_probes(prepared, self._errors)
+        self._builder.card.describe(flat, descriptions, inapplicable)
         self._prepared = prepared
         self.flat = flat  # last, so that an interrupted preparation is repeated
         return flat

@@ -73,6 +73,10 @@ class Description:
     hparams: Mapping[str, Hparam] = field(default_factory=dict)
 
 
+class NotApplicableError(ValueError):
+    """A probe that "all" chose cannot measure the problem; it is left out of the run."""
+
+
 @runtime_checkable
 class PreparedProbe(Protocol):
     """A probe that is ready to measure: the structure of the parameters is known."""

@@ -63,12 +63,25 @@ class Card:
         self._facts = facts
         self._flat: FlatProblem | None = None
         self._descriptions: Mapping[str, Description] = {}
+        self._inapplicable: Mapping[str, str] = {}
         self._explained = Explained()
         self._is_shown = False
 
-    def describe(self, flat: FlatProblem, descriptions: Mapping[str, Description]) -> None:
-        """Set the problem and the probes' descriptions (by name), which need the parameters."""
+    def describe(
+        self,
+        flat: FlatProblem,
+        descriptions: Mapping[str, Description],
+        inapplicable: Mapping[str, str],
+    ) -> None:
+        """Set the parts of the card that depend on the parameters.
+
+        Args:
+          flat: the problem.
+          descriptions: the descriptions of the probes, by name.
+          inapplicable: the probes that are left out, by name, and the reasons.
+        """
         self._flat, self._descriptions, self._is_shown = flat, descriptions, False
+        self._inapplicable = inapplicable
 
     def begin(self) -> None:
         """Begin an attempt; its first record gets a new card."""
@@ -127,7 +140,8 @@ class Card:
     def _all_facts(self) -> list[Fact]:
         known = [] if self._flat is None else _facts_of(self._flat)
         described = [fact for d in self._descriptions.values() for fact in d.facts]
-        return [*known, *described, *self._facts]
+        left_out = [Fact(f"without {name}", why) for name, why in self._inapplicable.items()]
+        return [*known, *described, *left_out, *self._facts]
 
     def _predicted(self, step: int, scalars: Mapping[str, float]) -> list[str]:
         """Return the section on predicted ranks; empty if no probe predicts any."""
