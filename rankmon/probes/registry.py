@@ -35,6 +35,11 @@ class OptionalProbe:
         """The entries of the probe's state that older states lack."""
         return getattr(self.probe, "optional_state", ())
 
+    @property
+    def wants_optimizer(self) -> bool:
+        """Whether the probe measures the optimizer's state too."""
+        return getattr(self.probe, "wants_optimizer", False)
+
     def placeholder_state(self, problem: Problem) -> State:
         """Return the placeholder of the probe."""
         return self.probe.placeholder_state(problem)
