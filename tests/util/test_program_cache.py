@@ -174,3 +174,9 @@ def test_one_residual_takes_the_program_of_two():
     (want,) = one.functional(*at, [delta])
     assert len(found) == 1
     np.testing.assert_allclose(found[0], want, atol=1e-12)
+
+
+def test_options_that_this_compiler_does_not_know_are_left_out():
+    traced = jax.jit(lambda a: a - 2).trace(np.ones(4, np.float32))
+    program = compiled("a test", traced, {"xla_no_such_option": True})
+    np.testing.assert_array_equal(program(np.ones(4, np.float32)), -np.ones(4, np.float32))
