@@ -5,14 +5,13 @@ used, because an interrupt could leave one locked. Each change is a single opera
 or deque instead.
 """
 
-import threading
 import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal
 
-from rankmon._util.warnings import log_unseen, warn_user
+from rankmon._util.warnings import keep_warnings, log_unseen, warn_user
 
 
 class ErrorPolicy:
@@ -31,7 +30,6 @@ class ErrorPolicy:
         self._on_error = on_error
         self._counted: list[None] = []
         self._warned: dict[str, object] = {}
-        self._thread = threading.local()
         weakref.finalize(self, log_unseen, self.kept)
 
     @property
@@ -56,10 +54,7 @@ class ErrorPolicy:
         mine = object()  # `setdefault` is atomic: only one of several threads stores its object
         if self._warned.setdefault(key or message.split(":")[0], mine) is not mine:
             return
-        if getattr(self._thread, "keeps", False):
-            self.kept.append(message)
-        else:
-            warn_user(message)
+        warn_user(message)
 
     def attempt(self, action: Callable[[], Any]) -> Any:
         """Run the action on a worker and return its result; keep warnings and error for `tell`."""
@@ -73,13 +68,13 @@ class ErrorPolicy:
 
     def outcome(self, action: Callable[[], Any]) -> tuple[Any, BaseException | None]:
         """Run the action on a worker; return its result and error; keep warnings for `tell`."""
-        outer, self._thread.keeps = getattr(self._thread, "keeps", False), True
+        outer = keep_warnings(self.kept.append)
         try:
             return action(), None
         except BaseException as error:  # noqa: BLE001  the user's thread raises it
             return None, error
         finally:
-            self._thread.keeps = outer
+            keep_warnings(outer)
 
     def tell_warnings(self) -> None:
         """Issue the kept warnings at the user's line of code."""

@@ -79,7 +79,7 @@ def _key(
         return None
     found = hashlib.blake2b(text.encode())
     # The lowered text leaves out arguments that are not used; the jaxpr shows which these are.
-    found.update(_ADDRESS.sub("", str(traced.jaxpr)).encode())
+    found.update(without_addresses(traced.jaxpr).encode())
     for constant in _constants(traced.jaxpr):
         found.update(np.asarray(constant).tobytes())
     key = (
@@ -94,6 +94,11 @@ def _key(
     )
     hash(key)
     return key
+
+
+def without_addresses(program: Any) -> str:
+    """Return the text of a jaxpr without the addresses of objects."""
+    return _ADDRESS.sub("", str(program))
 
 
 def _constants(program: Any) -> Iterator[Any]:

@@ -3,13 +3,17 @@
 import logging
 import os
 import sys
+import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 
 _log = logging.getLogger("rankmon")
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
+
+_Keep = Callable[[str], None]
+_thread = threading.local()
 
 
 class RankmonWarning(UserWarning):
@@ -17,11 +21,25 @@ class RankmonWarning(UserWarning):
 
 
 def warn_user(message: str) -> None:
-    """Warn at the nearest line outside the package; log if warnings are turned into errors."""
+    """Warn at the nearest line outside the package; log if warnings are turned into errors.
+
+    On a thread that does not run the user's code, keep the warning as `keep_warnings` said.
+    """
+    keep: _Keep | None = getattr(_thread, "keep", None)
+    if keep is not None:
+        keep(message)
+        return
     try:
         warnings.warn(f"rankmon: {message}", RankmonWarning, stacklevel=_level_outside())
     except RankmonWarning:  # the user turns warnings into errors, but training must continue
         _log.warning("rankmon: %s", message)
+
+
+def keep_warnings(keep: _Keep | None) -> _Keep | None:
+    """Pass this thread's later warnings to a function, or issue them; return the former choice."""
+    former: _Keep | None = getattr(_thread, "keep", None)
+    _thread.keep = keep
+    return former
 
 
 def warn_deprecated(message: str) -> None:

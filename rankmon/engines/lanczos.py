@@ -80,20 +80,29 @@ class LanczosEngine:
           MemoryError: if not even a small basis fits.
         """
         coordinates = coordinates_of(flat)
-        # Two bases, the eigenvectors between them, and copies of some of their rows.
-        row = 8 * 3 * coordinates.reduced.p
-        rows = min(memory_limit // (2 * row), _MOST_ROWS)
+        row = cls._bytes_of_row(coordinates.reduced.p)
+        rows = min(memory_limit // row, _MOST_ROWS)
         if rows < _LEAST_ROWS:
             raise MemoryError(
                 f"expected {_LEAST_ROWS} vectors of {coordinates.reduced.p:,} parameters and "
                 f"their products to fit in memory_limit = {bytes_text(memory_limit)}, got "
-                f"{bytes_text(2 * row * _LEAST_ROWS)}; raise memory_limit, choose fewer parameters "
+                f"{bytes_text(row * _LEAST_ROWS)}; raise memory_limit, choose fewer parameters "
                 "with Problem(include=...), or watch the weights alone (RankMonitor: "
                 "oversize='weights')"
             )
         outer = OuterSpectrum.if_it_fits(flat, memory_limit=memory_limit // 2)
         single = replace(coordinates.reduced, precision=SINGLE, memo={})
         return cls(coordinates, outer, rows, memory_limit, time_limit, single)
+
+    @classmethod
+    def least_bytes(cls, q: int) -> int:
+        """Return the bytes of a small basis of q coordinates, without which `of` raises."""
+        return cls._bytes_of_row(q) * _LEAST_ROWS
+
+    @staticmethod
+    def _bytes_of_row(q: int) -> int:
+        # Two bases, the eigenvectors between them, and copies of some of their rows.
+        return 2 * 8 * 3 * q
 
     def compile(self, *, cotangents: int) -> None:
         """Compile the products with the Hessian, and the gradients for bounds on ranks."""

@@ -16,6 +16,7 @@ from rankmon.engines.exact import ExactEngine
 from rankmon.engines.lanczos import LanczosEngine
 from rankmon.engines.quadrature import QuadratureEngine
 from rankmon.engines.sketch import SketchEngine
+from rankmon.hessian.memory import dense_bytes
 from rankmon.problem.flat import FlatProblem
 
 # In the order in which "auto" tries them.
@@ -77,6 +78,18 @@ def select_engine(flat: FlatProblem, *, name: str, memory_limit: int, time_limit
         return _beyond_matrices(flat, reason, memory_limit, time_limit)
     except MemoryError:
         raise refusal or MemoryError(reason) from None
+
+
+def certainly_finds_engine(flat: FlatProblem, *, name: str, memory_limit: int) -> bool:
+    """Return whether `select_engine` finds an engine, as far as the sizes show; compile nothing."""
+    sketch, lanczos = SketchEngine.least_bytes(flat.p), LanczosEngine.least_bytes(flat.p)
+    least = {
+        "auto": max(sketch, lanczos),  # if the matrices do not fit, or take too long
+        DenseEngine.name: dense_bytes(flat.p) + 1,
+        SketchEngine.name: sketch,
+        LanczosEngine.name: lanczos,
+    }
+    return name in least and least[name] <= memory_limit
 
 
 def _beyond_matrices(

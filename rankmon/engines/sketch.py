@@ -82,17 +82,22 @@ class SketchEngine:
         """
         coordinates = coordinates_of(flat)
         q = coordinates.reduced.p
-        least = 8 * 4 * (_FIRST_SIDE**2 + 8 * q)
-        if 2 * least > memory_limit:
+        least = cls.least_bytes(q)
+        if least > memory_limit:
             raise MemoryError(
                 f"expected a sketch of {_FIRST_SIDE} rows and some vectors of {q:,} "
                 f"parameters to fit in memory_limit = {bytes_text(memory_limit)}, got "
-                f"{bytes_text(2 * least)}; raise memory_limit, choose fewer parameters with "
+                f"{bytes_text(least)}; raise memory_limit, choose fewer parameters with "
                 "Problem(include=...), or watch the weights alone (RankMonitor: "
                 "oversize='weights')"
             )
         outer = OuterSpectrum.if_it_fits(flat, memory_limit=memory_limit)
         return cls(coordinates, memory_limit, time_limit, outer)
+
+    @staticmethod
+    def least_bytes(q: int) -> int:
+        """Return the bytes of a small sketch of q coordinates, without which `of` raises."""
+        return 2 * 8 * 4 * (_FIRST_SIDE**2 + 8 * q)
 
     @property
     def flat(self) -> FlatProblem:

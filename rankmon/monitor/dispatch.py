@@ -20,6 +20,7 @@ from rankmon.problem.optimizer import Optimizer
 from rankmon.problem.point import Snapshot
 from rankmon.problem.precision import with_settings_kept
 from rankmon.problem.problem import Problem
+from rankmon.problem.thread_view import ThreadView
 from rankmon.writers.base import Outcome, Record
 
 
@@ -102,19 +103,27 @@ class Dispatcher:
         if self.worker is None:
             return self._measure_here(call)
         # Not guarded: parameters that cannot be measured raise at the first call.
-        flat = self._ready(call)
+        flat = self._ready(call, later=partial(_sees_the_same, self.worker))
         what = f"the measurement at step {call.step}"
         self._errors.guard(what, self._submit, self.worker, flat, call)
         return None
 
-    def _ready(self, call: Call) -> FlatProblem:
-        """Return the problem for the parameters' structure; the first call prepares the probes."""
+    def _ready(
+        self, call: Call, *, later: Callable[[FlatProblem], bool] | None = None
+    ) -> FlatProblem:
+        """Return the problem for the parameters' structure; the first call prepares the probes.
+
+        Args:
+          call: the call.
+          later: returns whether the worker may compile the probes.
+        """
         self._overhead.start()
         if self._pipeline.flat is not None:
             return self._pipeline.flat
         check_concrete("parameters to be measured", (call.params, call.extra, call.opt_state))
         with self._overhead.spending():  # compilation counts as overhead
-            return self._pipeline.prepare(self._problem.unpack(call.params, call.extra))
+            params = self._problem.unpack(call.params, call.extra)
+            return self._pipeline.prepare(params, later=later)
 
     def _measure_here(self, call: Call) -> Record:
         flat = self._ready(call)
@@ -221,3 +230,11 @@ def _record(
         return pipeline.record(step, None, scalars, counts)
     copy.wait()  # so that the training steps before it do not count as the monitor's time
     return pipeline.record(step, copy.snapshot, scalars, counts)
+
+
+def _sees_the_same(worker: Worker, flat: FlatProblem) -> bool:
+    """Return whether the worker traces the same programs as this thread."""
+    try:
+        return bool(ThreadView(flat) == worker.do(partial(ThreadView, flat)))
+    except Exception:  # noqa: BLE001  for instance without the mesh of this thread
+        return False

@@ -1,11 +1,14 @@
 """Prepare the probes of a run for its parameters, and measure them under the error policy."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from rankmon._util.errors import ErrorPolicy
 from rankmon.probes.base import (
+    CheckableProbe,
     Description,
     Measurement,
     NotApplicableError,
@@ -17,16 +20,45 @@ from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Snapshot
 
 
+@dataclass(frozen=True)
+class Unprepared:
+    """A checked probe for one problem, whose programs are not compiled yet.
+
+    Attributes:
+      probe: the probe.
+      flat: the problem for the parameters' structure.
+      state: the initial state.
+    """
+
+    probe: CheckableProbe
+    flat: FlatProblem
+    state: State
+
+    def initial_state(self) -> State:
+        """Return the state before the first measurement."""
+        return self.state
+
+    def prepare(self) -> PreparedProbe:
+        """Return the prepared probe, with its programs compiled."""
+        return self.probe.prepare(self.flat)
+
+
 def prepare_probes(
-    probes: Sequence[Probe], flat: FlatProblem, *, skips_oversize: bool, errors: ErrorPolicy
-) -> tuple[dict[str, PreparedProbe], dict[str, str]]:
-    """Compile the probes for these parameters.
+    probes: Sequence[Probe],
+    flat: FlatProblem,
+    *,
+    later: bool,
+    skips_oversize: bool,
+    errors: ErrorPolicy,
+) -> tuple[dict[str, PreparedProbe | Unprepared], dict[str, str]]:
+    """Prepare the probes for these parameters, or only check those that compile.
 
     Probes that "all" chose are left out if they do not apply.
 
     Args:
       probes: the probes to prepare.
       flat: the problem for the parameters' structure.
+      later: whether to check `CheckableProbe`s, and to leave the rest to `prepare_rest`.
       skips_oversize: whether to leave out a probe that does not fit in memory, with a warning.
       errors: the error policy, which gives the warning.
 
@@ -37,22 +69,61 @@ def prepare_probes(
       TypeError, ValueError: if the parameters cannot be measured.
       MemoryError: if a probe does not fit.
     """
-    prepared: dict[str, PreparedProbe] = {}
+    prepared: dict[str, PreparedProbe | Unprepared] = {}
     inapplicable: dict[str, str] = {}
     for probe in probes:
         try:
-            prepared[probe.name] = probe.prepare(flat)
+            if later and isinstance(probe, CheckableProbe):
+                prepared[probe.name] = Unprepared(probe, flat, probe.checked_state(flat))
+            else:
+                prepared[probe.name] = probe.prepare(flat)
         except NotApplicableError as error:
             inapplicable[probe.name] = str(error)
         except MemoryError as error:
             if not skips_oversize:
                 raise
-            errors.warn(f"{probe.name}: left out, and the other probes continue: {error}")
+            errors.warn(_left_out(probe.name, error))
     if not prepared:
         raise ValueError(
             "expected a probe that fits in memory_limit, got none; add the 'weights' probe"
         )
     return prepared, inapplicable
+
+
+def prepare_rest(
+    probes: Mapping[str, PreparedProbe | Unprepared], *, skips_oversize: bool, errors: ErrorPolicy
+) -> dict[str, PreparedProbe]:
+    """Prepare the probes that are only checked; leave out those that raise an error.
+
+    Args:
+      probes: the result of `prepare_probes`.
+      skips_oversize: whether a probe that does not fit in memory causes a warning alone.
+      errors: the error policy, which keeps warnings and errors for the user.
+    """
+    prepared: dict[str, PreparedProbe] = {}
+
+    def prepare(name: str, probe: Unprepared) -> PreparedProbe | None:
+        try:
+            return probe.prepare()
+        except MemoryError as error:
+            if not skips_oversize:
+                raise
+            errors.warn(_left_out(name, error))
+            return None
+
+    for name, probe in probes.items():
+        if isinstance(probe, Unprepared):
+            what = f"the preparation of probe {name!r}, which is left out,"
+            found = errors.attempt(partial(errors.guard, what, prepare, name, probe))
+        else:
+            found = probe
+        if found is not None:
+            prepared[name] = found
+    return prepared
+
+
+def _left_out(name: str, error: MemoryError) -> str:
+    return f"{name}: left out, and the other probes continue: {error}"
 
 
 def describe_probes(

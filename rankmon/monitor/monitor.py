@@ -120,7 +120,7 @@ class RankMonitor(ClosesOnExit):
           params: parameters, or arrays with their shapes, to check everything now instead of at the
             first call, and to give `state` its final shapes at once.
           state: a saved `monitor.state` to continue from.
-          background: measure on a worker thread. Its warnings are given, and with
+          background: compile and measure on a worker thread. Its warnings are given, and with
             on_error="raise" its errors raised, at the next call, `flush` or `close`.
           queue: the number of snapshots that may wait for the worker.
           when_full: at a due step with a full queue, "block" until there is space, or "skip" this
@@ -128,7 +128,7 @@ class RankMonitor(ClosesOnExit):
             the first step after training went back, and the last step are never skipped.
           overhead: the largest share of the wall time since the first call that probes may take, in
             (0, 1]. A due step that would exceed it is postponed to the first step that does not.
-            The time of the first call includes all compilations. The first call, a step back and
+            The time of the first probe includes all compilations. The first call, a step back and
             the last step are always measured.
           alerts: conditions of `rankmon.alerts`, checked in every record. An alert is recorded as a
             text at the step at which its condition begins to hold, and warns, calls a function, or

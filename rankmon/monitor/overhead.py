@@ -97,6 +97,15 @@ class Overhead:
         finally:
             self._in_calls += self._clock() - began
 
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """Count the time spent in this block, on the thread that measures, as overhead."""
+        began = self._clock()
+        try:
+            yield
+        finally:
+            self._in_probes += self._clock() - began
+
     @property
     def _spent(self) -> float:
         return self._in_calls + self._in_probes

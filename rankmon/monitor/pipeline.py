@@ -21,7 +21,13 @@ from rankmon._util.hparams import Hparam
 from rankmon.monitor.alerts import Action, Alarm, Alert, act
 from rankmon.monitor.fanout import Fanout
 from rankmon.monitor.layer_summaries import layer_summaries
-from rankmon.monitor.measuring import describe_probes, measure_probes, prepare_probes
+from rankmon.monitor.measuring import (
+    Unprepared,
+    describe_probes,
+    measure_probes,
+    prepare_probes,
+    prepare_rest,
+)
 from rankmon.monitor.overhead import Overhead
 from rankmon.monitor.records import RecordBuilder
 from rankmon.monitor.restart import Progress, look_back
@@ -90,7 +96,9 @@ class Pipeline:
         self._errors = errors
         self._writing = writing
         self._overhead = overhead
-        self._prepared: dict[str, PreparedProbe] = {}
+        self._checked: dict[str, PreparedProbe | Unprepared] = {}
+        self._inapplicable: dict[str, str] = {}
+        self._prepared: dict[str, PreparedProbe] | None = None
         self._progress = Progress(problem, probes)
         self._builder = RecordBuilder(
             errors=errors, overhead=overhead, alerts=alerts, facts=facts, hparams=hparams
@@ -115,8 +123,14 @@ class Pipeline:
         """The step of the last measurement, None before the first."""
         return self._progress.last
 
-    def prepare(self, params: Any) -> FlatProblem:
-        """Check the parameters' structure and compile the probes, unless that was done before.
+    def prepare(
+        self, params: Any, *, later: Callable[[FlatProblem], bool] | None = None
+    ) -> FlatProblem:
+        """Check the parameters' structure and prepare the probes, unless that was done before.
+
+        Args:
+          params: the parameters, unpacked.
+          later: returns whether the first `record` may compile the probes, on another thread.
 
         Raises:
           TypeError, ValueError: if the parameters cannot be measured.
@@ -126,15 +140,27 @@ class Pipeline:
             return self.flat
         flat = self._problem.flat(params)
         self._compiled_before = seconds_compiling()
-        prepared, inapplicable = prepare_probes(
-            self._probes, flat, skips_oversize=self._skips_oversize, errors=self._errors
+        self._checked, self._inapplicable = prepare_probes(
+            self._probes,
+            flat,
+            later=later is not None and later(flat),
+            skips_oversize=self._skips_oversize,
+            errors=self._errors,
         )
-        self._progress.fit(prepared)
-        descriptions = describe_probes(prepared, self._errors)
-        self._builder.card.describe(flat, descriptions, inapplicable)
-        self._prepared = prepared
+        self._progress.fit(self._checked)
+        if not any(isinstance(probe, Unprepared) for probe in self._checked.values()):
+            self._prepare_rest(flat)
         self.flat = flat  # last, so that an interrupted preparation is repeated
         return flat
+
+    def _prepare_rest(self, flat: FlatProblem) -> None:
+        """Prepare the probes that are only checked, and describe all for the card."""
+        prepared = prepare_rest(
+            self._checked, skips_oversize=self._skips_oversize, errors=self._errors
+        )
+        descriptions = describe_probes(prepared, self._errors)
+        self._builder.card.describe(flat, descriptions, self._inapplicable)
+        self._prepared = prepared
 
     def state(self) -> dict[str, dict[str, np.ndarray]]:
         """Return the last steps and the probes' states in a form that checkpointers can save."""
@@ -147,7 +173,7 @@ class Pipeline:
           TypeError: if the state is not a mapping.
           ValueError: if the state was saved by a monitor with other probes or another probe batch.
         """
-        restored = self._progress.restored(state, self._prepared)
+        restored = self._progress.restored(state, self._checked)
 
         def resume() -> None:
             self._progress = restored
@@ -175,6 +201,9 @@ class Pipeline:
         """
         # Finish the record of an interrupted call first: this measurement starts from its states.
         self._writing.wait()
+        if self._prepared is None and self.flat is not None:
+            with self._overhead.preparing():
+                self._prepare_rest(self.flat)
         began = time.monotonic()
         try:
             what = f"the measurement at step {step}"
@@ -200,7 +229,7 @@ class Pipeline:
     ) -> tuple[Measurement, dict[str, State]]:
         """Measure a snapshot with the probes' states after the previous measurement."""
         _, states = self._progress.measured
-        return measure_probes(self._prepared, states, step, take, self._errors)
+        return measure_probes(self._prepared or {}, states, step, take, self._errors)
 
     def _record(
         self,

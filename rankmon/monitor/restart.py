@@ -10,6 +10,7 @@ import numpy as np
 from rankmon._util.errors import ErrorPolicy
 from rankmon.monitor.alerts import Watch
 from rankmon.monitor.fanout import Fanout
+from rankmon.monitor.measuring import Unprepared
 from rankmon.monitor.state import checked, decode, digest, encode
 from rankmon.probes.base import PreparedProbe, Probe, State
 from rankmon.problem.problem import Problem
@@ -49,7 +50,7 @@ class Progress:
         """The step of the last measurement, None before the first."""
         return self.measured[0]
 
-    def fit(self, prepared: Mapping[str, PreparedProbe]) -> None:
+    def fit(self, prepared: Mapping[str, PreparedProbe | Unprepared]) -> None:
         """Give blank states the shapes that these probes need.
 
         Raises:
@@ -66,7 +67,9 @@ class Progress:
         own["batch"] = np.asarray(self._batch)
         return encode({"monitor": own, **states})
 
-    def restored(self, state: Mapping[str, Any], prepared: Mapping[str, PreparedProbe]) -> Self:
+    def restored(
+        self, state: Mapping[str, Any], prepared: Mapping[str, PreparedProbe | Unprepared]
+    ) -> Self:
         """Return a new `Progress` with the saved values.
 
         Args:
@@ -135,7 +138,7 @@ def look_back(
 
 def _fitted(
     states: Mapping[str, State],
-    prepared: Mapping[str, PreparedProbe],
+    prepared: Mapping[str, PreparedProbe | Unprepared],
     last: int | None,
     optional: Mapping[str, Collection[str]],
 ) -> dict[str, State]:

@@ -110,6 +110,21 @@ class Probe(Protocol):
         """Return the probe for this problem; raise an error if it cannot measure the problem."""
 
 
+@runtime_checkable
+class CheckableProbe(Probe, Protocol):
+    """A probe whose `prepare` takes long, because it compiles programs.
+
+    With background=True a monitor calls `checked_state` in the first call, and `prepare` on its
+    worker.
+    """
+
+    def checked_state(self, flat: FlatProblem) -> State:
+        """Return the initial state of the prepared probe, without compiling for long.
+
+        Raise an error if the probe cannot measure the problem, as far as traces and sizes show it.
+        """
+
+
 def count_scalar(count: int | None) -> float:
     """Return a count as a scalar; NaN if there is none."""
     return float("nan") if count is None else count

@@ -11,6 +11,7 @@ from rankmon._util.tags import HESSIAN_PARTS
 from rankmon._util.validate import as_parts, check_engine, check_time_limit
 from rankmon.engines.base import compile_derivatives
 from rankmon.engines.exact import ExactEngine
+from rankmon.engines.refusals import refuse_unmeasurable
 from rankmon.engines.select import ENGINES, Choice, select_engine
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
 from rankmon.linalg.numerical_rank import (
@@ -75,6 +76,15 @@ class HessianProbe:
         reference = np.zeros((int(np.prod(shape[:-1])), shape[-1]))
         return {"reference": reference, "started": np.zeros(())}
 
+    def checked_state(self, flat: FlatProblem) -> State:
+        """Return the initial state; raise the errors of `prepare` that traces and sizes show."""
+        flat = flat.narrowed(self.include, self.exclude)
+        check_uses_parameters(flat)
+        refuse_unmeasurable(
+            flat, name=self.engine, memory_limit=self.memory_limit, time_limit=self.time_limit
+        )
+        return _initial_state(flat)
+
     def prepare(self, flat: FlatProblem) -> "PreparedHessian":
         """Check the memory, choose and compile the engine, and measure the rank of the inputs.
 
@@ -111,10 +121,7 @@ class PreparedHessian:
 
     def initial_state(self) -> State:
         """Return residuals [N, k] as zeros, and a flag."""
-        return {
-            "reference": np.zeros((self.flat.positions, self.flat.k)),
-            "started": np.zeros(()),
-        }
+        return _initial_state(self.flat)
 
     def measure(self, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:
         """Return the ranks at the snapshot; NaN throughout if anything in it is not finite."""
@@ -225,3 +232,7 @@ class PreparedHessian:
         if claims.bottleneck is not None:
             hparams["bottleneck"] = claims.bottleneck
         return hparams
+
+
+def _initial_state(flat: FlatProblem) -> State:
+    return {"reference": np.zeros((flat.positions, flat.k)), "started": np.zeros(())}
