@@ -189,7 +189,13 @@ class LanczosEngine:
     def _spectra(
         self, point: Point, begun: float, needed: Sequence[str]
     ) -> dict[str, KrylovSpectrum] | None:
-        """Return the estimates of each part; None if something overflows."""
+        """Return the estimates of the needed parts; None if something overflows.
+
+        Args:
+          point: the point, in the engine's coordinates.
+          begun: the time at which the measurement began, from which the time limit counts.
+          needed: the parts to estimate, H_L first: its norm sets the scale for the others.
+        """
         deadline = begun + _SHARE * self.time_limit
         own, *held = point.functional_residuals
         same = held and np.array_equal(held[0], own)

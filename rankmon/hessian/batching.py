@@ -140,7 +140,7 @@ class Units:
         return jax.tree.map(lambda a: abstract_array(a.shape[1:], a.dtype), self.inputs)
 
     def each(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Map a function over the units; without vmap if there is only one."""
+        """Return the function mapped over the units; without vmap if there is only one unit."""
         if self.count > 1:
             return jax.vmap(function)
         return lambda *trees: jax.tree.map(

@@ -147,10 +147,10 @@ def as_overhead(overhead: float | None) -> float | None:
 
 
 def check_reactions(*, oversize: str, on_error: str, when_full: str) -> None:
-    """Check the names of the reactions.
+    """Check the arguments that name a reaction: to an oversize probe, an error, a full queue.
 
     Raises:
-      ValueError: for another name.
+      ValueError: for a name that the argument does not accept.
     """
     check_choice("oversize", oversize, ("raise", "weights"))
     check_choice("on_error", on_error, ("warn", "raise"))

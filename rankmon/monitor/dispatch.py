@@ -158,6 +158,7 @@ class Dispatcher:
             return DeviceCopy.take(flat, call.step, self._tree(call), self._optimizer(call))
 
         def job() -> Callable[[], Record]:
+            """Copy the parameters and scalars; return the measurement of the copies, for later."""
             with self._overhead.spending():
                 copy = self._errors.guard(f"the measurement at step {call.step}", copied)
                 held = self._pipeline.held(call.scalars, call.step)

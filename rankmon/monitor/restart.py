@@ -60,7 +60,11 @@ class Progress:
         self.measured = last, _fitted(states, prepared, last, self._optional)
 
     def saved(self) -> dict[str, dict[str, np.ndarray]]:
-        """Return the last steps and the probes' states in a form that checkpointers can save."""
+        """Return the probes' states and the monitor's own in a form that checkpointers can save.
+
+        The monitor's own are the steps of the last measurement and the last report, and a digest of
+        the probe batch.
+        """
         last, states = self.measured
         steps = {"last_step": last, "last_report": self.reported}
         own = {key: np.asarray(-1.0 if s is None else float(s)) for key, s in steps.items()}

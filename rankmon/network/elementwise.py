@@ -141,6 +141,7 @@ class _Search:
         return self._root(aval, (next(self._outside), 0))
 
     def _root(self, aval: Any, at: Place) -> _Function | None:
+        """Return an array as a root: the identity on the grid; None if it holds no numbers."""
         if not _is_number(aval):  # a random key, for example
             return None
         floating = jnp.issubdtype(aval.dtype, jnp.floating)
@@ -150,6 +151,7 @@ class _Search:
     def _operation(
         self, _: Jaxpr, eqn: JaxprEqn, operands: list[_Function | None]
     ) -> Sequence[_Function | None]:
+        """Return the results of an operation; if it is not elementwise, each is a new root."""
         if eqn.primitive.name in CALLS | CUSTOM_CALLS:
             return self._through(nested(eqn), operands)
         at, self._count = self._count, self._count + 1

@@ -262,8 +262,9 @@ class _Walk:
         return made_unique([name], taken=taken)[0]
 
     def _is_of_layer(self, result: Any, layer: int) -> bool:
-        """Return whether the first axis is the examples and the last axis the layer's units.
+        """Return whether the result is floating and has rows of examples and the layer's units.
 
+        The first axis is a multiple of the examples in size, and the last is as wide as the layer.
         This excludes max(z, 0) in the computation of a variance or an index.
         """
         floating = jnp.issubdtype(result.dtype, jnp.floating)

@@ -249,7 +249,14 @@ def _of_units(
     magnitudes: Float[np.ndarray, "_rows units"],
     slopes: Float[np.ndarray, "_rows units"],
 ) -> dict[str, float]:
-    """Return the scalars of an activation's units; NaN if an output is not finite."""
+    """Return the shares of dormant and saturated units; NaN if an output is not finite.
+
+    Args:
+      name: the layer's name in the tags.
+      function: the name of the activation; a ReLU has no share of saturated units.
+      magnitudes: the mean |f(z)| of each unit, by row.
+      slopes: the largest |f'(z)| of each unit, by row, divided by the largest value of |f'|.
+    """
     mean = np.mean(magnitudes, axis=0)
     undefined = not np.all(np.isfinite(mean))
     shares = {f"dormant_share_{tau}": dormant_units(mean, tau) for tau in DORMANT_TAUS}

@@ -130,7 +130,7 @@ def _without_model(paths: list[str]) -> tuple[str, ...]:
 
 
 def is_live(params: Any) -> bool:
-    """Return whether training changes the tree in place: NNX models, NNX or Keras variables."""
+    """Return whether training changes the tree in place: it has NNX objects or Keras variables."""
     live = (*kinds("flax.nnx", "Module", "Optimizer", "Variable"), *kinds("keras", "Variable"))
 
     def is_one(node: Any) -> bool:

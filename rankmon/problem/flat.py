@@ -124,6 +124,7 @@ class FlatProblem:
         The copies are in this problem's precision.
 
         Raises:
+          TypeError: for arrays that JAX is tracing.
           ValueError: if the structure, a shape or a dtype has changed.
         """
         params = self.problem.unpack(params)

@@ -237,7 +237,11 @@ def is_over_seeds(run: RunSeries) -> bool:
 
 
 def as_single_run(run: RunSeries) -> RunSeries:
-    """Return a run over seeds with the tags of a single run: medians, and ranges as margins."""
+    """Return a run over seeds with the tags of a single run; return other runs unchanged.
+
+    Medians become the values, the range of a rank over the seeds becomes its margin, and the
+    interval of an estimate becomes one that contains the intervals of all seeds.
+    """
     if not is_over_seeds(run):
         return run
     scalars = {

@@ -27,10 +27,11 @@ LEGEND = (
         "count",
         "rank predicted by the closed forms for deep linear networks with full-rank weights, at "
         "the measured ranks r of the inputs and s of Omega. (H_o depends on the squares of the "
-        "inputs, so its prediction counts fewer small input directions.) For other stacks of "
+        "inputs, so for H_o an input direction must be larger to count in r.) For other stacks of "
         "dense layers, it is the prediction for the same layers without activations (the *linear "
         "counterpart*): a reference value, not a claim. Once all eigenvalues of H_f are below a "
-        "tenth of the cut, the prediction uses s = 0; agreement from then on is not evidence",
+        "tenth of the cut, the prediction uses s = 0; from then on, agreement does not support "
+        "the theory",
     ),
     Entry(
         ("rank_self/H_f",),
@@ -64,7 +65,7 @@ LEGEND = (
     Entry(
         ("tolerance/…",),
         "unit of the singular values",
-        "the cut: singular values above it count towards the rank",
+        "the cut: singular values above it count toward the rank",
     ),
     Entry(
         ("spectrum/…",),
@@ -91,8 +92,8 @@ LEGEND = (
     Entry(
         ("negative_0.01/<part>", "negative/<part>"),
         "count",
-        "number of eigenvalues below -0.01 ‖H_L‖₂, and, if all eigenvalues are computed, below "
-        "minus the cut of the rank",
+        "number of eigenvalues below -0.01 ‖H_L‖₂, and number of eigenvalues below -c, with the "
+        "cut c of the rank; the second only if all eigenvalues are computed",
     ),
     Entry(
         ("trace/<part>", "norm/<part>"),
@@ -102,8 +103,8 @@ LEGEND = (
     Entry(
         ("stable_rank/<part>", "effective_rank/<part>"),
         "soft count",
-        "‖X‖_F² / ‖X‖₂² of part X, and the exponential of the entropy of \\|λᵢ\\| divided by their "
-        "sum",
+        "‖X‖_F² / ‖X‖₂² of part X, and the exponential of the entropy of the shares "
+        "\\|λᵢ\\| / Σⱼ \\|λⱼ\\| of the eigenvalues",
     ),
     Entry(
         ("interval_low/…", "interval_high/…"),
@@ -143,9 +144,10 @@ LEGEND = (
     Entry(
         ("layers/…", LAYERS),
         "unit of …",
-        "lowest, median and highest value over the layers of families of curves with more than "
-        "three layers; NaN if the value of any layer is NaN. With more than 24 layers, TensorBoard "
-        "has arrays of all layers' values instead of their curves, and the text gives their order",
+        "lowest, median and highest value over the layers, for each family of curves with more "
+        "than three layers; NaN if the value of any layer is NaN. If any family has more than 24 "
+        "layers, TensorBoard has, for each family, an array of the values of all layers instead "
+        "of a curve for each layer; the text `rankmon/layers` gives the order of the layers",
     ),
     Entry(("loss",), "unit of the loss", "mean loss on the probe batch"),
     Entry(("monitor/seconds",), "seconds", "duration of this probe"),

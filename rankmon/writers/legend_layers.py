@@ -39,11 +39,12 @@ OF_LAYERS = (
         ("rank_since_start/<layer>", "rank_since_last/<layer>"),
         "count",
         "rank of the change of each weight since the first probe with finite weights, or since "
-        "the last probe; 0 if the weight has not changed. The cut contains the rounding errors of "
-        "the stored weights: eps ‖W‖_F, or, if it is larger, √t · eps / 2 times the sum of the "
-        "largest norms of a row and of a column, for t steps, both over entries that changed. NaN "
-        "if the earlier weights are not known: since the last probe, at the first one; since the "
-        "start, in a run resumed from a state that was saved without them",
+        "the last probe; 0 if the weight has not changed. The cut includes a bound on the "
+        "rounding errors of the stored weights, the larger of eps ‖W‖_F and √t · eps / 2 · (the "
+        "largest norm of a row of W + the largest norm of a column), for t steps; entries that "
+        "did not change count as zero in these norms. NaN if the earlier weights are not known: "
+        "`rank_since_last` at the first probe, and `rank_since_start` in a run that resumed from "
+        "a state without them",
     ),
     Entry(
         (
@@ -76,7 +77,8 @@ OF_LAYERS = (
         "as the weights",
         "Marchenko-Pastur edge σ (√m + √n): about the largest singular value of an m x n matrix "
         "with independent entries of variance σ². σ is computed from the median of the singular "
-        "values (Gavish and Donoho 2014); 0 if the median is 0. Only a reference for a product",
+        "values (Gavish and Donoho 2014); 0 if the median is 0. For a product of two weights, the "
+        "edge is only a reference",
     ),
     Entry(
         ("above_mp_edge/<layer>",),
@@ -99,9 +101,10 @@ OF_LAYERS = (
     Entry(
         ("srank_features/<layer>", "components_features/<layer>"),
         "count",
-        "number of the largest singular values of X that sum to 99 % of the sum of all (srank of "
-        "Kumar et al., delta = 0.01), and the same for their squares: with `centered=True`, the "
-        "principal components that have 99 % of the variance. 0 if X is zero",
+        "smallest k for which the k largest singular values of X sum to at least 99 % of the sum "
+        "of all (srank of Kumar et al., delta = 0.01), and the same for the squares of the "
+        "singular values, which with `centered=True` is the number of principal components that "
+        "have 99 % of the variance. 0 if X is zero",
     ),
     Entry(
         ("feature_rank/<layer>",),
@@ -128,10 +131,10 @@ OF_LAYERS = (
     Entry(
         ("saturated_share/<layer>",),
         "fraction, 0 to 1",
-        "fraction of the layer's units for which the derivative of the activation (GELU, SiLU, "
-        "tanh, sigmoid, ELU, leaky ReLU) is below 5 % of its maximum on the whole probe batch. A "
-        "leaky ReLU with a slope below 5 % is saturated if its input is never positive, and never "
-        "with a larger slope",
+        "fraction of the layer's units for which the absolute derivative of the activation (GELU, "
+        "SiLU, tanh, sigmoid, ELU, leaky ReLU) is below 5 % of its maximum on the whole probe "
+        "batch. For a leaky ReLU with a slope below 5 %, these are the units whose input is never "
+        "positive; with a larger slope, no unit is saturated",
     ),
     Entry(
         ("norm_gradient/<layer>",),

@@ -82,7 +82,10 @@ class TensorBoardWriter(ClosesOnExit):
         self._file, self._records = _begun(new_event_file(folder, names))
 
     def start(self, step: int) -> None:
-        """Begin an attempt, and write the layout: a restart at step 0 discards the earlier one."""
+        """Begin an attempt: supersede earlier records from this step on, and write the layout.
+
+        The layout is written each time, because a restart at step 0 discards the earlier one.
+        """
         self._regain()
         now = time.time()
         if self._has_predecessor:
