@@ -17,7 +17,7 @@ from example_scripts import run
 from paths import REFERENCE, ROOT
 from reading import legacy_events
 
-SCRIPTS = ["linear_teacher", "relu_mnist", "gradient_flow", "ordinary_mlp"]
+SCRIPTS = ["linear_teacher", "relu_mnist", "gradient_flow", "ordinary_mlp", "plasticity"]
 
 
 def keeps_its_claims(out, folder):
