@@ -333,7 +333,7 @@ def _rank(spectrum: KrylovSpectrum, cut: Cut, most: int, p: int) -> NumericalRan
     No more Ritz values exceed a cut than eigenvalues, so that they bound the rank from below.
     """
     values = np.abs(spectrum.first.values)
-    if spectrum.measures is None:
+    if not spectrum.measures:
         return numerical_rank(values, cut.value, size=p, finest=cut.finest)
     low = int(np.sum(values > 10 * cut.value + spectrum.noise))
     return NumericalRank(None, cut.value, p, low, max(most, low), math.nan)

@@ -5,8 +5,9 @@ From s rows X = C Q_1 and a symmetric H [p, p] it finds orthonormal rows Q = (Q_
   H Q^T = Q^T T + Q_{k+1}^T Z^T,
 
 T = Q H Q^T block tridiagonal and Z zero but for its last rows. An eigenvector u of T gives a Ritz
-pair: T u = theta u and |H Q^T u - theta Q^T u| = |Z^T u|. All rows are kept and made orthogonal to
-one another, twice in each step.
+pair: T u = theta u and |H Q^T u - theta Q^T u| = |Z^T u|. All rows are kept. A block of images
+is made orthogonal to the last two blocks, which is all in exact arithmetic, and, once its rows are
+orthonormal, to all blocks: once, or twice if much of a row is lost.
 
 Source: Golub and Van Loan, Matrix Computations, 4th edition, section 10.3.6.
 """
@@ -19,6 +20,10 @@ from jaxtyping import Float
 
 # Rows v [m, p] -> rows H v [m, p], in their dtype.
 Product = Callable[[Float[np.ndarray, "m p"]], Float[np.ndarray, "m p"]]
+
+# A component along the basis that a unit row may have before it is removed: of a larger one,
+# rounding leaves too much beside the little that remains of the row.
+_LOST = 0.3
 
 
 @dataclass(frozen=True)
@@ -126,13 +131,15 @@ class BlockLanczos:
         if not np.all(np.isfinite(sizes)):
             raise FloatingPointError("expected finite products with the matrix")
         self.norm = max(self.norm, float(np.max(sizes, initial=0.0)))
-        along = self._project(images, new)
+        last = known - len(self._coupling) if known else 0
+        along = self._project(images, new, since=last)[:, known - last :]
         tiny = 8 * self._noise * self.norm
         following, factor = orthonormal_rows(images, tiny)
         again = self._project(following, new)
+        if np.max(np.abs(again), initial=0.0) > _LOST:
+            again += self._project(following, new)
         following, refined = orthonormal_rows(following, 0.1)
-        along += factor @ again
-        diagonal = along[:, known:new]
+        diagonal = along + factor @ again[:, known:]
         self._projection[known:new, known:new] = (diagonal + diagonal.T) / 2
         self._known, self._next = new, following
         self._coupling = factor @ refined
@@ -146,11 +153,13 @@ class BlockLanczos:
             self._projection[last, known:new] = self._coupling
             self._projection[known:new, last] = self._coupling.T
 
-    def _project(self, rows: Float[np.ndarray, "s p"], count: int) -> Float[np.ndarray, "s n"]:
+    def _project(
+        self, rows: Float[np.ndarray, "s p"], count: int, since: int = 0
+    ) -> Float[np.ndarray, "s n"]:
         """Subtract the projections to Y and some rows of Q; return the coefficients in Q."""
         if self._deflated is not None:
             rows -= (rows @ self._deflated.T) @ self._deflated
-        basis = self._rows[:count]
+        basis = self._rows[since:count]
         along = rows @ basis.T
         rows -= along @ basis
         return along.astype(np.float64)

@@ -13,8 +13,11 @@ vectors' measures (`random_measures`), the first space for H, the second for M, 
 exceeds c if nothing was missed. Residuals R move eigenvalues by at most ||R||_2 (Weyl).
 
 Moments: with Q the first basis and N the part of H outside it, tr H = tr T + tr N and
-||H||_F^2 = ||T||_F^2 + 2 ||Z||_F^2 + ||N||_F^2. The vectors of the second space, which do not
-depend on Q, show tr N and ||N||_F^2 (Hutchinson).
+||H||_F^2 = ||T||_F^2 + 2 ||Z||_F^2 + ||N||_F^2. Vectors that do not depend on Q show tr N and
+||N||_F^2 (Hutchinson): those of the second space, and some more.
+
+Without the second space (`certified=False`) the values are as good if the first one resolves the
+cuts; the intervals are wide, since nothing bounds what it has missed but its own vectors' measures.
 
 Source: Meyer, Musco, Musco and Woodruff, Hutch++, arXiv 2010.09649, for the moments; the intervals
 of counts are rankmon's.
@@ -30,7 +33,6 @@ from jaxtyping import Bool, Float
 from numpy.typing import DTypeLike
 
 from rankmon.linalg.block_lanczos import BlockLanczos, Product, RitzPairs
-from rankmon.linalg.estimate import Estimate
 from rankmon.linalg.krylov_spectrum import KrylovSpectrum, Rest
 from rankmon.linalg.random_measures import Measures
 from rankmon.linalg.signed_spectrum import SHARES
@@ -38,7 +40,7 @@ from rankmon.linalg.signed_spectrum import SHARES
 # A Ritz vector is taken as an eigenvector if its residual is below this share of the goal.
 _CONVERGED = 0.02
 
-# The residuals of extreme Ritz values shall be below this share of the norm.
+# The residuals of extreme Ritz pairs shall be below this share of the norm.
 _EXTREMES = 1e-4
 
 # Ritz values down to this share of the goal shall converge.
@@ -47,11 +49,11 @@ _BEYOND = 0.8
 # Vectors at once, and the most rows of each basis.
 WIDTH, _MOST_ROWS = 16, 384
 
-# Steps after which it is asked again whether a space is large enough.
-_PATIENCE = 2
+# Steps, or this share of those taken, after which it is asked again if a space is large enough.
+_PATIENCE, _SHARE = 2, 0.2
 
-# Blocks of vectors for the moments, besides those of the second space.
-_MORE_BLOCKS = 3
+# Blocks of vectors for the moments: the first one are those of the second space.
+_MOMENTS = 4
 
 # Spaces after the first one, at most.
 _ROUNDS = 4
@@ -84,7 +86,11 @@ def krylov_spectrum(
     *,
     norm: float | None = None,
     goal: float = 0.01,
+    accuracy: float = _EXTREMES,
     limits: Limits | None = None,
+    certified: bool = True,
+    width: int = WIDTH,
+    moments: int = _MOMENTS,
     dtype: DTypeLike = np.float64,
     noise: float = 1e-13,
     seed: int = 0,
@@ -96,17 +102,24 @@ def krylov_spectrum(
       p: the number of rows of H.
       norm: the norm that counts are asked at shares of; by default that of H.
       goal: the share of this norm down to which eigenvalues are counted exactly if possible.
+      accuracy: the residual of extreme Ritz pairs, as a share of this norm, that is small enough.
       limits: time and memory.
+      certified: whether spaces after the first one look for the eigenvalues that it has missed.
+      width: the vectors that each space starts from: few find extremes soonest, many count.
+      moments: blocks of `WIDTH` vectors for trace and Frobenius norm, NaN if there are none.
       dtype: the type of vectors.
       noise: the error of products in this type, relative to ||H||_2.
       seed: the seed of the vectors.
     """
     limits = limits or Limits()
     rng = np.random.default_rng([seed, 3])
+    job = _Job(
+        product, p, norm, goal, accuracy, limits, width, moments, np.dtype(dtype), noise, rng
+    )
     try:
         if p <= limits.rows:
             return _complete(product, p, dtype, noise)
-        return _estimated(product, p, norm, goal, limits, np.dtype(dtype), noise, rng)
+        return job.certified() if certified else job.plain()
     except FloatingPointError:
         return None
 
@@ -120,73 +133,133 @@ def _complete(product: Product, p: int, dtype: DTypeLike, noise: float) -> Krylo
     values, vectors = np.linalg.eigh((H + H.T) / 2)
     pairs = RitzPairs(values, vectors, np.zeros((0, p)))
     error = noise * float(np.max(np.abs(values), initial=0.0))
-    return KrylovSpectrum(p, pairs, values, np.zeros(0), None, None, 0.0, error)
+    return KrylovSpectrum(p, pairs, values, np.zeros(0), (), None, 0.0, error)
 
 
-def _estimated(
-    product: Product,
-    p: int,
-    norm: float | None,
-    goal: float,
-    limits: Limits,
-    dtype: np.dtype,
-    noise: float,
-    rng: np.random.Generator,
-) -> KrylovSpectrum:
-    begun = limits.clock()
-    until = begun + _FIRST_PART * (limits.deadline - begun)
+@dataclass(frozen=True)
+class _Job:
+    """The arguments of `krylov_spectrum`."""
 
-    def drawn() -> Float[np.ndarray, "s p"]:
-        return rng.standard_normal((WIDTH, p)).astype(dtype)
+    product: Product
+    p: int
+    given_norm: float | None
+    goal: float
+    accuracy: float
+    limits: Limits
+    width: int
+    moments: int
+    dtype: np.dtype
+    noise: float
+    rng: np.random.Generator
 
-    first = BlockLanczos(product, drawn(), most=limits.rows, noise=noise)
-    while _grown(first, until, limits.clock):
-        pairs = first.ritz()
-        sizes = np.abs(pairs.values)
-        cut = goal * (float(np.max(sizes)) if norm is None else norm)
-        extremes = pairs.residuals[[0, -1]] <= _EXTREMES * cut / goal
-        if np.all(pairs.residuals[sizes > _BEYOND * cut] <= _CONVERGED * cut) and all(extremes):
-            break
-    error = noise * float(np.max(sizes))
-    tolerance = max(_CONVERGED * cut, error)
-    eigen = _Eigenpairs(pairs.residuals <= tolerance, first, pairs)
-    total = Measures.of(first, pairs, eigen.chosen)
-    values, vectors, shift = eigen.values, eigen.rows, eigen.shift
-    rest: Rest | None = None
-    cuts = [share * cut / goal for share in SHARES[::-1] if share >= goal]
-    asked = [(-c, high) for c in cuts for high in (c, math.inf)]
-    for _ in range(_ROUNDS):
-        space = BlockLanczos(product, drawn(), deflated=vectors, most=limits.rows, noise=noise)
-        space.grow()
-        if rest is None:
-            rest = Rest.of(first, space)
-            for _ in range(_MORE_BLOCKS):
-                if limits.clock() + 2 * first.seconds > limits.deadline:
+    def plain(self) -> KrylovSpectrum:
+        """Return what the first space shows by itself."""
+        first, found = self._first_space(self.limits.deadline)
+        eigen = _Eigenpairs(found.pairs.residuals <= found.tolerance, first, found.pairs)
+        total = Measures.of(first, found.pairs, eigen.chosen)
+        rest = self._with_more(None, first, self.moments)
+        none = np.zeros(0)
+        return KrylovSpectrum(
+            self.p, found.pairs, none, none, (total,), rest, eigen.shift, found.error
+        )
+
+    def certified(self) -> KrylovSpectrum:
+        """Return what the first space shows, with others that look for what it has missed."""
+        begun = self.limits.clock()
+        first, found = self._first_space(begun + _FIRST_PART * (self.limits.deadline - begun))
+        pairs, tolerance = found.pairs, found.tolerance
+        eigen = _Eigenpairs(pairs.residuals <= tolerance, first, pairs)
+        total = Measures.of(first, pairs, eigen.chosen)
+        values, vectors, shift = eigen.values, eigen.rows, eigen.shift
+        rest: Rest | None = None
+        for _ in range(_ROUNDS):
+            space = self._space(deflated=vectors)
+            space.grow()
+            if rest is None:
+                rest = self._with_more(Rest.of(first, space), first, self.moments - 1)
+                del first, eigen
+            while True:
+                others = space.ritz()
+                converged = others.residuals <= tolerance
+                measures = total, Measures.of(space, others, converged)
+                spectrum = KrylovSpectrum(
+                    self.p, pairs, values, others.values, measures, rest, shift, found.error
+                )
+                settled = self._is_settled(spectrum, found.norm)
+                if settled or not _grown(space, self.limits.deadline, self.limits.clock):
                     break
-                rest = rest.with_more(product, drawn(), first.rows)
-            del first, eigen
-        while True:
-            others = space.ritz()
-            converged = others.residuals <= tolerance
-            missed = Measures.of(space, others, converged)
-            found = KrylovSpectrum(
-                p, pairs, values, others.values, (total, missed), rest, shift, error
-            )
-            settled = all(_is_settled(found.count(*ends)) for ends in asked) and all(
-                end.high - end.low <= 10 * _EXTREMES * cut / goal
-                for end in (found.largest(), found.smallest())
-            )
-            if settled or not _grown(space, limits.deadline, limits.clock):
+            # Of an eigenvalue a space shows as many copies as it has vectors: go on with new ones.
+            news = converged & (np.abs(others.values) > self.goal * found.norm)
+            end = self.limits.clock() + (space.steps + 1) * space.seconds
+            full = len(vectors) + np.sum(news) > self.limits.rows
+            if settled or end > self.limits.deadline or not np.any(news) or full:
                 break
-        # Of an eigenvalue a space shows as many copies as it has vectors: go on with new ones.
-        news = converged & (np.abs(others.values) > cut)
-        late = limits.clock() + (space.steps + 1) * space.seconds > limits.deadline
-        if settled or late or not np.any(news) or len(vectors) + np.sum(news) > limits.rows:
-            break
-        eigen = _Eigenpairs(news, space, others)
-        values, vectors = np.append(values, eigen.values), np.append(vectors, eigen.rows, axis=0)
-        shift = math.hypot(shift, eigen.shift)
-    return found
+            eigen = _Eigenpairs(news, space, others)
+            values = np.append(values, eigen.values)
+            vectors = np.append(vectors, eigen.rows, axis=0)
+            shift = math.hypot(shift, eigen.shift)
+        return spectrum
+
+    def _first_space(self, until: float) -> tuple[BlockLanczos, "_First"]:
+        """Return a space that shows the eigenvalues down to the goal, if there is time."""
+        space = self._space()
+        while _grown(space, until, self.limits.clock):
+            pairs = space.ritz()
+            sizes = np.abs(pairs.values)
+            most = float(np.max(sizes))
+            norm = most if self.given_norm is None else self.given_norm
+            cut = self.goal * norm
+            asked = pairs.residuals[sizes > _BEYOND * cut]
+            extremes = pairs.residuals[[0, -1]] <= self.accuracy * norm
+            if np.all(asked <= _CONVERGED * cut) and all(extremes):
+                break
+        error = self.noise * most
+        return space, _First(pairs, norm, max(_CONVERGED * cut, error), error)
+
+    def _space(self, deflated: Float[np.ndarray, "d p"] | None = None) -> BlockLanczos:
+        start = self._drawn(self.width)
+        most = self.limits.rows
+        return BlockLanczos(self.product, start, deflated=deflated, most=most, noise=self.noise)
+
+    def _with_more(self, rest: Rest | None, first: BlockLanczos, blocks: int) -> Rest | None:
+        """Return the moments with those of more vectors, as far as there is time."""
+        for _ in range(blocks):
+            if self.limits.clock() + 2 * first.seconds > self.limits.deadline:
+                break
+            more = Rest.outside(first.rows, self.product, self._drawn(WIDTH))
+            rest = more if rest is None else rest + more
+        return rest
+
+    def _drawn(self, width: int) -> Float[np.ndarray, "s p"]:
+        return self.rng.standard_normal((width, self.p)).astype(self.dtype)
+
+    def _is_settled(self, spectrum: KrylovSpectrum, norm: float) -> bool:
+        """Return whether the counts down to the goal, and the extremes, are known well enough."""
+        cuts = [share * norm for share in SHARES[::-1] if share >= self.goal]
+        counts = (spectrum.count(-c, high) for c in cuts for high in (c, math.inf))
+        return all(
+            count.high - count.low <= max(1.0, _SETTLED * count.value) for count in counts
+        ) and all(
+            end.high - end.low <= 10 * self.accuracy * norm
+            for end in (spectrum.largest(), spectrum.smallest())
+        )
+
+
+@dataclass(frozen=True)
+class _First:
+    """What the first space shows.
+
+    Attributes:
+      pairs: its Ritz pairs.
+      norm: the norm that cuts are shares of.
+      tolerance: residuals up to this one are those of eigenvectors.
+      error: the error of eigenvalues by that of products.
+    """
+
+    pairs: RitzPairs
+    norm: float
+    tolerance: float
+    error: float
 
 
 class _Eigenpairs:
@@ -200,14 +273,10 @@ class _Eigenpairs:
         self.shift = float(np.linalg.norm(coupling, 2)) if coupling.size else 0.0
 
 
-def _is_settled(count: Estimate) -> bool:
-    return count.high - count.low <= max(1.0, _SETTLED * count.value)
-
-
 def _grown(space: BlockLanczos, deadline: float, clock: Callable[[], float]) -> bool:
     """Grow a space by a few steps, but for the first one only until the deadline."""
-    taken = 0
-    while taken < _PATIENCE and space.can_grow:
+    taken, steps = 0, max(_PATIENCE, round(_SHARE * space.steps))
+    while taken < steps and space.can_grow:
         begun = clock()
         if space.steps and begun + space.seconds > deadline:
             break

@@ -22,6 +22,9 @@ CONFIDENCE = 0.95
 # The chances that one space's bound fails: together less than 5 %.
 _LOW_CHANCE, _HIGH_CHANCE = 0.0075, 0.0075
 
+# Ritz values down to this share of a cut shall have converged for a count of them.
+_NEAR = 0.8
+
 # Distances from an extreme Ritz value, relative to the norm, at which a bound is tried.
 _DISTANCES = 10.0 ** np.arange(-6.0, 0.6, 0.5)
 
@@ -44,7 +47,7 @@ class Rest:
 
     @classmethod
     def of(cls, first: BlockLanczos, second: BlockLanczos) -> "Rest":
-        """Return these numbers after the second space's first step."""
+        """Return these numbers after the second space's first step, whose products they use."""
         assert second.first_images is not None
         start = second.start.astype(second.rows.dtype)
         x, images = start @ second.rows[: start.shape[1]], start @ second.first_images
@@ -55,15 +58,18 @@ class Rest:
         images -= (images @ Q.T) @ Q
         return cls(_inner(x, images), _inner(images, images))
 
-    def with_more(
-        self, product: Product, x: Float[np.ndarray, "s p"], Q: Float[np.ndarray, "n p"]
+    @classmethod
+    def outside(
+        cls, Q: Float[np.ndarray, "n p"], product: Product, x: Float[np.ndarray, "s p"]
     ) -> "Rest":
-        """Return the moments with more Gaussian vectors x."""
+        """Return these numbers for Gaussian vectors x, and the rows Q of the first basis."""
         x = x - (x @ Q.T) @ Q
         images = np.array(product(x), x.dtype)
         images -= (images @ Q.T) @ Q
-        traces, squares = _inner(x, images), _inner(images, images)
-        return Rest(np.append(self.traces, traces), np.append(self.squares, squares))
+        return cls(_inner(x, images), _inner(images, images))
+
+    def __add__(self, other: "Rest") -> "Rest":
+        return Rest(np.append(self.traces, other.traces), np.append(self.squares, other.squares))
 
 
 def _inner(a: Float[np.ndarray, "s p"], b: Float[np.ndarray, "s p"]) -> Float[np.ndarray, " s"]:
@@ -79,8 +85,9 @@ class KrylovSpectrum:
       first: the Ritz pairs of the first space; all eigenpairs if its basis is complete.
       known: the values of the pairs that are taken as eigenpairs.
       last: the Ritz values of the last space.
-      measures: of the first space's vectors for H and of the last's for M.
-      rest: the moments outside the first basis.
+      measures: of the first space's vectors for H and, if there is one, of the last's for M; none
+        if the basis is complete.
+      rest: the moments outside the first basis; None if they are zero, or were not asked for.
       shift: a bound on the change of eigenvalues by the residuals.
       noise: the error of eigenvalues by that of products.
     """
@@ -89,7 +96,7 @@ class KrylovSpectrum:
     first: RitzPairs
     known: Float[np.ndarray, " n"]
     last: Float[np.ndarray, " m"]
-    measures: tuple[Measures, Measures] | None
+    measures: tuple[Measures, ...]
     rest: Rest | None
     shift: float
     noise: float
@@ -103,46 +110,60 @@ class KrylovSpectrum:
         """Estimate the number of eigenvalues below `low` or above `high`, with a 95 % interval."""
         values, noise = self.first.values, self.noise
         shown = _beyond(low - noise, high + noise, values)
-        if self.measures is None:
+        if not self.measures:
             most = _beyond(low + noise, high - noise, values)
             return Estimate(_beyond(low, high, values), shown, most, CONFIDENCE)
-        total, missed = self.measures
         e = self.shift + noise
-        known = _beyond(low - e, high + e, self.known)
-        shown = max(shown, known + _beyond(low - e, high + e, self.last))
-        most = max(self._most_missed(low, high), shown)
+        shown = max(shown, self._known(low - e, high + e) + _beyond(low - e, high + e, self.last))
+        most = max(self._most(len(self.measures) - 1, low, high), shown)
         if most == shown:
             return Estimate(float(shown), float(shown), float(most), CONFIDENCE)
-        weights = [measures.beyond(low - e, high + e)[0] for measures in self.measures]
+        ends = [self._ends(i, low, high) for i in range(len(self.measures))]
         # Both can fail: the last space's bounds are sharper if nothing is missed.
-        least = max(
-            min(total.least(weights[0], _LOW_CHANCE, self.p), most),
-            known + missed.least(weights[1], _LOW_CHANCE, self.p),
-            shown,
-        )
-        most = max(min(most, self._most_in_all(low, high)), least)
-        middle = missed.by_quadrature(low, high) / missed.vectors
-        value = min(max(least, round(_beyond(low, high, self.known) + middle)), most)
+        least = max(min(ends[0][0], most), ends[-1][0], shown)
+        most = max(min(most, ends[0][1]), least)
+        # A space of few steps hardly resolves the cut: the one of the narrower interval does.
+        i = min(range(len(ends)), key=lambda i: ends[i][1] - ends[i][0])
+        value = shown if self._shows_all(low, high) else round(self._likely(i, low, high))
+        value = min(max(least, value), most)
         return Estimate(float(value), float(least), float(most), CONFIDENCE)
+
+    def _ends(self, i: int, low: float, high: float) -> tuple[int, int]:
+        """Return the bounds that the i-th space's vectors give for a count."""
+        e, measures = self.shift + self.noise, self.measures[i]
+        known = self._known(low - e, high + e) if i else 0
+        weight = measures.beyond(low - e, high + e)[0]
+        least = known + measures.least(weight, _LOW_CHANCE, self.p)
+        return least, self._most(i, low, high)
+
+    def _most(self, i: int, low: float, high: float) -> int:
+        """Return the upper bound that the i-th space's vectors give for a count."""
+        e, measures = self.shift + self.noise, self.measures[i]
+        known = self._known(low + e, high - e) if i else 0
+        others = measures.most(measures.beyond(low + e, high - e)[1], _HIGH_CHANCE, self.p)
+        return min(known + others, self.p)
+
+    def _likely(self, i: int, low: float, high: float) -> float:
+        """Return what the i-th space's Gauss rule gives for a count."""
+        known = self._known(low, high) if i else 0
+        return known + self.measures[i].by_quadrature(low, high) / self.measures[i].vectors
+
+    def _known(self, low: float, high: float) -> int:
+        """Return the count of the pairs that the last space is deflated by."""
+        return _beyond(low, high, self.known)
+
+    def _shows_all(self, low: float, high: float) -> bool:
+        """Return whether the first space's Ritz values near these ends, and beyond, converged."""
+        values = self.first.values
+        asked = (values < _NEAR * low) | (values > _NEAR * high)
+        gap = (1 - _NEAR) * min(abs(low), abs(high))
+        return bool(np.all(self.first.residuals[asked] <= gap / 10))
 
     def shown(self, cut: float) -> int:
         """Return a bound from below on the number of |eigenvalues| above a cut, by Ritz values."""
         cut = max(cut, self.noise)
         both = (_beyond(-cut - self.shift, cut + self.shift, v) for v in (self.known, self.last))
         return max(_beyond(-cut, cut, self.first.values), sum(both))
-
-    def _most_in_all(self, low: float, high: float) -> int:
-        """Return the bound of the first space on a count."""
-        assert self.measures is not None
-        e, total = self.shift + self.noise, self.measures[0]
-        return total.most(total.beyond(low + e, high - e)[1], _HIGH_CHANCE, self.p)
-
-    def _most_missed(self, low: float, high: float) -> int:
-        """Return the known count plus the last space's bound on those that are not known."""
-        assert self.measures is not None
-        e, missed = self.shift + self.noise, self.measures[1]
-        others = missed.most(missed.beyond(low + e, high - e)[1], _HIGH_CHANCE, self.p)
-        return min(_beyond(low + e, high - e, self.known) + others, self.p)
 
     def largest(self) -> Estimate:
         """Estimate the largest eigenvalue, with a 95 % interval."""
@@ -158,22 +179,31 @@ class KrylovSpectrum:
 
     def _overshoot(self, value: float, ends: Callable[[float], tuple[float, float]]) -> float:
         """Return by how much the outermost eigenvalue may exceed its Ritz value."""
-        if self.measures is None or not self.norm:
+        if not self.measures or not self.norm:
             return self.noise
-        e, missed = self.shift + self.noise, self.measures[1]
+        e, last = self.shift + self.noise, len(self.measures) - 1
         tried = self.norm * _DISTANCES
-        for gap in tried[::-1]:
-            # [[Theta, R], [R^T, M]] with M <= c < theta: lambda <= theta + ||R||^2 / (theta - c).
-            if missed.most(missed.beyond(*ends(value - gap))[1], _HIGH_CHANCE, self.p) == 0:
-                return self.noise + self.shift**2 / float(gap)
-        for off in tried + e:
-            beyond = ends(value + float(off))
-            if min(self._most_missed(*beyond), self._most_in_all(*beyond)) == 0:
-                return float(off)
-        return max(self.frobenius().high - value, 0.0)
+
+        def is_empty(gap: float) -> bool:
+            beyond = self.measures[last].beyond(*ends(value - gap))[1]
+            return self.measures[last].most(beyond, _HIGH_CHANCE, self.p) == 0
+
+        def holds(off: float) -> bool:
+            beyond = ends(value + off)
+            return min(self._most(i, *beyond) for i in range(len(self.measures))) == 0
+
+        # [[Theta, R], [R^T, M]] with M <= c < theta: lambda <= theta + ||R||^2 / (theta - c).
+        if last and (gap := _first(is_empty, tried[::-1])) is not None:
+            return self.noise + self.shift**2 / gap
+        off = _first(holds, tried + e)
+        if off is None:
+            off = math.inf if self.rest is None else max(self.frobenius().high - value, 0.0)
+        return off
 
     def trace(self) -> Estimate:
         """Estimate the sum of the eigenvalues, with a 95 % interval."""
+        if self.measures and self.rest is None:
+            return Estimate.unknown()
         value = float(self.first.values.sum())
         off = 0.0
         if self.rest is not None:
@@ -186,6 +216,8 @@ class KrylovSpectrum:
 
     def frobenius(self) -> Estimate:
         """Estimate the root of the sum of the squared eigenvalues, with a 95 % interval."""
+        if self.measures and self.rest is None:
+            return Estimate.unknown()
         squares = np.full(3, np.sum(self.first.values**2))
         if self.rest is not None:
             mean = float(np.mean(self.rest.squares))
@@ -230,11 +262,20 @@ def _stable_rank(frobenius: Estimate, largest: Estimate, smallest: Estimate) -> 
     least = max(largest.low, -smallest.high, 0.0)
     most = max(largest.high, -smallest.low)
     value = max(largest.value, -smallest.value)
-    if not least > 0:
+    if not least > 0 or math.isnan(frobenius.value):
         return Estimate.unknown()
     ratios = (frobenius.value / value, frobenius.low / most, frobenius.high / least)
     middle, low, high = (ratio**2 for ratio in ratios)
     return Estimate(middle, low, high, CONFIDENCE)
+
+
+def _first(holds: Callable[[float], bool], tried: Float[np.ndarray, " m"]) -> float | None:
+    """Return the first of these for which this holds, if it holds for all that follow."""
+    low, high = -1, len(tried)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(float(tried[middle])) else (middle, high)
+    return float(tried[high]) if high < len(tried) else None
 
 
 def _beyond(low: float, high: float, values: Float[np.ndarray, " m"]) -> int:

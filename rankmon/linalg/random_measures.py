@@ -5,23 +5,28 @@ degrees of freedom, so that S = sum_j |E x_j|^2 of s vectors has s N, and
 
   N <= max {N: P(chi^2_{s N} <= S) >= a},      N >= min {N: P(chi^2_{s N} >= S) >= a}
 
-except with probability a each. Quadrature bounds |E x_j|^2 (`lanczos.Tridiagonal`), where vectors
-that are known to be eigenvectors count with their exact weight.
+except with probability a each. Gauss rules with a node at the cut bound |E x_j|^2 (`lanczos` says
+how), beside eigenvectors that are known, which count with their exact weight.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import scipy.special
 from jaxtyping import Bool, Float
 
 from rankmon.linalg.block_lanczos import BlockLanczos, RitzPairs
-from rankmon.linalg.lanczos import Tridiagonal
 
 # A weight below this is rounding.
 _ROUNDING = 1e-3
+
+# The recurrence of a vector ends at an off-diagonal entry below this times the largest entry.
+_BREAKDOWN = 1e-12
+
+# A node as close to the cut, relative to the largest one, is the one that is prescribed there.
+_SAME = 1e-10
 
 
 @dataclass(frozen=True)
@@ -32,13 +37,17 @@ class Measures:
       values: the eigenvalues that are known.
       weights: their weights in each vector.
       masses: the rest of |x_j|^2.
-      rests: the Lanczos matrices of the rest.
+      rests: the rests' Lanczos matrices: diagonals, and entries beside them; the last of these
+        belongs to a step that was not taken.
+      rule: the Gauss rule of the vectors' block: its nodes, and their weights in all vectors.
     """
 
     values: Float[np.ndarray, " d"]
     weights: Float[np.ndarray, "s d"]
     masses: Float[np.ndarray, " s"]
-    rests: tuple[Tridiagonal, ...]
+    rests: tuple[Float[np.ndarray, "s m"], Float[np.ndarray, "s m"]]
+    rule: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]
+    _found: dict[float, Float[np.ndarray, "s 2"]] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, space: BlockLanczos, pairs: RitzPairs, known: Bool[np.ndarray, " n"]) -> "Measures":
@@ -47,31 +56,32 @@ class Measures:
         weights = inside**2
         left = (pairs.values[~known], pairs.coupling[:, ~known], inside[:, ~known])
         rests = _scalar_steps(*left, space.steps)
-        return cls(pairs.values[known], weights[:, known], weights[:, ~known].sum(1), rests)
+        rule = pairs.values, weights.sum(0)
+        return cls(pairs.values[known], weights[:, known], weights[:, ~known].sum(1), rests, rule)
 
     def beyond(self, low: float, high: float) -> tuple[float, float]:
         """Return bounds on the weight of all vectors below `low` and above `high` together."""
-        known = self.weights[:, (self.values < low) | (self.values > high)].sum()
-        least = most = float(known)
-        for mass, rest in zip(self.masses, self.rests, strict=True):
-            if mass > 0:
-                left = rest.before(low) if math.isfinite(low) else (0.0, 0.0)
-                upto = rest.before(high) if math.isfinite(high) else (1.0, 1.0)
-                least += mass * max(left[0] + 1 - upto[1], 0.0)
-                most += mass * min(left[1] + 1 - upto[0], 1.0)
-        return least, most
+        known = float(self.weights[:, (self.values < low) | (self.values > high)].sum())
+        left, upto = self._before(low), self._before(high)
+        least = np.maximum(left[:, 0] + 1 - upto[:, 1], 0.0)
+        most = np.minimum(left[:, 1] + 1 - upto[:, 0], 1.0)
+        return known + float(self.masses @ least), known + float(self.masses @ most)
+
+    def _before(self, x: float) -> Float[np.ndarray, "s 2"]:
+        """Return bounds on the share of each vector's rest up to x."""
+        if math.isinf(x):
+            return np.full((self.vectors, 2), float(x > 0))
+        if x not in self._found:  # a stopping rule asks for the same ones again
+            self._found[x] = _shares_before(*self.rests, x)
+        return self._found[x]
 
     def by_quadrature(self, low: float, high: float) -> float:
         """Return the weight of all vectors below `low` and above `high`, by the Gauss rule.
 
         It is far closer to the true weight than the middle of its bounds if there are few steps.
         """
-        weight = float(self.weights[:, (self.values < low) | (self.values > high)].sum())
-        for mass, rest in zip(self.masses, self.rests, strict=True):
-            if mass > 0:
-                nodes, weights = rest.rule()
-                weight += mass * float(weights[(nodes < low) | (nodes > high)].sum())
-        return weight
+        nodes, weights = self.rule
+        return float(weights[(nodes < low) | (nodes > high)].sum())
 
     @property
     def vectors(self) -> int:
@@ -102,7 +112,7 @@ def _scalar_steps(
     coupling: Float[np.ndarray, "b n"],
     starts: Float[np.ndarray, "s n"],
     steps: int,
-) -> tuple[Tridiagonal, ...]:
+) -> tuple[Float[np.ndarray, "s m"], Float[np.ndarray, "s m"]]:
     """Return the Lanczos matrix of each vector of a Krylov space, from the space's Ritz pairs."""
     s, n = starts.shape
     basis = np.zeros((s, steps, n))
@@ -120,7 +130,37 @@ def _scalar_steps(
     # The last step leaves the space: its vectors have a part in the next block.
     outside = np.linalg.norm(basis[:, -1] @ coupling.T, axis=1)
     beside[:, -1] = np.hypot(beside[:, -1], outside)
-    return tuple(Tridiagonal.of(a, b) for a, b in zip(diagonal, beside, strict=True))
+    return diagonal, beside
+
+
+def _shares_before(
+    diagonal: Float[np.ndarray, "s m"], beside: Float[np.ndarray, "s m"], x: float
+) -> Float[np.ndarray, "s 2"]:
+    """Return bounds on mu((-inf, x)) from below and on mu((-inf, x]) from above, of each vector.
+
+    They are those of `lanczos.Tridiagonal.before`, for all vectors at once.
+    """
+    (s, m), steps = diagonal.shape, np.arange(diagonal.shape[1])
+    scale = np.maximum(np.abs(diagonal).max(1), beside.max(1))[:, None]
+    going = np.cumprod(beside > _BREAKDOWN * scale, axis=1)
+    beside = np.where(going, beside, 0.0)  # what comes later has no part in the vector
+    # The last entry is x + beta_m^2 / d_m, with the pivots d_i of T - x I, so that x is a node.
+    pivots = diagonal[:, 0] - x
+    for i in range(1, m):
+        pivots = diagonal[:, i] - x - beside[:, i - 1] ** 2 / _nonzero(pivots, scale[:, 0])
+    T = np.zeros((s, m + 1, m + 1))
+    T[:, steps, steps] = diagonal
+    T[:, steps + 1, steps] = beside  # the upper half is not read
+    T[:, m, m] = x + beside[:, -1] ** 2 / _nonzero(pivots, scale[:, 0])
+    nodes, vectors = np.linalg.eigh(T)
+    weights = vectors[:, 0] ** 2
+    near = np.abs(nodes - x) <= _SAME * np.maximum(np.abs(nodes).max(1), abs(x))[:, None]
+    below = nodes < x
+    return np.stack([(weights * (below & ~near)).sum(1), (weights * (below | near)).sum(1)], 1)
+
+
+def _nonzero(pivots: Float[np.ndarray, " s"], scale: Float[np.ndarray, " s"]) -> np.ndarray:
+    return np.where(np.abs(pivots) > 1e-15 * scale, pivots, np.maximum(1e-15 * scale, 1e-300))
 
 
 def _scaled(rows: Float[np.ndarray, "s n"], sizes: Float[np.ndarray, " s"]) -> np.ndarray:

@@ -9,6 +9,7 @@ import scipy.stats
 from rankmon.linalg.block_lanczos import BlockLanczos
 from rankmon.linalg.estimate import Estimate
 from rankmon.linalg.krylov import Limits, krylov_spectrum
+from rankmon.linalg.lanczos import Tridiagonal
 from rankmon.linalg.random_measures import Measures
 
 P = 500
@@ -62,6 +63,55 @@ def test_intervals_hold(name, dtype):
         hits.append([e.low - 1e-12 <= true <= e.high + 1e-12 for e, true in pairs])
     assert np.all(np.sum(hits, axis=0) >= seeds - 3)  # 0.1 % by chance, of 95 %
     assert np.mean(hits) >= 0.95
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("width", [2, 16])
+def test_intervals_of_one_space_hold(name, width):
+    values, seeds = SPECTRA[name], 10
+    hits, options = [], {"certified": False, "limits": Limits(rows=64), "width": width}
+    for seed in range(seeds):
+        pairs = list(truths(values, estimated(values, seed=seed, **options).signed()))
+        assert all(estimate.low <= estimate.value <= estimate.high for estimate, _ in pairs)
+        hits.append([e.low - 1e-12 <= true <= e.high + 1e-12 for e, true in pairs])
+    assert np.all(np.sum(hits, axis=0) >= seeds - 3)  # 0.1 % by chance, of 95 %
+    assert np.mean(hits) >= 0.95
+
+
+@pytest.mark.parametrize("name", ["power", "slow", "bulk"])
+def test_one_space_counts_well_without_a_second(name):
+    """The values, not the intervals: 128 products, of which the trace takes none."""
+    values, products, off = SPECTRA[name], [], []
+
+    def product(v):
+        products.append(len(v))
+        return v * values
+
+    for seed in range(20):
+        options = {"certified": False, "moments": 0, "limits": Limits(rows=128), "seed": seed}
+        found = krylov_spectrum(product, P, **options)
+        cut = 0.01 * found.norm
+        off.append(found.count(-cut, cut).value / np.sum(np.abs(values) > cut) - 1)
+    assert sum(products) <= 20 * 128
+    assert np.median(np.abs(off)) < 0.05
+    assert math.isnan(found.trace().value)
+    assert math.isnan(found.signed().stable_rank.value)
+
+
+@pytest.mark.parametrize("name", ["power", "slow", "decay"])
+def test_extremes_alone_take_few_products(name):
+    values, products = SPECTRA[name], []
+
+    def product(v):
+        products.append(len(v))
+        return v * values
+
+    options = {"certified": False, "moments": 0, "width": 1, "goal": 1.0, "accuracy": 1e-3}
+    found = krylov_spectrum(product, P, **options)
+    assert sum(products) <= 40
+    assert found.largest().value == pytest.approx(np.max(values), rel=1e-4)
+    assert found.smallest().value == pytest.approx(np.min(values), rel=1e-3)
+    assert found.largest().high >= np.max(values)
 
 
 @pytest.mark.parametrize("name", ["power", "decay", "few", "pairs", "plateaus"])
@@ -153,9 +203,26 @@ def test_bounds_of_the_vectors_weights():
             assert least - 1e-3 <= true <= most + 1e-3
 
 
+@pytest.mark.parametrize("x", [-0.02, 0.3, 4.0, math.inf])
+def test_shares_of_all_vectors_are_those_of_each(x):
+    """Entries of all sizes, recurrences that end early, and none at all."""
+    rng = np.random.default_rng(5)
+    for m in (1, 4, 9):
+        diagonal = rng.standard_normal((6, m))
+        beside = np.abs(rng.standard_normal((6, m))) * 10.0 ** rng.uniform(-6, 0, (6, m))
+        beside[:2, m // 2] = 0
+        rests = diagonal, beside
+        masses = np.ones(6)
+        measures = Measures(np.zeros(0), np.zeros((6, 0)), masses, rests, ())
+        each = [Tridiagonal.of(a, b) for a, b in zip(diagonal, beside, strict=True)]
+        pairs = [(1.0, 1.0) if math.isinf(x) else one.before(x) for one in each]
+        least, most = measures.beyond(x, math.inf)
+        np.testing.assert_allclose([least, most], np.sum(pairs, axis=0), atol=1e-12)
+
+
 @pytest.mark.parametrize("weight", [0.1, 20.0, 300.0])
 def test_dimensions_of_a_weight(weight):
-    measures = Measures(np.zeros(0), np.zeros((4, 0)), np.zeros(4), ())
+    measures = Measures(np.zeros(0), np.zeros((4, 0)), np.zeros(4), (), ())
     most, least = measures.most(weight, 0.01, P), measures.least(weight, 0.01, P)
     likely = scipy.stats.chi2(4 * np.arange(1, P + 1)).cdf(weight)
     assert most == np.sum(likely >= 0.01)
