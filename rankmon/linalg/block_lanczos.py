@@ -174,6 +174,8 @@ def orthonormal_rows(
     rows: Float[np.ndarray, "s p"], tiny: float
 ) -> tuple[Float[np.ndarray, "r p"], Float[np.ndarray, "s r"]]:
     """Return orthonormal rows Q and C with C Q = rows, but for parts of norm `tiny` or less."""
+    if len(rows) == 1 and (size := float(np.linalg.norm(rows))) > tiny:
+        return rows / rows.dtype.type(size), np.array([[size]])  # cheaper than eigenvectors
     exact = rows.astype(np.float64, copy=False)
     squares, vectors = np.linalg.eigh(exact @ exact.T)
     sizes = np.sqrt(np.maximum(squares, 0.0))

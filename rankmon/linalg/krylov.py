@@ -266,11 +266,15 @@ class _Eigenpairs:
     """Ritz pairs that are taken as eigenpairs: which ones, values, vectors, residuals' norm."""
 
     def __init__(self, chosen: Bool[np.ndarray, " n"], space: BlockLanczos, pairs: RitzPairs):
-        self.chosen = chosen
-        self.values = pairs.values[chosen]
-        self.rows = pairs.vectors[:, chosen].T.astype(space.rows.dtype) @ space.rows
+        self.chosen, self._space = chosen, space
+        self.values, self._inside = pairs.values[chosen], pairs.vectors[:, chosen].T
         coupling = pairs.coupling[:, chosen]
         self.shift = float(np.linalg.norm(coupling, 2)) if coupling.size else 0.0
+
+    @property
+    def rows(self) -> Float[np.ndarray, "d p"]:
+        """The vectors, computed anew each time."""
+        return self._inside.astype(self._space.rows.dtype) @ self._space.rows
 
 
 def _grown(space: BlockLanczos, deadline: float, clock: Callable[[], float]) -> bool:

@@ -12,6 +12,7 @@ how), beside eigenvectors that are known, which count with their exact weight.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 import numpy as np
 import scipy.special
@@ -37,15 +38,15 @@ class Measures:
       values: the eigenvalues that are known.
       weights: their weights in each vector.
       masses: the rest of |x_j|^2.
-      rests: the rests' Lanczos matrices: diagonals, and entries beside them; the last of these
-        belongs to a step that was not taken.
+      rests: returns the rests' Lanczos matrices: diagonals, and entries beside them; the last of
+        these belongs to a step that was not taken.
       rule: the Gauss rule of the vectors' block: its nodes, and their weights in all vectors.
     """
 
     values: Float[np.ndarray, " d"]
     weights: Float[np.ndarray, "s d"]
     masses: Float[np.ndarray, " s"]
-    rests: tuple[Float[np.ndarray, "s m"], Float[np.ndarray, "s m"]]
+    rests: Callable[[], tuple[Float[np.ndarray, "s m"], Float[np.ndarray, "s m"]]]
     rule: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]
     _found: dict[float, Float[np.ndarray, "s 2"]] = field(default_factory=dict, compare=False)
 
@@ -55,7 +56,7 @@ class Measures:
         inside = space.start @ pairs.vectors[: space.start.shape[1]]
         weights = inside**2
         left = (pairs.values[~known], pairs.coupling[:, ~known], inside[:, ~known])
-        rests = _scalar_steps(*left, space.steps)
+        rests = partial(_scalar_steps, *left, space.steps)
         rule = pairs.values, weights.sum(0)
         return cls(pairs.values[known], weights[:, known], weights[:, ~known].sum(1), rests, rule)
 
@@ -72,8 +73,12 @@ class Measures:
         if math.isinf(x):
             return np.full((self.vectors, 2), float(x > 0))
         if x not in self._found:  # a stopping rule asks for the same ones again
-            self._found[x] = _shares_before(*self.rests, x)
+            self._found[x] = _shares_before(*self._matrices, x)
         return self._found[x]
+
+    @cached_property
+    def _matrices(self) -> tuple[Float[np.ndarray, "s m"], Float[np.ndarray, "s m"]]:
+        return self.rests()  # who reads only values needs none
 
     def by_quadrature(self, low: float, high: float) -> float:
         """Return the weight of all vectors below `low` and above `high`, by the Gauss rule.

@@ -1,6 +1,7 @@
 """Estimates by Krylov spaces: exact where they can be, and intervals that hold."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -211,9 +212,8 @@ def test_shares_of_all_vectors_are_those_of_each(x):
         diagonal = rng.standard_normal((6, m))
         beside = np.abs(rng.standard_normal((6, m))) * 10.0 ** rng.uniform(-6, 0, (6, m))
         beside[:2, m // 2] = 0
-        rests = diagonal, beside
-        masses = np.ones(6)
-        measures = Measures(np.zeros(0), np.zeros((6, 0)), masses, rests, ())
+        known = np.zeros(0), np.zeros((6, 0))
+        measures = Measures(*known, np.ones(6), partial(tuple, (diagonal, beside)), ())
         each = [Tridiagonal.of(a, b) for a, b in zip(diagonal, beside, strict=True)]
         pairs = [(1.0, 1.0) if math.isinf(x) else one.before(x) for one in each]
         least, most = measures.beyond(x, math.inf)
@@ -222,7 +222,7 @@ def test_shares_of_all_vectors_are_those_of_each(x):
 
 @pytest.mark.parametrize("weight", [0.1, 20.0, 300.0])
 def test_dimensions_of_a_weight(weight):
-    measures = Measures(np.zeros(0), np.zeros((4, 0)), np.zeros(4), (), ())
+    measures = Measures(np.zeros(0), np.zeros((4, 0)), np.zeros(4), tuple, ())
     most, least = measures.most(weight, 0.01, P), measures.least(weight, 0.01, P)
     likely = scipy.stats.chi2(4 * np.arange(1, P + 1)).cdf(weight)
     assert most == np.sum(likely >= 0.01)
