@@ -6,6 +6,7 @@ import numpy as np
 
 import curvature_ways as peers
 from curvature_eigsh import both_ends, jax_product, largest, torch_product
+from curvature_spaces import counts, extremes, intervals, trace
 from curvature_truth import SHARES
 
 # Vectors and steps: at most 4,096 products, the fewest first.
@@ -14,7 +15,11 @@ LANCZOS = sorted(
     key=lambda pair: (pair[0] * pair[1], pair[1]),
 )
 # The share of ||H_L|| down to which eigenvalues shall be exact, and the most rows of a basis.
-KRYLOV = [(0.1, 64), (0.01, 128), (0.01, 256), (0.01, 384), (0.01, 768)]
+KRYLOV = [(0.01, 256), (0.01, 384), (0.01, 768)]
+# Vectors, rows of a basis; rows, blocks of vectors beside it; residuals of the extremes.
+COUNTS = [(4, 32), (8, 64), (16, 64), (16, 96), (16, 128), (16, 192), (16, 256)]
+BESIDE = [(16, 1), (32, 1), (32, 2), (48, 2), (64, 2), (96, 2), (96, 4)]
+RESIDUALS = [(1e-2,), (1e-3,), (3e-4,), (1e-4,)]
 TRACES = [(3 * 2**i,) for i in range(3, 11)]
 # How many eigenvalues: a user does not know, so that nobody would find the first that is enough.
 EIGSH = [(int(12 * 1.2**i), 1e-2) for i in range(24)]
@@ -46,40 +51,12 @@ def quadrature(case):
     return estimate
 
 
-def krylov(case):
-    """Take the block Krylov spaces of the engine "lanczos", with float32 products."""
-    import jax
-    from jax.flatten_util import ravel_pytree
-
-    from rankmon.linalg.krylov import Limits, krylov_spectrum
-
-    theta, split = ravel_pytree(case.params)
-    x, y = case.data
-
-    @jax.jit
-    def rows(t, x, v):
-        gradient = jax.grad(lambda t: case.loss(split(t), x, y))
-        return jax.vmap(lambda u: jax.jvp(gradient, (t,), (u,))[1])(v)
-
-    def estimate(goal, most, *, seed):
-        done = []
-
-        def product(v):
-            done.append(len(v))
-            return np.asarray(rows(theta, x, v))
-
-        sizes = {"goal": goal, "limits": Limits(rows=most), "seed": seed}
-        found = krylov_spectrum(product, len(theta), dtype=np.float32, noise=1e-6, **sizes)
-        signed = found.signed()
-        ends = {name: getattr(signed, name).value for name in ("largest", "smallest", "trace")}
-        return {f"above {s:g}": signed.above[s].value for s in SHARES} | ends, sum(done)
-
-    return estimate
-
-
 # Each way's function, its settings, and the libraries that it needs and rankmon does not.
 WAYS = {
-    "rankmon": (krylov, KRYLOV, ()),
+    "rankmon, counts": (counts, COUNTS, ()),
+    "rankmon, trace": (trace, BESIDE, ()),
+    "rankmon, extremes": (extremes, RESIDUALS, ()),
+    "rankmon, intervals": (intervals, KRYLOV, ()),
     "rankmon, quadrature": (quadrature, [(16, 64)], ("matfree",)),
     "curvlinops, Lanczos": (peers.curvlinops_lanczos, LANCZOS, ("torch", "curvlinops")),
     "curvlinops, Hutch++": (peers.curvlinops_hutchpp, TRACES, ("torch", "curvlinops")),
