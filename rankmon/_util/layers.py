@@ -64,6 +64,22 @@ FAMILIES = frozenset(
         "lemma8/predicted_log_abs_det",
         "lemma8/prediction_error",
         "lemma8/quadrature_error",
+        *(
+            f"{family}/{part}"
+            for family in (
+                "rank_block",
+                "eigenvalue_max_block",
+                "eigenvalue_min_block",
+                "trace_block",
+                "rank_low/block",
+                "rank_high/block",
+            )
+            for part in ("H_L", "H_o")
+        ),
+        "rank_columns/H_f",
+        "rank_columns_theory/H_f",
+        "rank_low/columns/H_f",
+        "rank_high/columns/H_f",
     )
 )
 
@@ -72,12 +88,14 @@ def by_family(tags: Iterable[str]) -> dict[str, dict[str, str]]:
     """Return family -> layer -> tag of all curves of layers; the parts of the Hessian have none."""
     found: dict[str, dict[str, str]] = {}
     for tag in tags:
-        first, _, rest = tag.partition("/")
-        second, _, last = rest.partition("/")
-        if last and f"{first}/{second}" in FAMILIES:
-            found.setdefault(f"{first}/{second}", {})[last] = tag
-        elif rest and first in FAMILIES and rest not in RESERVED_NAMES:
-            found.setdefault(first, {})[rest] = tag
+        first, *others = tag.split("/")
+        # The longest name first: with "rank_low" and "rank_low/features" both are families.
+        for length in range(min(2, len(others) - 1), -1, -1):
+            family = "/".join([first, *others[:length]])
+            layer = "/".join(others[length:])
+            if layer and family in FAMILIES and (length or layer not in RESERVED_NAMES):
+                found.setdefault(family, {})[layer] = tag
+                break
     return found
 
 

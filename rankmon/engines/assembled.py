@@ -1,5 +1,6 @@
 """The exact engines of p x p matrices: "stack", assembled by contractions, and "dense"."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Protocol, runtime_checkable
@@ -9,16 +10,17 @@ from jaxtyping import Int
 
 from rankmon._util.compile import operations
 from rankmon._util.optional_readers import optionally
-from rankmon.engines.base import Spectra
+from rankmon.engines.block_spectra import BlockSpectra, LayerRows
 from rankmon.engines.dense import Curvature
 from rankmon.engines.dense_parts import HessianParts, is_wide, largest_layer, small_order
 from rankmon.engines.dense_stack import StackCurvature
-from rankmon.engines.exact import SPECTRUM_SECONDS, ExactEngine
+from rankmon.engines.exact import SPECTRUM_SECONDS, ExactEngine, Found
 from rankmon.hessian.memory import refuse_oversize
 from rankmon.hessian.operators import HessianPrograms, traced_product
 from rankmon.linalg.spectrum import padded
 from rankmon.network.activations import UnsupportedActivationError
 from rankmon.network.coordinates import Coordinates, coordinates_of
+from rankmon.network.layers import Layer
 from rankmon.network.recognized_stack import DenseStack, recognized_stack
 from rankmon.problem.flat import FlatProblem, gaussian_leaves
 from rankmon.problem.point import Point
@@ -78,7 +80,7 @@ class _AssembledEngine(ExactEngine):
         """Return the matrices at this point."""
         return self.assembly.parts(point)
 
-    def _spectra(self, point: Point) -> Spectra | None:
+    def _measured(self, point: Point, layers: Sequence[Layer]) -> Found | None:
         held_residuals, needed = point.reference, set(point.needed)
         if held_residuals is not None and np.array_equal(held_residuals, point.residuals):
             point = point.holding(None)  # H_f_fixed is H_f
@@ -91,7 +93,16 @@ class _AssembledEngine(ExactEngine):
         }
         if "H_f_fixed" in needed and "H_f_fixed" not in spectra:
             spectra["H_f_fixed"] = spectra["H_f"]
-        return spectra
+        rows = [self._rows(layer) for layer in layers]
+        return Found(spectra, BlockSpectra.of_parts(parts, rows, point.asked) if rows else None)
+
+    def _rows(self, layer: Layer) -> LayerRows:
+        """Return the rows of a layer's coordinates in the matrices."""
+        places = layer.places(self.coordinates.reduced)
+        rows = np.flatnonzero(np.isin(self.assembly.order, places))
+        if rows.size and rows[-1] - rows[0] == rows.size - 1:
+            return slice(int(rows[0]), int(rows[-1]) + 1)  # without copies
+        return rows
 
     @property
     def _spectra_seconds(self) -> float:

@@ -17,6 +17,35 @@ Spectra = dict[str, Float[np.ndarray, " p"]]
 
 
 @dataclass(frozen=True)
+class Block:
+    """The diagonal block of one layer in one part of a Hessian.
+
+    Attributes:
+      rank: at the cut of the part; None if it was not counted.
+      curvature: of its signed eigenvalues the numbers that were measured.
+    """
+
+    rank: NumericalRank | None
+    curvature: SignedSpectrum
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The blocks of one Hessian, by layer.
+
+    Attributes:
+      diagonal: part -> layer -> diagonal block, for H_L and H_o if these are asked for.
+      columns: layer -> rank of H_f's columns of that layer, at the cut of H_f.
+      off_diagonal: the share of ||H_L||_F^2 outside the diagonal blocks; NaN for a zero H_L, None
+        if it was not measured.
+    """
+
+    diagonal: Mapping[str, Mapping[str, Block]]
+    columns: Mapping[str, NumericalRank] = field(default_factory=dict)
+    off_diagonal: float | None = None
+
+
+@dataclass(frozen=True)
 class Ranks:
     """The ranks of one Hessian.
 
@@ -27,6 +56,7 @@ class Ranks:
       warnings: messages to the user about limits of these ranks.
       curvature: of each part the extremes, moments and counts of its signed eigenvalues, if they
         were computed.
+      blocks: the blocks by layer; None if they are not asked for, or were not measured.
     """
 
     parts: dict[str, NumericalRank]
@@ -34,6 +64,7 @@ class Ranks:
     spectra: Mapping[str, Float[np.ndarray, " p"]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     curvature: Mapping[str, SignedSpectrum] = field(default_factory=dict)
+    blocks: Blocks | None = None
 
 
 @runtime_checkable

@@ -3,6 +3,7 @@
 `hessian.deep_linear` has the reduction to these coordinates.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,9 +13,23 @@ from jaxtyping import Float
 
 from rankmon._util.text import bytes_text
 from rankmon.engines.base import Spectra
-from rankmon.engines.exact import ExactEngine
-from rankmon.hessian.deep_linear import InputBasis, Layers, Reduction, coordinate_count
+from rankmon.engines.block_spectra import (
+    DIAGONAL_PARTS,
+    BlockSpectra,
+    Values,
+    column_values,
+    off_diagonal_share,
+)
+from rankmon.engines.exact import ExactEngine, Found
+from rankmon.hessian.deep_linear import (
+    InputBasis,
+    Layers,
+    Reduction,
+    coordinate_count,
+    rows_by_layer,
+)
 from rankmon.linalg.spectrum import padded, symmetric_spectrum
+from rankmon.network.layers import Layer
 from rankmon.network.recognized_stack import DenseStack, recognized_stack
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.output_hessians import EVALUATED_ALIVE, OutputHessians
@@ -76,15 +91,15 @@ class DeepLinearEngine(ExactEngine):
         """Compile the loss and its derivatives in the outputs; the reduction uses NumPy."""
         self.flat.compile()
 
-    def _spectra(self, point: Point) -> Spectra | None:
+    def _measured(self, point: Point, layers: Sequence[Layer]) -> Found | None:
         b = point.output_hessians
         try:
             with np.errstate(over="raise", invalid="raise"):
-                return self._reduced_spectra(point, b)
+                return self._reduced(point, b, by_layer=bool(layers))
         except (FloatingPointError, OverflowError):
             return None
 
-    def _reduced_spectra(self, point: Point, b: OutputHessians) -> Spectra:
+    def _reduced(self, point: Point, b: OutputHessians, *, by_layer: bool) -> Found:
         leaves, p = point.leaves, self.flat.p
         layers = Layers.at(self.stack.weights(leaves), self.stack.biases(leaves), self.basis.axes)
         moment = self.basis.second_moment(b)
@@ -103,12 +118,24 @@ class DeepLinearEngine(ExactEngine):
             matrices["H_f_fixed"] = fixed.functional
         same = held is not None and np.array_equal(held, point.residuals)
         spectra: Spectra = {}
+        diagonal, blocks = dict[str, Values](), list[np.ndarray]()
+        columns, share = None, float("nan")
         for part in point.needed:
-            known = spectra.get("H_f") if same and part == "H_f_fixed" else None
-            spectra[part] = (
-                padded(_finite_spectrum(matrices[part]()), p) if known is None else known
-            )
-        return spectra
+            if same and part == "H_f_fixed" and "H_f" in spectra:
+                spectra[part] = spectra["H_f"]
+                continue
+            matrix = matrices[part]()
+            spectra[part] = padded(_finite_spectrum(matrix), p)
+            if not by_layer or part not in point.asked:
+                continue
+            if part in DIAGONAL_PARTS:  # H_f has no diagonal blocks: those of H_L are H_o's
+                blocks = blocks or [*map(_finite_spectrum, reduction.outer_blocks(moment))]
+                diagonal[part] = blocks
+            if part == "H_L":
+                share = off_diagonal_share(matrix, rows_by_layer(reduction.loss_groups))
+            elif part == "H_f":
+                columns = column_values(matrix, rows_by_layer(reduction.functional_groups))
+        return Found(spectra, BlockSpectra(diagonal, columns, share) if by_layer else None)
 
     def describe(self) -> str:
         """Return the engine's line of the run's card."""

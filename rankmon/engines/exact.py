@@ -8,15 +8,30 @@ from typing import ClassVar
 
 import numpy as np
 
-from rankmon.engines.base import Ranks, Spectra
+from rankmon.engines.base import Block, Blocks, Ranks, Spectra
+from rankmon.engines.block_spectra import BlockSpectra
 from rankmon.engines.cuts import Cut, HessianCuts, below_rounding
 from rankmon.linalg.numerical_rank import NumericalRank, Tolerance, numerical_rank
 from rankmon.linalg.signed_spectrum import SignedSpectrum
+from rankmon.network.layers import Layer, layers_of
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Point
 
 # Seconds that a spectrum takes, divided by order^3: measured at 7,000 rows on two cores.
 SPECTRUM_SECONDS = 1.2e-10
+
+
+@dataclass(frozen=True)
+class Found:
+    """The spectra at one point.
+
+    Attributes:
+      spectra: of each part that is needed p eigenvalues, by falling magnitude.
+      blocks: the spectra of the blocks by layer, if they are asked for.
+    """
+
+    spectra: Spectra
+    blocks: BlockSpectra | None = None
 
 
 @dataclass(eq=False)
@@ -30,7 +45,7 @@ class ExactEngine(ABC):
     """
 
     flat: FlatProblem
-    _last: tuple[bytes, Spectra | None] | None = field(default=None, init=False, repr=False)
+    _last: tuple[bytes, Found | None] | None = field(default=None, init=False, repr=False)
 
     name: ClassVar[str]
     kind: ClassVar[str]
@@ -63,27 +78,44 @@ class ExactEngine(ABC):
         """Return the engine's line of the run's card."""
 
     @abstractmethod
-    def _spectra(self, point: Point) -> Spectra | None:
-        """Return the eigenvalues of the parts that are needed; None if something overflows."""
+    def _measured(self, point: Point, layers: Sequence[Layer]) -> Found | None:
+        """Return the eigenvalues of the parts that are needed; None if something overflows.
+
+        Args:
+          point: the parameters.
+          layers: those whose blocks are measured as well; empty for no blocks.
+        """
 
     def spectra(self, point: Point) -> Spectra | None:
         """Return the eigenvalues of the parts that are needed; None if something overflows.
 
         Each spectrum has p eigenvalues, by falling magnitude. The point must be finite.
         """
-        key = digest([*point.leaves, *point.functional_residuals]) + repr(point.needed).encode()
+        found = self._found(point)
+        return None if found is None else found.spectra
+
+    def _found(self, point: Point) -> Found | None:
+        asked = repr((point.needed, point.asked, point.by_layer)).encode()
+        key = digest([*point.leaves, *point.functional_residuals]) + asked
         last = self._last
         if last is None or last[0] != key:
-            self._last = last = (key, self._spectra(point))
+            self._last = last = (key, self._with_blocks(point))
         return last[1]
+
+    def _with_blocks(self, point: Point) -> Found | None:
+        layers = layers_of(self.flat) if point.by_layer else ()
+        found = self._measured(point, layers if len(layers) > 1 else ())
+        if found is None or len(layers) != 1:
+            return found
+        return Found(found.spectra, BlockSpectra.of_one_layer(found.spectra, point.asked))
 
     def ranks(self, point: Point, tolerance: Tolerance) -> Ranks | None:
         """Return the ranks and eigenvalues of the point's parts; None if something overflows."""
         self.flat.pace.say(f"the spectra of {self.order:,} rows", self._spectra_seconds)
-        spectra = self.spectra(point)
-        if spectra is None:
+        found = self._found(point)
+        if found is None:
             return None
-        spectra = {part: spectra[part] for part in point.needed}
+        spectra = {part: found.spectra[part] for part in point.needed}
         norms = {part: float(abs(spectrum[0])) for part, spectrum in spectra.items()}
         cuts = HessianCuts.of(norms, tolerance, self.flat)
 
@@ -102,7 +134,38 @@ class ExactEngine(ABC):
                 )
                 for part in point.asked
             },
+            blocks=self._blocks(found.blocks, cuts, norms["H_L"]),
         )
+
+    def _blocks(
+        self, spectra: BlockSpectra | None, cuts: HessianCuts, norm: float
+    ) -> Blocks | None:
+        """Return the blocks with their ranks, at the cuts of the parts."""
+        if spectra is None:
+            return None
+        layers = layers_of(self.flat)
+
+        def block(values: np.ndarray, cut: Cut, layer: Layer) -> Block:
+            rank = numerical_rank(np.abs(values), cut.value, size=layer.size, finest=cut.finest)
+            curvature = SignedSpectrum.of_eigenvalues(
+                values, norm=norm, cut=max(cut), size=layer.size
+            )
+            return Block(rank, curvature)
+
+        diagonal = {
+            part: {
+                layer.name: block(of_layer, cuts.parts[part], layer)
+                for layer, of_layer in zip(layers, values, strict=True)
+            }
+            for part, values in spectra.diagonal.items()
+        }
+        columns = {
+            layer.name: numerical_rank(
+                values, cuts.parts["H_f"].value, size=layer.size, finest=cuts.parts["H_f"].finest
+            )
+            for layer, values in zip(layers, spectra.columns or (), strict=bool(spectra.columns))
+        }
+        return Blocks(diagonal, columns, spectra.off_diagonal if "H_L" in diagonal else None)
 
     @property
     def _spectra_seconds(self) -> float:

@@ -210,31 +210,40 @@ class Reduction:
         ]
         return Group.of_each_layer(outer) + Group.of_each_layer(others)
 
+    @cached_property
+    def functional_groups(self) -> list[Group]:
+        """The coordinates at which H_f can be non-zero."""
+        return Group.of_each_layer([basis.functional_mask for basis in self.bases])
+
     def functional(self) -> Float[np.ndarray, "f f"]:
-        """Return H_f in the coordinates at which it can be non-zero."""
-        return self._functional(Group.of_each_layer([b.functional_mask for b in self.bases]))
+        """Return H_f in the coordinates of `functional_groups`."""
+        return self._functional(self.functional_groups)
 
     def outer(self, S: Float[np.ndarray, "kr kr"]) -> Float[np.ndarray, "o o"]:
         """Return R S R^T, where J^T = Q R: H_o = J^T S J in the columns of Q."""
-        R = np.asarray(np.linalg.qr(self._jacobian().T, mode="r"))
+        R = np.asarray(np.linalg.qr(np.concatenate(self._jacobians(), axis=1).T, mode="r"))
         return R @ S @ R.T
+
+    def outer_blocks(self, S: Float[np.ndarray, "kr kr"]) -> list[Float[np.ndarray, "_o _o"]]:
+        """Return the diagonal block of H_o of each layer, where it can be non-zero."""
+        return [J.T @ (S @ J) for J in self._jacobians()]
 
     def loss(self, S: Float[np.ndarray, "kr kr"]) -> Float[np.ndarray, "m m"]:
         """Return H_L = H_o + H_f in the coordinates of `loss_groups`."""
-        J = self._jacobian()
+        J = np.concatenate(self._jacobians(), axis=1)
         H = self._functional(self.loss_groups)
         H[: J.shape[1], : J.shape[1]] += J.T @ (S @ J)
         return H
 
-    def _jacobian(self) -> Float[np.ndarray, "kr o"]:
-        """Return J: column (l, a, b) is (B_l P_l)_a (x) (R_l^T U_l)_b."""
+    def _jacobians(self) -> list[Float[np.ndarray, "kr _o"]]:
+        """Return J by layer: column (l, a, b) is (B_l P_l)_a (x) (R_l^T U_l)_b."""
         blocks = []
         for at, basis in enumerate(self.bases):
             rows, columns = basis.outer
             left = self.layers.backward[at] @ basis.left[:, :rows]
             right = basis.right[:, :columns].T @ self.layers.forward[at]
             blocks.append(np.kron(left, right.T))
-        return np.concatenate(blocks, axis=1)
+        return blocks
 
     @cached_property
     def _factors(self) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]:
@@ -253,9 +262,8 @@ class Reduction:
 
         The entry at (l, a, b), (k, a', b') is (Z_kl)_{b' a} (U_l Omega^T B_k)_{b a'}.
         """
-        ends = np.cumsum([len(group.a) for group in groups])
-        spans = [slice(end - len(g.a), end) for end, g in zip(ends, groups, strict=True)]
-        H = np.zeros((ends[-1], ends[-1]))
+        spans = _spans(groups)
+        H = np.zeros((spans[-1].stop, spans[-1].stop))
         for group, rows in zip(groups, spans, strict=True):
             for other, columns in zip(groups, spans, strict=True):
                 if group.layer < other.layer:
@@ -265,6 +273,21 @@ class Reduction:
                     H[rows, columns] = block
                     H[columns, rows] = block.T
         return H
+
+
+def rows_by_layer(groups: Sequence[Group]) -> list[Int[np.ndarray, " _m"]]:
+    """Return the rows of each layer in the matrices in the coordinates of these groups."""
+    spans = _spans(groups)
+    return [
+        np.concatenate([np.r_[s] for s, g in zip(spans, groups, strict=True) if g.layer == layer])
+        for layer in range(1 + max(group.layer for group in groups))
+    ]
+
+
+def _spans(groups: Sequence[Group]) -> list[slice]:
+    """Return the rows of each group."""
+    ends = np.cumsum([len(group.a) for group in groups]).tolist()
+    return [slice(end - len(g.a), end) for end, g in zip(ends, groups, strict=True)]
 
 
 def coordinate_count(dims: Sequence[int], biases: Sequence[bool], basis: InputBasis) -> int:

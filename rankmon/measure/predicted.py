@@ -118,6 +118,15 @@ def closed_forms_at(measured: MeasuredSymbols, s: int, held: int) -> dict[str, i
     return ranks
 
 
+def column_ranks_at(measured: MeasuredSymbols, s: int) -> tuple[int, ...]:
+    """Return the closed forms for the ranks of H_f's column blocks at this s, by layer."""
+    assert measured.stack is not None
+    assert measured.loss is not None
+    dims, bias, loss = measured.stack.dims, bool(measured.stack.bias), measured.loss
+    s = min(s, dims[-1] - (loss == "cross_entropy"), measured.r + bias)
+    return theory.rank_functional_columns(dims, r=measured.r, s=s, bias=bias, loss=loss)
+
+
 def closed_forms_apply(measured: MeasuredSymbols, snapshot: Snapshot) -> bool:
     """Return whether the closed forms say anything of the network at these parameters.
 

@@ -1,12 +1,14 @@
 """The scalars of a part's signed eigenvalues: extremes, moments, counts and their intervals."""
 
 import math
+from collections.abc import Mapping
 
 from rankmon._util.tags import INTERVAL_HIGH, INTERVAL_LOW
 from rankmon.linalg.estimate import Estimate
 from rankmon.linalg.signed_spectrum import NEGATIVE_SHARE, SHARES, SignedSpectrum
 
-_UNDEFINED = SignedSpectrum(
+# The curvature of a matrix that is not finite.
+UNDEFINED = SignedSpectrum(
     **dict.fromkeys(
         (
             "largest",
@@ -25,16 +27,21 @@ _UNDEFINED = SignedSpectrum(
 
 
 def curvature_scalars(part: str, spectrum: SignedSpectrum) -> dict[str, float]:
-    """Return tag -> number of one part's signed eigenvalues; numbers not measured have no tag.
+    """Return tag -> number of one part's signed eigenvalues; numbers not measured have no tag."""
+    families = _by_family(spectrum)
+    return estimate_scalars({f"{family}/{part}": number for family, number in families.items()})
+
+
+def estimate_scalars(estimates: Mapping[str, Estimate]) -> dict[str, float]:
+    """Return the scalars of these estimates by tag; estimates that are unknown have none.
 
     The ends of an estimate's interval have tags of their own. A number that is certain has none,
     but one whose ends coincide by estimation has, so that its curve always has a band.
     """
     scalars = {}
-    for family, estimate in _by_family(spectrum).items():
+    for tag, estimate in estimates.items():
         if math.isnan(estimate.confidence):
             continue
-        tag = f"{family}/{part}"
         scalars[tag] = estimate.value
         if estimate.confidence < 1 or estimate.low < estimate.high:
             scalars[f"{INTERVAL_LOW}/{tag}"] = estimate.low
@@ -44,7 +51,7 @@ def curvature_scalars(part: str, spectrum: SignedSpectrum) -> dict[str, float]:
 
 def undefined_curvature(part: str) -> dict[str, float]:
     """Return the scalars of a part that is not finite: NaN, for all that exact engines measure."""
-    return curvature_scalars(part, _UNDEFINED)
+    return curvature_scalars(part, UNDEFINED)
 
 
 def _by_family(spectrum: SignedSpectrum) -> dict[str, Estimate]:

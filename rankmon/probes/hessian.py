@@ -1,5 +1,6 @@
 """The Hessian probe: ranks, spectra and signed curvature of H_L, H_o, H_f and H_f^fixed."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,8 +9,8 @@ import numpy as np
 from rankmon._util.facts import Fact
 from rankmon._util.hparams import Hparam
 from rankmon._util.tags import HESSIAN_PARTS
-from rankmon._util.validate import as_parts, check_engine, check_time_limit
-from rankmon.engines.base import compile_derivatives
+from rankmon._util.validate import as_flag, as_parts, check_engine, check_time_limit
+from rankmon.engines.base import Ranks, compile_derivatives
 from rankmon.engines.exact import ExactEngine
 from rankmon.engines.refusals import refuse_unmeasurable
 from rankmon.engines.select import ENGINES, Choice, select_engine
@@ -20,9 +21,10 @@ from rankmon.linalg.numerical_rank import (
     as_tolerance,
     undefined_rank,
 )
-from rankmon.measure.predicted import closed_forms_apply, closed_forms_at
+from rankmon.measure.predicted import closed_forms_apply, closed_forms_at, column_ranks_at
 from rankmon.measure.symbols import MeasuredSymbols
 from rankmon.probes.base import Description, Measurement, State, count_scalar, rank_scalars
+from rankmon.probes.blocks import BlockPlan, block_scalars, undefined_blocks
 from rankmon.probes.curvature import curvature_scalars, undefined_curvature
 from rankmon.probes.predictions_text import Claims, widths_text
 from rankmon.problem.diagnosis import check_uses_parameters
@@ -49,6 +51,10 @@ class HessianProbe:
       exclude: globs over parameter names; matching leaves are held fixed.
       parts: the parts to measure, for example ("H_L",); all by default. The ranks that theory
         predicts are logged only if H_f is one of them: they depend on whether it has vanished.
+      blocks: whether to measure also the blocks by layer: rank, extreme eigenvalues and trace of
+        each diagonal block of H_L and H_o, the share of ||H_L||_F^2 outside these blocks, and the
+        rank of H_f's columns of each layer, with the prediction of Theorem 5. A layer is a weight
+        matrix with its bias. They take an exact engine, and up to twice the time of a probe.
     """
 
     tolerance: Tolerance = DEFAULT_TOLERANCE
@@ -59,12 +65,14 @@ class HessianProbe:
     exclude: str | Sequence[str] = ()
     name: str = "hessian"
     parts: Sequence[str] = HESSIAN_PARTS
+    blocks: bool = False
 
     def __post_init__(self) -> None:
         as_tolerance(self.tolerance)
         check_engine(self.engine, ENGINES)
         as_parts(self.parts)
         check_time_limit(self.time_limit)
+        as_flag("blocks", self.blocks)
 
     def placeholder_state(self, problem: Problem) -> State:
         """Return the residuals to hold, as zeros, and a flag that they are not known yet."""
@@ -106,7 +114,12 @@ class HessianProbe:
             choice=choice,
             tolerance=self.tolerance,
             measured=MeasuredSymbols.of(flat),
+            blocks=self._planned_blocks(flat, choice) if self.blocks else None,
         )
+
+    def _planned_blocks(self, flat: FlatProblem, choice: Choice) -> BlockPlan:
+        limit = self.time_limit if self.engine == "auto" else math.inf
+        return BlockPlan.of(flat, choice.engine, time_limit=limit)
 
 
 @dataclass(frozen=True)
@@ -118,6 +131,7 @@ class PreparedHessian:
     choice: Choice
     tolerance: Tolerance
     measured: MeasuredSymbols
+    blocks: BlockPlan | None = None
 
     def initial_state(self) -> State:
         """Return residuals [N, k] as zeros, and a flag."""
@@ -126,7 +140,8 @@ class PreparedHessian:
     def measure(self, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:
         """Return the ranks at the snapshot; NaN throughout if anything in it is not finite."""
         held = state["reference"]
-        point = Point(self.flat, snapshot.step, snapshot.leaves, held, self.parts)
+        by_layer = self.blocks is not None and bool(self.blocks.layers)
+        point = Point(self.flat, snapshot.step, snapshot.leaves, held, self.parts, by_layer)
         if point.nonfinite:
             return self._undefined(float("nan")), state
         # H_f_fixed holds the residuals of the first step at which they are finite.
@@ -143,8 +158,7 @@ class PreparedHessian:
             scalars |= rank_scalars("rank", part, found.parts[part])
         if "H_f" in point.asked:
             scalars["rank_self/H_f"] = count_scalar(found.own_functional)
-            vanished = found.parts["H_f"].high == 0
-            scalars |= self._predicted(point, vanished=vanished)
+            scalars |= self._predicted(point, found)
         arrays = {}
         for part, spectrum in found.spectra.items():  # of the parts asked for
             nonzero = spectrum[spectrum != 0]
@@ -155,15 +169,23 @@ class PreparedHessian:
         for part, summary in found.curvature.items():
             if part in point.asked:
                 scalars |= curvature_scalars(part, summary)
-        warnings = (*self._precision_warning(), *self.choice.warnings, *found.warnings)
+        if found.blocks is not None:
+            scalars |= block_scalars(found.blocks)
+        left_out = () if self.blocks is None else self.blocks.warnings
+        warnings = (
+            *self._precision_warning(),
+            *self.choice.warnings,
+            *left_out,
+            *found.warnings,
+        )
         return Measurement(scalars, arrays, warnings), state
 
-    def _predicted(self, point: Point, *, vanished: bool) -> dict[str, float]:
-        """Return rank/Omega, and rank_theory/* if the closed forms apply.
+    def _predicted(self, point: Point, found: Ranks) -> dict[str, float]:
+        """Return rank/Omega, and rank_theory/* if the closed forms apply; also by layer.
 
-        If all of H_f is below a tenth of the common cut (vanished), the residual is at the level
-        of rounding errors of H_L, and the closed forms use s = 0, although Omega itself may have a
-        positive rank.
+        If all of H_f is below a tenth of the common cut, the residual is at the level of rounding
+        errors of H_L, and the closed forms use s = 0, although Omega itself may have a positive
+        rank.
         """
         measured = self.measured
         if measured.inputs is None:
@@ -173,9 +195,16 @@ class PreparedHessian:
         if omega.rank is None or not closed_forms_apply(measured, point):
             return scalars
         of_held = (held[0].rank or 0) if held else 0  # without H_f_fixed
-        ranks = closed_forms_at(measured, 0 if vanished else omega.rank, of_held)
+        s = 0 if found.parts["H_f"].high == 0 else omega.rank
+        ranks = closed_forms_at(measured, s, of_held)
         logged = {part: rank for part, rank in ranks.items() if part in self.parts}
-        return scalars | {f"rank_theory/{part}": rank for part, rank in logged.items()}
+        scalars |= {f"rank_theory/{part}": rank for part, rank in logged.items()}
+        if found.blocks is not None:
+            columns = found.blocks.columns.items()
+            for (layer, rank), predicted in zip(columns, column_ranks_at(measured, s), strict=True):
+                # The columns of some layers vanish before those of others.
+                scalars[f"rank_columns_theory/H_f/{layer}"] = 0 if rank.high == 0 else predicted
+        return scalars
 
     def _undefined(self, loss: float, *warnings: str) -> Measurement:
         """Return a measurement in which all ranks are NaN."""
@@ -186,6 +215,8 @@ class PreparedHessian:
             scalars |= rank_scalars("rank", part, undefined_rank(self.flat.p))
             if isinstance(self.choice.engine, ExactEngine):
                 scalars |= undefined_curvature(part)
+        if self.blocks is not None:
+            scalars |= undefined_blocks(self.blocks.layers, self.parts)
         return Measurement(scalars, warnings=(*self._precision_warning(), *warnings))
 
     def _precision_warning(self) -> tuple[str, ...]:
@@ -201,6 +232,7 @@ class PreparedHessian:
                 Fact("Hessian dtype", self._arithmetic()),
                 Fact("Hessian cut", self._cut()),
                 Fact("engine", f"{self.choice.engine.describe()}; {self.choice.why}"),
+                *([] if self.blocks is None else [self.blocks.fact]),
             ],
             network=claims.network,
             predictions=claims.predictions,

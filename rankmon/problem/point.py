@@ -100,10 +100,12 @@ class Point(Snapshot):
     Attributes:
       reference: the residuals that H_f_fixed holds; None without H_f_fixed.
       wanted: the parts whose ranks or spectra are asked for.
+      by_layer: whether the blocks of H_L, H_o and H_f by layer are asked for as well.
     """
 
     reference: Float[np.ndarray, "n k"] | None = None
     wanted: tuple[str, ...] = HESSIAN_PARTS
+    by_layer: bool = False
 
     @classmethod
     def of(

@@ -29,14 +29,15 @@ def custom_scalars_layout() -> layout_pb2.Layout:
 
     Returns:
       A proto with the categories Hessian ranks (first the chart of figure S1 of arXiv 2106.16225),
-      Curvature, Weights, Changes of weights, Features, Gradients, All layers, Neural collapse,
-      Determinants, Margins, Intervals, Lemma 8 and Monitor. If a run did not write a tag, only the
-      curve of this tag is missing.
+      Curvature, Layer blocks, Weights, Changes of weights, Features, Gradients, All layers, Neural
+      collapse, Determinants, Margins, Intervals, Lemma 8 and Monitor. If a run did not write a tag,
+      only the curve of this tag is missing.
     """
     return layout_pb2.Layout(
         category=[
             _category("Hessian ranks", _hessian_charts()),
             _category("Curvature", _curvature_charts()),
+            _category("Layer blocks", _block_charts()),
             _category("Weights", _weight_charts()),
             _category("Changes of weights", _change_charts()),
             _category("Features", _feature_charts()),
@@ -122,6 +123,23 @@ def _curvature_charts() -> list[layout_pb2.Chart]:
         _lines("Frobenius norm", rf"^norm/{_PARTS}"),
         _lines("Stable rank of the Hessian's parts", rf"^stable_rank/{_PARTS}"),
         _lines("Effective rank of the Hessian's parts", rf"^effective_rank/{_PARTS}"),
+    ]
+
+
+def _block_charts() -> list[layout_pb2.Chart]:
+    named = {"eigenvalue_max": "Largest eigenvalue", "eigenvalue_min": "Smallest eigenvalue"}
+    named |= {"rank": "Rank", "trace": "Trace"}
+    return [
+        _lines(
+            "Rank of each layer's columns of H_f, measured and predicted (Theorem 5)",
+            r"^rank_columns(_theory)?/H_f/",
+        ),
+        *(
+            _lines(f"{title} of each layer's diagonal block of {part}", rf"^{family}_block/{part}/")
+            for part in ("H_L", "H_o")
+            for family, title in named.items()
+        ),
+        _lines("Share of ||H_L||_F^2 outside the diagonal blocks", r"^off_diagonal_share/H_L$"),
     ]
 
 

@@ -107,6 +107,41 @@ LEGEND = (
         "\\|λᵢ\\| / Σⱼ \\|λⱼ\\| of the eigenvalues",
     ),
     Entry(
+        ("rank_block/<part>/<layer>",),
+        "count",
+        "rank of the diagonal block of each layer in H_L and H_o, at the cut of this part "
+        "(`rank_low/block/…` and `rank_high/block/…`: at 10 times and a tenth of it). A layer is a "
+        "weight matrix with the bias or the other vectors beside it",
+    ),
+    Entry(
+        (
+            "eigenvalue_max_block/<part>/<layer>",
+            "eigenvalue_min_block/<part>/<layer>",
+            "trace_block/<part>/<layer>",
+        ),
+        "as the eigenvalues",
+        "largest and smallest eigenvalue, and the trace, of the same diagonal blocks",
+    ),
+    Entry(
+        ("off_diagonal_share/H_L",),
+        "fraction, 0 to 1",
+        "share of ‖H_L‖_F² outside the diagonal blocks of the layers; NaN if H_L is zero",
+    ),
+    Entry(
+        ("rank_columns/H_f/<layer>",),
+        "count",
+        "rank of the column block of each layer in H_f (all rows, the columns of this layer), at "
+        "the cut of H_f (`rank_low/columns/…` and `rank_high/columns/…`: at 10 times and a tenth "
+        "of it)",
+    ),
+    Entry(
+        ("rank_columns_theory/H_f/<layer>",),
+        "count",
+        "the same rank as Theorem 5 predicts it, with biases by its extension, under the "
+        "conditions of `rank_theory/…`. It is 0 once all singular values of the block are below a "
+        "tenth of the cut; agreement from then on is not evidence",
+    ),
+    Entry(
         ("interval_low/…", "interval_high/…"),
         "unit of …",
         "ends of the interval of an estimate …, which contains the true value with a "

@@ -167,7 +167,7 @@ def everything(folder):
             logdir=folder,
             every=1,
             probes=[
-                HessianProbe(),
+                HessianProbe(blocks=True),
                 WeightsProbe(by_head=True, track=("start", "last"), spectra=True),
                 FeaturesProbe(),
                 GradientsProbe(optimizer=tx),

@@ -7,6 +7,7 @@ import pytest
 from tensorboard.util import tensor_util
 
 from rankmon import Problem, RankMonitor, RankmonWarning, SeedsMonitor, read_jsonl
+from rankmon._util.layers import by_family
 from rankmon.alerts import RankBelow
 from rankmon.writers.condense import MOST_LAYERS, condensed
 from reading import legacy_events
@@ -140,3 +141,18 @@ def test_the_median_over_seeds_is_condensed_too(tmp_path):
     tags = legacy_events(tmp_path / "median").Tags()["scalars"]
     assert not any(tag.startswith("rank_weights/") for tag in tags)
     assert "layers/rank_weights/median/median" in tags
+
+
+def test_blocks_of_the_hessian_are_families_by_part():
+    tags = [
+        "rank_block/H_L/W",
+        "rank_low/block/H_o/a/b",
+        "rank_high/columns/H_f/W",
+        "rank_columns_theory/H_f/W",
+    ]
+    assert {family: [*layers] for family, layers in by_family(tags).items()} == {
+        "rank_block/H_L": ["W"],
+        "rank_low/block/H_o": ["a/b"],
+        "rank_high/columns/H_f": ["W"],
+        "rank_columns_theory/H_f": ["W"],
+    }

@@ -33,12 +33,22 @@ GRADIENTS = [
 NC2 = ["norms", "angles", "cosines"]
 # The tags of a run with every probe; layers are named by their paths.
 LAYERS = ["W1", "Dense_0/kernel"]
+BLOCKS = ["rank_block", "eigenvalue_max_block", "eigenvalue_min_block", "trace_block"]
+COLUMNS = ["rank_columns", "rank_columns_theory", "rank_low/columns", "rank_high/columns"]
 TAGS = [
     *(f"{kind}/{part}" for kind in ("rank", "rank_theory", "spectrum_zeros") for part in PARTS),
     *(f"{kind}/{part}" for kind in CURVATURE for part in PARTS),
     *(f"interval_{end}/{kind}/{part}" for end in ENDS for kind in CURVATURE for part in PARTS),
     *(f"{kind}/{name}" for kind in ("rank_low", "rank_high") for name in [*PARTS, *LAYERS]),
     *(f"gap/{name}" for name in [*PARTS, "Omega", *LAYERS]),
+    *(
+        f"{kind}/{part}/{layer}"
+        for kind in (*BLOCKS, "rank_low/block", "rank_high/block")
+        for part in PARTS[:2]
+        for layer in LAYERS
+    ),
+    "off_diagonal_share/H_L",
+    *(f"{kind}/H_f/{layer}" for kind in COLUMNS for layer in LAYERS),
     "rank_bound/H_o",
     "rank_self/H_f",
     "rank/Omega",
@@ -133,6 +143,7 @@ def test_categories():
     assert titles == [
         "Hessian ranks",
         "Curvature",
+        "Layer blocks",
         "Weights",
         "Changes of weights",
         "Features",
@@ -247,6 +258,13 @@ def test_categories():
         ("Margins", "Gap around the cut, H", {f"gap/{name}" for name in [*PARTS, "Omega"]}),
         ("Margins", "Gap around the cut, w", layered("gap")),
         ("Margins", "Gap around the cut, c", layered(*(f"gap/{since}" for since in SINCE))),
+        (
+            "Layer blocks",
+            "Rank of each layer's columns",
+            layered("rank_columns/H_f", "rank_columns_theory/H_f"),
+        ),
+        ("Layer blocks", "Rank of each layer's diagonal block of H_o", layered("rank_block/H_o")),
+        ("Layer blocks", "Share", {"off_diagonal_share/H_L"}),
         ("Lemma 8", "log", layered("lemma8/predicted_log_abs_det", "log_abs_det")),
         (
             "Lemma 8",
@@ -278,6 +296,10 @@ def test_every_tag_has_a_chart():
     # The margins of weights and Omega are logged, without a chart of their own.
     uncharted = layered("rank_low", "rank_high") | {"rank_low/Omega", "rank_high/Omega"}
     uncharted |= layered(*(f"rank_{end}/{since}" for end in ENDS for since in SINCE))
+    # So are those of blocks.
+    ends = ("rank_low", "rank_high")
+    uncharted |= layered(*(f"{end}/block/{part}" for end in ends for part in PARTS[:2]))
+    uncharted |= layered(*(f"{end}/columns/H_f" for end in ends))
     # So are the intervals of the other curves of curvature.
     others = set(CURVATURE) - set(DRAWN_WITH_INTERVAL)
     uncharted |= of_parts(*(f"interval_{end}/{kind}" for end in ENDS for kind in others))
