@@ -17,7 +17,14 @@ from example_scripts import run
 from paths import REFERENCE, ROOT
 from reading import legacy_events
 
-SCRIPTS = ["linear_teacher", "relu_mnist", "gradient_flow", "ordinary_mlp", "plasticity"]
+SCRIPTS = [
+    "linear_teacher",
+    "relu_mnist",
+    "gradient_flow",
+    "ordinary_mlp",
+    "plasticity",
+    "column_blocks",
+]
 
 
 def keeps_its_claims(out, folder):
