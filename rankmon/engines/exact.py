@@ -95,7 +95,7 @@ class ExactEngine(ABC):
         return None if found is None else found.spectra
 
     def _found(self, point: Point) -> Found | None:
-        asked = repr((point.needed, point.asked, point.by_layer)).encode()
+        asked = repr((point.needed, point.asked if point.by_layer else ())).encode()
         key = digest([*point.leaves, *point.functional_residuals]) + asked
         last = self._last
         if last is None or last[0] != key:
