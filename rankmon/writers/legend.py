@@ -111,7 +111,8 @@ LEGEND = (
         "count",
         "rank of the diagonal block of each layer in H_L and H_o, at the cut of this part "
         "(`rank_low/block/…` and `rank_high/block/…`: at 10 times and a tenth of it). A layer is a "
-        "weight matrix with the bias or the other vectors beside it",
+        "weight matrix with the bias or the other vectors beside it. Blocks are measured with "
+        "`HessianProbe(blocks=True)`",
     ),
     Entry(
         (
