@@ -5,9 +5,19 @@ from rankmon.monitor.alerts import (
     Alarm,
     Alert,
     DeadUnits,
+    EdgeOfStability,
     NonFinite,
     RankBelow,
     StopTraining,
 )
 
-__all__ = ["Action", "Alarm", "Alert", "DeadUnits", "NonFinite", "RankBelow", "StopTraining"]
+__all__ = [
+    "Action",
+    "Alarm",
+    "Alert",
+    "DeadUnits",
+    "EdgeOfStability",
+    "NonFinite",
+    "RankBelow",
+    "StopTraining",
+]

@@ -8,6 +8,8 @@ HESSIAN_PARTS = ("H_L", "H_o", "H_f", "H_f_fixed")
 # The families of curves of a part's signed eigenvalues, as <family>/<part>. Weights have soft ranks
 # too, as <family>/<layer>; no layer is named like a part.
 EXTREMES = ("eigenvalue_max", "eigenvalue_min")
+# The edge of stability, as <threshold>/H_L.
+THRESHOLD = "eigenvalue_max_threshold"
 EPSILON_RANKS = ("rank_0.1", "rank_0.01", "rank_0.001")
 NEGATIVE = ("negative_0.01", "negative")
 MOMENTS = ("trace", "norm")

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 from rankmon._util.errors import ErrorPolicy
 from rankmon._util.globs import as_patterns, matches
-from rankmon._util.tags import HESSIAN_PARTS, SOFT_RANKS
+from rankmon._util.tags import HESSIAN_PARTS, INTERVAL_LOW, SOFT_RANKS, THRESHOLD
 from rankmon._util.validate import as_share
 
 _SOFT_RANKS_OF_PARTS = frozenset(f"{name}/{part}" for name in SOFT_RANKS for part in HESSIAN_PARTS)
@@ -161,6 +161,36 @@ class DeadUnits(_WithShare):
             f"the probe batch, more than {self.share:.0%}"
             for tag, value in scalars.items()
             if tag.startswith("dead_share/") and value > self.share
+        }
+
+
+@dataclass(frozen=True)
+class EdgeOfStability(_WithShare):
+    """An alert if the largest eigenvalue of H_L exceeds a share of its stability threshold.
+
+    It needs `HessianProbe(learning_rate=...)`, which says what the threshold presumes. Of an
+    estimated eigenvalue, the lower end of the interval counts. Training at the edge of stability
+    oscillates about the threshold, and begins a new alarm whenever it rises above it.
+
+    Args:
+      share: the share of the threshold, in (0, 1].
+      action: as for `RankBelow`.
+    """
+
+    share: float = 1.0
+    action: Action = "warn"
+
+    def found(self, scalars: Mapping[str, float], first: Mapping[str, float]) -> dict[str, str]:
+        """Return tag -> message, as `Alert.found` does."""
+        tag = "eigenvalue_max/H_L"
+        threshold = scalars.get(f"{THRESHOLD}/H_L", math.nan)
+        value = scalars.get(f"{INTERVAL_LOW}/{tag}", scalars.get(tag, math.nan))
+        if not value > self.share * threshold:
+            return {}
+        share = "" if self.share == 1 else f"{self.share:g} times "
+        return {
+            tag: f"the largest eigenvalue of H_L is {value:.6g}, above {share}the stability "
+            f"threshold of training, {threshold:.6g}"
         }
 
 

@@ -27,6 +27,7 @@ from rankmon.probes.base import Description, Measurement, State, count_scalar, r
 from rankmon.probes.blocks import BlockPlan, block_scalars, undefined_blocks
 from rankmon.probes.curvature import curvature_scalars, undefined_curvature
 from rankmon.probes.predictions_text import Claims, widths_text
+from rankmon.probes.stability import LearningRate, PreparedWithLine, StabilityLine
 from rankmon.problem.diagnosis import check_uses_parameters
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Point, Snapshot
@@ -55,6 +56,17 @@ class HessianProbe:
         each diagonal block of H_L and H_o, the share of ||H_L||_F^2 outside these blocks, and the
         rank of H_f's columns of each layer, with the prediction of Theorem 5. A layer is a weight
         matrix with its bias. They take an exact engine, and up to twice the time of a probe.
+      learning_rate: for the threshold of the largest eigenvalue of H_L, 2 / learning_rate, above
+        which gradient descent is unstable: a number, a schedule (function of the step), or
+        "optimizer", to read it from the state of `optax.inject_hyperparams(optax.sgd)` that the
+        monitor gets as `opt_state=` (Optax updates a schedule in it one step late: pass the
+        schedule itself). The threshold presumes that the probe batch is the full batch of training,
+        and training without regularization and without adaptive steps; leave it out for Adam.
+      momentum: beta of training: 2 (1 + beta) / learning_rate (heavy ball without dampening).
+      nesterov: whether this is Nesterov's: 2 (1 + beta) / ((1 + 2 beta) learning_rate).
+      loss_scale: the trained loss divided by the mean loss over the probe batch (2 if training
+        minimizes the mean of ||z - y||^2, since "mse" is half of it); the threshold is divided by
+        it.
     """
 
     tolerance: Tolerance = DEFAULT_TOLERANCE
@@ -66,6 +78,10 @@ class HessianProbe:
     name: str = "hessian"
     parts: Sequence[str] = HESSIAN_PARTS
     blocks: bool = False
+    learning_rate: LearningRate | None = None
+    momentum: float = 0.0
+    nesterov: bool = False
+    loss_scale: float = 1.0
 
     def __post_init__(self) -> None:
         as_tolerance(self.tolerance)
@@ -73,6 +89,27 @@ class HessianProbe:
         as_parts(self.parts)
         check_time_limit(self.time_limit)
         as_flag("blocks", self.blocks)
+        self._line()
+
+    @property
+    def wants_optimizer(self) -> bool:
+        """Whether measurements need the optimizer's state."""
+        return isinstance(self.learning_rate, str)
+
+    def _line(self) -> StabilityLine | None:
+        """Return the threshold of the largest eigenvalue; None without a learning rate."""
+        if self.learning_rate is None:
+            if (self.momentum, self.nesterov, self.loss_scale) != (0, False, 1):
+                raise ValueError(
+                    "expected a learning_rate with momentum, nesterov or loss_scale, got none; "
+                    "pass the one of training"
+                )
+            return None
+        if "H_L" not in as_parts(self.parts):
+            raise ValueError(
+                f"expected parts to contain H_L with a learning_rate, got {self.parts}; add 'H_L'"
+            )
+        return StabilityLine(self.learning_rate, self.momentum, self.nesterov, self.loss_scale)
 
     def placeholder_state(self, problem: Problem) -> State:
         """Return the residuals to hold, as zeros, and a flag that they are not known yet."""
@@ -93,7 +130,7 @@ class HessianProbe:
         )
         return _initial_state(flat)
 
-    def prepare(self, flat: FlatProblem) -> "PreparedHessian":
+    def prepare(self, flat: FlatProblem) -> "PreparedHessian | PreparedWithLine":
         """Check the memory, choose and compile the engine, and measure the rank of the inputs.
 
         Raises:
@@ -108,7 +145,7 @@ class HessianProbe:
         )
         parts = as_parts(self.parts)
         compile_derivatives(choice.engine, cotangents=1 + ("H_f_fixed" in parts))
-        return PreparedHessian(
+        prepared = PreparedHessian(
             flat=flat,
             parts=parts,
             choice=choice,
@@ -116,6 +153,8 @@ class HessianProbe:
             measured=MeasuredSymbols.of(flat),
             blocks=self._planned_blocks(flat, choice) if self.blocks else None,
         )
+        line = self._line()
+        return prepared if line is None else PreparedWithLine(prepared, line)
 
     def _planned_blocks(self, flat: FlatProblem, choice: Choice) -> BlockPlan:
         limit = self.time_limit if self.engine == "auto" else math.inf

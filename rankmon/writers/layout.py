@@ -18,6 +18,7 @@ from rankmon._util.tags import (
     INTERVAL_HIGH,
     INTERVAL_LOW,
     NEGATIVE,
+    THRESHOLD,
 )
 
 _PARTS = f"({'|'.join(HESSIAN_PARTS)})$"
@@ -107,7 +108,9 @@ def _hessian_charts() -> list[layout_pb2.Chart]:
 def _curvature_charts() -> list[layout_pb2.Chart]:
     extremes, negative = ("|".join(map(re.escape, names)) for names in (EXTREMES, NEGATIVE))
     return [
-        _lines("Largest and smallest eigenvalue", rf"^({extremes})/{_PARTS}"),
+        _lines(
+            "Largest and smallest eigenvalue", rf"^({extremes})/{_PARTS}", rf"^{THRESHOLD}/H_L$"
+        ),
         *(
             _lines(
                 f"Epsilon-rank: eigenvalues above {_SHARE[family]} ||H_L||",

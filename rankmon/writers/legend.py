@@ -85,6 +85,14 @@ LEGEND = (
         "largest and smallest eigenvalue, with their signs, of H_L, H_o, H_f and H_f_fixed",
     ),
     Entry(
+        ("eigenvalue_max_threshold/H_L",),
+        "as the eigenvalues",
+        "the largest eigenvalue of H_L for which training is stable (`learning_rate=` of the probe "
+        '"hessian"): 2 / eta, with momentum 2 (1 + beta) / eta, with Nesterov\'s '
+        "2 (1 + beta) / ((1 + 2 beta) eta). It presumes the full batch, no regularization and no "
+        "adaptive steps; infinite for eta = 0",
+    ),
+    Entry(
         ("rank_0.1/<part>", "rank_0.01/<part>", "rank_0.001/<part>"),
         "count",
         "epsilon-ranks: number of eigenvalues with a magnitude above 0.1, 0.01 and 0.001 ‖H_L‖₂",

@@ -268,6 +268,7 @@ def estimated_run(folder, *, known):
                 "rank_low/H_L": 1024.0 + at,
                 "rank_high/H_L": 19_968.0,
                 "eigenvalue_max/H_L": 8.0 - at,
+                "eigenvalue_max_threshold/H_L": float("inf") if at == 0 else 4.0 / at,
                 "interval_low/eigenvalue_max/H_L": 7.5 - at,
                 "interval_high/eigenvalue_max/H_L": 9.0 - at,
                 "rank_0.01/H_L": 13.0,
@@ -338,6 +339,7 @@ def test_curvature_with_and_without_intervals(driver, generated, estimated):
     agrees(lines["H_L"], scalars(folder, tag))
     agrees(lines["H_L, low"], scalars(folder, f"interval_low/{tag}"))
     agrees(lines["H_L, high"], scalars(folder, f"interval_high/{tag}"))
+    assert lines["stability threshold"][2] == [None, *(pytest.approx(4 / at) for at in range(1, 6))]
     assert set(chart(driver, "curvature-rank_0.01")) == {"H_L", "H_L, low", "H_L, high"}
     assert "curvature-trace" not in driver.execute_script("return [...rankmonCharts.keys()]")
     logs, address = generated

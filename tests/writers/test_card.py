@@ -167,7 +167,7 @@ def everything(folder):
             logdir=folder,
             every=1,
             probes=[
-                HessianProbe(blocks=True),
+                HessianProbe(blocks=True, learning_rate=0.1),
                 WeightsProbe(by_head=True, track=("start", "last"), spectra=True),
                 FeaturesProbe(),
                 GradientsProbe(optimizer=tx),

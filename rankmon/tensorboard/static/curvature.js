@@ -2,7 +2,7 @@
 
 import { evolution } from "./evolution.js";
 import { ChartGrid } from "./grid.js";
-import { partColor, partName, PARTS } from "./theme.js";
+import { ink, partColor, partName, PARTS } from "./theme.js";
 
 const CHARTS = [
   ["eigenvalue_max", "Largest eigenvalue", "eigenvalue"],
@@ -18,10 +18,15 @@ const CHARTS = [
   ["effective_rank", "Effective rank", "rank"],
 ];
 
+const THRESHOLD = "eigenvalue_max_threshold";
+
 export class CurvatureSection {
   id = "curvature";
   title = "Signed curvature";
-  prefixes = CHARTS.flatMap(([family]) => [`${family}/H_`, `interval_low/${family}/H_`, `interval_high/${family}/H_`]);
+  prefixes = [
+    `${THRESHOLD}/H_`,
+    ...CHARTS.flatMap(([family]) => [`${family}/H_`, `interval_low/${family}/H_`, `interval_high/${family}/H_`]),
+  ];
 
   constructor(app) {
     this.app = app;
@@ -36,7 +41,8 @@ export class CurvatureSection {
   draw() {
     const { runs, state } = this.app;
     const charts = CHARTS.flatMap(([family, title, left]) => {
-      const quantities = PARTS.map((part) => this.quantity(family, part)).filter(({ of }) =>
+      const parts = PARTS.map((part) => this.quantity(family, part));
+      const quantities = (family === "eigenvalue_max" ? [...parts, this.threshold()] : parts).filter(({ of }) =>
         runs.some(({ name }) => of(name)),
       );
       if (!quantities.length) return [];
@@ -44,6 +50,12 @@ export class CurvatureSection {
       return evolution(`curvature-${family}`, look, quantities, runs, state.median);
     });
     this.grid.show(charts);
+  }
+
+  /** Returns the edge of stability, above which gradient descent on H_L's quadratic diverges. */
+  threshold() {
+    const of = (run) => this.app.series(run, `${THRESHOLD}/H_L`);
+    return { id: "threshold", label: "stability threshold", color: ink().muted, dash: [6, 4], width: 1.5, of };
   }
 
   /** Returns a curve with its interval, or with its range if the run is a summary of seeds. */
