@@ -24,6 +24,7 @@ SCRIPTS = [
     "ordinary_mlp",
     "plasticity",
     "column_blocks",
+    "edge_of_stability",
 ]
 
 
