@@ -113,6 +113,17 @@ def _jacobian(
     check_engine(engine, ENGINES)
     check_problem(problem, params)
     flat = problem.flat(params)
+    J = jacobian_program(flat, engine, memory_limit)(flat.leaves(params))
+    return flat, J.reshape(-1, flat.p)
+
+
+def jacobian_program(flat: FlatProblem, engine: str, memory_limit: int) -> Assembly:
+    """Return a function that computes the Jacobian at given leaves; it is compiled once.
+
+    Raises:
+      ValueError: if this engine does not apply.
+      MemoryError: if the Jacobian does not fit in memory_limit.
+    """
     # The Gram matrix is counted too.
     need = 8 * flat.positions * flat.k * (_JACOBIANS_ALIVE * flat.p + flat.positions * flat.k)
     if need > memory_limit:
@@ -125,12 +136,12 @@ def _jacobian(
     key = ("jacobian", engine, memory_limit)
     if key not in flat.memo:
         flat.memo[key] = _assembly(flat, engine, memory_limit - need)
-    J = flat.memo[key](flat.leaves(params))
-    return flat, J.reshape(-1, flat.p)
+    program: Assembly = flat.memo[key]
+    return program
 
 
 def _assembly(flat: FlatProblem, engine: str, room: int) -> Assembly:
-    """Return a function that computes the Jacobian at given leaves; it is compiled once."""
+    """Return a function that computes the Jacobian at given leaves."""
     stacked = None if engine == "dense" else _stack_jacobian(flat)
     if stacked is not None:
         return stacked

@@ -105,8 +105,8 @@ class RankMonitor(ClosesOnExit):
           logdir: run folder for TensorBoard events and rankmon.jsonl; None to write neither.
           every: the number of steps between measurements; give either this or `schedule`.
           schedule: a schedule of `rankmon.schedule`, or any object with its `due` method.
-          probes: names ("hessian", "weights", "features", "gradients", "collapse"; "all" for all
-            that apply), or probe objects.
+          probes: names ("hessian", "weights", "features", "gradients", "collapse", "ntk"; "all"
+            for all that apply), or probe objects.
           writers: writers in addition to those of logdir; `close` closes them too. If one fails, up
             to 1000 records are kept for it and tried again. Writers of your own are called on the
             thread that calls the monitor (with background=True on the worker); reports are written

@@ -8,6 +8,7 @@ from rankmon.probes.features import FeaturesProbe
 from rankmon.probes.gradients import GradientsProbe
 from rankmon.probes.hessian import HessianProbe
 from rankmon.probes.lemma8 import Lemma8Probe
+from rankmon.probes.ntk import NtkProbe
 from rankmon.probes.registry import as_probes
 from rankmon.probes.weights import WeightsProbe
 
@@ -17,6 +18,7 @@ __all__ = [
     "GradientsProbe",
     "HessianProbe",
     "Lemma8Probe",
+    "NtkProbe",
     "WeightsProbe",
     "as_probes",
 ]

@@ -9,6 +9,7 @@ from rankmon.probes.collapse import CollapseProbe
 from rankmon.probes.features import FeaturesProbe
 from rankmon.probes.gradients import GradientsProbe
 from rankmon.probes.hessian import HessianProbe
+from rankmon.probes.ntk import NtkProbe
 from rankmon.probes.weights import WeightsProbe
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.problem import Problem
@@ -52,7 +53,7 @@ class OptionalProbe:
         """
         try:
             return self.probe.prepare(flat)
-        except ValueError as error:
+        except (ValueError, MemoryError) as error:
             raise NotApplicableError(str(error)) from error
 
 
@@ -66,8 +67,8 @@ def as_probes(
     replaces the probe of the same name.
 
     Args:
-      probes: "all", "hessian", "weights", "features", "gradients", "collapse", or probe objects
-        (`Lemma8Probe(learning_rate)`).
+      probes: "all", "hessian", "weights", "features", "gradients", "collapse", "ntk", or probe
+        objects (`Lemma8Probe(learning_rate)`).
       tolerance: the cut of the probe "hessian".
       memory_limit: the memory limit of the probe "hessian", in bytes.
 
@@ -81,6 +82,7 @@ def as_probes(
         "features": FeaturesProbe(),
         "gradients": GradientsProbe(),
         "collapse": CollapseProbe(),
+        "ntk": NtkProbe(),
     }
     weights = WeightsProbe(track=("start", "last"), spectra=True, products="auto")
     everything = named | {"weights": weights}

@@ -31,8 +31,8 @@ def custom_scalars_layout() -> layout_pb2.Layout:
     Returns:
       A proto with the categories Hessian ranks (first the chart of figure S1 of arXiv 2106.16225),
       Curvature, Layer blocks, Weights, Changes of weights, Features, Gradients, All layers, Neural
-      collapse, Determinants, Margins, Intervals, Lemma 8 and Monitor. If a run did not write a tag,
-      only the curve of this tag is missing.
+      collapse, Neural tangent kernel, Determinants, Margins, Intervals, Lemma 8 and Monitor. If a
+      run did not write a tag, only the curve of this tag is missing.
     """
     return layout_pb2.Layout(
         category=[
@@ -45,6 +45,7 @@ def custom_scalars_layout() -> layout_pb2.Layout:
             _category("Gradients", _gradient_charts()),
             _category("All layers", _summary_charts()),
             _category("Neural collapse", _collapse_charts()),
+            _category("Neural tangent kernel", _ntk_charts()),
             _category("Determinants", _determinant_charts()),
             _category("Margins", _margin_charts()),
             _category("Intervals of estimates", _interval_charts()),
@@ -221,6 +222,18 @@ def _summary_charts() -> list[layout_pb2.Chart]:
     return [
         _lines(f"{title}: lowest, median and highest over the layers", rf"^layers/{family}/")
         for family, title in named.items()
+    ]
+
+
+def _ntk_charts() -> list[layout_pb2.Chart]:
+    return [
+        layout_pb2.Chart(
+            title="Rank of the kernel, with the ranks at 10 times and a tenth of the cut",
+            margin=_shaded("ntk/rank", "ntk/rank_low", "ntk/rank_high"),
+        ),
+        _lines("Effective rank of the kernel", r"^ntk/effective_rank$"),
+        _lines("Largest eigenvalue of the kernel", r"^ntk/eigenvalue_max$"),
+        _lines("Alignment with the first kernel", r"^ntk/alignment$"),
     ]
 
 

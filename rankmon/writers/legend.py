@@ -93,6 +93,31 @@ LEGEND = (
         "adaptive steps; infinite for eta = 0",
     ),
     Entry(
+        ("ntk/rank", "ntk/rank_low", "ntk/rank_high"),
+        "count",
+        "rank of the neural tangent kernel's Gram matrix J J^T on the probe batch, from the "
+        "singular values of J = dF/dtheta; and the ranks at 10 times the cut and at a tenth of it",
+    ),
+    Entry(
+        ("ntk/tolerance",),
+        "as the singular values of J",
+        "the cut of this rank, max(n k, p) · eps · ‖J‖₂",
+    ),
+    Entry(
+        ("ntk/effective_rank",),
+        "soft count",
+        "exponential of the entropy of the kernel's eigenvalues divided by their sum; NaN for a "
+        "zero kernel",
+    ),
+    Entry(("ntk/eigenvalue_max",), "as the kernel", "largest eigenvalue of the kernel, ‖J‖₂²"),
+    Entry(
+        ("ntk/alignment",),
+        "cosine, 0 to 1",
+        "kernel alignment ⟨K, K₀⟩_F / (‖K‖_F ‖K₀‖_F), not centered, with the kernel K₀ of the "
+        "first probe; 1 as long as the kernel changes at most in scale. NaN if either is zero, "
+        "and in a run resumed from a state that was saved without K₀",
+    ),
+    Entry(
         ("rank_0.1/<part>", "rank_0.01/<part>", "rank_0.001/<part>"),
         "count",
         "epsilon-ranks: number of eigenvalues with a magnitude above 0.1, 0.01 and 0.001 ‖H_L‖₂",

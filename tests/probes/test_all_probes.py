@@ -80,7 +80,7 @@ def test_the_state_has_the_same_keys_from_construction_on_whatever_applies():
     for problem in (classification(), regression()):
         with RankMonitor(problem, every=1, probes="all") as monitor:
             before = {name: set(values) for name, values in monitor.state.items()}
-            assert {"monitor", "hessian", "weights", "features", "collapse"} <= before.keys()
+            assert {"monitor", "hessian", "weights", "features", "collapse", "ntk"} <= before.keys()
             monitor(0, PARAMS)
             state = monitor.state
         assert {name: set(values) for name, values in state.items()} == before

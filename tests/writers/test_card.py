@@ -172,6 +172,7 @@ def everything(folder):
                 FeaturesProbe(),
                 GradientsProbe(optimizer=tx),
                 CollapseProbe(),
+                "ntk",
                 Lemma8Probe(learning_rate=0.1),
             ],
             alerts=[alerts.RankBelow(1.0, tags="rank_weights/W1"), alerts.NonFinite()],

@@ -31,6 +31,7 @@ GRADIENTS = [
     "gradient_alignment",
 ]
 NC2 = ["norms", "angles", "cosines"]
+NTK = ("rank", "rank_low", "rank_high", "effective_rank", "eigenvalue_max", "alignment")
 # The tags of a run with every probe; layers are named by their paths.
 LAYERS = ["W1", "Dense_0/kernel"]
 BLOCKS = ["rank_block", "eigenvalue_max_block", "eigenvalue_min_block", "trace_block"]
@@ -98,6 +99,7 @@ TAGS = [
     *(f"collapse/{name}" for name in ("nc1", "nc3", "nc4", "rank_means")),
     *(f"collapse/nc2_{kind}_{of}" for kind in NC2 for of in ("means", "classifier")),
     *(f"{kind}/collapse/rank_means" for kind in ("gap", "rank_low", "rank_high")),
+    *(f"ntk/{name}" for name in NTK),
     "lemma8/class_mean",
     "lemma8/target_input",
     "lemma8/centered",
@@ -151,6 +153,7 @@ def test_categories():
         "Gradients",
         "All layers",
         "Neural collapse",
+        "Neural tangent kernel",
         "Determinants",
         "Margins",
         "Intervals of estimates",
@@ -316,6 +319,7 @@ def test_low_is_the_lower_edge_of_each_margin_chart():
     means = "collapse/rank_means"
     assert [(s.lower, s.value, s.upper) for s in series] == [
         (f"rank_low/{means}", means, f"rank_high/{means}"),
+        ("ntk/rank_low", "ntk/rank", "ntk/rank_high"),
         *((f"rank_low/{part}", f"rank/{part}", f"rank_high/{part}") for part in PARTS),
         *(
             (f"interval_low/{kind}/{part}", f"{kind}/{part}", f"interval_high/{kind}/{part}")
