@@ -6,7 +6,14 @@ import numpy as np
 import optax
 import pytest
 
-from rankmon import HessianProbe, MemoryWriter, Problem, RankMonitor, RankmonWarning
+from rankmon import (
+    HessianProbe,
+    MemoryWriter,
+    Problem,
+    RankMonitor,
+    RankmonWarning,
+    SeedsMonitor,
+)
 from rankmon.alerts import EdgeOfStability
 from rankmon.probes.stability import stability_threshold
 from refusals import refused
@@ -80,6 +87,31 @@ def test_it_is_drawn_by_every_source_of_the_learning_rate():
     state = injected.init(tree)
     state.hyperparams["learning_rate"] = jnp.float32(0.5)
     assert threshold(state, **read) == 6
+
+
+@pytest.mark.parametrize("background", [False, True], ids=["here", "background"])
+def test_the_state_is_copied_before_the_loop_changes_it(background):
+    tree, memory = np.zeros((3, 1), np.float32), MemoryWriter()
+    state = optax.inject_hyperparams(optax.sgd)(0.25).init(tree)
+    probe = HessianProbe(learning_rate="optimizer")
+    options = {"probes": [probe], "writers": [memory], "background": background}
+    with RankMonitor(LINEAR, every=1, **options) as monitor:
+        for step, rate in enumerate((0.25, 0.5)):
+            state.hyperparams["learning_rate"] = jnp.float32(rate)
+            monitor(step, tree, opt_state=state)
+            state.hyperparams["learning_rate"] = jnp.float32(4)
+    assert [record.scalars[TAG] for record in memory.records] == [8, 4]
+
+
+def test_each_seed_has_its_own_learning_rate():
+    trees, rates = np.zeros((2, 3, 1), np.float32), jnp.asarray([0.25, 0.5], jnp.float32)
+    states = jax.vmap(lambda rate, w: optax.inject_hyperparams(optax.sgd)(rate).init(w))(
+        rates, trees
+    )
+    probe = HessianProbe(learning_rate="optimizer")
+    with SeedsMonitor(LINEAR, seeds=2, every=1, probes=[probe]) as monitor:
+        records = monitor(0, trees, opt_state=states)
+    assert [record.scalars[TAG] for record in records] == [8, 4]
 
 
 def test_rates_of_zero_and_senseless_ones():
