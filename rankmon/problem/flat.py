@@ -169,15 +169,15 @@ class FlatProblem:
 
     def joined(self, theta: Any, fixed: Sequence[Any]) -> list[Any]:
         """Return all leaves from theta and those held fixed, as `split` gives them; traceable."""
-        held, leaves, offset = iter(fixed), [], 0
-        for spec in self.specs:
-            if spec.differentiated:
-                part = theta[offset : offset + spec.size]
-                leaves.append(part.reshape(spec.shape).astype(self._leaf_dtype(spec)))
-                offset += spec.size
-            else:
-                leaves.append(next(held))
-        return leaves
+        # Not slices: the derivative of each would be a vector of p entries, mostly zeros.
+        parts = iter(jax.lax.split(theta, [s.size for s in self.specs if s.differentiated]))
+        held = iter(fixed)
+        return [
+            next(parts).reshape(spec.shape).astype(self._leaf_dtype(spec))
+            if spec.differentiated
+            else next(held)
+            for spec in self.specs
+        ]
 
     @cached_property
     def program(self) -> ClosedJaxpr:
