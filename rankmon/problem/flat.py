@@ -169,9 +169,12 @@ class FlatProblem:
 
     def joined(self, theta: Any, fixed: Sequence[Any]) -> list[Any]:
         """Return all leaves from theta and those held fixed, as `split` gives them; traceable."""
-        # Not slices: the derivative of each would be a vector of p entries, mostly zeros.
-        parts = iter(jax.lax.split(theta, [s.size for s in self.specs if s.differentiated]))
-        held = iter(fixed)
+        sizes = [spec.size for spec in self.specs if spec.differentiated]
+        if isinstance(theta, np.ndarray):  # leaves it in NumPy, in its own precision
+            split = np.split(theta, np.cumsum(sizes)[:-1])
+        else:  # not slices: the derivative of each would be a vector of p entries, mostly zeros
+            split = jax.lax.split(theta, sizes)
+        parts, held = iter(split), iter(fixed)
         return [
             next(parts).reshape(spec.shape).astype(self._leaf_dtype(spec))
             if spec.differentiated
