@@ -170,11 +170,7 @@ class FlatProblem:
     def joined(self, theta: Any, fixed: Sequence[Any]) -> list[Any]:
         """Return all leaves from theta and those held fixed, as `split` gives them; traceable."""
         sizes = [spec.size for spec in self.specs if spec.differentiated]
-        if isinstance(theta, np.ndarray):  # leaves it in NumPy, in its own precision
-            split = np.split(theta, np.cumsum(sizes)[:-1])
-        else:  # not slices: the derivative of each would be a vector of p entries, mostly zeros
-            split = jax.lax.split(theta, sizes)
-        parts, held = iter(split), iter(fixed)
+        held, parts = iter(fixed), iter(_split(theta, sizes))
         return [
             next(parts).reshape(spec.shape).astype(self._leaf_dtype(spec))
             if spec.differentiated
@@ -367,3 +363,11 @@ def _common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype:
     if len(set(dtypes)) == 1:
         return dtypes[0]
     return np.result_type(np.float32, *(dtype for dtype in dtypes if dtype.itemsize >= 4))
+
+
+def _split(theta: Any, sizes: Sequence[int]) -> Sequence[Any]:
+    """Return consecutive parts of theta; those of NumPy stay in NumPy, in their precision."""
+    if isinstance(theta, np.ndarray):
+        return np.split(theta, np.cumsum(sizes)[:-1])
+    # Not slices: the derivative of each would be a vector of p entries, mostly zeros.
+    return jax.lax.split(theta, sizes)
