@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.stats import spearmanr
 
-LOSS = 0.1  # plasticity is lost at the first of two tasks that reach so much less than the best
+LOSS = 0.1  # plasticity is lost at the first of two tasks with an accuracy so far below the best
 FIRST, SECOND = "Dense_0/kernel", "Dense_1/kernel"
 CURVES = {
     f"stable_rank/{FIRST}": "stable rank of W1",

@@ -110,7 +110,7 @@ def train(variant, setting, seed, images, labels, logdir):
 
     Returns:
       The records at the tasks' first steps, at their last steps, and the accuracies [tasks] that
-      the weights at the first steps can reach in as many steps on permuted labels.
+      training on permuted labels gives from there in as many steps.
     """
     mlp, rng = MLP(setting.width, variant.norm), np.random.default_rng(seed)
     params = mlp.init(jax.random.key(seed), images[:1])["params"]

@@ -153,7 +153,7 @@ class _Job:
     rng: np.random.Generator
 
     def plain(self) -> KrylovSpectrum:
-        """Return what the first space shows by itself."""
+        """Return the measures of the first space alone."""
         first, found = self._first_space(self.limits.deadline)
         eigen = _Eigenpairs(found.pairs.residuals <= found.tolerance, first, found.pairs)
         total = Measures.of(first, found.pairs, eigen.chosen)
@@ -164,7 +164,7 @@ class _Job:
         )
 
     def certified(self) -> KrylovSpectrum:
-        """Return what the first space shows, with others that look for what it has missed."""
+        """Return the measures of the first space, and of others that search for the rest."""
         begun = self.limits.clock()
         first, found = self._first_space(begun + _FIRST_PART * (self.limits.deadline - begun))
         pairs, tolerance = found.pairs, found.tolerance
@@ -247,7 +247,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class _First:
-    """What the first space shows.
+    """The measures of the first space.
 
     Attributes:
       pairs: its Ritz pairs.

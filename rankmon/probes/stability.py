@@ -86,7 +86,7 @@ class StabilityLine:
         return Measurement({f"{THRESHOLD}/H_L": threshold / self.loss_scale})
 
     def describe(self) -> Fact:
-        """Describe the formula, and what it presumes."""
+        """Describe the formula and its assumptions."""
         factors = ["loss_scale"] if self.loss_scale != 1 else []
         factors += ["(1 + 2 beta)"] if self.nesterov and self.momentum else []
         below = " ".join([*factors, "eta"])

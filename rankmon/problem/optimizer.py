@@ -59,7 +59,7 @@ def optimizer_update(
     leaves: Sequence[np.ndarray],
     gradient: Float[np.ndarray, " p"],
 ) -> list[np.ndarray]:
-    """Return what the optimizer would add to each leaf, computed in the dtypes of training.
+    """Return the update of each leaf by the optimizer, computed in the dtypes of training.
 
     Args:
       flat: the problem; the gradient of leaves that it holds fixed counts as zero.

@@ -1,4 +1,4 @@
-"""What the programs of a problem depend on, as one thread sees it.
+"""The settings on which the programs of a problem depend, in one thread.
 
 Settings of JAX, a mesh and the contexts of neural network libraries may belong to a thread.
 """
