@@ -20,12 +20,15 @@ from rankmon._util.program_cache import kept_or_compiled
 _log = logging.getLogger("rankmon")
 _T = TypeVar("_T")
 
-# Compilation takes half of the time or less, and the programs, which call libraries for most of
-# their work, run as long as before. Their results differ in the last digits.
-_SHORTER: dict[str, Any] = {
+# With the first three, compilation takes half of the time or less, and the programs, which call
+# libraries for most of their work, run as long as before. Their results differ in the last digits.
+# The last one leaves out YNNPACK, which is no faster here: in jaxlib 0.10 its fused products of a
+# batch of vectors are wrong (see tests/util/test_compiled_products.py).
+_ON_CPU: dict[str, Any] = {
     "xla_backend_optimization_level": 2,
     "xla_cpu_parallel_codegen_split_count": 1,
     "xla_cpu_use_fusion_emitters": False,
+    "xla_disable_hlo_passes": "dot-library-rewriter",
 }
 
 # Seconds; shorter compilations and loops are not logged.
@@ -157,12 +160,12 @@ def compiled(
 
 
 def _compiled_soon(lowered: Any, options: Mapping[str, Any]) -> Any:
-    """Compile with these options and, on CPUs, with those that shorten compilation.
+    """Compile with these options and, on CPUs, with those for CPUs.
 
-    Options that this compiler does not know are left out, the ones that shorten it first.
+    Options that this compiler does not know are left out, the ones for CPUs first.
     """
-    shorter = _SHORTER if jax.default_backend() == "cpu" else {}
-    for tried in ({**shorter, **options}, options):
+    own = _ON_CPU if jax.default_backend() == "cpu" else {}
+    for tried in ({**own, **options}, options):
         if tried:
             with suppress(Exception):  # perhaps an unknown option; other errors occur again
                 return lowered.compile(compiler_options=dict(tried))
