@@ -13,6 +13,8 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from rankmon._util.jaxpr import operations_of
 from rankmon._util.program_cache import kept_or_compiled
@@ -20,16 +22,16 @@ from rankmon._util.program_cache import kept_or_compiled
 _log = logging.getLogger("rankmon")
 _T = TypeVar("_T")
 
-# With the first three, compilation takes half of the time or less, and the programs, which call
-# libraries for most of their work, run as long as before. Their results differ in the last digits.
-# The last one leaves out YNNPACK, which is no faster here: in jaxlib 0.10 its fused products of a
-# batch of vectors are wrong (see tests/util/test_compiled_products.py).
+# Compilation takes half of the time or less, and the programs, which call libraries for most of
+# their work, run as long as before. Their results differ in the last digits.
 _ON_CPU: dict[str, Any] = {
     "xla_backend_optimization_level": 2,
     "xla_cpu_parallel_codegen_split_count": 1,
     "xla_cpu_use_fusion_emitters": False,
-    "xla_disable_hlo_passes": "dot-library-rewriter",
 }
+# Leaves out YNNPACK, which makes float32 products no faster: in jaxlib 0.10 its fusions give wrong
+# sums for blocks of float32 vectors (tests/util/test_compiled_products.py). float64 is right.
+_ON_CPU_BELOW_FLOAT64 = {"xla_disable_hlo_passes": "dot-library-rewriter"}
 
 # Seconds; shorter compilations and loops are not logged.
 WORTH_SAYING = 5.0
@@ -152,19 +154,27 @@ def compiled(
                 _duration(expected),
             )
         begun = time.monotonic()
-        program = _compiled_soon(lowered, options)
+        program = _compiled_soon(lowered, _own_options(traced), options)
         _rate.add(equations, time.monotonic() - begun)
         return program
 
     return kept_or_compiled(traced, lowered, options, placed, compile_now)
 
 
-def _compiled_soon(lowered: Any, options: Mapping[str, Any]) -> Any:
-    """Compile with these options and, on CPUs, with those for CPUs.
+def _own_options(traced: Any) -> dict[str, Any]:
+    """Return the compiler options for this program on this backend."""
+    if jax.default_backend() != "cpu":
+        return {}
+    avals = (*traced.jaxpr.in_avals, *traced.jaxpr.out_avals)
+    dtypes = {aval.dtype for aval in avals if jnp.issubdtype(aval.dtype, np.inexact)}
+    return _ON_CPU if dtypes <= {np.dtype(np.float64)} else _ON_CPU | _ON_CPU_BELOW_FLOAT64
 
-    Options that this compiler does not know are left out, the ones for CPUs first.
+
+def _compiled_soon(lowered: Any, own: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+    """Compile with these options and our own.
+
+    Options that this compiler does not know are left out, our own first.
     """
-    own = _ON_CPU if jax.default_backend() == "cpu" else {}
     for tried in ({**own, **options}, options):
         if tried:
             with suppress(Exception):  # perhaps an unknown option; other errors occur again
