@@ -7,7 +7,6 @@ a loop its first round.
 import logging
 import time
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sized
-from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -161,6 +160,10 @@ def compiled(
     return kept_or_compiled(traced, lowered, options, placed, compile_now)
 
 
+# Compiler options that this process has found to be unknown: jaxlib 0.12 lacks one of ours.
+_unknown: set[str] = set()
+
+
 def _own_options(traced: Any) -> dict[str, Any]:
     """Return the compiler options for this program on this backend."""
     if jax.default_backend() != "cpu":
@@ -171,14 +174,17 @@ def _own_options(traced: Any) -> dict[str, Any]:
 
 
 def _compiled_soon(lowered: Any, own: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
-    """Compile with these options and our own.
-
-    Options that this compiler does not know are left out, our own first.
-    """
-    for tried in ({**own, **options}, options):
-        if tried:
-            with suppress(Exception):  # perhaps an unknown option; other errors occur again
-                return lowered.compile(compiler_options=dict(tried))
+    """Compile with our own options and these, but for those that this compiler does not know."""
+    known = {name: value for name, value in {**own, **options}.items() if name not in _unknown}
+    while known:
+        try:
+            return lowered.compile(compiler_options=known)
+        except Exception as error:  # noqa: BLE001  errors that are not about an option occur again
+            refused = {name for name in known if f"'{name}'" in str(error)}
+        if not refused:
+            break
+        _unknown.update(refused)
+        known = {name: value for name, value in known.items() if name not in refused}
     return lowered.compile()
 
 

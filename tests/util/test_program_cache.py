@@ -1,11 +1,14 @@
 """Programs are compiled once in a process, and none is used for another function."""
 
+import typing
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rankmon import Problem, RankMonitor
+from rankmon._util import expected_time
 from rankmon._util.expected_time import compiled
 from rankmon.engines.dense import Curvature
 
@@ -138,6 +141,7 @@ def trace(donate=(), dtype=np.float32):
 
 def test_whatever_the_compiler_sees_is_compiled_anew():
     device = jax.devices()[0]
+    compiled("a test", jax.jit(lambda a: a + 3).trace(1.0))  # finds the options that are unknown
     trials = [
         lambda: compiled("a test", trace()),
         lambda: compiled("a test", trace(donate=(0,))),
@@ -155,6 +159,7 @@ def test_programs_of_a_mesh_are_not_kept():
     def sharded():
         return compiled("a test", jax.jit(lambda a: a - 1).trace(np.ones(4, np.float32)))
 
+    compiled("a test", jax.jit(lambda a: a + 3).trace(1.0))  # finds the options that are unknown
     with jax.set_mesh(jax.make_mesh((1,), ("x",))):
         assert [compilations(sharded) for _ in range(2)] == [1, 1]
 
@@ -180,3 +185,23 @@ def test_options_that_this_compiler_does_not_know_are_left_out():
     traced = jax.jit(lambda a: a - 2).trace(np.ones(4, np.float32))
     program = compiled("a test", traced, {"xla_no_such_option": True})
     np.testing.assert_array_equal(program(np.ones(4, np.float32)), -np.ones(4, np.float32))
+
+
+def test_an_option_that_is_unknown_does_not_cost_the_others():
+    class Lowered:
+        """A compiler that knows all options but one, and counts its calls."""
+
+        calls: typing.ClassVar[list] = []
+
+        def compile(self, compiler_options=None):
+            self.calls.append(dict(compiler_options or {}))
+            if "xla_gone" in self.calls[-1]:
+                raise ValueError("INVALID_ARGUMENT: No such compile option: 'xla_gone'")
+            return "program"
+
+    for _ in range(2):
+        own = {"xla_gone": 1, "xla_kept": 2}
+        assert expected_time._compiled_soon(Lowered(), own, {"xla_too": 3}) == "program"
+    first, *others = Lowered.calls
+    assert first == {"xla_gone": 1, "xla_kept": 2, "xla_too": 3}
+    assert others == [{"xla_kept": 2, "xla_too": 3}] * 2
