@@ -206,7 +206,7 @@ class PreparedGradients:
 
         gradients = units_of(gradient.values)
         sizes = [list(map(frobenius_norm, units_of(row))) for row in gradient.perturbations]
-        weights = self._weights(snapshot)
+        weights = [unit.of(snapshot.leaves).astype(np.float64) for unit in self.units]
         directions = [direction(one) for one in gradients]
         before = self._directions(state)
         scalars: dict[str, float] = {}
@@ -218,7 +218,7 @@ class PreparedGradients:
                 scalars |= self._rank(tag, gradients[i], noise)
             scalars[f"gradient_to_weight/{tag}"] = ratio(size, frobenius_norm(weights[i]))
             scalars[f"gradient_alignment/{tag}"] = alignment(directions[i], before[i])
-        updates, warnings = self._updates(snapshot, state, gradient.values)
+        updates, warnings = self._updates(snapshot, state, gradient.values, weights)
         scalars |= {
             f"update_to_weight/{unit.tag}": value
             for unit, value in zip(self.units, updates, strict=False)
@@ -230,10 +230,6 @@ class PreparedGradients:
         return Measurement(scalars, warnings=warnings), self._state(
             snapshot.step, directions, weights
         )
-
-    def _weights(self, snapshot: Snapshot) -> list[np.ndarray]:
-        """Return the units of the parameters, in float64."""
-        return [unit.of(snapshot.leaves).astype(np.float64) for unit in self.units]
 
     def _rank(self, tag: str, matrix: np.ndarray, noise: float) -> dict[str, float]:
         """Return the scalars of one gradient's rank."""
@@ -268,13 +264,16 @@ class PreparedGradients:
         }
 
     def _updates(
-        self, snapshot: Snapshot, state: State, gradient: np.ndarray
+        self,
+        snapshot: Snapshot,
+        state: State,
+        gradient: np.ndarray,
+        weights: list[np.ndarray],
     ) -> tuple[list[float], tuple[str, ...]]:
         """Return ||update|| / ||W|| of each unit, if an update is known; and warnings."""
         optimizer, transformation = snapshot.optimizer, self.probe.optimizer
         if transformation is None and optimizer is not None:
             transformation = optimizer.transformation
-        weights = self._weights(snapshot)
         if transformation is not None and not snapshot.nonfinite:
             try:
                 made = optimizer_update(
