@@ -1,0 +1,63 @@
+"""One interface for the closed forms of linear networks that are no plain chain of layers.
+
+A family is a frozen dataclass of widths, one module each (`residual`, `tied`, `convolutional`). Its
+`ranks` holds a formula only for the parts for which there is one, and says beside each whether it
+is proved or how often it was checked.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+
+@dataclass(frozen=True)
+class FormulaRank:
+    """A rank from a closed form.
+
+    Attributes:
+      value: the rank.
+      basis: "proved", or how often the formula was checked, such as "checked exactly on 130
+        networks".
+    """
+
+    value: int
+    basis: str
+
+
+@runtime_checkable
+class NetworkFamily(Protocol):
+    """A linear network F(x) = A(theta) x, with closed forms at generic parameters."""
+
+    @property
+    def name(self) -> str:
+        """The name in sentences, such as "residual blocks 6 (2, 3)"."""
+        ...
+
+    @property
+    def inputs(self) -> int:
+        """The number of entries of an input x, d."""
+        ...
+
+    @property
+    def outputs(self) -> int:
+        """The number of entries of an output F(x), K."""
+        ...
+
+    def number_of_parameters(self) -> int:
+        """Return the number of parameters p; a tied weight counts once."""
+        ...
+
+    def ranks(
+        self, *, r: int | None = None, s: int | None = None, loss: str = "mse"
+    ) -> dict[str, FormulaRank]:
+        """Return the ranks of "H_o", "H_f" and "H_L", without the parts that have no formula.
+
+        Args:
+          r: the rank of the inputs, 0 to d. Default d.
+          s: the rank of Omega = E[delta x^T], 0 to min(K, r). Default its maximum.
+          loss: "mse", "cosh" or "cross_entropy", as for `theory.rank_outer`.
+
+        Raises:
+          TypeError: for ranks that are not integers.
+          ValueError: for ranks or a loss out of range.
+        """
+        ...
