@@ -11,8 +11,18 @@ from rankmon.theory.closed_forms import (
     rank_outer_bound,
     rank_per_parameter,
 )
+from rankmon.theory.families import FormulaRank, NetworkFamily
+from rankmon.theory.residual import ResidualBlocks, ResidualChain
+from rankmon.theory.tied import MatrixPower, TiedAutoencoder, TiedChain
 
 __all__ = [
+    "FormulaRank",
+    "MatrixPower",
+    "NetworkFamily",
+    "ResidualBlocks",
+    "ResidualChain",
+    "TiedAutoencoder",
+    "TiedChain",
     "number_of_parameters",
     "rank_functional",
     "rank_functional_bound",

@@ -5,8 +5,11 @@ A family is a frozen dataclass of widths, one module each (`residual`, `tied`, `
 is proved or how often it was checked.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
+
+from rankmon.theory.closed_forms import rank_functional, rank_loss, rank_outer
 
 
 @dataclass(frozen=True)
@@ -61,3 +64,23 @@ class NetworkFamily(Protocol):
           ValueError: for ranks or a loss out of range.
         """
         ...
+
+
+def chain_ranks(
+    dims: Sequence[int], *, r: int | None = None, s: int | None = None, loss: str = "mse"
+) -> dict[str, FormulaRank]:
+    """Return the ranks of the plain chain W^L ... W^1 x, for families that contain or equal it.
+
+    Args:
+      dims: the widths (d, M_1, ..., K).
+      r: the rank of the inputs.
+      s: the rank of Omega.
+      loss: as for `NetworkFamily.ranks`.
+
+    Raises:
+      TypeError, ValueError: as for `theory.rank_outer`.
+    """
+    parts = {"H_o": rank_outer, "H_f": rank_functional, "H_L": rank_loss}
+    return {
+        part: FormulaRank(rank(dims, r=r, s=s, loss=loss), "proved") for part, rank in parts.items()
+    }
