@@ -145,6 +145,7 @@ def _predict(args: argparse.Namespace) -> int:
         bias=args.bias,
         loss=args.loss,
         n=args.examples,
+        rank_true=args.rank_true,
     )
     _hand_out(
         [terminal.prediction(forms)], [(args.json, lambda: export.prediction_json(forms).encode())]

@@ -164,6 +164,7 @@ other stacks of dense layers, they are reference values, not claims.
 examples:
   rankmon predict 30 25 20 15 10
   rankmon predict 30 25 20 15 10 --rank-residual 7
+  rankmon predict 30 25 20 15 10 --rank-true 10
   rankmon predict 784 100 10 --bias --loss cross_entropy --rank-input 500
   rankmon predict 8 6 3 --json - | jq .ranks.H_L""",
     )
@@ -176,6 +177,12 @@ examples:
         metavar="S",
         type=_whole,
         help="s, the rank of E[residual x^T] (default: the maximum)",
+    )
+    command.add_argument(
+        "--rank-true",
+        metavar="R",
+        type=_whole,
+        help="the rank of the true linear map, for the learning coefficient",
     )
     command.add_argument("--bias", action="store_true", help="add a bias to every layer")
     command.add_argument(

@@ -236,7 +236,16 @@ def prediction(forms: ClosedForms) -> RenderableType:
         "they describe the same layers without activations. The formula for H_L is a conjecture; "
         "it was exact on every network tried."
     )
-    return _stacked([heading, ranks, columns, note])
+    parts: list[RenderableType] = [heading, ranks, columns]
+    if forms.coefficient is not None:
+        value, multiplicity = forms.coefficient.value, forms.coefficient.multiplicity
+        parts.append(
+            Text(
+                f"learning coefficient {value:g}, multiplicity {multiplicity} "
+                "(for targets that the network can represent)"
+            )
+        )
+    return _stacked([*parts, note])
 
 
 def finding(found: Finding) -> Text:

@@ -12,17 +12,20 @@ from rankmon.theory.closed_forms import (
     rank_per_parameter,
 )
 from rankmon.theory.families import FormulaRank, NetworkFamily
+from rankmon.theory.learning_coefficient import LearningCoefficient, learning_coefficient
 from rankmon.theory.residual import ResidualBlocks, ResidualChain
 from rankmon.theory.tied import MatrixPower, TiedAutoencoder, TiedChain
 
 __all__ = [
     "FormulaRank",
+    "LearningCoefficient",
     "MatrixPower",
     "NetworkFamily",
     "ResidualBlocks",
     "ResidualChain",
     "TiedAutoencoder",
     "TiedChain",
+    "learning_coefficient",
     "number_of_parameters",
     "rank_functional",
     "rank_functional_bound",

@@ -19,7 +19,8 @@ from rankmon.theory.closed_forms import (
     rank_outer_bound,
     rank_per_parameter,
 )
-from rankmon.theory.symbols import symbols_of, widths_of
+from rankmon.theory.learning_coefficient import LearningCoefficient, learning_coefficient
+from rankmon.theory.symbols import Symbols, symbols_of, widths_of
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class ClosedForms:
       per_parameter: the ranks divided by p.
       columns: the ranks of H_f's column blocks, one per layer.
       bounds: the upper bounds that apply to this network.
+      coefficient: the learning coefficient, if the rank of the true map was given.
     """
 
     dims: tuple[int, ...]
@@ -66,6 +68,7 @@ class ClosedForms:
     per_parameter: dict[str, float]
     columns: tuple[int, ...]
     bounds: tuple[Bound, ...]
+    coefficient: LearningCoefficient | None = None
 
 
 def closed_forms(
@@ -76,6 +79,7 @@ def closed_forms(
     bias: bool = False,
     loss: str = "mse",
     n: int | None = None,
+    rank_true: int | None = None,
 ) -> ClosedForms:
     """Return the closed forms and bounds for these widths.
 
@@ -86,9 +90,11 @@ def closed_forms(
       bias: whether every layer has a bias.
       loss: "mse", "cosh" or "cross_entropy".
       n: the number of examples, for the bound that grows with n; None to leave that bound out.
+      rank_true: the rank of the true map, for `theory.learning_coefficient`; None to leave it out.
 
     Raises:
-      TypeError, ValueError: as the functions of `theory` do.
+      TypeError, ValueError: as the functions of `theory` do, and ValueError for a `rank_true` with
+        biases, another loss than "mse", or inputs whose rank is below d.
     """
     dims, bias = widths_of(dims), as_flag("bias", bias)
     if r is None and n is not None:
@@ -112,7 +118,19 @@ def closed_forms(
         per_parameter=rank_per_parameter(dims, r=r, s=s, bias=bias, loss=loss),
         columns=columns,
         bounds=tuple(_bounds(dims, r=r, s=s, bias=bias, loss=loss, n=n)),
+        coefficient=None if rank_true is None else _coefficient(t, loss, rank_true),
     )
+
+
+def _coefficient(t: Symbols, loss: str, rank_true: int) -> LearningCoefficient:
+    """Return the learning coefficient; refuse what its formula does not cover."""
+    if t.o or loss != "mse" or t.r < t.M[0]:
+        raise ValueError(
+            "expected no biases, mse and inputs of full rank for the learning coefficient, got "
+            f"{'biases' if t.o else 'no biases'}, {loss} and rank {t.r} of d = {t.M[0]}; leave out "
+            "the rank of the true map"
+        )
+    return learning_coefficient(t.M, rank=rank_true)
 
 
 def _bounds(

@@ -237,6 +237,16 @@ def test_predict_with_options(options, ranks, tmp_path):
     assert json.loads(path.read_text())["ranks"] == ranks
 
 
+def test_predict_the_learning_coefficient(capsysbinary):
+    assert main(["predict", "2", "2", "2", "--rank-true", "0"]) == 0
+    assert b"learning coefficient 1.5, multiplicity 1" in capsysbinary.readouterr().out
+    assert main(["predict", "2", "2", "2", "--rank-true", "1", "--json", "-"]) == 0
+    read = json.loads(capsysbinary.readouterr().out)
+    assert read["coefficient"] == {"value": 2.0, "multiplicity": 2}
+    assert main(["predict", "2", "2", "2", "--json", "-"]) == 0
+    assert json.loads(capsysbinary.readouterr().out)["coefficient"] is None
+
+
 # doctor and completions
 
 
@@ -339,6 +349,7 @@ def test_a_missing_extra_is_named(monkeypatch, capsys, module, arguments, extra)
         (["predict", "8", "6", "3", "--rank-input", "9"], ["d = 8", "got 9"]),
         (["predict", "8", "6", "3", "--rank-residual", "4"], ["min(K, r)", "got 4"]),
         (["predict", "8", "6", "1", "--loss", "cross_entropy"], ["2 outputs"]),
+        (["predict", "8", "6", "3", "--rank-true", "4"], ["smallest width = 3", "got 4"]),
     ],
     ids=lambda value: " ".join(value),
 )

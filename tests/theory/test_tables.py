@@ -78,3 +78,14 @@ def test_what_theory_refuses_is_refused():
         closed_forms((8,))
     with refused(ValueError, "at least 1", "got 0"):
         closed_forms((8, 6, 3), n=0)
+
+
+def test_the_learning_coefficient_needs_its_conditions():
+    assert closed_forms((8, 6, 3)).coefficient is None
+    assert closed_forms((8, 6, 3), n=9, rank_true=2).coefficient.value == 11
+    full = ("no biases, mse and inputs of full rank", "leave out")
+    for options in ({"bias": True}, {"loss": "cosh"}, {"r": 7}, {"n": 7}):
+        with refused(ValueError, *full):
+            closed_forms((8, 6, 3), rank_true=2, **options)
+    with refused(ValueError, "rank within", "smallest width = 3", "got 4"):
+        closed_forms((8, 6, 3), rank_true=4)
