@@ -56,6 +56,13 @@ def test_an_example_keeps_its_claims_in_quick_mode(main_of, tmp_path, capsys):
     keeps_its_claims(capsys.readouterr().out, tmp_path)
 
 
+def test_closed_forms_are_the_exact_ranks_of_random_networks(main_of, capsys):
+    main_of("exact_ranks", "--networks", 60)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8  # four ranks, without and with biases
+    assert all(re.search(r"holds .* 30 networks +0 mismatches", line) for line in lines)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_quick_mode_keeps_its_claims(name, tmp_path):
@@ -161,6 +168,13 @@ def test_a_training_loop_pays_what_is_promised(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "NOT KEPT" not in done.stdout
     assert "wall time with / without the monitor" in (tmp_path / "benchmark_loop.txt").read_text()
+
+
+@pytest.mark.slow
+def test_exact_ranks_have_a_quick_mode():
+    done = run("exact_ranks", "--quick")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(" 100 networks    0 mismatches") == 8
 
 
 @pytest.mark.slow
