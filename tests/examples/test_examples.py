@@ -25,6 +25,7 @@ SCRIPTS = [
     "plasticity",
     "column_blocks",
     "edge_of_stability",
+    "rank_deficiency",
 ]
 
 
