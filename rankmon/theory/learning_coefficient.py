@@ -23,6 +23,7 @@ bound on lambda(theta) and not on lambda, the smallest of all lambda(theta), and
 from minimum to minimum. For 2-2-2 and A = 0, lambda is 1.5, and rank H_L / 2 is
 
 - 0 at the origin, where lambda(theta) = 1.5;
+- 1 where one of W^1 and W^2 is zero and the other has rank 1, and lambda(theta) = 1.5;
 - 1.5 where W^1 and W^2 have rank 1, and lambda(theta) = 1.5;
 - 2 where one of them is zero and the other invertible, and lambda(theta) = 2.
 
