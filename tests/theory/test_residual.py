@@ -1,0 +1,163 @@
+"""theory.ResidualChain and ResidualBlocks against exact ranks, and under softmax in float64."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from linear_families import LinearNetwork, check_exactly
+from rankmon import theory
+from rankmon.theory import NetworkFamily, ResidualBlocks, ResidualChain
+from refusals import refused
+
+MOST_PARAMETERS = 60
+CHECKED = 1_000
+
+
+def chain(dims: tuple[int, ...]) -> LinearNetwork:
+    """(W^L + I) ... (W^1 + I), with identities cut to the weights' shapes."""
+    shapes = [(m, before) for before, m in itertools.pairwise(dims)]
+
+    def matrix(weights):
+        product = np.eye(dims[0], dtype=np.int64)
+        for W, shape in zip(weights, shapes, strict=True):
+            product = (W + np.eye(*shape, dtype=np.int64)) @ product
+        return product
+
+    return LinearNetwork(ResidualChain(dims), shapes, matrix)
+
+
+def blocks(d: int, inner: tuple[int, ...]) -> LinearNetwork:
+    """(I + B_L A_L) ... (I + B_1 A_1); the parameters are A_1, B_1, A_2, B_2, ..."""
+    shapes = [shape for m in inner for shape in ((m, d), (d, m))]
+
+    def matrix(weights):
+        product = np.eye(d, dtype=np.int64)
+        for A, B in zip(weights[::2], weights[1::2], strict=True):
+            product = (B @ A + np.eye(d, dtype=np.int64)) @ product
+        return product
+
+    return LinearNetwork(ResidualBlocks(d, inner=inner), shapes, matrix)
+
+
+def random_widths(rng: np.random.Generator, count: int, most: int) -> tuple[int, ...]:
+    return tuple(int(m) for m in rng.integers(1, most + 1, count))
+
+
+def random_chain(rng: np.random.Generator) -> LinearNetwork:
+    while True:
+        network = chain(random_widths(rng, int(rng.integers(2, 6)), 6))
+        if network.p <= MOST_PARAMETERS:
+            return network
+
+
+def random_blocks(rng: np.random.Generator) -> LinearNetwork:
+    while True:
+        d, inner = int(rng.integers(1, 8)), random_widths(rng, int(rng.integers(1, 5)), 5)
+        if 2 * d * sum(inner) <= MOST_PARAMETERS:
+            return blocks(d, inner)
+
+
+def test_a_residual_chain_has_the_ranks_of_the_plain_chain() -> None:
+    assert check_exactly(random_chain, seed=1, networks=300) == 300
+
+
+def test_residual_blocks_have_the_ranks_of_the_formulas() -> None:
+    checked = check_exactly(random_blocks, seed=2, networks=CHECKED)
+    bases = {one.basis for one in ResidualBlocks(5, inner=(2, 3)).ranks(s=1).values()}
+    assert bases == {f"checked exactly on {checked:,} networks"}
+
+
+def column_rank(d: int, m: int, others: int, s: int) -> int:
+    """Return c(m, others) of the docstring of `ResidualBlocks`."""
+    a = min(m, s)
+    b = min(a, others)
+    return b * d + (m - b) * s + (a - b) * (min(d, s + b) - s)
+
+
+def test_columns_have_the_ranks_of_the_docstring_and_their_sum_is_a_bound() -> None:
+    rng = np.random.default_rng(3)
+    met = lower = 0
+    while met + lower < 100:
+        network = random_blocks(rng)
+        d, inner = network.family.d, network.family.inner
+        r, s, loss = network.draw_ranks(rng)
+        if s <= min(inner):
+            continue
+        measured, columns = network.exact_ranks(rng, r, s, loss)
+        S, before, expected = sum(inner), 0, []
+        for m in inner:
+            expected += [column_rank(d, m, before, s), column_rank(d, m, S - before - m, s)]
+            before += m
+        if len(inner) > 1:
+            assert columns == expected, (network.family.name, r, s, loss)
+            assert set(network.family.ranks(r=r, s=s, loss=loss)) == {"H_o"}
+            met += measured["H_f"] == sum(expected)
+            lower += measured["H_f"] < sum(expected)
+    assert lower < 10
+
+
+def test_column_ranks_do_not_always_add_up() -> None:
+    measured, columns = blocks(5, (4, 1)).exact_ranks(np.random.default_rng(4), 5, 4)
+    assert columns == [16, 20, 5, 4]
+    assert measured["H_f"] == 44
+
+
+@pytest.mark.parametrize(
+    ("network", "r", "s"),
+    [(blocks(4, (2, 1)), 4, 1), (blocks(4, (1, 1)), 3, 1), (blocks(4, (2,)), 4, 3)],
+    ids=["two", "narrow", "one"],
+)
+def test_softmax_has_one_output_fewer(network: LinearNetwork, r: int, s: int) -> None:
+    measured = network.softmax_ranks(np.random.default_rng(5), r, s)
+    assert len(network.family.ranks(r=r, s=s, loss="cross_entropy")) == 3
+    assert not network.mismatches(measured, r, s, "cross_entropy")
+
+
+def test_numbers_quoted() -> None:
+    def ranks(family: NetworkFamily, **given) -> dict[str, int]:
+        return {part: one.value for part, one in family.ranks(**given).items()}
+
+    assert ranks(ResidualChain((30, 25, 20, 15, 10))) == {"H_o": 300, "H_f": 1000, "H_L": 1200}
+    assert ranks(ResidualBlocks(6, inner=(2, 3)), s=2) == {"H_o": 35, "H_f": 36, "H_L": 59}
+    assert ranks(ResidualBlocks(4, inner=(1, 1)), s=1) == {"H_o": 12, "H_f": 10, "H_L": 16}
+    assert ranks(ResidualBlocks(4, inner=(2, 2)), s=3) == {"H_o": 16}
+    assert ranks(ResidualBlocks(4, inner=(2,)), s=3) == {"H_o": 12, "H_f": 12, "H_L": 16}
+    assert ranks(ResidualBlocks(4, inner=(2, 2)), r=0) == {"H_o": 0, "H_f": 0, "H_L": 0}
+
+
+def test_the_facts_of_a_family() -> None:
+    for family, name, p in (
+        (ResidualChain([4, 3, 5]), "residual chain 4-3-5", 27),
+        (ResidualBlocks(4, inner=[2, 3]), "residual blocks 4 (2, 3)", 40),
+    ):
+        assert isinstance(family, NetworkFamily)
+        assert family.name == name
+        assert family.number_of_parameters() == p
+        assert hash(family) == hash(family)
+    assert (ResidualChain((4, 3, 5)).inputs, ResidualChain((4, 3, 5)).outputs) == (4, 5)
+    assert theory.ResidualBlocks(4, inner=(2,)).outputs == 4
+    one_block = ResidualBlocks(4, inner=(2,)).ranks(s=3)
+    assert {one.basis for one in one_block.values()} == {"proved"}
+
+
+def test_input_errors() -> None:
+    with refused(ValueError, "d and K", "(5,)"):
+        ResidualChain((5,))
+    with refused(TypeError, "inner", "3"):
+        ResidualBlocks(4, inner=3)
+    with refused(TypeError, "inner", "'23'"):
+        ResidualBlocks(4, inner="23")
+    with refused(ValueError, "inner width", "none"):
+        ResidualBlocks(4, inner=())
+    with refused(ValueError, "at least 1", "got 0"):
+        ResidualBlocks(4, inner=(2, 0))
+    with refused(TypeError, "d to be an integer", "2.5"):
+        ResidualBlocks(2.5, inner=(2,))
+    for family in (ResidualChain((4, 3, 4)), ResidualBlocks(4, inner=(2, 2))):
+        with refused(ValueError, "r within", "d = 4", "got 5"):
+            family.ranks(r=5)
+        with refused(ValueError, "s within", "min(K - 1, r) = 3", "got 4"):
+            family.ranks(s=4, loss="cross_entropy")
+        with refused(ValueError, "loss", "'hinge'"):
+            family.ranks(loss="hinge")
