@@ -21,12 +21,13 @@ from rich.console import Console, RenderableType
 
 from rankmon._util.files import replace_file
 from rankmon._util.warnings import RankmonWarning
+from rankmon.cli.networks import family_of
 from rankmon.cli.parser import arguments, completions
 from rankmon.report import export, terminal
 from rankmon.report.compare import comparison_of, only_ranks
 from rankmon.report.summary import RunSummary, only_tags, summary_of
 from rankmon.runs.series import RunSeries
-from rankmon.theory.tables import closed_forms
+from rankmon.theory.tables import closed_forms, family_forms
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -138,6 +139,13 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
+    if (family := family_of(args)) is not None:
+        found = family_forms(family, r=args.rank_input, s=args.rank_residual, loss=args.loss)
+        _hand_out(
+            [terminal.family_prediction(found)],
+            [(args.json, lambda: export.prediction_json(found).encode())],
+        )
+        return 0
     forms = closed_forms(
         args.widths,
         r=args.rank_input,

@@ -6,6 +6,7 @@ from importlib import metadata
 from typing import NoReturn
 
 from rankmon._util.text import printable
+from rankmon.cli.networks import repeats_or_transpose, whole, whole_numbers
 
 SHELLS = ("bash", "zsh", "tcsh")
 
@@ -161,30 +162,55 @@ def _add_predict(commands: _Commands) -> None:
 The closed forms hold for deep linear networks whose weights have full rank. For
 other stacks of dense layers, they are reference values, not claims.
 
+Other linear networks, without biases:
+  D --residual M_1,M_2,...       blocks x + B_l A_l x, with A_l: m_l x d
+  D M_1 ... K --residual         W_l + I in each layer, I cut to the shape of W_l;
+                                 write --residual after the widths
+  D M K --tied N                 W_out W^N W_in, with one M x M matrix W
+  D --tied N                     W^N
+  D M D --tied transpose         W^T W, with W: M x d
+
 examples:
   rankmon predict 30 25 20 15 10
   rankmon predict 30 25 20 15 10 --rank-residual 7
   rankmon predict 30 25 20 15 10 --rank-true 10
   rankmon predict 784 100 10 --bias --loss cross_entropy --rank-input 500
-  rankmon predict 8 6 3 --json - | jq .ranks.H_L""",
+  rankmon predict 8 6 3 --json - | jq .ranks.H_L
+  rankmon predict 6 --residual 2,3 --rank-residual 2
+  rankmon predict 6 4 3 --tied 5""",
     )
-    command.add_argument("widths", metavar="WIDTH", nargs="+", type=_whole, help="d, M_1, ..., K")
+    command.add_argument("widths", metavar="WIDTH", nargs="+", type=whole, help="d, M_1, ..., K")
     command.add_argument(
-        "--rank-input", metavar="R", type=_whole, help="r, the rank of the inputs (default: full)"
+        "--rank-input", metavar="R", type=whole, help="r, the rank of the inputs (default: full)"
     )
     command.add_argument(
         "--rank-residual",
         metavar="S",
-        type=_whole,
+        type=whole,
         help="s, the rank of E[residual x^T] (default: the maximum)",
     )
     command.add_argument(
         "--rank-true",
         metavar="R",
-        type=_whole,
+        type=whole,
         help="the rank of the true linear map, for the learning coefficient",
     )
     command.add_argument("--bias", action="store_true", help="add a bias to every layer")
+    networks = command.add_mutually_exclusive_group()
+    networks.add_argument(
+        "--residual",
+        metavar="M_1,M_2,...",
+        nargs="?",
+        const=(),
+        type=whole_numbers,
+        help="a residual network: the inner widths of its blocks; without them, W_l + I",
+    )
+    networks.add_argument(
+        "--tied",
+        metavar="N",
+        type=repeats_or_transpose,
+        help="tied weights: the number of times that W is applied, or transpose for W^T W",
+    )
     command.add_argument(
         "--loss",
         default="mse",
@@ -194,7 +220,7 @@ examples:
     command.add_argument(
         "--examples",
         metavar="N",
-        type=_whole,
+        type=whole,
         help="the number of examples, for a bound on the rank",
     )
     command.add_argument("--json", metavar="FILE", help="write the prediction; - for stdout")
@@ -239,10 +265,3 @@ examples:
 
 def _add_tags(command: argparse.ArgumentParser, says: str) -> None:
     command.add_argument("--tags", metavar="GLOB", action="append", help=says)
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None

@@ -18,7 +18,7 @@ from rankmon._util.strict_json import json_numbers
 from rankmon.report.compare import Comparison
 from rankmon.report.summary import RunSummary
 from rankmon.runs.series import ArraySeries, RunSeries, ScalarSeries
-from rankmon.theory.tables import ClosedForms
+from rankmon.theory.tables import ClosedForms, FamilyForms
 
 SCHEMA = 1  # increased whenever a key of the JSON is removed or changes its meaning
 
@@ -71,8 +71,8 @@ def comparison_json(comparison: Comparison) -> str:
     return _json({"schema": SCHEMA, **asdict(comparison)})
 
 
-def prediction_json(forms: ClosedForms) -> str:
-    """Return {"schema": 1} and the fields of `theory.tables.ClosedForms` as JSON."""
+def prediction_json(forms: ClosedForms | FamilyForms) -> str:
+    """Return {"schema": 1} and the fields of the closed forms (`theory.tables`) as JSON."""
     return _json({"schema": SCHEMA, **asdict(forms)})
 
 

@@ -25,7 +25,7 @@ from rankmon.report.summary import (
     RunSummary,
     WeightCurves,
 )
-from rankmon.theory.tables import ClosedForms
+from rankmon.theory.tables import ClosedForms, FamilyForms
 
 COLORS = {"ok": "green", "missing": "yellow", "broken": "bold red"}
 RUNS_A_TABLE = 4  # more columns would not fit next to tag, median, range and first difference
@@ -246,6 +246,28 @@ def prediction(forms: ClosedForms) -> RenderableType:
             )
         )
     return _stacked([*parts, note])
+
+
+def family_prediction(forms: FamilyForms) -> RenderableType:
+    """Return the table of the closed forms of a residual, tied or other linear network."""
+    ranks = _table("", "rank", "of p", "")
+    ranks.columns[3].justify, ranks.columns[3].no_wrap = "left", False
+    for part in ("H_L", "H_o", "H_f"):
+        if part in forms.ranks:
+            share = f"{forms.per_parameter[part]:.2%}"
+            ranks.add_row(part, str(forms.ranks[part]), share, forms.bases[part])
+        else:
+            ranks.add_row(part, "", "", "no formula for this network at this s")
+    heading = Text(
+        f"{forms.network}, {forms.loss}, without biases: p = {forms.p} parameters\n"
+        f"d = {forms.inputs} inputs of rank r = {forms.r}, K = {forms.outputs} outputs, "
+        f"s = {forms.s} (residuals with inputs)"
+    )
+    note = Text(
+        "These formulas hold for this linear network with parameters and residuals in general "
+        "position."
+    )
+    return _stacked([heading, ranks, note])
 
 
 def finding(found: Finding) -> Text:

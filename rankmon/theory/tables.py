@@ -19,6 +19,7 @@ from rankmon.theory.closed_forms import (
     rank_outer_bound,
     rank_per_parameter,
 )
+from rankmon.theory.families import NetworkFamily
 from rankmon.theory.learning_coefficient import LearningCoefficient, learning_coefficient
 from rankmon.theory.symbols import Symbols, symbols_of, widths_of
 
@@ -69,6 +70,66 @@ class ClosedForms:
     columns: tuple[int, ...]
     bounds: tuple[Bound, ...]
     coefficient: LearningCoefficient | None = None
+
+
+@dataclass(frozen=True)
+class FamilyForms:
+    """The predicted ranks of a linear network of another family than the plain chain.
+
+    Attributes:
+      network: the family's name and widths.
+      inputs: d, the number of inputs.
+      outputs: K, the number of outputs.
+      loss: "mse", "cosh" or "cross_entropy".
+      p: the number of parameters.
+      r: the rank of the inputs.
+      s: the rank of Omega.
+      ranks: the rank of each of "H_L", "H_o", "H_f" that has a formula.
+      bases: for each of them, "proved" or how often the formula was checked.
+      per_parameter: the ranks divided by p.
+    """
+
+    network: str
+    inputs: int
+    outputs: int
+    loss: str
+    p: int
+    r: int
+    s: int
+    ranks: dict[str, int]
+    bases: dict[str, str]
+    per_parameter: dict[str, float]
+
+
+def family_forms(
+    family: NetworkFamily, *, r: int | None = None, s: int | None = None, loss: str = "mse"
+) -> FamilyForms:
+    """Return the closed forms of a family's member, without the parts that have no formula.
+
+    Args:
+      family: for instance `theory.ResidualBlocks(6, inner=(2, 3))`.
+      r: the rank of the inputs; by default d.
+      s: the rank of Omega; by default its maximum.
+      loss: "mse", "cosh" or "cross_entropy".
+
+    Raises:
+      TypeError, ValueError: as the family's `ranks` does.
+    """
+    t = symbols_of((family.inputs, family.outputs), r, s, False, loss)
+    found, p = family.ranks(r=t.r, s=t.s, loss=loss), family.number_of_parameters()
+    ordered = {part: found[part] for part in ("H_L", "H_o", "H_f") if part in found}
+    return FamilyForms(
+        network=family.name,
+        inputs=family.inputs,
+        outputs=family.outputs,
+        loss=loss,
+        p=p,
+        r=t.r,
+        s=t.s,
+        ranks={part: one.value for part, one in ordered.items()},
+        bases={part: one.basis for part, one in ordered.items()},
+        per_parameter={part: one.value / p for part, one in ordered.items()},
+    )
 
 
 def closed_forms(

@@ -237,6 +237,30 @@ def test_predict_with_options(options, ranks, tmp_path):
     assert json.loads(path.read_text())["ranks"] == ranks
 
 
+@pytest.mark.parametrize(
+    ("arguments", "network", "ranks"),
+    [
+        ("6 --residual 2,3 --rank-residual 2", "residual blocks 6 (2, 3)", (59, 35, 36)),
+        ("6 --residual 2,3", "residual blocks 6 (2, 3)", (None, 35, None)),
+        ("6 5 4 --residual", "residual chain 6-5-4", (48, 24, 40)),
+        ("6 4 3 --tied 5", "tied chain 6-4-3 (5 repeats)", (49, 18, 40)),
+        ("5 --tied 3 --rank-residual 1", "matrix power 5 x 5 (3 repeats)", (25, 25, 16)),
+        ("5 3 5 --tied transpose", "tied autoencoder 5-3-5", (15, 12, 15)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_predict_other_linear_networks(arguments, network, ranks, capsysbinary):
+    assert main(["predict", *arguments.split(), "--json", "-"]) == 0
+    read = json.loads(capsysbinary.readouterr().out)
+    assert read["network"] == network
+    assert tuple(map(read["ranks"].get, ("H_L", "H_o", "H_f"))) == ranks
+    assert set(read["bases"]) == set(read["ranks"])
+    assert main(["predict", *arguments.split()]) == 0
+    out = capsysbinary.readouterr().out.decode()
+    assert out.startswith(f"{network}, mse, without biases: p = {read['p']} parameters")
+    assert ("no formula" in out) == (None in ranks)
+
+
 def test_predict_the_learning_coefficient(capsysbinary):
     assert main(["predict", "2", "2", "2", "--rank-true", "0"]) == 0
     assert b"learning coefficient 1.5, multiplicity 1" in capsysbinary.readouterr().out
@@ -349,6 +373,13 @@ def test_a_missing_extra_is_named(monkeypatch, capsys, module, arguments, extra)
         (["predict", "8", "6", "3", "--rank-input", "9"], ["d = 8", "got 9"]),
         (["predict", "8", "6", "3", "--rank-residual", "4"], ["min(K, r)", "got 4"]),
         (["predict", "8", "6", "1", "--loss", "cross_entropy"], ["2 outputs"]),
+        (["predict", "6", "6", "--residual", "2,3"], ["one width d", "6 6", "alone"]),
+        (["predict", "6", "--residual", "2,0"], ["inner width", "at least 1", "got 0"]),
+        (["predict", "6", "--residual", "2", "--bias"], ["--bias", "--residual"]),
+        (["predict", "6", "--tied", "2", "--examples", "9"], ["--examples", "--tied"]),
+        (["predict", "6", "4", "--tied", "2"], ["d M K", "6 4"]),
+        (["predict", "6", "4", "5", "--tied", "transpose"], ["6 and 5", "6 4 6"]),
+        (["predict", "6", "--tied", "0"], ["repeats", "at least 1", "got 0"]),
         (["predict", "8", "6", "3", "--rank-true", "4"], ["smallest width = 3", "got 4"]),
     ],
     ids=lambda value: " ".join(value),
@@ -377,6 +408,9 @@ def test_one_line_says_what_does_not_fit(tmp_path, monkeypatch, capsys, argument
         (["report", "a", "b\nc"], "rankmon", ["b\\nc"]),
         (["predict", "8", "six"], "rankmon predict", ["WIDTH", "whole number", "'six'"]),
         (["predict", "8", "3", "--loss", "l1"], "rankmon predict", ["--loss", "'l1'"]),
+        (["predict", "6", "--residual", "2,x"], "rankmon predict", ["--residual", "'x'"]),
+        (["predict", "6", "--tied", "W"], "rankmon predict", ["--tied", "'W'"]),
+        (["predict", "6", "--tied", "2", "--residual"], "rankmon predict", ["--residual"]),
         (["completions", "fish"], "rankmon completions", ["shell", "'fish'"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rankmon.theory.tables import closed_forms
+from rankmon.theory import ResidualBlocks
+from rankmon.theory.tables import closed_forms, family_forms
 from refusals import refused
 
 
@@ -26,6 +27,18 @@ def test_cross_entropy_has_one_output_fewer():
     forms = closed_forms((8, 6, 3), loss="cross_entropy")
     assert (forms.q, forms.s, forms.p) == (2, 2, 66)
     assert forms.ranks == closed_forms((8, 6, 2)).ranks
+
+
+def test_a_family_without_a_formula_for_every_part():
+    forms = family_forms(ResidualBlocks(6, inner=(2, 3)))
+    assert (forms.p, forms.r, forms.s, forms.ranks) == (60, 6, 6, {"H_o": 35})
+    forms = family_forms(ResidualBlocks(6, inner=(2, 3)), s=2)
+    assert forms.ranks == {"H_L": 59, "H_o": 35, "H_f": 36}
+    assert forms.per_parameter == {"H_L": 59 / 60, "H_o": 35 / 60, "H_f": 36 / 60}
+    assert list(forms.bases) == ["H_L", "H_o", "H_f"]
+    assert family_forms(ResidualBlocks(6, inner=(3,)), loss="cross_entropy").s == 5
+    with refused(ValueError, "r within", "got 7"):
+        family_forms(ResidualBlocks(6, inner=(3,)), r=7)
 
 
 @pytest.mark.parametrize(
