@@ -1,5 +1,6 @@
-"""Ranks of a linear network's Hessians at random parameters: exact, and in float64 with softmax."""
+"""Residual and tied networks, and their Hessians' ranks: exact, and in float64 with softmax."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from prime_field import Jet, exact_hessians, exact_rank, field, of_rank
-from rankmon.theory import NetworkFamily
+from rankmon.theory import (
+    MatrixPower,
+    NetworkFamily,
+    ResidualBlocks,
+    ResidualChain,
+    TiedAutoencoder,
+    TiedChain,
+)
 
 PARTS = ("H_o", "H_f", "H_L")
 
@@ -91,6 +99,19 @@ class LinearNetwork:
         Hessians = (H_o, H_f, H_o + H_f)
         return {part: certain_rank(H) for part, H in zip(PARTS, Hessians, strict=True)}
 
+    def jacobian(self, weights: Sequence[np.ndarray], x: np.ndarray) -> np.ndarray:
+        """Return the Jacobian [n K p] of the outputs by complex steps, to the last digits.
+
+        The outputs are polynomials of the weights: a step of 1e-30 i has an error near 1e-60.
+        """
+        columns = []
+        for at, shape in enumerate(self.shapes):
+            for entry in np.ndindex(*shape):
+                moved = [np.asarray(W, complex) for W in weights]
+                moved[at][entry] += 1e-30j
+                columns.append((self.matrix(moved) @ x.T).imag.T / 1e-30)
+        return np.stack(columns, axis=-1)
+
     def mismatches(self, measured: dict[str, int], r: int, s: int, loss: str) -> list[str]:
         """Return a line for each formula that differs from the measured rank."""
         return [
@@ -98,6 +119,64 @@ class LinearNetwork:
             for part, one in self.family.ranks(r=r, s=s, loss=loss).items()
             if one.value != measured[part]
         ]
+
+
+def chain(dims: tuple[int, ...]) -> LinearNetwork:
+    """(W^L + I) ... (W^1 + I), with identities cut to the weights' shapes."""
+    shapes = [(m, before) for before, m in itertools.pairwise(dims)]
+
+    def matrix(weights):
+        product = np.eye(dims[0], dtype=np.int64)
+        for W, shape in zip(weights, shapes, strict=True):
+            product = (W + np.eye(*shape, dtype=np.int64)) @ product
+        return product
+
+    return LinearNetwork(ResidualChain(dims), shapes, matrix)
+
+
+def blocks(d: int, inner: tuple[int, ...]) -> LinearNetwork:
+    """(I + B_L A_L) ... (I + B_1 A_1); the parameters are A_1, B_1, A_2, B_2, ..."""
+    shapes = [shape for m in inner for shape in ((m, d), (d, m))]
+
+    def matrix(weights):
+        product = np.eye(d, dtype=np.int64)
+        for A, B in zip(weights[::2], weights[1::2], strict=True):
+            product = (B @ A + np.eye(d, dtype=np.int64)) @ product
+        return product
+
+    return LinearNetwork(ResidualBlocks(d, inner=inner), shapes, matrix)
+
+
+def tied_chain(d: int, hidden: int, outputs: int, repeats: int) -> LinearNetwork:
+    """W_out W^m W_in, with the parameters W_in, W, W_out."""
+
+    def matrix(weights):
+        first, W, last = weights
+        product = first
+        for _ in range(repeats):
+            product = W @ product
+        return last @ product
+
+    shapes = [(hidden, d), (hidden, hidden), (outputs, hidden)]
+    return LinearNetwork(TiedChain(d, hidden, outputs, repeats), shapes, matrix)
+
+
+def matrix_power(d: int, repeats: int) -> LinearNetwork:
+    """W^L."""
+
+    def matrix(weights):
+        product = weights[0]
+        for _ in range(repeats - 1):
+            product = weights[0] @ product
+        return product
+
+    return LinearNetwork(MatrixPower(d, repeats), [(d, d)], matrix)
+
+
+def tied_autoencoder(d: int, hidden: int) -> LinearNetwork:
+    """W^T W."""
+    family = TiedAutoencoder(d, hidden)
+    return LinearNetwork(family, [(hidden, d)], lambda weights: weights[0].T @ weights[0])
 
 
 def check_exactly(

@@ -78,8 +78,10 @@ def ntk_rank(
     """Return the rank of the neural tangent kernel's Gram matrix, from J's singular values.
 
     rank J J^T = rank J, and J's singular values keep the digits that their squares, the eigenvalues
-    of the Gram matrix, lose. The cut is max(N k, p) * eps * ||J||_2. For a deep linear network with
-    one output theory says rank J = `theory.rank_outer(dims, r=r)`, r the rank of the N inputs.
+    of the Gram matrix, lose. The cut is max(N k, p) * eps * ||J||_2. For a deep linear network
+    theory says rank J = `theory.rank_outer(dims, r=r)`, r the rank of the N inputs; for a residual,
+    tied or other linear network of `theory` it says `family.ranks(r=r)["H_o"]`: under mse
+    H_o = J^T J / N has the rank of J.
 
     Args:
       problem: network and probe batch; its loss, targets and weights do not enter.

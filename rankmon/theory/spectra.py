@@ -8,7 +8,6 @@ probe batch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 from numbers import Real
 from typing import Any
 
@@ -17,6 +16,13 @@ from jaxtyping import Float
 
 from rankmon._util.validate import as_flag, as_integer
 from rankmon.linalg.spectrum import singular_values
+from rankmon.theory.families import NetworkFamily
+from rankmon.theory.linear_maps import (
+    chain_derivatives,
+    check_weights,
+    family_derivatives,
+    outer_matrix,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +63,10 @@ class PlateauMatch:
 
 
 def outer_spectrum(
-    weights: Sequence[Float[np.ndarray, "out in"]], inputs: Float[np.ndarray, "n d"]
+    weights: Sequence[Float[np.ndarray, "out in"]],
+    inputs: Float[np.ndarray, "n d"],
+    *,
+    family: NetworkFamily | None = None,
 ) -> Float[np.ndarray, " m"]:
     """Return the eigenvalues of H_o of a deep linear network under mse that can be non-zero.
 
@@ -65,19 +74,23 @@ def outer_spectrum(
     [sum_l W^{L:l+1} W^{l+1:L} (x) W^{1:l-1} W^{l-1:1}] (I_K (x) Sigma), a matrix of size K d.
     Sigma = V diag(sigma^2) V^T, with the singular values sigma of X / sqrt(n), is split and applied
     from both sides, so that the matrix is symmetric and of size K min(n, d). No matrix of size p is
-    formed.
+    formed. For a residual or tied network the sum runs over each weight's derivatives of the map A
+    of F(x) = A x, in place of W^{L:l+1} and W^{l-1:1}.
 
     Args:
-      weights: (W^1, ..., W^L), each M_l x M_{l-1}.
+      weights: (W^1, ..., W^L), each M_l x M_{l-1}; for a family (W^1, ..., W^L) without the
+        identities, (A_1, B_1, ..., A_L, B_L), (W_in, W, W_out) or (W,).
       inputs: the probe batch.
+      family: the network, if it is no plain chain: `theory.ResidualChain`, `ResidualBlocks`,
+        `TiedChain`, `MatrixPower` or `TiedAutoencoder`.
 
     Returns:
       K min(n, d) eigenvalues, descending; all others of H_o are zero.
 
     Raises:
       TypeError: for anything but a sequence of arrays of numbers.
-      ValueError: for weights that do not chain, inputs that do not match them, or values that are
-        not finite.
+      ValueError: for weights that do not chain or have other shapes than the family's, inputs that
+        do not match them, values that are not finite, or another family.
 
     Source: arXiv 2106.16225, section S8.1.
     """
@@ -88,16 +101,24 @@ def outer_spectrum(
         )
     chain = [_finite("every weight", W, axes=2) for W in weights]
     x = _finite("inputs", inputs, axes=2)
-    _check_chain(chain, x)
+    if family is None:
+        _check_chain(chain, x)
+    else:
+        check_weights(family, chain)
+        if x.shape[1] != family.inputs:
+            raise ValueError(
+                f"expected inputs of d = {family.inputs} entries for {family.name}, got "
+                f"{x.shape[1]}; pass one row for each example"
+            )
     _, sigma, axes = np.linalg.svd(x / np.sqrt(len(x)), full_matrices=False)
     root = axes.T * sigma  # Sigma = root root^T
-    K = chain[-1].shape[0]
-    total = np.zeros((K * sigma.size, K * sigma.size))
-    for at in range(len(chain)):
-        B = reduce(lambda A, W: A @ W, chain[:at:-1], np.eye(K))
-        U = reduce(lambda A, W: W @ A, chain[:at], root)
-        total += np.kron(B @ B.T, U.T @ U)
-    return np.maximum(np.linalg.eigvalsh(total)[::-1], 0.0)  # zeros can be rounded below zero
+    terms = (
+        chain_derivatives(chain, root)
+        if family is None
+        else family_derivatives(family, chain, root)
+    )
+    eigenvalues = np.linalg.eigvalsh(outer_matrix(terms))[::-1]
+    return np.maximum(eigenvalues, 0.0)  # zeros can be rounded below zero
 
 
 def outer_plateaus(
@@ -107,7 +128,9 @@ def outer_plateaus(
 
     There are K - M_{L-1} output directions orthogonal to the image of W^L. They depend only on the
     last layer's parameters, and H_o restricted to each is E[h h^T]. Its M_{L-1} eigenvalues
-    therefore occur K - M_{L-1} times each, for any earlier layers and activations.
+    therefore occur K - M_{L-1} times each, for any earlier layers and activations: also if the
+    last layer is W^L + I, or W_out after tied weights, but not if it is a block x + B A x, whose
+    image is not that of one weight.
 
     Args:
       features: h on the probe batch, the input of the last layer.
@@ -135,27 +158,39 @@ def outer_plateaus(
     return Plateaus(np.concatenate([values, np.zeros(h.shape[1] - values.size)]), width)
 
 
-def functional_plateaus(omega: Float[np.ndarray, "k d"], hidden: int) -> Plateaus:
+def functional_plateaus(
+    omega: Float[np.ndarray, "k d"], hidden: int, *, tied: bool = False
+) -> Plateaus:
     """Return the non-zero eigenvalues of H_f of a linear network with one hidden layer.
 
     The eigenvalues of H_f = [[0, Omega (x) I_M], [Omega^T (x) I_M, 0]] are the singular values of
-    Omega with both signs, each M times.
+    Omega with both signs, each M times. So are those of one residual block x + B A x, with M its
+    inner width. For W^T W, H_f = I_M (x) (Omega + Omega^T).
 
     Args:
       omega: Omega, or E[delta (x, 1)^T] if the hidden layer has a bias.
       hidden: M, the width of the hidden layer.
+      tied: whether the network is W^T W x.
 
     Returns:
-      2 min(K, d) levels, descending from the largest to minus the largest.
+      2 min(K, d) levels, descending from the largest to minus the largest; d levels, descending,
+      if tied.
 
     Raises:
-      TypeError: for a width that is not an integer.
-      ValueError: for an Omega that is not a finite matrix, or a width below 1.
+      TypeError: for a width that is not an integer, or `tied` that is not a bool.
+      ValueError: for an Omega that is not a finite matrix, or is not square if tied, or a width
+        below 1.
 
     Source: arXiv 2106.16225, section S8.2 (figures S6 and S7).
     """
     omega = _finite("Omega", omega, axes=2)
     as_integer("hidden", hidden, least=1)
+    if as_flag("tied", tied):
+        if omega.shape[0] != omega.shape[1]:
+            raise ValueError(
+                f"expected a square Omega for W^T W, got shape {omega.shape}; leave out tied"
+            )
+        return Plateaus(np.linalg.eigvalsh(omega + omega.T)[::-1], hidden)
     values = singular_values(omega)
     return Plateaus(np.concatenate([values, -values[::-1]]), hidden)
 

@@ -8,8 +8,17 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from linear_families import blocks, matrix_power, tied_autoencoder, tied_chain
 from oracles import CASES, data, mlp
-from rankmon import Problem, Tolerance, ntk_gram, ntk_rank, theory
+from rankmon import (
+    Problem,
+    Tolerance,
+    hessian_spectra,
+    ntk_gram,
+    ntk_rank,
+    reconstruction_error,
+    theory,
+)
 from refusals import refused
 from shared_problems import problem_of
 
@@ -109,3 +118,29 @@ def test_what_does_not_fit_is_refused():
         ntk_rank(problem, case.params, memory_limit=jacobian)
     with refused(TypeError, "tolerance", "rankmon.Tolerance"):
         ntk_rank(problem, case.params, tolerance=1e-3)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [blocks(4, (1, 2)), tied_chain(4, 2, 3, 2), matrix_power(4, 2), tied_autoencoder(4, 3)],
+    ids=lambda network: network.family.name,
+)
+def test_residual_and_tied_networks_have_the_rank_of_their_formula(network):
+    rng = np.random.default_rng(6)
+    weights = [rng.standard_normal(shape) for shape in network.shapes]
+    x, y = rng.standard_normal((3, 4)), np.zeros((3, network.family.outputs))
+    problem = Problem(lambda W, x: (network.matrix(W) @ x.T).T, loss="mse", inputs=x, targets=y)
+    assert ntk_rank(problem, weights).rank == network.family.ranks(r=3)["H_o"].value
+
+
+def test_the_error_of_a_reconstruction_ends_at_the_predicted_rank():
+    network, rng = blocks(4, (2, 2)), np.random.default_rng(7)
+    weights = [rng.standard_normal(shape) for shape in network.shapes]
+    x = rng.standard_normal((9, 4))
+    y = (network.matrix(weights) @ x.T).T - rng.standard_normal((9, 2)) @ rng.standard_normal(
+        (2, 4)
+    )
+    problem = Problem(lambda W, x: (network.matrix(W) @ x.T).T, loss="mse", inputs=x, targets=y)
+    errors = reconstruction_error(hessian_spectra(problem, weights)["H_L"])
+    rank = network.family.ranks(s=2)["H_L"].value
+    assert errors[rank] < 1e-12 < errors[rank - 1]

@@ -1,43 +1,15 @@
 """theory.ResidualChain and ResidualBlocks against exact ranks, and under softmax in float64."""
 
-import itertools
-
 import numpy as np
 import pytest
 
-from linear_families import LinearNetwork, check_exactly
+from linear_families import LinearNetwork, blocks, chain, check_exactly
 from rankmon import theory
 from rankmon.theory import NetworkFamily, ResidualBlocks, ResidualChain
 from refusals import refused
 
 MOST_PARAMETERS = 60
 CHECKED = 1_000
-
-
-def chain(dims: tuple[int, ...]) -> LinearNetwork:
-    """(W^L + I) ... (W^1 + I), with identities cut to the weights' shapes."""
-    shapes = [(m, before) for before, m in itertools.pairwise(dims)]
-
-    def matrix(weights):
-        product = np.eye(dims[0], dtype=np.int64)
-        for W, shape in zip(weights, shapes, strict=True):
-            product = (W + np.eye(*shape, dtype=np.int64)) @ product
-        return product
-
-    return LinearNetwork(ResidualChain(dims), shapes, matrix)
-
-
-def blocks(d: int, inner: tuple[int, ...]) -> LinearNetwork:
-    """(I + B_L A_L) ... (I + B_1 A_1); the parameters are A_1, B_1, A_2, B_2, ..."""
-    shapes = [shape for m in inner for shape in ((m, d), (d, m))]
-
-    def matrix(weights):
-        product = np.eye(d, dtype=np.int64)
-        for A, B in zip(weights[::2], weights[1::2], strict=True):
-            product = (B @ A + np.eye(d, dtype=np.int64)) @ product
-        return product
-
-    return LinearNetwork(ResidualBlocks(d, inner=inner), shapes, matrix)
 
 
 def random_widths(rng: np.random.Generator, count: int, most: int) -> tuple[int, ...]:

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from linear_families import LinearNetwork, blocks, chain, matrix_power, tied_autoencoder, tied_chain
 from oracles import data, mlp
+from rankmon.theory import ResidualBlocks, ResidualChain, TiedAutoencoder
 from rankmon.theory.spectra import (
     Plateaus,
     functional_plateaus,
@@ -201,3 +203,68 @@ def test_flags_and_arrays_are_what_they_should_be():
         with refused((TypeError, ValueError), "tolerance", repr(tolerance)):
             match_plateaus(Plateaus(np.ones(1), 1), np.ones(4), tolerance=tolerance)
     assert outer_plateaus(x, np.int64(5), bias=np.True_).width == 2
+
+
+# Residual and tied linear networks.
+
+FAMILIES = [
+    chain((3, 4, 2)),
+    blocks(3, (1, 2)),
+    tied_chain(3, 2, 4, 2),
+    matrix_power(3, 3),
+    tied_autoencoder(3, 2),
+    tied_autoencoder(3, 5),
+]
+
+
+def test_outer_spectrum_of_residual_and_tied_networks() -> None:
+    rng, n = np.random.default_rng(4), 6
+    for network in FAMILIES:
+        x = rng.standard_normal((n, network.family.inputs))
+        weights = [rng.standard_normal(shape) for shape in network.shapes]
+        found = outer_spectrum(weights, x, family=network.family)
+        expected = outer_eigenvalues(network.jacobian(weights, x))[::-1]
+        size = min(len(found), len(expected))
+        np.testing.assert_allclose(found[:size], expected[:size], atol=1e-11 * found[0])
+        assert np.all(found[size:] < 1e-11 * found[0])
+
+
+def test_a_residual_chain_is_the_plain_chain_at_translated_weights() -> None:
+    rng, family = np.random.default_rng(5), ResidualChain((3, 4, 2))
+    weights = [rng.standard_normal((4, 3)), rng.standard_normal((2, 4))]
+    x = rng.standard_normal((7, 3))
+    translated = [W + np.eye(*W.shape) for W in weights]
+    residual = outer_spectrum(weights, x, family=family)
+    np.testing.assert_allclose(residual, outer_spectrum(translated, x), atol=1e-12 * residual[0])
+
+
+@pytest.mark.parametrize(
+    ("network", "tied"), [(blocks(4, (3,)), False), (tied_autoencoder(4, 3), True)], ids=str
+)
+def test_functional_plateaus_of_one_block_and_of_a_tied_autoencoder(
+    network: LinearNetwork, tied: bool
+) -> None:
+    rng = np.random.default_rng(6)
+    omega = rng.standard_normal((4, 4))
+    with jax.enable_x64(True):
+        weights = [jnp.asarray(rng.standard_normal(shape)) for shape in network.shapes]
+        flat_weights, unravel = ravel_pytree(weights)
+        H_f = jax.jit(jax.hessian(lambda t: jnp.sum(omega * network.matrix(unravel(t)))))
+        eigenvalues = np.linalg.eigvalsh(H_f(flat_weights))
+    plateaus = functional_plateaus(omega, 3, tied=tied)
+    levels = np.sort(np.repeat(plateaus.levels, plateaus.width))
+    np.testing.assert_allclose(eigenvalues, levels, atol=1e-12)
+
+
+def test_networks_without_a_closed_spectrum_are_refused() -> None:
+    x = np.ones((3, 4))
+    with refused(ValueError, "(2, 4), (4, 2)", "(4, 2), (2, 4)", "transpose"):
+        outer_spectrum([np.ones((4, 2)), np.ones((2, 4))], x, family=ResidualBlocks(4, (2,)))
+    with refused(ValueError, "d = 5", "got 4"):
+        outer_spectrum([np.ones((2, 5))], x, family=TiedAutoencoder(5, 2))
+    with refused(ValueError, "residual or tied", "str", "hessian_spectra"):
+        outer_spectrum([np.ones((4, 4))], x, family="W^2")
+    with refused(ValueError, "square Omega", "(2, 4)", "tied"):
+        functional_plateaus(np.ones((2, 4)), 3, tied=True)
+    with refused(TypeError, "tied", "True or False"):
+        functional_plateaus(np.ones((4, 4)), 3, tied=1)

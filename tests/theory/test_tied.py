@@ -5,44 +5,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from linear_families import LinearNetwork, check_exactly
+from linear_families import LinearNetwork, check_exactly, matrix_power, tied_autoencoder, tied_chain
 from prime_field import PRIME, exact_hessians, exact_rank, field
 from rankmon.theory import MatrixPower, NetworkFamily, TiedAutoencoder, TiedChain
 from refusals import refused
 
 CHECKED = 1_000
-
-
-def tied_chain(d: int, hidden: int, outputs: int, repeats: int) -> LinearNetwork:
-    """W_out W^m W_in, with the parameters W_in, W, W_out."""
-
-    def matrix(weights):
-        first, W, last = weights
-        product = first
-        for _ in range(repeats):
-            product = W @ product
-        return last @ product
-
-    shapes = [(hidden, d), (hidden, hidden), (outputs, hidden)]
-    return LinearNetwork(TiedChain(d, hidden, outputs, repeats), shapes, matrix)
-
-
-def matrix_power(d: int, repeats: int) -> LinearNetwork:
-    """W^L."""
-
-    def matrix(weights):
-        product = weights[0]
-        for _ in range(repeats - 1):
-            product = weights[0] @ product
-        return product
-
-    return LinearNetwork(MatrixPower(d, repeats), [(d, d)], matrix)
-
-
-def tied_autoencoder(d: int, hidden: int) -> LinearNetwork:
-    """W^T W."""
-    family = TiedAutoencoder(d, hidden)
-    return LinearNetwork(family, [(hidden, d)], lambda weights: weights[0].T @ weights[0])
 
 
 def random_chain(rng: np.random.Generator) -> LinearNetwork:
