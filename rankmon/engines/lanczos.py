@@ -7,7 +7,7 @@ parts are estimated by `linalg.krylov`; their ranks at the cut of float64 are on
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -19,27 +19,20 @@ from rankmon._util.text import bytes_text
 from rankmon.engines.base import Ranks
 from rankmon.engines.cuts import Cut, HessianCuts, below_rounding
 from rankmon.engines.most_ranks import most_ranks
+from rankmon.engines.part_products import NOISE_OF_DOUBLE, PartProducts
 from rankmon.hessian.gauss_newton import OuterRank, OuterSpectrum
-from rankmon.hessian.operators import HessianOperator, HessianPrograms
-from rankmon.linalg.block_lanczos import Product
 from rankmon.linalg.estimate import Estimate
 from rankmon.linalg.gram import BoundedSpectrum
-from rankmon.linalg.krylov import WIDTH, Limits, krylov_spectrum
+from rankmon.linalg.krylov import Limits, krylov_spectrum
 from rankmon.linalg.krylov_spectrum import KrylovSpectrum
 from rankmon.linalg.numerical_rank import NumericalRank, Tolerance, numerical_rank
 from rankmon.linalg.signed_spectrum import SignedSpectrum
-from rankmon.network.coordinates import Coordinates, coordinates_of
+from rankmon.network.coordinates import Coordinates
 from rankmon.problem.flat import FlatProblem, gaussian_leaves
 from rankmon.problem.point import Point
-from rankmon.problem.precision import SINGLE
 
 # Rows of a basis: more resolve more eigenvalues, and take time with their square.
 _MOST_ROWS, _LEAST_ROWS = 768, 32
-
-# Products in float32 are taken if their error, relative to ||H||_2, is below this. For a random v
-# ||dH v|| / ||H v|| is about ||dH||_F / ||H||_F: a factor allows for norms that differ by part.
-_MOST_NOISE, _NOISE_FACTOR = 1e-4, 16.0
-_NOISE_OF_DOUBLE = 1e-13
 
 # Leaves that are tried for a zero diagonal block, with a product each.
 _MOST_LEAVES = 64
@@ -54,22 +47,18 @@ class LanczosEngine:
     """H_o exactly, and the spectra of H_L and H_f as Krylov spaces show them within the limits.
 
     Attributes:
-      coordinates: the directions of the parameters on which the outputs depend.
+      products: the products, in the coordinates on which the outputs depend.
       outer: None if the Gram matrix of N k rows does not fit: then H_o is estimated as well.
       rows: the most rows of a basis that memory allows.
       memory_limit: bytes for bases, products and blocks of the Jacobian.
       time_limit: seconds for a measurement.
-      single: the problem in these coordinates, in float32.
-      programs: the compiled products, by part and whether they are in float32.
     """
 
-    coordinates: Coordinates
+    products: PartProducts
     outer: OuterSpectrum | None
     rows: int
     memory_limit: int
     time_limit: float
-    single: FlatProblem
-    programs: dict[tuple[str, bool], HessianPrograms] = field(default_factory=dict, compare=False)
     name: str = "lanczos"
 
     @classmethod
@@ -79,25 +68,30 @@ class LanczosEngine:
         Raises:
           MemoryError: if not even a small basis fits.
         """
-        coordinates = coordinates_of(flat)
-        row = cls._bytes_of_row(coordinates.reduced.p)
+        products = PartProducts.of(flat, memory_limit=memory_limit)
+        q = products.reduced.p
+        row = cls._bytes_of_row(q)
         rows = min(memory_limit // row, _MOST_ROWS)
         if rows < _LEAST_ROWS:
             raise MemoryError(
-                f"expected {_LEAST_ROWS} vectors of {coordinates.reduced.p:,} parameters and "
-                f"their products to fit in memory_limit = {bytes_text(memory_limit)}, got "
+                f"expected {_LEAST_ROWS} vectors of {q:,} parameters and their "
+                f"products to fit in memory_limit = {bytes_text(memory_limit)}, got "
                 f"{bytes_text(row * _LEAST_ROWS)}; raise memory_limit, choose fewer parameters "
                 "with Problem(include=...), or watch the weights alone (RankMonitor: "
                 "oversize='weights')"
             )
         outer = OuterSpectrum.if_it_fits(flat, memory_limit=memory_limit // 2)
-        single = replace(coordinates.reduced, precision=SINGLE, memo={})
-        return cls(coordinates, outer, rows, memory_limit, time_limit, single)
+        return cls(products, outer, rows, memory_limit, time_limit)
 
     @classmethod
     def least_bytes(cls, q: int) -> int:
         """Return the bytes of a small basis of q coordinates, without which `of` raises."""
         return cls._bytes_of_row(q) * _LEAST_ROWS
+
+    @property
+    def coordinates(self) -> Coordinates:
+        """The directions of the parameters on which the outputs depend."""
+        return self.products.coordinates
 
     @staticmethod
     def _bytes_of_row(q: int) -> int:
@@ -106,12 +100,9 @@ class LanczosEngine:
 
     def compile(self, *, cotangents: int) -> None:
         """Compile the products with the Hessian, and the gradients for bounds on ranks."""
-        reduced = self.coordinates.reduced
         self.coordinates.flat.compile()
-        reduced.compile()
-        for part in ("H_L", "H_f") if self.outer else HESSIAN_PARTS[:3]:
-            self._programs(part, self.single).block  # noqa: B018  compiles it
-            self._programs(part, reduced).one  # noqa: B018
+        self.products.reduced.compile()
+        self.products.compile(("H_L", "H_f") if self.outer else HESSIAN_PARTS[:3])
         self.traceless  # noqa: B018  measured once
 
     def ranks(self, point: Point, tolerance: Tolerance) -> Ranks | None:
@@ -168,7 +159,7 @@ class LanczosEngine:
         """Return whether each leaf's diagonal block of H_f maps a random vector to zero."""
         flat, rng = point.flat, np.random.default_rng(1)
         delta = rng.standard_normal((flat.positions, flat.k))
-        functional = self._operator("H_f", point, [delta])
+        functional = self.products.operator("H_f", point, [delta])
         leaves = [leaf for leaf in flat.leaf_slices if leaf.start < leaf.stop]
         return len(leaves) <= _MOST_LEAVES and all(
             functional.vanishes_in(leaf, rng) for leaf in leaves
@@ -211,13 +202,15 @@ class LanczosEngine:
             now = time.monotonic()
             limits = Limits(now + (deadline - now) / (len(jobs) - done), self.rows)
             norm = found["H_L"].norm if found else None
-            product, noise = self._product(programs, point, deltas)
+            # A complete basis gives exact ranks.
+            complete = point.flat.p <= self.rows
+            product, noise = self.products.rows(programs, point, deltas, double=complete)
             spectrum = krylov_spectrum(
                 product,
                 point.flat.p,
                 norm=norm,
                 limits=limits,
-                dtype=np.float64 if noise == _NOISE_OF_DOUBLE else np.float32,
+                dtype=np.float64 if noise == NOISE_OF_DOUBLE else np.float32,
                 noise=noise,
             )
             if spectrum is None:
@@ -226,57 +219,6 @@ class LanczosEngine:
         if copied:
             found["H_f_fixed"] = found["H_f"]
         return found
-
-    def _product(
-        self, part: str, point: Point, deltas: Sequence[np.ndarray]
-    ) -> tuple[Product, float]:
-        """Return the product of rows with one part at this point, and its relative error.
-
-        It is in float32 if one random vector shows that this is precise enough: in each row of a
-        block, since XLA has compiled programs that were wrong for many vectors alone.
-        """
-        v = np.random.default_rng(0).standard_normal(point.flat.p)
-        double = self._operator(part, point, deltas)
-        single = self._operator(part, self._in_float32(point), deltas)
-        want = double.mv(v)
-        scales = (-2.0) ** np.arange(single.programs.block.width)  # float32 scales exactly
-        rows = single.matmat(scales[:, None] * v)[0] / scales[:, None]
-        off = float(np.max(np.linalg.norm(rows - want, axis=1)))
-        noise = _NOISE_FACTOR * max(off / max(float(np.linalg.norm(want)), 1e-300), SINGLE.eps)
-        if point.flat.p <= self.rows:
-            noise = math.inf  # a complete basis gives exact ranks
-        operator, noise = (single, noise) if noise <= _MOST_NOISE else (double, _NOISE_OF_DOUBLE)
-        width = operator.programs.block.width
-
-        def product(rows: Float[np.ndarray, "m q"]) -> Float[np.ndarray, "m q"]:
-            pieces = [operator.matmat(rows[i : i + width])[0] for i in range(0, len(rows), width)]
-            return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
-
-        return product, noise
-
-    def _operator(self, part: str, point: Point, deltas: Sequence[np.ndarray]) -> HessianOperator:
-        """Return one part at this point, in the precision of the point's problem."""
-        return self._programs(part, point.flat).at(point.theta, point.fixed, deltas)
-
-    def _in_float32(self, point: Point) -> Point:
-        """Return the point with all arrays in float32."""
-        with np.errstate(over="ignore"):  # then the products are not finite, and float64 is taken
-            leaves = [SINGLE.lift(leaf) for leaf in point.leaves]
-        return Point(self.single, point.step, leaves, point.reference)
-
-    def _programs(self, part: str, flat: FlatProblem) -> HessianPrograms:
-        """Return the products of one part, compiled at the first use."""
-        key = (part, flat is self.single)
-        if key not in self.programs:
-            self.programs[key] = HessianPrograms(
-                flat,
-                loss=part == "H_L",
-                outer=part == "H_o",
-                residuals=int(part == "H_f"),
-                batch=WIDTH,
-                room=self.memory_limit // 4,
-            )
-        return self.programs[key]
 
     def describe(self) -> str:
         """Return the engine's line of the run's card."""

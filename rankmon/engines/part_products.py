@@ -1,0 +1,134 @@
+"""Products of rows with a part of the Hessian, in float32 if that is precise enough."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from rankmon.hessian.operators import HessianOperator, HessianPrograms
+from rankmon.linalg.block_lanczos import Product
+from rankmon.linalg.krylov import WIDTH
+from rankmon.network.coordinates import Coordinates, coordinates_of
+from rankmon.problem.flat import FlatProblem
+from rankmon.problem.point import Point
+from rankmon.problem.precision import SINGLE
+
+# Products in float32 are taken if their error, relative to ||H||_2, is below this. For a random v
+# ||dH v|| / ||H v|| is about ||dH||_F / ||H||_F: a factor allows for norms that differ by part.
+_MOST_NOISE, _NOISE_FACTOR = 1e-4, 16.0
+NOISE_OF_DOUBLE = 1e-13
+
+
+@dataclass(frozen=True)
+class PartProducts:
+    """The compiled products of one problem, in the coordinates on which the outputs depend.
+
+    Attributes:
+      coordinates: the directions of the parameters on which the outputs depend.
+      memory_limit: bytes, of which a product takes a quarter.
+      single: the problem in these coordinates, in float32.
+      programs: the compiled products, by part and whether they are in float32.
+    """
+
+    coordinates: Coordinates
+    memory_limit: int
+    single: FlatProblem
+    programs: dict[tuple[str, bool], HessianPrograms] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def of(cls, flat: FlatProblem, *, memory_limit: int) -> "PartProducts":
+        """Return the products, one object for each problem and limit."""
+        key = ("part products", memory_limit)
+        if key not in flat.memo:
+            coordinates = coordinates_of(flat)
+            single = replace(coordinates.reduced, precision=SINGLE, memo={})
+            flat.memo[key] = cls(coordinates, memory_limit, single)
+        return flat.memo[key]
+
+    @property
+    def reduced(self) -> FlatProblem:
+        """The problem in these coordinates."""
+        return self.coordinates.reduced
+
+    def compile(self, parts: Iterable[str]) -> None:
+        """Compile the products with these parts."""
+        for part in parts:
+            self._programs(part, self.single).block  # noqa: B018  compiles it
+            self._programs(part, self.reduced).one  # noqa: B018
+
+    def operator(self, part: str, point: Point, deltas: Sequence[np.ndarray]) -> HessianOperator:
+        """Return one part at this point, in the precision of the point's problem."""
+        return self._programs(part, point.flat).at(point.theta, point.fixed, deltas)
+
+    def rows(
+        self,
+        part: str,
+        point: Point,
+        deltas: Sequence[np.ndarray],
+        *,
+        places: Int[np.ndarray, " b"] | None = None,
+        double: bool = False,
+    ) -> tuple[Product, float]:
+        """Return the product of rows with one part at this point, and its relative error.
+
+        It is in float32 if one random vector shows that this is precise enough: in each row of a
+        block, since XLA has compiled programs that were wrong for many vectors alone.
+
+        Args:
+          part: "H_L", "H_o" or "H_f".
+          point: the point, in these coordinates.
+          deltas: the residuals that the part takes.
+          places: the rows of a diagonal block, to multiply with that block alone.
+          double: whether to take float64 in any case.
+        """
+        whole = point.flat.p
+        at = slice(None) if places is None else places
+        v = np.zeros(whole)
+        v[at] = np.random.default_rng(0).standard_normal(v[at].size)
+        operator, noise = self.operator(part, point, deltas), math.inf
+        if not double:
+            single = self.operator(part, self._in_float32(point), deltas)
+            want = operator.mv(v)[at]
+            scales = (-2.0) ** np.arange(single.programs.block.width)  # float32 scales exactly
+            found = single.matmat(scales[:, None] * v)[0][:, at] / scales[:, None]
+            off = float(np.max(np.linalg.norm(found - want, axis=1)))
+            size = max(float(np.linalg.norm(want)), 1e-300)
+            noise = _NOISE_FACTOR * max(off / size, SINGLE.eps)
+        if noise <= _MOST_NOISE:
+            operator = single
+        else:
+            noise = NOISE_OF_DOUBLE
+        width = operator.programs.block.width
+
+        def product(rows: Float[np.ndarray, "m q"]) -> Float[np.ndarray, "m q"]:
+            pieces = [operator.matmat(rows[i : i + width])[0] for i in range(0, len(rows), width)]
+            return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+
+        def within(rows: Float[np.ndarray, "m b"]) -> Float[np.ndarray, "m b"]:
+            padded = np.zeros((len(rows), whole), rows.dtype)
+            padded[:, at] = rows
+            return product(padded)[:, at]
+
+        return product if places is None else within, noise
+
+    def _in_float32(self, point: Point) -> Point:
+        """Return the point with all arrays in float32."""
+        with np.errstate(over="ignore"):  # then the products are not finite, and float64 is taken
+            leaves = [SINGLE.lift(leaf) for leaf in point.leaves]
+        return Point(self.single, point.step, leaves, point.reference)
+
+    def _programs(self, part: str, flat: FlatProblem) -> HessianPrograms:
+        """Return the products of one part, compiled at the first use."""
+        key = (part, flat is self.single)
+        if key not in self.programs:
+            self.programs[key] = HessianPrograms(
+                flat,
+                loss=part == "H_L",
+                outer=part == "H_o",
+                residuals=int(part == "H_f"),
+                batch=WIDTH,
+                room=self.memory_limit // 4,
+            )
+        return self.programs[key]
