@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
+from rankmon.linalg.estimate import Estimate
 from rankmon.linalg.numerical_rank import NumericalRank, Tolerance
 from rankmon.linalg.signed_spectrum import SignedSpectrum
 from rankmon.problem.point import Point
@@ -42,7 +43,7 @@ class Blocks:
 
     diagonal: Mapping[str, Mapping[str, Block]]
     columns: Mapping[str, NumericalRank] = field(default_factory=dict)
-    off_diagonal: float | None = None
+    off_diagonal: Estimate | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 from rankmon.engines.base import Block, Blocks, Ranks, Spectra
 from rankmon.engines.block_spectra import BlockSpectra
 from rankmon.engines.cuts import Cut, HessianCuts, below_rounding
+from rankmon.linalg.estimate import Estimate
 from rankmon.linalg.numerical_rank import NumericalRank, Tolerance, numerical_rank
 from rankmon.linalg.signed_spectrum import SignedSpectrum
 from rankmon.network.layers import Layer, layers_of
@@ -165,7 +166,8 @@ class ExactEngine(ABC):
             )
             for layer, values in zip(layers, spectra.columns or (), strict=bool(spectra.columns))
         }
-        return Blocks(diagonal, columns, spectra.off_diagonal if "H_L" in diagonal else None)
+        share = Estimate.exact(spectra.off_diagonal) if "H_L" in diagonal else None
+        return Blocks(diagonal, columns, share)
 
     @property
     def _spectra_seconds(self) -> float:

@@ -28,23 +28,25 @@ class PartProducts:
     Attributes:
       coordinates: the directions of the parameters on which the outputs depend.
       memory_limit: bytes, of which a product takes a quarter.
+      width: the vectors that a product takes at once.
       single: the problem in these coordinates, in float32.
       programs: the compiled products, by part and whether they are in float32.
     """
 
     coordinates: Coordinates
     memory_limit: int
+    width: int
     single: FlatProblem
     programs: dict[tuple[str, bool], HessianPrograms] = field(default_factory=dict, compare=False)
 
     @classmethod
-    def of(cls, flat: FlatProblem, *, memory_limit: int) -> "PartProducts":
-        """Return the products, one object for each problem and limit."""
-        key = ("part products", memory_limit)
+    def of(cls, flat: FlatProblem, *, memory_limit: int, width: int = WIDTH) -> "PartProducts":
+        """Return the products, one object for each problem, limit and width."""
+        key = ("part products", memory_limit, width)
         if key not in flat.memo:
             coordinates = coordinates_of(flat)
             single = replace(coordinates.reduced, precision=SINGLE, memo={})
-            flat.memo[key] = cls(coordinates, memory_limit, single)
+            flat.memo[key] = cls(coordinates, memory_limit, width, single)
         return flat.memo[key]
 
     @property
@@ -128,7 +130,7 @@ class PartProducts:
                 loss=part == "H_L",
                 outer=part == "H_o",
                 residuals=int(part == "H_f"),
-                batch=WIDTH,
+                batch=self.width,
                 room=self.memory_limit // 4,
             )
         return self.programs[key]

@@ -1,8 +1,9 @@
 """The Hessian probe: ranks, spectra and signed curvature of H_L, H_o, H_f and H_f^fixed."""
 
 import math
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from rankmon.linalg.numerical_rank import (
 from rankmon.measure.predicted import closed_forms_apply, closed_forms_at, column_ranks_at
 from rankmon.measure.symbols import MeasuredSymbols
 from rankmon.probes.base import Description, Measurement, State, count_scalar, rank_scalars
-from rankmon.probes.blocks import BlockPlan, block_scalars, undefined_blocks
+from rankmon.probes.blocks import BlockPlan, leaving_time
 from rankmon.probes.curvature import curvature_scalars, undefined_curvature
 from rankmon.probes.predictions_text import Claims, widths_text
 from rankmon.probes.stability import LearningRate, PreparedWithLine, StabilityLine
@@ -55,7 +56,9 @@ class HessianProbe:
       blocks: whether to measure also the blocks by layer: rank, extreme eigenvalues and trace of
         each diagonal block of H_L and H_o, the share of ||H_L||_F^2 outside these blocks, and the
         rank of H_f's columns of each layer, with the prediction of Theorem 5. A layer is a weight
-        matrix with its bias. They take an exact engine, and up to twice the time of a probe.
+        matrix with its bias. They take up to twice the time of a probe. Without an exact engine the
+        ranks are left out, the other numbers are estimates with 95 % intervals, and the engine has
+        half of `time_limit`.
       learning_rate: for the threshold of the largest eigenvalue of H_L, 2 / learning_rate, above
         which gradient descent is unstable: a number, a schedule (function of the step), or
         "optimizer", to read it from the state of `optax.inject_hyperparams(optax.sgd)` that the
@@ -145,20 +148,32 @@ class HessianProbe:
         )
         parts = as_parts(self.parts)
         compile_derivatives(choice.engine, cotangents=1 + ("H_f_fixed" in parts))
+        blocks = self._planned_blocks(flat, choice) if self.blocks else None
+        if blocks is not None and blocks.estimates is not None:
+            choice = replace(choice, engine=leaving_time(choice.engine))
         prepared = PreparedHessian(
             flat=flat,
             parts=parts,
             choice=choice,
             tolerance=self.tolerance,
             measured=MeasuredSymbols.of(flat),
-            blocks=self._planned_blocks(flat, choice) if self.blocks else None,
+            blocks=blocks,
+            time_limit=self.time_limit,
         )
         line = self._line()
         return prepared if line is None else PreparedWithLine(prepared, line)
 
     def _planned_blocks(self, flat: FlatProblem, choice: Choice) -> BlockPlan:
-        limit = self.time_limit if self.engine == "auto" else math.inf
-        return BlockPlan.of(flat, choice.engine, time_limit=limit)
+        if isinstance(choice.engine, ExactEngine):
+            limit = self.time_limit if self.engine == "auto" else math.inf
+            return BlockPlan.of(flat, choice.engine, time_limit=limit)
+        return BlockPlan.estimated(
+            flat,
+            choice.engine,
+            as_parts(self.parts),
+            memory_limit=self.memory_limit,
+            time_limit=self.time_limit,
+        )
 
 
 @dataclass(frozen=True)
@@ -171,6 +186,7 @@ class PreparedHessian:
     tolerance: Tolerance
     measured: MeasuredSymbols
     blocks: BlockPlan | None = None
+    time_limit: float = DEFAULT_TIME_LIMIT
 
     def initial_state(self) -> State:
         """Return residuals [N, k] as zeros, and a flag."""
@@ -178,6 +194,7 @@ class PreparedHessian:
 
     def measure(self, snapshot: Snapshot, state: State) -> tuple[Measurement, State]:
         """Return the ranks at the snapshot; NaN throughout if anything in it is not finite."""
+        deadline = time.monotonic() + self.time_limit
         held = state["reference"]
         by_layer = self.blocks is not None and bool(self.blocks.layers)
         point = Point(self.flat, snapshot.step, snapshot.leaves, held, self.parts, by_layer)
@@ -208,9 +225,10 @@ class PreparedHessian:
         for part, summary in found.curvature.items():
             if part in point.asked:
                 scalars |= curvature_scalars(part, summary)
-        if found.blocks is not None:
-            scalars |= block_scalars(found.blocks)
-        left_out = () if self.blocks is None else self.blocks.warnings
+        left_out: tuple[str, ...] = ()
+        if self.blocks is not None:
+            of_blocks, left_out = self.blocks.scalars_at(point, found, deadline)
+            scalars |= of_blocks
         warnings = (
             *self._precision_warning(),
             *self.choice.warnings,
@@ -255,7 +273,7 @@ class PreparedHessian:
             if isinstance(self.choice.engine, ExactEngine):
                 scalars |= undefined_curvature(part)
         if self.blocks is not None:
-            scalars |= undefined_blocks(self.blocks.layers, self.parts)
+            scalars |= self.blocks.undefined(self.parts)
         return Measurement(scalars, warnings=(*self._precision_warning(), *warnings))
 
     def _precision_warning(self) -> tuple[str, ...]:

@@ -64,7 +64,7 @@ def as_probes(
 
     "all" stands for all probes with a name. Those that do not apply are left out; the Hessian
     applies to every problem, so an error of its probe is raised. Next to "all", a probe object
-    replaces the probe of the same name.
+    replaces the probe of the same name: ["all", HessianProbe(blocks=True)].
 
     Args:
       probes: "all", "hessian", "weights", "features", "gradients", "collapse", "ntk", or probe

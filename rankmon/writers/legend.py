@@ -145,7 +145,7 @@ LEGEND = (
         "rank of the diagonal block of each layer in H_L and H_o, at the cut of this part "
         "(`rank_low/block/…` and `rank_high/block/…`: at 10 times and a tenth of it). A layer is a "
         "weight matrix with the bias or the other vectors beside it. Blocks are measured with "
-        "`HessianProbe(blocks=True)`",
+        "`HessianProbe(blocks=True)`, their ranks by exact engines only",
     ),
     Entry(
         (
@@ -154,7 +154,8 @@ LEGEND = (
             "trace_block/<part>/<layer>",
         ),
         "as the eigenvalues",
-        "largest and smallest eigenvalue, and the trace, of the same diagonal blocks",
+        "largest and smallest eigenvalue, and the trace, of the same diagonal blocks; estimates "
+        "with intervals without an exact engine",
     ),
     Entry(
         ("off_diagonal_share/H_L",),

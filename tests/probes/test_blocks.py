@@ -1,6 +1,8 @@
 """Test the blocks of the Hessian by layer against dense automatic differentiation."""
 
+import functools
 import math
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -10,9 +12,12 @@ from jax.tree_util import tree_flatten_with_path
 import oracles
 from oracles import CASES, Case, data, mlp, mse
 from rankmon import HessianProbe, Problem, RankMonitor, RankmonWarning, theory
+from rankmon.engines.base import Ranks
 from rankmon.engines.select import exact_engine
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
+from rankmon.network.layers import layers_of
 from rankmon.probes.blocks import BlockPlan
+from rankmon.problem.point import Point
 from refusals import refused
 from shared_problems import flat_of, problem_of
 from small_probes import measured_by
@@ -255,10 +260,13 @@ def test_the_card_names_the_layers_and_an_engine_without_matrices_says_so():
     probe = HessianProbe(blocks=True).prepare(problem.flat(case.params))
     (fact,) = [fact for fact in probe.describe().facts if fact.name == "blocks by layer"]
     assert "0/w (" in fact.text
-    with pytest.warns(RankmonWarning, match="left them out"):
+    case, problem = estimated_case("relu"), estimated_problem("relu")
+    with pytest.warns(RankmonWarning, match="estimates with 95 % intervals"):
         monitor = RankMonitor(problem, every=1, probes=[HessianProbe(blocks=True, engine="sketch")])
         scalars = monitor(0, case.params).scalars
-    assert not [tag for tag in scalars if "block/" in tag or "columns/" in tag]
+    assert not [tag for tag in scalars if "rank_block" in tag or "columns/" in tag]
+    assert not [tag for tag in scalars if "off_diagonal" in tag]  # no engine estimates ||H_L||_F
+    assert scalars["interval_low/trace_block/H_L/0/w"] < scalars["trace_block/H_L/0/w"]
 
 
 def test_blocks_that_would_exceed_the_time_limit_are_left_out():
@@ -276,3 +284,111 @@ def test_blocks_that_would_exceed_the_time_limit_are_left_out():
 def test_blocks_is_a_flag():
     with refused(TypeError, "blocks", "True or False"):
         HessianProbe(blocks="all")
+
+
+@functools.cache
+def estimated_case(activation, seed=0):
+    """A network with layers of 130, 110 and 55 parameters, more than the bases have rows here."""
+    apply, params = mlp((12, 10, 10, 5), getattr(jax.nn, activation), bias=True)
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape) / 3, params)
+    rng = np.random.default_rng(0)  # the same problem, whose programs are compiled once
+    x, labels = rng.standard_normal((30, 12)), rng.integers(0, 5, 30)
+    return Case(activation, apply, params, x, labels, "cross_entropy", oracles.cross_entropy)
+
+
+@functools.cache
+def estimated_problem(activation):
+    case = estimated_case(activation)
+    return Problem(case.apply, **case.statement)
+
+
+def estimated(problem, params, *, rows=48, **options):
+    """The measurement of a probe whose bases have so many rows, and the probe."""
+    probe = HessianProbe(**{"blocks": True, "engine": "lanczos"} | options)
+    prepared = probe.prepare(problem.flat(params))
+    plan = replace(prepared.blocks, estimates=replace(prepared.blocks.estimates, rows=rows))
+    prepared = replace(prepared, blocks=plan)
+    return measured_by(prepared, problem, params)[0], prepared
+
+
+def missed(scalars, want, norm, *, extremes):
+    """How many of the intervals miss the numbers of dense autodiff; each number is close to its."""
+    misses = []
+    for tag, value in want.items():
+        if not tag.startswith(("eigenvalue", "trace", "off_diagonal")):
+            assert tag not in scalars
+            continue
+        low, high = (scalars[f"interval_{end}/{tag}"] for end in ("low", "high"))
+        assert low <= scalars[tag] <= high
+        slack = 1e-9 * norm
+        misses.append(not low - slack <= value <= high + slack)
+        if tag.startswith("eigenvalue"):
+            assert scalars[tag] == pytest.approx(value, abs=extremes * norm), tag
+    return sum(misses), len(misses)
+
+
+@pytest.mark.parametrize("name", ["tanh_bias-mse", "relu-mse", "conv-mse", "linear-weights"])
+def test_estimates_of_small_layers_are_those_of_autodiff(name):
+    case = CASES[name]
+    matrices = dense_parts(case)
+    want = blocks_of(matrices, rows_by_layer(case.params))
+    found, _ = estimated(problem_of(name), case.params, rows=256)
+    norm = np.linalg.norm(matrices["H_L"], 2)
+    misses, count = missed(found.scalars, want, norm, extremes=1e-5)
+    assert (misses, count % 6) == (0, 1)  # three numbers of two parts for each layer, and the share
+    for tag, value in want.items():
+        if tag.startswith("trace"):
+            assert found.scalars[tag] == pytest.approx(value, abs=1e-4 * norm)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_intervals_of_estimates_hold(activation):
+    missing = total = 0
+    for seed in range(3):
+        case, problem = estimated_case(activation, seed), estimated_problem(activation)
+        matrices = dense_parts(case)
+        want = blocks_of(matrices, rows_by_layer(case.params))
+        found, _ = estimated(problem, case.params)
+        norm = np.linalg.norm(matrices["H_L"], 2)
+        misses, count = missed(found.scalars, want, norm, extremes=1e-4)
+        missing, total = missing + misses, total + count
+    assert total == 3 * 19
+    assert missing <= 2
+
+
+def test_estimates_of_a_layer_are_equal_in_both_parts_if_its_block_of_the_functional_part_is_zero():
+    found, _ = estimated(estimated_problem("relu"), estimated_case("relu").params)
+    for family in FAMILIES[1:]:
+        assert found.scalars[f"{family}/H_L/1/w"] == found.scalars[f"{family}/H_o/1/w"]
+    assert found.scalars["eigenvalue_min_block/H_o/0/w"] == 0  # 130 parameters, 30 * 4 rows
+
+
+def test_estimates_at_parameters_that_are_not_finite_have_the_same_tags():
+    case, problem = estimated_case("relu"), estimated_problem("relu")
+    found, probe = estimated(problem, case.params)
+    broken = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), case.params)
+    scalars = measured_by(probe, problem, broken)[0].scalars
+    blocks = {tag for tag in found.scalars if "_block/" in tag or "diagonal" in tag}
+    assert len(blocks) == 3 * 19
+    assert {tag for tag in scalars if "_block/" in tag or "diagonal" in tag} == blocks
+    assert all(math.isnan(scalars[tag]) for tag in blocks)
+
+
+def test_the_card_says_what_is_estimated_and_what_there_is_no_time_for():
+    case, problem = estimated_case("relu"), estimated_problem("relu")
+    _, probe = estimated(problem, case.params)
+    for words in ("0/w (130 parameters)", "95 % intervals", "ranks of H_f's columns", "'lanczos'"):
+        assert words in probe.blocks.fact.text
+    flat = problem.flat(case.params)
+    estimates = replace(probe.blocks.estimates, seconds=1.0)
+    assert [x.name for x in estimates.within(30.0).layers] == ["2/w", "1/w"]
+    plan = replace(probe.blocks, estimates=estimates.within(30.0), left_out=layers_of(flat)[:1])
+    assert "for time the blocks of 0/w" in plan.fact.text
+    limits = {"memory_limit": DEFAULT_MEMORY_LIMIT, "time_limit": 1e-6}
+    none = BlockPlan.estimated(flat, probe.choice.engine, ("H_L",), **limits)
+    assert "time_limit = 1e-06" in none.fact.text
+    assert "left them out" in none.warnings[0]
+    late = probe.blocks.scalars_at(Point(flat, 0, flat.leaves(case.params)), Ranks({}, None), 0.0)
+    assert late[0] == {}
+    assert "left no time" in late[1][-1]
