@@ -21,6 +21,10 @@ INTERVAL_LOW, INTERVAL_HIGH = "interval_low", "interval_high"
 
 CLASS_MEANS = "collapse/rank_means"
 
+# Several probe batches: the lowest and the highest value of a tag are at batches/<tag>/low and
+# high, and the array of the values of all batches is at batches/<tag>.
+BATCHES = "batches/"
+
 # A weight with such a name would overwrite tags of other ranks, such as rank_low/<name>.
 RESERVED_NAMES = frozenset({*HESSIAN_PARTS, "Omega", CLASS_MEANS})
 
@@ -42,6 +46,13 @@ def made_unique(names: Sequence[str], *, taken: Collection[str] = ()) -> tuple[s
         used.add(unique)
         results.append(unique)
     return tuple(results)
+
+
+def without_batches(tag: str) -> str:
+    """Return the tag whose values over the batches this tag summarizes; other tags unchanged."""
+    if not tag.startswith(BATCHES):
+        return tag
+    return tag.removeprefix(BATCHES).removesuffix("/low").removesuffix("/high")
 
 
 def is_rankmons(tags: Iterable[str]) -> bool:

@@ -35,6 +35,7 @@ from rankmon.monitor.arguments import (
 from rankmon.monitor.dispatch import Dispatcher
 from rankmon.monitor.due import DueSteps
 from rankmon.monitor.lifecycle import Call
+from rankmon.monitor.over_batches import batches_fact, over_batches
 from rankmon.monitor.overhead import Overhead
 from rankmon.monitor.pipeline import Pipeline
 from rankmon.monitor.scan import CompiledLoop, CompiledSteps, StepFunction
@@ -42,7 +43,8 @@ from rankmon.monitor.schedule import Schedule
 from rankmon.monitor.worker import Worker
 from rankmon.probes.base import Probe
 from rankmon.probes.registry import as_probes
-from rankmon.problem.problem import Problem, check_problem
+from rankmon.problem.batches import Batches
+from rankmon.problem.problem import Problem
 from rankmon.writers.base import Outcome, Record, Writer
 
 _NEVER_FULL = 2**31
@@ -77,7 +79,7 @@ class RankMonitor(ClosesOnExit):
 
     def __init__(
         self,
-        problem: Problem,
+        problem: Problem | Sequence[Problem],
         *,
         logdir: str | Path | None = None,
         every: int | None = None,
@@ -97,11 +99,13 @@ class RankMonitor(ClosesOnExit):
         alerts: Sequence[Alert] = (),
         hparams: Mapping[str, bool | float | str] | None = None,
         layers: str | Sequence[str] | None = None,
+        batches: int = 1,
     ) -> None:
         """Open the writers; the first measurement comes with the first call.
 
         Args:
-          problem: network, loss and probe batch.
+          problem: network, loss and probe batch; or, as for `batches`, a list of Problems of one
+            network and loss, each with a probe batch of the same size.
           logdir: run folder for TensorBoard events and rankmon.jsonl; None to write neither.
           every: the number of steps between measurements; give either this or `schedule`.
           schedule: a schedule of `rankmon.schedule`, or any object with its `due` method.
@@ -137,13 +141,17 @@ class RankMonitor(ClosesOnExit):
             page, which also shows the monitor's own (widths, engine, ...). None for no such page.
           layers: globs over the names of the layers that have curves in TensorBoard; by default all
             of at most 24 layers, and none of more: then each family of curves is an array.
+          batches: the number of disjoint probe batches of equal size into which to split the
+            examples, at random but always alike. Each tag has its median over the batches, and
+            batches/<tag>/low and high the range. They share the time limits of the probes.
 
         Raises:
           TypeError, ValueError: for invalid arguments.
           MemoryError: if `params` are given and the Hessian does not fit.
           OSError: if logdir cannot be written or has another live writer.
         """
-        check_problem(problem)
+        over = Batches.of(problem, batches)
+        whole = over.whole
         check_reactions(oversize=oversize, on_error=on_error, when_full=when_full)
         background, waiting = as_flag("background", background), as_integer("queue", queue, least=0)
         memory_limit = as_integer(
@@ -156,38 +164,30 @@ class RankMonitor(ClosesOnExit):
         if not is_first():
             logdir, writers = None, []
         self._home, self._errors = Home(), (errors := ErrorPolicy(on_error))
-        limit = Overhead(share, background=background)
+        cap = Overhead(share, background=background)
         worker = Worker(waiting, when_full, errors=errors) if background else None
         # A separate thread: a report from inside a compiled program must not wait for a measurement
         # that itself waits for the program.
         writing = Worker(_NEVER_FULL, "block", errors=errors)
         self._pipeline = pipeline = Pipeline(
-            problem,
-            as_probes(probes, tolerance=tolerance, memory_limit=memory_limit),
+            whole,
+            over_batches(as_probes(probes, tolerance=tolerance, memory_limit=memory_limit), over),
             skips_oversize=oversize == "weights",
             errors=errors,
             writing=writing,
-            overhead=limit,
+            overhead=cap,
             logdir=logdir,
             layers=as_layers(layers),
             writers=writers,
             alerts=alerts,
-            facts=[Fact("schedule", schedule_text(schedule, share))],
+            facts=[*batches_fact(over), Fact("schedule", schedule_text(schedule, share))],
             hparams=hparams,
             params=params,
             state=state,
         )
-        self._due = due = DueSteps(
-            schedule, limit, pipeline=pipeline, worker=worker, writing=writing
-        )
+        self._due = due = DueSteps(schedule, cap, pipeline=pipeline, worker=worker, writing=writing)
         self._dispatcher = Dispatcher(
-            problem,
-            pipeline,
-            due=due,
-            worker=worker,
-            writing=writing,
-            errors=errors,
-            overhead=limit,
+            whole, pipeline, due=due, worker=worker, writing=writing, errors=errors, overhead=cap
         )
         self._program: CompiledSteps | None = None  # the last scan's
         self._outcome: Outcome = "success"

@@ -27,12 +27,13 @@ from rankmon.monitor.arguments import as_step_and_params
 from rankmon.monitor.fanout import Fanout
 from rankmon.monitor.lifecycle import Call, is_unchanged
 from rankmon.monitor.monitor import RankMonitor
+from rankmon.monitor.spread import spread_of
 from rankmon.monitor.worker import Worker
 from rankmon.probes.base import PreparedProbe, Probe, State
 from rankmon.probes.registry import as_probes
 from rankmon.problem.equinox_keras import as_arrays
 from rankmon.problem.flat import FlatProblem
-from rankmon.problem.problem import Problem
+from rankmon.problem.problem import Problem, check_problem
 from rankmon.writers.base import Record
 from rankmon.writers.card import MedianCard
 from rankmon.writers.condense import condensed
@@ -88,6 +89,7 @@ class SeedsMonitor(ClosesOnExit):
         Raises:
           TypeError, ValueError, OSError: as for `RankMonitor`.
         """
+        check_problem(problem)
         self._seeds = as_integer(
             "seeds", seeds, least=1, remedy="pass the length of the leading axis"
         )
@@ -369,10 +371,9 @@ def _over_seeds(records: Sequence[Record], layers: Sequence[str] | None) -> dict
     shown = condensed(records[0].scalars, layers).scalars
     tags = [tag for tag in shown if not tag.startswith("monitor/")]
     scalars = {}
-    for tag in tags:
-        values = np.array([record.scalars.get(tag, np.nan) for record in records])
-        scalars[f"{tag}/median"] = float(np.median(values))
-        scalars[f"{tag}/low"], scalars[f"{tag}/high"] = float(values.min()), float(values.max())
+    for tag, spread in spread_of([record.scalars for record in records], tags).items():
+        scalars[f"{tag}/median"] = spread.median
+        scalars[f"{tag}/low"], scalars[f"{tag}/high"] = spread.low, spread.high
     return scalars
 
 

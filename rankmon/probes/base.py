@@ -96,7 +96,8 @@ class Probe(Protocol):
     """A named measurement, which `prepare` checks and sets up before training starts.
 
     A probe with an attribute `wants_optimizer` that is true finds a copy of the optimizer's state
-    in `snapshot.optimizer`, if the call passes `opt_state=` or a TrainState.
+    in `snapshot.optimizer`, if the call passes `opt_state=` or a TrainState. With several probe
+    batches, a probe with an attribute `per_batch` that is false measures once, on all examples.
     """
 
     @property

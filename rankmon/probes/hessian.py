@@ -47,7 +47,7 @@ class HessianProbe:
       memory_limit: bytes for the matrices and their assembly together.
       engine: the engine, as for `hessian_ranks`.
       time_limit: the limit in seconds on a measurement, which "auto" and "sketch" respect; the
-        compilation before the first one does not count.
+        compilation before the first one does not count. Several probe batches share it.
       include: globs over parameter names, in addition to those of the problem; only matching leaves
         are differentiated, for example the last layer of a large network.
       exclude: globs over parameter names; matching leaves are held fixed.

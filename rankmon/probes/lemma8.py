@@ -34,6 +34,8 @@ class Lemma8Probe:
     learning_rate: float
     name: str = "lemma8"
 
+    per_batch = False
+
     def __post_init__(self) -> None:
         if not (np.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ValueError(

@@ -51,7 +51,8 @@ class NtkProbe:
         max(n k, p) * eps * ||J||_2, as for `ntk_rank`.
       memory_limit: bytes for the Jacobian and the matrices computed from it.
       engine: as for `ntk_rank`.
-      time_limit: the limit in seconds on the expected time of the singular values.
+      time_limit: the limit in seconds on the expected time of the singular values, which several
+        probe batches share.
 
     Source: arXiv 2106.16225, section S9.5, for the rank; Cristianini, Shawe-Taylor, Elisseeff and
     Kandola (2001), On kernel-target alignment, definition 1, for the alignment (that of Cortes,

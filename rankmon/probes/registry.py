@@ -41,6 +41,11 @@ class OptionalProbe:
         """Whether the probe measures the optimizer's state too."""
         return getattr(self.probe, "wants_optimizer", False)
 
+    @property
+    def per_batch(self) -> bool:
+        """Whether the probe measures on each of several probe batches."""
+        return getattr(self.probe, "per_batch", True)
+
     def placeholder_state(self, problem: Problem) -> State:
         """Return the placeholder of the probe."""
         return self.probe.placeholder_state(problem)

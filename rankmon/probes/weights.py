@@ -70,6 +70,8 @@ class WeightsProbe:
     spectra: bool = False
     products: Products | None = None
 
+    per_batch = False
+
     def __post_init__(self) -> None:
         as_tolerance(self.tolerance)
         as_integer("largest", self.largest, least=0)

@@ -5,6 +5,8 @@ parameters of a known structure a `Problem` is converted to a `FlatProblem` (`pr
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -24,7 +26,7 @@ from rankmon.problem.flatten import flat_problem
 from rankmon.problem.flax import how_to_state, linen_apply, linen_unpack, nnx_network, plain
 from rankmon.problem.float64 import lifted
 from rankmon.problem.losses import LossFunction, as_loss
-from rankmon.problem.pytree import Bundle, leaf_specs
+from rankmon.problem.pytree import Bundle, LeafSpec, leaf_specs
 
 Apply = Callable[..., Any]
 
@@ -180,6 +182,14 @@ class Problem:
         problem._unpack = unpack
         return problem
 
+    def on(self, inputs: Any, targets: Any, weights: np.ndarray | None) -> "Problem":
+        """Return the same network and loss on another probe batch, made from checked arrays."""
+        other = copy(self)
+        other.inputs, other.targets, other.weights = inputs, targets, weights
+        other.n = leading_axis("inputs", inputs)
+        other._flat = {}
+        return other
+
     def unpack(self, params: Any, extra: Any = None) -> Any:
         """Return the pytree to measure: the parameters, with other collections if there are any.
 
@@ -210,7 +220,24 @@ class Problem:
           TypeError, ValueError: for invalid parameters; the message says how to fix them.
         """
         params = self.unpack(params)
-        specs = leaf_specs(params, include=self.include, exclude=self.exclude)
+        return self._flat_at(params, leaf_specs(params, include=self.include, exclude=self.exclude))
+
+    def flat_like(self, other: FlatProblem) -> FlatProblem:
+        """Return this problem at parameters like those of another problem of the same network.
+
+        Raises:
+          TypeError, ValueError: if the probe batch does not fit the network.
+        """
+        shapes = [jax.ShapeDtypeStruct(spec.shape, spec.dtype) for spec in other.specs]
+        flat = self._flat_at(jax.tree.unflatten(other.structure, shapes), other.specs)
+        precision = other.precision
+        if flat.precision != precision and flat.precision.dtype == precision.dtype:
+            # The other problem had the values of the parameters, and warns of what they show.
+            flat = replace(flat, precision=precision)
+            self._flat[flat.structure, flat.specs] = flat
+        return flat
+
+    def _flat_at(self, params: Any, specs: tuple[LeafSpec, ...]) -> FlatProblem:
         key = (jax.tree.structure(params), specs)
         if key not in self._flat:
             try:

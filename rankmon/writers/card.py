@@ -134,7 +134,7 @@ class Card:
         if self._flat is None:
             return "The values are reported from inside compiled code."
         names = ", ".join(map(markdown.code, self._descriptions))
-        return f"Probes: {names}. They measure copies of the parameters on one fixed probe batch."
+        return f"Probes: {names}. They measure copies of the parameters on fixed examples."
 
     @property
     def _all_facts(self) -> list[Fact]:
@@ -225,7 +225,8 @@ def _prediction_row(
     """Return the row of a prediction in the card's table, with its value at this step."""
     rank = prediction.rank
     number = scalars.get(rank, math.nan) if isinstance(rank, str) else rank
-    shown = f"{number:.0f}" if math.isfinite(number) else "none at this step"
+    # A median over an even number of batches may be half of an odd number.
+    shown = f"{number:.1f}".removesuffix(".0") if math.isfinite(number) else "none at this step"
     texts = (prediction.quantity, shown, prediction.formula, prediction.source)
     quantity, count, formula, source = map(markdown.escaped, texts)
     return quantity, f"**{count}**", formula, source

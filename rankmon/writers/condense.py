@@ -10,6 +10,7 @@ import numpy as np
 
 from rankmon._util.globs import as_patterns, matches
 from rankmon._util.layers import by_family, values_of
+from rankmon._util.tags import without_batches
 
 # With more layers, only the chosen ones have curves.
 MOST_LAYERS = 24
@@ -52,7 +53,7 @@ def condensed(scalars: Mapping[str, float], layers: str | Sequence[str] | None =
     arrays = {f"layers/{family}": families[family] for family, tags in hidden.items() if tags}
     left_out = {tag for tags in hidden.values() for tag in tags}
     return Condensed(
-        {tag: value for tag, value in scalars.items() if tag not in left_out},
+        {tag: value for tag, value in scalars.items() if without_batches(tag) not in left_out},
         {name: np.array(values_of(tags, scalars)) for name, tags in arrays.items()},
         {name: tuple(tags) for name, tags in arrays.items()},
         unmatched=bool(chosen and families) and len(left_out) == sum(map(len, families.values())),

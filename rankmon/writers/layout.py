@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from rankmon._util.tags import (
+    BATCHES,
     CLASS_MEANS,
     EPSILON_RANKS,
     EXTREMES,
@@ -31,8 +32,8 @@ def custom_scalars_layout() -> layout_pb2.Layout:
     Returns:
       A proto with the categories Hessian ranks (first the chart of figure S1 of arXiv 2106.16225),
       Curvature, Layer blocks, Weights, Changes of weights, Features, Gradients, All layers, Neural
-      collapse, Neural tangent kernel, Determinants, Margins, Intervals, Lemma 8 and Monitor. If a
-      run did not write a tag, only the curve of this tag is missing.
+      collapse, Neural tangent kernel, Determinants, Margins, Intervals, Probe batches, Lemma 8 and
+      Monitor. If a run did not write a tag, only the curve of this tag is missing.
     """
     return layout_pb2.Layout(
         category=[
@@ -49,6 +50,7 @@ def custom_scalars_layout() -> layout_pb2.Layout:
             _category("Determinants", _determinant_charts()),
             _category("Margins", _margin_charts()),
             _category("Intervals of estimates", _interval_charts()),
+            _category("Probe batches", _batch_charts()),
             _category("Lemma 8", _lemma8_charts()),
             _category("Monitor", _monitor_charts()),
         ]
@@ -286,6 +288,25 @@ def _interval_charts() -> list[layout_pb2.Chart]:
         for family, title in named.items()
         for part in HESSIAN_PARTS
         for tag in [f"{family}/{part}"]
+    ]
+
+
+def _batch_charts() -> list[layout_pb2.Chart]:
+    """Return charts of medians with the range over several probe batches as a band."""
+    named = {f"rank/{part}": f"Rank of {part}" for part in HESSIAN_PARTS}
+    named |= {
+        "eigenvalue_max/H_L": "Largest eigenvalue of H_L",
+        "effective_rank/H_L": "Effective rank of H_L",
+        "ntk/rank": "Rank of the kernel",
+        CLASS_MEANS: "Rank of the class means",
+        "loss": "Loss",
+    }
+    return [
+        layout_pb2.Chart(
+            title=f"{title}: median and range over the probe batches",
+            margin=_shaded(tag, f"{BATCHES}{tag}/low", f"{BATCHES}{tag}/high"),
+        )
+        for tag, title in named.items()
     ]
 
 

@@ -219,6 +219,14 @@ LEGEND = (
         "layers, TensorBoard has, for each family, an array of the values of all layers instead "
         "of a curve for each layer; the text `rankmon/layers` gives the order of the layers",
     ),
+    Entry(
+        ("batches/…",),
+        "unit of …",
+        "with several probe batches (`batches=`, or a list of Problems): lowest and highest value "
+        "over the batches, at `batches/…/low` and `batches/…/high`; the curve … itself is the "
+        "median over the batches, for an even number the mean of the two in the middle. NaN if the "
+        "value of any batch is NaN or missing. `rankmon.jsonl` has the values of all batches",
+    ),
     Entry(("loss",), "unit of the loss", "mean loss on the probe batch"),
     Entry(("monitor/seconds",), "seconds", "duration of this probe"),
     Entry(

@@ -12,7 +12,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from rankmon._util.closing import ClosesOnExit
 from rankmon._util.files import PathLike, WholeFile, made_folder
-from rankmon._util.tags import LAYERS
+from rankmon._util.tags import BATCHES, LAYERS
 from rankmon._util.validate import as_layers
 from rankmon._util.warnings import warn_user
 from rankmon.writers import events
@@ -118,11 +118,13 @@ class TensorBoardWriter(ClosesOnExit):
             self._warned = True
         order = layers_text(shown.layers)
         texts = {LAYERS: order} if order and order != self._order else {}
+        # Without the few values of each batch, whose median and range are scalars.
+        own = {tag: array for tag, array in record.arrays.items() if not tag.startswith(BATCHES)}
         event = events.record_event(
             record.step,
             record.wall_time,
             scalars=shown.scalars,
-            arrays={**record.arrays, **shown.arrays},
+            arrays={**own, **shown.arrays},
             texts={**record.texts, **texts},
             hparams=record.hparams,
         )

@@ -205,12 +205,19 @@ def relu(folder):
         monitor(0, params)
 
 
+def batched(folder):
+    problem, params = stack((4, 5, 3), jnp.tanh)
+    with RankMonitor(problem, logdir=folder, every=1, batches=2, probes=["features"]) as monitor:
+        monitor(0, params)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The folders of both runs."""
-    folders = {run.__name__: tmp_path_factory.mktemp(run.__name__) for run in (everything, relu)}
-    everything(folders["everything"])
-    relu(folders["relu"])
+    """The folders of the runs."""
+    kinds = (everything, relu, batched)
+    folders = {run.__name__: tmp_path_factory.mktemp(run.__name__) for run in kinds}
+    for run in kinds:
+        run(folders[run.__name__])
     return folders
 
 
@@ -219,8 +226,9 @@ def runs(tmp_path_factory):
     [
         ("everything", {"lemma8/centered", "rankmon/alerts", "monitor/skipped", "user/…"}),
         ("relu", {"dead_units/<layer>", "rank_bound/H_o", "rank_features/<layer>"}),
+        ("batched", {"batches/…", "rank_features/<layer>"}),
     ],
-    ids=["everything", "relu"],
+    ids=["everything", "relu", "batched"],
 )
 def test_every_tag_of_a_run_has_exactly_one_row(runs, run, families):
     page, tags = rendered(texts(runs[run])[-1]), logged(runs[run])
@@ -235,7 +243,7 @@ def test_every_tag_of_a_run_has_exactly_one_row(runs, run, families):
         assert any(matches(one, tag) for one in row[0].split(", ") for tag in tags), row
 
 
-def test_both_runs_together_have_every_row(runs):
+def test_all_runs_together_have_every_row(runs):
     shown = {tag for folder in runs.values() for tag in explained(rendered(texts(folder)[-1]))}
     assert shown == {tag for entry in LEGEND for tag in entry.tags}
 

@@ -36,6 +36,9 @@ NTK = ("rank", "rank_low", "rank_high", "effective_rank", "eigenvalue_max", "ali
 LAYERS = ["W1", "Dense_0/kernel"]
 BLOCKS = ["rank_block", "eigenvalue_max_block", "eigenvalue_min_block", "trace_block"]
 COLUMNS = ["rank_columns", "rank_columns_theory", "rank_low/columns", "rank_high/columns"]
+OVER_BATCHES = [f"rank/{part}" for part in PARTS]
+OVER_BATCHES += ["eigenvalue_max/H_L", "effective_rank/H_L", "ntk/rank"]
+OVER_BATCHES += ["collapse/rank_means", "loss"]
 TAGS = [
     *(f"{kind}/{part}" for kind in ("rank", "rank_theory", "spectrum_zeros") for part in PARTS),
     *(f"{kind}/{part}" for kind in CURVATURE for part in PARTS),
@@ -100,6 +103,7 @@ TAGS = [
     *(f"collapse/nc2_{kind}_{of}" for kind in NC2 for of in ("means", "classifier")),
     *(f"{kind}/collapse/rank_means" for kind in ("gap", "rank_low", "rank_high")),
     *(f"ntk/{name}" for name in NTK),
+    *(f"batches/{tag}/{end}" for tag in OVER_BATCHES for end in ENDS),
     "lemma8/class_mean",
     "lemma8/target_input",
     "lemma8/centered",
@@ -157,6 +161,7 @@ def test_categories():
         "Determinants",
         "Margins",
         "Intervals of estimates",
+        "Probe batches",
         "Lemma 8",
         "Monitor",
     ]
@@ -326,6 +331,7 @@ def test_low_is_the_lower_edge_of_each_margin_chart():
             for kind in DRAWN_WITH_INTERVAL
             for part in PARTS
         ),
+        *((f"batches/{tag}/low", tag, f"batches/{tag}/high") for tag in OVER_BATCHES),
     ]
 
 
