@@ -107,6 +107,7 @@ LOOPS = {
     "nnx_cnn": {"rank/H_L", "rank_features/head/kernel", "dead_units/dense/kernel"},
     "optax_weights": {"rank_weights/0", "condition_number/2"},
     "scanned_loop": {"rank/H_f", "rank_features/2", "dead_units/1"},
+    "batches": {"rank/H_L", "batches/rank/H_L/low", "batches/loss/high"},
     "seeds": {"rank/H_L/median", "rank/H_L/low", "dead_units/1/high"},
 }
 
