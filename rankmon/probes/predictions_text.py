@@ -152,24 +152,24 @@ def _closed_forms(depth: int, *, with_bias: bool) -> list[Prediction]:
     elif with_bias:
         of_functional = (
             "the sum over the layers of theory.rank_functional_columns",
-            "theory.rank_functional: section S7, extended to bottlenecks; exact on every generic "
-            "network tried",
+            "theory.rank_functional: section S7, extended to bottlenecks; proved in docs/theory.md",
         )
         of_loss = (
             "rank H_o + rank H_f - qh (2 s - qh - 1)",
-            "theory.rank_loss: section S7, extended; a conjecture",
+            "theory.rank_loss: section S7, extended; proved for mse in docs/theory.md",
         )
     else:
         of_functional = (
             "2 qh M + 2 qh s - L qh^2",
-            "theory.rank_functional: Theorem 5, Corollary 6; exact on every generic network tried",
+            "theory.rank_functional: Theorem 5, Corollary 6; proved in docs/theory.md",
         )
         of_loss = (
             "rank H_o + rank H_f - qh (2 s - qh)",
-            "theory.rank_loss: the paper's formula for s >= q, extended to any s; a conjecture",
+            "theory.rank_loss: the paper's formula for s >= q, extended to any s; proved for "
+            "mse in docs/theory.md",
         )
     of_outer = (
-        ("q (r + K - q) + K", "theory.rank_outer: Theorem 12")
+        ("q (r + K - q) + K", "theory.rank_outer: Theorem 12; proved in docs/theory.md")
         if with_bias
         else ("q (r + K - q)", "theory.rank_outer: Theorem 3, Corollary 4")
     )

@@ -233,8 +233,7 @@ def prediction(forms: ClosedForms) -> RenderableType:
     )
     note = Text(
         "These formulas hold for deep linear networks with full-rank weights; for other networks, "
-        "they describe the same layers without activations. The formula for H_L is a conjecture; "
-        "it was exact on every network tried."
+        "they describe the same layers without activations. docs/theory.md proves them for mse."
     )
     parts: list[RenderableType] = [heading, ranks, columns]
     if forms.coefficient is not None:

@@ -9,12 +9,12 @@ additional coordinate 1, so that Omega is K x (d + 1), and r is the rank of the 
 because softmax makes the outputs linearly dependent.
 
 The formulas include those of the paper (Theorems 3, 5 and 12, Corollaries 4 and 6, section S7) and
-extend them to any bottleneck and any s, also with biases. In exact arithmetic they agree with every
-generic network tried. The formula for the ranks of H_f's columns follows from an argument. That
-these ranks add up to rank H_f, and the formula for H_L, are conjectures found by exact computation;
-they are not proved. All formulas assume weights of full rank (A1) and residuals in general
-position. For other weights, or residuals in special position (E[delta] = 0 at a stationary point of
-the last bias), the ranks can only be lower.
+extend them to any bottleneck and any s, also with biases. They are proved in docs/theory.md for
+weights of full rank (A1), products of weights included, and residuals in general position: for mse,
+and for cross entropy if the targets are arbitrary probabilities. For H_L under cosh, and under
+cross entropy with labels, they are checked in float64. For other weights, or residuals in special
+position (E[delta] = 0 at a stationary point of the last bias, or the walls of H_f in
+docs/theory.md), the ranks can only be lower.
 """
 
 from collections.abc import Sequence
@@ -34,8 +34,8 @@ def rank_outer(
 ) -> int:
     """Return the rank of the outer-product Hessian H_o: q (r + K - q) + o K.
 
-    The formula agrees with every generic network tried, for weights of full rank. Without biases it
-    is proved; with biases Theorem 12 proves it as an upper bound. It does not depend on s.
+    The formula is proved for weights of full rank, with and without biases; Theorem 12 has it as an
+    upper bound with biases. It does not depend on s.
 
     Args:
       dims: the widths (d, M_1, ..., M_{L-1}, K), positive integers.
@@ -49,7 +49,7 @@ def rank_outer(
       TypeError: for widths or ranks that are not integers, or a bias that is not a bool.
       ValueError: for widths, ranks or a loss out of range.
 
-    Source: arXiv 2106.16225, Corollary 4, Theorem 12, section S7.3.
+    Source: arXiv 2106.16225, Corollary 4, Theorem 12, section S7.3; docs/theory.md, Lemma 3.
 
     Example:
       >>> rank_outer((30, 25, 20, 15, 10))
@@ -76,8 +76,8 @@ def rank_functional_columns(
       f_{l,k} = min(rho_l + o, s, u_k) for k > l, f_{l,l} = 0,
       rho_l = min(r, M_1, ..., M_{l-1}), u_l = min(M_l, ..., M_{L-1}, K).
     Without biases and for L >= 2 this is qh M_{l-1} + qh M_l - qh^2, with s in place of M_0 and
-    M_L. A layer's block includes its bias. The formula follows from an argument and agrees with
-    every generic network tried, for weights of full rank.
+    M_L. A layer's block includes its bias. The formula is proved for weights of full rank and
+    residuals in general position, with and without biases.
 
     Args:
       dims: the widths (d, M_1, ..., M_{L-1}, K), positive integers.
@@ -94,7 +94,7 @@ def rank_functional_columns(
       TypeError: for widths or ranks that are not integers, or a bias that is not a bool.
       ValueError: for widths, ranks or a loss out of range.
 
-    Source: without biases arXiv 2106.16225, Theorem 5; with biases not in the paper.
+    Source: without biases arXiv 2106.16225, Theorem 5; docs/theory.md, Lemma 4.
     """
     return _functional_columns(symbols_of(dims, r, s, bias, loss))
 
@@ -114,8 +114,9 @@ def rank_functional(
 ) -> int:
     """Return the rank of the functional Hessian H_f: the sum of `rank_functional_columns`.
 
-    The formula agrees with every generic network tried, for weights of full rank; without biases
-    the paper proves it as an upper bound (`rank_functional_bound`). It is 0 for L = 1.
+    The formula is proved for weights of full rank and residuals in general position, with and
+    without biases; without them the paper has it as an upper bound (`rank_functional_bound`). It is
+    0 for L = 1.
 
     Args:
       dims: the widths (d, M_1, ..., M_{L-1}, K), positive integers.
@@ -129,8 +130,8 @@ def rank_functional(
       TypeError: for widths or ranks that are not integers, or a bias that is not a bool.
       ValueError: for widths, ranks or a loss out of range.
 
-    Source: arXiv 2106.16225, Corollary 6, sections S7.2 and S7.3; bottlenecks with biases are not
-    in the paper.
+    Source: arXiv 2106.16225, Corollary 6, sections S7.2 and S7.3; docs/theory.md, Lemmas 5 and 6.
+    Bottlenecks with biases are not in the paper.
 
     Example:
       >>> rank_functional((30, 25, 20, 15, 10))
@@ -149,8 +150,9 @@ def rank_loss(
 ) -> int:
     """Return the rank of the loss Hessian H_L: rank H_o + rank H_f - qh (2 s - qh - o).
 
-    For L = 1 it is rank H_o. The formula is a conjecture found by exact computation; it agrees with
-    every generic network tried, for weights of full rank, but is not proved.
+    For L = 1 it is rank H_o. The formula is proved for weights of full rank and residuals in
+    general position, with and without biases: for mse, and for cross entropy if the targets are
+    arbitrary probabilities. With labels, and for cosh, it is checked in float64.
 
     Args:
       dims: the widths (d, M_1, ..., M_{L-1}, K), positive integers.
@@ -165,7 +167,7 @@ def rank_loss(
       ValueError: for widths, ranks or a loss out of range.
 
     Source: for s >= q without biases, and for two layers or no bottleneck with biases, the formulas
-    of arXiv 2106.16225 (main text, sections S7.2 and S7.3); the rest is not in the paper.
+    of arXiv 2106.16225 (main text, sections S7.2 and S7.3); docs/theory.md for all of it.
 
     Example:
       >>> rank_loss((30, 25, 20, 15, 10)), rank_loss((30, 25, 20, 15, 10), s=7)
@@ -215,8 +217,8 @@ def rank_functional_bound(
 ) -> int:
     """Return the proved upper bound on rank H_f without biases: 2 qh M + 2 qh s - L qh^2.
 
-    For L >= 2 it equals `rank_functional` without biases, which agrees with every generic network
-    tried.
+    For L >= 2 it equals `rank_functional` without biases: weights of full rank and residuals in
+    general position attain the bound.
 
     Args:
       dims: the widths (d, M_1, ..., M_{L-1}, K), positive integers.
