@@ -11,12 +11,14 @@ from rankmon.theory.closed_forms import (
     rank_outer_bound,
     rank_per_parameter,
 )
+from rankmon.theory.convolutional import Convolutional
 from rankmon.theory.families import FormulaRank, NetworkFamily
 from rankmon.theory.learning_coefficient import LearningCoefficient, learning_coefficient
 from rankmon.theory.residual import ResidualBlocks, ResidualChain
 from rankmon.theory.tied import MatrixPower, TiedAutoencoder, TiedChain
 
 __all__ = [
+    "Convolutional",
     "FormulaRank",
     "LearningCoefficient",
     "MatrixPower",

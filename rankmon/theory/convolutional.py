@@ -1,0 +1,278 @@
+"""Closed forms for linear networks of one-dimensional convolutions with channels.
+
+Layer l maps C_{l-1} channels to C_l with a kernel of k_l taps and stride 1. The composition is one
+convolution by a filter G [C_L, D, C_0] with D = k_1 + ... + k_L - L + 1 taps, whose entries are
+polynomials in the weights. Both H_o and H_f depend on the data only through G: H_o through the
+covariance of the windows, the D C_0 input entries that one output position sees; H_f through
+Omega_G [C_L, D, C_0], the sum of the blocks of Omega along the diagonals. Lengths of the data
+therefore drop out of every formula, unless a circular convolution wraps around (D > N).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from rankmon._util.validate import as_integer, check_choice
+from rankmon.theory import closed_forms
+from rankmon.theory.families import FormulaRank
+from rankmon.theory.symbols import symbols_of
+
+PADDINGS = ("valid", "circular")
+_PROVED = "proved"
+_OUTER = "checked exactly on 1000 networks"
+_OUTER_WRAPPED = "checked exactly on 500 networks"
+_TWO_LAYERS = "checked exactly on 500 networks"
+_ONE_CHANNEL = "checked exactly on 500 networks"
+_FOURIER = "checked exactly on 300 networks"
+
+
+@dataclass(frozen=True)
+class Convolutional:
+    """A linear network of 1-D convolutions without biases, at generic weights.
+
+    An input of `length` positions and C_0 channels counts as one vector x of d = length C_0
+    entries, and an output as one vector of K = positions C_L, so that r is the rank of whole
+    inputs and s that of Omega = E[delta x^T], K x d. The order of the entries does not matter.
+
+    Attributes:
+      channels: (C_0, ..., C_L), from the inputs' to the outputs'.
+      kernels: (k_1, ..., k_L), the taps of each layer.
+      length: N, the number of positions of an input.
+      padding: "valid" (a layer shortens its input by k_l - 1) or "circular" (it keeps the length).
+
+    Raises:
+      TypeError: for channels, kernels or a length that are not integers.
+      ValueError: for an unknown padding, numbers of layers that differ, numbers below 1, or a
+        length too short for the kernels.
+
+    Example:
+      >>> network = Convolutional(channels=(3, 2, 2), kernels=(3, 2), length=8)
+      >>> {part: rank.value for part, rank in network.ranks().items()}
+      {'H_o': 22, 'H_f': 16, 'H_L': 24}
+    """
+
+    channels: tuple[int, ...]
+    kernels: tuple[int, ...]
+    length: int
+    padding: str = "valid"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", _counts("channels", self.channels))
+        object.__setattr__(self, "kernels", _counts("kernels", self.kernels))
+        object.__setattr__(self, "length", as_integer("length", self.length, least=1))
+        check_choice("padding", self.padding, PADDINGS)
+        if not self.kernels or len(self.channels) != len(self.kernels) + 1:
+            raise ValueError(
+                f"expected channels (C_0, ..., C_L) with one more number than kernels, got "
+                f"{self.channels} and kernels {self.kernels}; give a kernel for each layer"
+            )
+        valid = self.padding == "valid"
+        needed = self.receptive_field if valid else max(self.kernels)
+        if self.length < needed:
+            why = (
+                "k_1 + ... + k_L - L + 1 for one output position" if valid else "the largest kernel"
+            )
+            raise ValueError(
+                f"expected a length of at least {needed} ({why}), got {self.length}; "
+                "pass longer inputs or smaller kernels"
+            )
+
+    @property
+    def name(self) -> str:
+        """The name in sentences, such as "valid convolutions 3x2x2, kernels 3,2"."""
+        channels, kernels = "x".join(map(str, self.channels)), ",".join(map(str, self.kernels))
+        return f"{self.padding} convolutions {channels}, kernels {kernels}"
+
+    @property
+    def receptive_field(self) -> int:
+        """D = k_1 + ... + k_L - L + 1, the number of taps of the composed filter."""
+        return self._taps(0, len(self.kernels))
+
+    @property
+    def positions(self) -> int:
+        """The number of positions of an output: N - D + 1 if valid, N if circular."""
+        return self.length - self.receptive_field + 1 if self.padding == "valid" else self.length
+
+    @property
+    def inputs(self) -> int:
+        """The number of entries of an input, d = N C_0."""
+        return self.length * self.channels[0]
+
+    @property
+    def outputs(self) -> int:
+        """The number of entries of an output, K = positions C_L."""
+        return self.positions * self.channels[-1]
+
+    def number_of_parameters(self) -> int:
+        """Return the number of parameters p = sum_l k_l C_l C_{l-1}."""
+        return sum(
+            k * a * b for k, (a, b) in zip(self.kernels, pairwise(self.channels), strict=True)
+        )
+
+    def ranks(
+        self, *, r: int | None = None, s: int | None = None, loss: str = "mse"
+    ) -> dict[str, FormulaRank]:
+        """Return the ranks of "H_o", "H_f" and "H_L", without the parts that have no formula.
+
+        H_o has a formula for every network, H_f and H_L for two layers, for one channel, if only
+        the first or only the last kernel has more than one tap, and for circular convolutions whose
+        kernels all have N taps; those with several channels must not wrap around otherwise.
+
+        Windows: H_o needs windows of rank D C_0, and H_f in addition a generic Omega_G. Every
+        set of inputs with d - r < N - D + 1 has such windows (if D > N, r = d does). Omega_G is
+        generic for a generic Omega of rank s if s >= min(C_L, D C_0) and r = d, or if s is maximal.
+        Otherwise the parts are left out.
+
+        Cross entropy (softmax over all K outputs): with at least two output positions and D < N the
+        shift of all outputs by one number is no convolution, and all ranks are those of "mse"; the
+        inputs then need d - r < N - D. With one position C_L - 1 replaces C_L. Circular
+        convolutions with D >= N are left out.
+
+        Args:
+          r: the rank of the inputs, 0 to d. Default d.
+          s: the rank of Omega, 0 to min(K, r), or min(K - 1, r) under cross entropy. Default its
+            maximum.
+          loss: "mse", "cosh" or "cross_entropy", as for `theory.rank_outer`.
+
+        Raises:
+          TypeError: for ranks that are not integers.
+          ValueError: for ranks or a loss out of range.
+        """
+        t = symbols_of((self.inputs, self.outputs), r, s, False, loss)
+        if t.r == 0:
+            return dict.fromkeys(("H_o", "H_f", "H_L"), FormulaRank(0, _PROVED))
+        channels, spare = self.channels, self.length - self.receptive_field
+        if loss == "cross_entropy" and self.positions == 1:
+            channels = (*channels[:-1], channels[-1] - 1)
+        elif loss == "cross_entropy":
+            spare -= 1
+            if spare < 0:
+                return {}
+        if t.r < self.inputs and self.inputs - t.r > spare:
+            return {}
+        outer = self._outer(channels)
+        if t.s == 0:
+            return {"H_o": outer, "H_f": FormulaRank(0, _PROVED), "H_L": outer}
+        window = min(self.receptive_field, self.length) * channels[0]
+        if t.s < (min(channels[-1], window) if t.r == self.inputs else min(t.K, t.r)):
+            return {"H_o": outer}
+        return {"H_o": outer, **self._functional_and_loss(channels, outer.value)}
+
+    def _taps(self, first: int, last: int) -> int:
+        """Return the taps of the filter that the layers first + 1 to last compose."""
+        return sum(self.kernels[first:last]) - (last - first) + 1
+
+    def _wraps(self) -> bool:
+        return self.padding == "circular" and self.receptive_field > self.length
+
+    def _plain(self, channels: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Return the widths of the plain network that acts on the windows, if there is one."""
+        if all(k == 1 for k in self.kernels[1:]):
+            return (self.kernels[0] * channels[0], *channels[1:])
+        if all(k == 1 for k in self.kernels[:-1]):
+            return (*channels[:-1], self.kernels[-1] * channels[-1])
+        return None
+
+    def _outer(self, channels: tuple[int, ...]) -> FormulaRank:
+        if plain := self._plain(channels):
+            return FormulaRank(closed_forms.rank_outer(plain), _PROVED)
+        basis = _OUTER_WRAPPED if self._wraps() else _OUTER
+        return FormulaRank(self._filters(channels), basis)
+
+    def _filters(self, channels: tuple[int, ...]) -> int:
+        """Return the dimension of the set of composed filters: the least count of parameters.
+
+        Cut the network at some hidden layers, and let the filter of each segment be arbitrary: the
+        filters have D_j C_a C_b entries each, and at each cut i a change of basis, C_i^2, does not
+        change their composition. The dimension is the minimum over the sets of cuts (none included)
+        whose C_i is at most what the segments on both sides can tell apart. The minimum is a
+        shortest path over pairs of cuts: `best` holds the least count up to the later one.
+        """
+        L = len(self.kernels)
+        best = {(0, i): self._segment(channels, 0, i)[0] for i in range(1, L + 1)}
+        for cut in range(1, L):
+            C = channels[cut]
+            for after in range(cut + 1, L + 1):
+                entries, _, right = self._segment(channels, cut, after)
+                counts = [
+                    best[before, cut] + entries - C**2
+                    for before in range(cut)
+                    if (before, cut) in best
+                    and min(self._segment(channels, before, cut)[1], right) >= C
+                ]
+                if counts:
+                    best[cut, after] = min(counts)
+        return min(count for (_, end), count in best.items() if end == L)
+
+    def _segment(self, channels: tuple[int, ...], i: int, j: int) -> tuple[int, int, int]:
+        """Return the dimension of a segment's filters, and the ranks seen at its end and start."""
+        taps = min(self._taps(i, j), self.length)
+        entries = taps * channels[i] * channels[j]
+        at_end, at_start = taps * channels[i], taps * channels[j]
+        if self._wraps() and j > i + 1:  # at each of N frequencies a matrix of rank at most q
+            q = min(channels[i : j + 1])
+            entries = min(entries, self.length * q * (channels[i] + channels[j] - q))
+            at_end, at_start = min(at_end, self.length * q), min(at_start, self.length * q)
+        return entries, at_end, at_start
+
+    def _functional_and_loss(self, channels: tuple[int, ...], outer: int) -> dict[str, FormulaRank]:
+        """Return the ranks of H_f and H_L, if there are formulas, for windows of full rank."""
+        if plain := self._plain(channels):
+            values, basis = _plain_ranks(plain), _PROVED
+        elif self.padding == "circular" and set(self.kernels) == {self.length}:
+            functional, loss = _plain_ranks(channels)
+            values, basis = (self.length * functional, self.length * loss), _FOURIER
+        elif set(channels) == {1}:
+            others = (self.receptive_field - k + 1 for k in self.kernels)
+            functional = sum(map(min, self.kernels, others))
+            values, basis = (functional, sum(self.kernels)), _ONE_CHANNEL
+        elif len(self.kernels) == 2 and not self._wraps():
+            values, basis = _two_layers(channels, self.kernels), _TWO_LAYERS
+        else:
+            return {}
+        return {
+            part: FormulaRank(value, basis)
+            for part, value in zip(("H_f", "H_L"), values, strict=True)
+        }
+
+
+def _plain_ranks(dims: tuple[int, ...]) -> tuple[int, int]:
+    return closed_forms.rank_functional(dims), closed_forms.rank_loss(dims)
+
+
+def _two_layers(channels: tuple[int, ...], kernels: tuple[int, ...]) -> tuple[int, int]:
+    """Return the ranks of H_f and H_L of two layers.
+
+    H_f: its only block is I_{C_1} (x) T, with the block Hankel matrix T of Omega_G, whose rank is
+    m = min(k_1 C_0, k_2 C_2). So rank H_f = 2 C_1 m.
+
+    H_L: let k_1 C_0 <= k_2 C_2 (else exchange the ends). Modulo R_f, R_o has the dimension of
+    {V W_1}, where each of V's C_1 columns, polynomials of degree below k_2, is in the left kernel
+    of T. For all numbers of taps together these kernels are a module with C_0 + C_2 generators, g
+    of t_0 taps and the others of t_0 + 1. A generator of t taps has tau = k_2 - t + 1 multiples,
+    and the polynomial matrix W_1, C_1 x C_0, maps tau C_1 coefficients to (tau + k_1 - 1) C_0,
+    with the largest rank possible. The sum of these ranks is rank H_L - rank H_f.
+    """
+    (first, hidden, last), (k, k_last) = channels, kernels
+    if k * first > k_last * last:
+        first, last, k, k_last = last, first, k_last, k
+    D = k + k_last - 1
+    t_0 = (D + 1) * first // (first + last) + 1
+    g = last * t_0 - (D - t_0 + 1) * first
+    functional = 2 * hidden * k * first
+    generators = {k_last - t_0 + 1: g, k_last - t_0: first + last - g}
+    return functional, functional + sum(
+        count * min(tau * hidden, (tau + k - 1) * first)
+        for tau, count in generators.items()
+        if tau > 0
+    )
+
+
+def _counts(name: str, values: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
+        raise TypeError(
+            f"expected {name} to be integers, one a layer, got {values!r} "
+            f"({type(values).__name__}); pass a tuple of integers"
+        )
+    what = f"a number in {name}"
+    return tuple(as_integer(what, value, least=1) for value in values)
