@@ -79,7 +79,7 @@ def save_simulated(
     for ax, (name, values, curves) in zip(axes, panels, strict=True):
         for i, (label, shares) in enumerate(curves.items()):
             color, style, width = own.get(label, others[i % 2])
-            ax.plot(values, shares, style, color=color, lw=width, label=label)
+            ax.plot(values, shares, ls=style, color=color, lw=width, label=label)
         ax.set(xlabel=name, ylabel="rank / #params", xscale=scale, yscale=scale)
         ax.legend()
     figure.suptitle(title)

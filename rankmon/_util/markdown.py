@@ -10,6 +10,7 @@ from collections.abc import Sequence
 # An underscore has a meaning only at the edge of a word.
 _SPECIAL = re.compile(r"[\\`*\[|]|(?<![^\W_])_|_(?![^\W_])")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_ESCAPE = re.compile(r"\\([\\`*\[|_])")
 _NOT_IN_CODE = re.compile(r"[`|\\]")
 
 
@@ -29,6 +30,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table of cells that contain Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def plain(text: str) -> str:
+    """Return Markdown of running text without its marks: code in backticks, and escapes."""
+    return _ESCAPE.sub(r"\1", text.replace("`", ""))
 
 
 def _one_line(text: str) -> str:

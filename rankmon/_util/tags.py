@@ -60,7 +60,11 @@ def is_rankmons(tags: Iterable[str]) -> bool:
     return any(_RANKMONS.match(tag) for tag in tags)
 
 
-def natural_order(name: str) -> list[tuple[int, str]]:
-    """Return a key that sorts seed_2 before seed_10."""
-    parts = re.split(r"(\d+)", name)  # digits have odd indices
-    return [(int(part), "") if i % 2 else (-1, part) for i, part in enumerate(parts)]
+# A number with decimals, as in lr_0.003; digits between dots, as in a version or a path, are whole.
+_NUMBER = re.compile(r"((?<![\d.])\d+(?:\.\d+(?!\.?\d))?(?:e[-+]?\d+)?|\d+)", re.IGNORECASE)
+
+
+def natural_order(name: str) -> list[tuple[float, str]]:
+    """Return a key that sorts seed_2 before seed_10, and lr_0.003 before lr_0.01."""
+    parts = _NUMBER.split(name)  # numbers have odd indices
+    return [(float(part), "") if i % 2 else (-1.0, part) for i, part in enumerate(parts)]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from rankmon.runs.series import RunSeries
 from rankmon.tensorboard import payload
 from rankmon.tensorboard.assets import static_files, static_text
+from rankmon.tensorboard.guide import guide
 
 # Modules inside a page have no address: they import each other by names with this prefix.
 _NAME = "rankmon/"
@@ -18,7 +19,8 @@ _START = f"""
 import {{ App }} from "{_NAME}app.js";
 import {{ embedded }} from "{_NAME}source.js";
 const runs = JSON.parse(document.getElementById("runs").textContent);
-new App(document.body, embedded(runs)).start();
+const guide = JSON.parse(document.getElementById("guide").textContent);
+new App(document.body, embedded(runs, guide)).start();
 """
 
 # The page may load nothing from outside, whatever text a log contains.
@@ -41,6 +43,7 @@ _PAGE = """<!doctype html>
 -->
 <script type="importmap">{modules}</script>
 <script type="application/json" id="runs">{runs}</script>
+<script type="application/json" id="guide">{guide}</script>
 </head>
 <body>
 <script type="module">{start}</script>
@@ -63,6 +66,7 @@ def standalone_page(runs: Sequence[RunSeries]) -> str:
         licence=static_text("vendor/LICENSE.txt").strip().replace("--", "- -"),
         modules=_embedded({"imports": _modules()}),
         runs=_embedded([payload.whole(run) for run in runs]),
+        guide=_embedded(guide()),
         start=_START,
     )
 

@@ -6,22 +6,30 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from rankmon._util.palette import DASHES, LINES, WIDTHS
+from rankmon._util.palette import PARTS as COLORS
+from rankmon._util.tags import HESSIAN_PARTS
 from rankmon.runs.series import ScalarSeries
 
-# Okabe and Ito's palette, safe for color-blind readers.
-BLACK, BLUE, SKY, GREEN = "#000000", "#0072B2", "#56B4E9", "#009E73"
-VERMILION, ORANGE, PURPLE = "#D55E00", "#E69F00", "#CC79A7"
-GRAY = "#666666"
+BLUE, VERMILION, GREEN, PURPLE, BROWN, OLIVE, GRAY = LINES["light"]
+BLACK, SKY, ORANGE = "#000000", "#56b4e9", "#e69f00"
 
-# Label, color, line style and width. H_f_fixed is dashed as in figure S1 (arXiv 2106.16225), and
-# thin lines lie on thick ones, so that both of two curves that coincide stay visible.
-PARTS: Mapping[str, tuple[str, str, str, float]] = {
-    "H_L": (r"$H_L$", BLACK, "-", 4.5),
-    "H_o": (r"$H_o$", SKY, "-", 2.0),
-    "H_f": (r"$H_f$", VERMILION, "-", 3.0),
-    "H_f_fixed": (r"$H_f^{\mathrm{fixed}}$", GREEN, "--", 1.8),
+_SYMBOLS = {part: f"${part}$" for part in HESSIAN_PARTS}
+_SYMBOLS["H_f_fixed"] = r"$H_f^{\mathrm{fixed}}$"
+
+
+def _dashed(part: str) -> str | tuple[int, tuple[float, ...]]:
+    """Return the line style; Matplotlib's dashes are in widths of the line."""
+    return (0, tuple(length / WIDTHS[part] for length in DASHES[part])) if DASHES[part] else "-"
+
+
+# Label, color, line style and width. Thin lines lie on thick ones, so that both of two curves that
+# coincide stay visible.
+PARTS: Mapping[str, tuple[str, str, Any, float]] = {
+    part: (_SYMBOLS[part], color, _dashed(part), WIDTHS[part])
+    for part, color in COLORS["light"].items()
 }
-LAYERS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, BLACK)
+LAYERS = LINES["light"][:6]
 STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -56,7 +64,8 @@ def draw_ranks(axes: Axes, scalars: Mapping[str, ScalarSeries]) -> None:
             axes.fill_between(low.steps, low.values, high.values, color=color, alpha=0.18, lw=0)
             _draw_unknown(axes, ranks, low, high, color)
         dot = "." if len(ranks.steps) == 1 else ""
-        axes.plot(ranks.steps, ranks.values, style, marker=dot, color=color, lw=width, label=label)
+        look: Any = {"ls": style, "marker": dot, "color": color, "lw": width, "label": label}
+        axes.plot(ranks.steps, ranks.values, **look)
         theory = scalars.get(f"rank_theory/{part}")
         if theory is not None and part != "H_f_fixed":
             few = np.unique(np.linspace(0, len(theory.steps) - 1, _CIRCLES).astype(int))

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from tensorboard.plugin_util import markdown_to_safe_html
 
 from rankmon._util.strict_json import json_numbers
+from rankmon._util.tags import natural_order
 from rankmon.runs.series import ArraySeries, RunSeries, ScalarSeries
 
 # The slider moves the cut by factors from 10^-8 to 10^8, in ten steps per decade.
 PER_DECADE, LOWEST, POSITIONS = 10, -80, 161
 MOST_STEPS, MOST_INDICES = 400, 300
-_SPECTRUM = "spectrum/"
+_SPECTRUM, _SINGULAR = "spectrum/", "singular_values/"
 Json = dict[str, Any]
 
 
@@ -29,14 +30,28 @@ def parts(arrays: Iterable[str]) -> list[str]:
     return [tag.removeprefix(_SPECTRUM) for tag in arrays if tag.startswith(_SPECTRUM)]
 
 
+def weights(arrays: Iterable[str]) -> list[str]:
+    """Return the weights whose singular values are logged, given the tags of a run's arrays."""
+    return [tag.removeprefix(_SINGULAR) for tag in arrays if tag.startswith(_SINGULAR)]
+
+
 def overview(
-    name: str, scalars: Collection[str], arrays: Collection[str], texts: Collection[str]
+    name: str,
+    scalars: Collection[str],
+    arrays: Collection[str],
+    texts: Collection[str],
+    latest: float | None = None,
 ) -> Json:
-    """Return the contents of a run: its tags, and the parts that have a spectrum."""
+    """Return the contents of a run: its tags, and the parts that have a spectrum.
+
+    "latest" is the time of the latest record in seconds since 1970, or null if it is not known.
+    """
     return {
         "name": name,
+        "latest": latest,
         "scalars": sorted(scalars),
         "spectra": sorted(parts(arrays)),
+        "weights": sorted(weights(arrays), key=natural_order),
         "texts": sorted(texts),
     }
 
@@ -75,7 +90,12 @@ def counts(spectrum: ArraySeries, cuts: ScalarSeries) -> Json:
 
 
 def counts_of_run(spectra: Mapping[str, ArraySeries], cuts: Mapping[str, ScalarSeries]) -> Json:
-    """Return `counts` for each part (H_L, ...) with logged cuts, which older runs do not have."""
+    """Return `counts` for each part and weight with logged cuts, which older runs do not have.
+
+    Args:
+      spectra: the spectra of parts (H_L, ...) and the singular values of weights by name, as log10.
+      cuts: the cuts by the same names, which are distinct: no weight is named like a part.
+    """
     counted = {part: counts(spectra[part], cuts[part]) for part in spectra if part in cuts}
     return {"per_decade": PER_DECADE, "lowest": LOWEST, "parts": counted}
 
@@ -146,13 +166,15 @@ def texts(series: Mapping[str, Mapping[int, str]]) -> Json:
 def whole(run: RunSeries) -> Json:
     """Return all data of a run in one object, for a page that works without a server."""
     spectra = {part: run.arrays[_SPECTRUM + part] for part in parts(run.arrays)}
-    cuts = {p: run.scalars[tag] for p in spectra if (tag := f"tolerance/{p}") in run.scalars}
+    singular = {name: run.arrays[_SINGULAR + name] for name in weights(run.arrays)}
+    counted = spectra | singular
+    cuts = {p: run.scalars[tag] for p in counted if (tag := f"tolerance/{p}") in run.scalars}
     zeros = {part: run.scalars.get(f"spectrum_zeros/{part}") for part in spectra}
     negative = {part: run.arrays.get(f"spectrum_negative/{part}") for part in spectra}
     return {
         "overview": overview(run.name, run.scalars, run.arrays, run.texts),
         "scalars": scalars(run.scalars, [""]),
-        "counts": counts_of_run(spectra, cuts),
+        "counts": counts_of_run(counted, cuts),
         "spectra": {
             part: [
                 spectrum(series, cuts.get(part), zeros[part], step, negative[part])

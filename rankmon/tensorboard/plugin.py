@@ -16,6 +16,7 @@ from rankmon._util.tags import is_rankmons, natural_order
 from rankmon.runs.series import ArraySeries
 from rankmon.tensorboard import payload
 from rankmon.tensorboard.assets import static_files, static_text
+from rankmon.tensorboard.guide import guide
 from rankmon.tensorboard.provider import ARRAYS, TEXTS, Stored, Tags
 
 # By default, TensorBoard's readers keep only 10 or 100 samples of such a tag. Keep as many spectra
@@ -54,6 +55,8 @@ class RanksPlugin(base_plugin.TBPlugin):
             "/runs": _runs,
             "/scalars": _scalars,
             "/counts": _counts,
+            "/times": _times,
+            "/guide": lambda *_: guide(),
             "/spectrum": _spectrum,
             "/heatmap": _heatmap,
             "/texts": _texts,
@@ -134,7 +137,7 @@ def _part(stored: Stored, run: str, part: str) -> ArraySeries:
 def _runs(stored: Stored, _: Request) -> payload.Json:
     """Return an overview of each of rankmon's runs."""
     overviews = [
-        payload.overview(run, tags.scalars, tags.arrays, tags.texts)
+        payload.overview(run, tags.scalars, tags.arrays, tags.texts, tags.latest)
         for run, tags in sorted(stored.tags().items(), key=lambda item: natural_order(item[0]))
         if is_rankmons([*tags.scalars, *tags.arrays, *tags.texts])
     ]
@@ -158,13 +161,24 @@ def _counts(stored: Stored, request: Request) -> payload.Json:
     """Return the numbers of eigenvalues above each position of the cut's slider."""
     run = _argument(request, "run")
     tags = _tags(stored, [run])[run]
-    parts = [part for part in payload.parts(tags.arrays) if f"tolerance/{part}" in tags.scalars]
-    cuts = stored.scalars([run], [f"tolerance/{part}" for part in parts]).get(run, {})
-    spectra = {part: stored.spectrum(run, part) for part in parts}
+    spectra = {part: stored.spectrum(run, part) for part in payload.parts(tags.arrays)}
+    weights = payload.weights(tags.arrays)
+    spectra |= {name: stored.singular_values(run, name) for name in weights}
+    cuts = stored.scalars([run], [f"tolerance/{name}" for name in spectra]).get(run, {})
     return payload.counts_of_run(
-        {part: series for part, series in spectra.items() if series is not None},
+        {name: series for name, series in spectra.items() if series is not None},
         {tag.removeprefix("tolerance/"): series for tag, series in cuts.items()},
     )
+
+
+def _times(stored: Stored, request: Request) -> payload.Json:
+    """Return the time of each record of a run, in seconds since 1970."""
+    run = _argument(request, "run")
+    scalars = _tags(stored, [run])[run].scalars
+    if not scalars:
+        return {"steps": [], "values": []}
+    tag = "loss" if "loss" in scalars else scalars[0]  # the loss is logged at each record
+    return payload.scalars({tag: stored.times(run, tag)}, [tag])[tag]
 
 
 def _spectrum(stored: Stored, request: Request) -> payload.Json:

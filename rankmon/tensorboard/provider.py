@@ -9,8 +9,9 @@ from tensorboard.data.provider import DataProvider, RunTagFilter
 from tensorboard.plugins.scalar.metadata import PLUGIN_NAME as SCALARS
 from tensorboard.plugins.text.metadata import PLUGIN_NAME as TEXTS
 
-from rankmon._util.tags import ALERTS, CARD
+from rankmon._util.tags import ALERTS, CARD, LAYERS
 from rankmon.runs.series import ArraySeries, ScalarSeries
+from rankmon.writers.condense import layers_of_text
 
 # The plugin name of the tensors that `TensorBoardWriter` writes.
 ARRAYS = "rankmon"
@@ -23,11 +24,12 @@ _Datum = TypeVar("_Datum")
 
 @dataclass(frozen=True)
 class Tags:
-    """The tags of one run."""
+    """The tags of one run, and the time of its latest scalar in seconds since 1970."""
 
     scalars: list[str]
     arrays: list[str]
     texts: list[str]
+    latest: float
 
 
 class Stored:
@@ -49,11 +51,13 @@ class Stored:
         scalars = self._provider.list_scalars(**asked, plugin_name=SCALARS)
         arrays = self._provider.list_tensors(**asked, plugin_name=ARRAYS)
         texts = self._provider.list_tensors(**asked, plugin_name=TEXTS)
+        of_layers = self._of_layers(texts)
         return {
             run: Tags(
-                list(scalars.get(run, ())),
+                [*scalars.get(run, ()), *of_layers.get(run, ())],
                 [t.removesuffix(_VALUES) for t in arrays.get(run, ()) if t.endswith(_VALUES)],
                 [t for t in texts.get(run, ()) if t in (CARD, ALERTS)],
+                max((tag.max_wall_time for tag in scalars.get(run, {}).values()), default=0.0),
             )
             for run in {**scalars, **arrays, **texts}
         }
@@ -61,16 +65,56 @@ class Stored:
     def scalars(
         self, runs: Collection[str], tags: Collection[str]
     ) -> dict[str, dict[str, ScalarSeries]]:
-        """Return the series of scalars by run and tag."""
+        """Return the series of scalars by run and tag, also of layers without a curve of their own.
+
+        `writers.condense` writes the layers of a deep network as one array for each family.
+        """
         read = self._provider.read_scalars(**self._wanted(SCALARS, runs, tags))
-        return {
+        found = {
             run: {tag: _scalar_series(data) for tag, data in by_tag.items()}
             for run, by_tag in read.items()
         }
+        for run, places in self._of_layers(self._texts_of_layers(runs)).items():
+            wanted = {tag: places[tag] for tag in tags if tag in places}
+            names = {name for name, _ in wanted.values()}
+            arrays = {name: self._arrays(run, name) for name in names}
+            for tag, (name, place) in wanted.items():
+                if (series := arrays[name]) is not None:
+                    found.setdefault(run, {}).setdefault(tag, _of_place(series, place))
+        return found
+
+    def _texts_of_layers(self, runs: Collection[str]) -> Mapping[str, Collection[str]]:
+        asked = RunTagFilter(runs=runs, tags=[LAYERS])
+        listed = self._provider.list_tensors(**self._where, plugin_name=TEXTS, run_tag_filter=asked)
+        return {run: list(tags) for run, tags in listed.items()}
+
+    def _of_layers(
+        self, texts: Mapping[str, Collection[str]]
+    ) -> dict[str, dict[str, tuple[str, int]]]:
+        """Return run -> tag -> (array, place in it) of the layers that have no curve."""
+        found = {}
+        for run in (run for run, tags in texts.items() if LAYERS in tags):
+            by_step = self.texts(run, [LAYERS])[LAYERS]
+            arrays = layers_of_text(by_step[max(by_step)])
+            found[run] = {
+                f"{name.removeprefix('layers/')}/{layer}": (name, place)
+                for name, layers in arrays.items()
+                for layer, place in layers.items()
+            }
+        return found
+
+    def times(self, run: str, tag: str) -> ScalarSeries:
+        """Return the times at which a scalar was logged, in seconds since 1970, by step."""
+        read = self._provider.read_scalars(**self._wanted(SCALARS, [run], [tag]))
+        return _series((datum.step, datum.wall_time) for datum in read.get(run, {}).get(tag, ()))
 
     def spectrum(self, run: str, part: str) -> ArraySeries | None:
         """Return the spectra of a part of the Hessian over steps; None if there are none."""
         return self._arrays(run, f"spectrum/{part}")
+
+    def singular_values(self, run: str, weight: str) -> ArraySeries | None:
+        """Return the singular values of a weight over steps; None if there are none."""
+        return self._arrays(run, f"singular_values/{weight}")
 
     def negative(self, run: str, part: str) -> ArraySeries | None:
         """Return the negative eigenvalues in these spectra; None if the run has no signs."""
@@ -101,7 +145,11 @@ class Stored:
 
 
 def _scalar_series(data: Iterable[Any]) -> ScalarSeries:
-    latest = _latest((datum.step, datum.value) for datum in data)
+    return _series((datum.step, datum.value) for datum in data)
+
+
+def _series(data: Iterable[tuple[int, float]]) -> ScalarSeries:
+    latest = _latest(data)
     steps, values = list(latest), list(latest.values())
     return ScalarSeries(np.array(steps, np.int64), np.array(values, np.float64))
 
@@ -110,6 +158,12 @@ def _array_series(data: Iterable[Any]) -> ArraySeries:
     latest = _latest((d.step, d.numpy) for d in data if np.ndim(d.numpy) == 1)
     values = tuple(np.asarray(value, np.float64) for value in latest.values())
     return ArraySeries(np.array(list(latest), np.int64), values)
+
+
+def _of_place(series: ArraySeries, place: int) -> ScalarSeries:
+    fits = [at for at, values in enumerate(series.values) if place < len(values)]
+    values = np.array([series.values[at][place] for at in fits])
+    return ScalarSeries(series.steps[fits], values)
 
 
 def _latest(data: Iterable[tuple[int, _Datum]]) -> dict[int, _Datum]:

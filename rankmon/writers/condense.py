@@ -3,6 +3,7 @@
 TensorBoard draws every scalar as a chart of its own; the charts of forty layers bury all others.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -75,3 +76,17 @@ def layers_text(layers: Mapping[str, tuple[str, ...]]) -> str:
         )
         for of_array, names in arrays_of.items()
     )
+
+
+def layers_of_text(text: str) -> dict[str, dict[str, int]]:
+    """Return array -> layer -> place in it, from `layers_text`.
+
+    A layer whose name has several lines is left out.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for paragraph in text.split("The values in ")[1:]:
+        arrays, _, layers = paragraph.partition(" are those of these layers")
+        named = re.findall(r"^(\d+)\. `(.*)`$", layers, re.MULTILINE)
+        places = {layer: int(place) for place, layer in named}
+        found |= dict.fromkeys(re.findall("`([^`]*)`", arrays), places)
+    return found

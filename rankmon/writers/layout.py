@@ -116,13 +116,13 @@ def _curvature_charts() -> list[layout_pb2.Chart]:
         ),
         *(
             _lines(
-                f"Epsilon-rank: eigenvalues above {_SHARE[family]} ||H_L||",
+                f"Epsilon-rank: eigenvalues above {_SHARE[family]} ‖H_L‖",
                 rf"^{re.escape(family)}/{_PARTS}",
             )
             for family in EPSILON_RANKS
         ),
         _lines(
-            "Negative eigenvalues: below -0.01 ||H_L||, and below minus the cut",
+            "Negative eigenvalues: below -0.01 ‖H_L‖, and below minus the cut",
             rf"^({negative})/{_PARTS}",
         ),
         _lines("Trace", rf"^trace/{_PARTS}"),
@@ -145,7 +145,7 @@ def _block_charts() -> list[layout_pb2.Chart]:
             for part in ("H_L", "H_o")
             for family, title in named.items()
         ),
-        _lines("Share of ||H_L||_F^2 outside the diagonal blocks", r"^off_diagonal_share/H_L$"),
+        _lines("Share of ‖H_L‖_F² outside the diagonal blocks", r"^off_diagonal_share/H_L$"),
     ]
 
 
@@ -279,7 +279,7 @@ def _margin_charts() -> list[layout_pb2.Chart]:
 def _interval_charts() -> list[layout_pb2.Chart]:
     """Return charts of estimates as bands; exact engines log no intervals."""
     named = {"eigenvalue_max": "Largest eigenvalue", "eigenvalue_min": "Smallest eigenvalue"}
-    named |= {family: f"Eigenvalues above {_SHARE[family]} ||H_L||" for family in EPSILON_RANKS}
+    named |= {family: f"Eigenvalues above {_SHARE[family]} ‖H_L‖" for family in EPSILON_RANKS}
     return [
         layout_pb2.Chart(
             title=f"{title} of {part}, with its interval",

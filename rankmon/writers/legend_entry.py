@@ -8,7 +8,7 @@ from rankmon._util.tags import HESSIAN_PARTS
 
 HEADER = ("tag", "unit", "meaning")
 _PART = f"(?:{'|'.join(HESSIAN_PARTS)})"
-_PATTERNS = {"…": ".+", "<part>": _PART, "<layer>": rf"(?!{_PART}\Z).+"}
+_PATTERNS = {"…": ".+", "<part>": _PART, "<layer>": rf"(?!{_PART}$).+"}
 _VARIABLE = re.compile("|".join(_PATTERNS))
 
 
@@ -33,8 +33,14 @@ class Entry:
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
-        choices = [_VARIABLE.sub(lambda one: _PATTERNS[one[0]], re.escape(t)) for t in self.tags]
-        return re.compile("|".join(choices), re.DOTALL)
+        return re.compile("|".join(self.patterns), re.DOTALL)
+
+    @cached_property
+    def patterns(self) -> tuple[str, ...]:
+        """A regular expression for each of the tags, for Python and JavaScript."""
+        return tuple(
+            _VARIABLE.sub(lambda one: _PATTERNS[one[0]], re.escape(tag)) for tag in self.tags
+        )
 
     @property
     def row(self) -> tuple[str, str, str]:

@@ -139,7 +139,7 @@ def test_a_saved_drawing_has_a_path_a_line(driver, tmp_path):
     assert len(colors) == len(lines) == 2
     assert all(drawn.count(color) >= 2 for color in colors)
     texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"one", HOSTILE, "Ranks: H_L"} <= set(texts)
+    assert {"one", HOSTILE, "Ranks: ", "H", "L"} <= set(texts)
 
 
 def test_a_saved_drawing_shows_the_lines_of_the_chart(driver, tmp_path):
@@ -220,10 +220,8 @@ def test_dark_charts_have_light_ink(driver, tmp_path):
 def test_a_line_is_hidden_by_its_legend(driver, tmp_path):
     opened(driver, tmp_path, run("mine"))
     chart(driver, "ranks")
-    rows = driver.find_elements(By.CSS_SELECTOR, "[data-testid=chart-ranks] .u-series")
-    next(row for row in rows if row.text.startswith("loss")).find_element(
-        By.CSS_SELECTOR, "th"
-    ).click()
+    rows = driver.find_elements(By.CSS_SELECTOR, "[data-testid=chart-ranks] .legend .entry")
+    next(row for row in rows if row.text.startswith("loss")).click()
     for _ in range(2):  # and stays hidden when data are new
         header = saved(driver, "ranks", "csv").decode().splitlines()[0]
         assert header == '"step","H_L"'
@@ -332,7 +330,7 @@ def test_counts_that_fail_are_said_and_asked_for_again(driver, tmp_path):
     slider.send_keys(Keys.ARROW_LEFT)
     until(driver, "return rankmonApp.status.textContent === 'Not updated: gone'")
     label = driver.find_element(By.CSS_SELECTOR, "[data-testid=cut-label]")
-    assert label.text == "× 10^-0.1"
+    assert label.text.startswith("× 10^-0.1: ")
     driver.execute_script("rankmonApp.source.counts = own")
     slider.send_keys(Keys.ARROW_LEFT)
     until(driver, "return rankmonApp.counts.has('mine')")

@@ -305,13 +305,19 @@ def test_spectra_or_a_card_alone_are_rankmons(tmp_path, record):
 
 def test_the_overview_of_a_run():
     made = payload.overview(
-        "<i>a</i>/b", {"rank/H_o": 0, "loss": 0}, ["mine", "spectrum/H_o", "spectrum/H_L"], ["x"]
+        "<i>a</i>/b",
+        {"rank/H_o": 0, "loss": 0},
+        ["mine", "spectrum/H_o", "spectrum/H_L", "singular_values/w_10", "singular_values/w_2"],
+        ["x"],
+        1.8e9,
     )
     assert made == {
         "name": "<i>a</i>/b",
         "scalars": ["loss", "rank/H_o"],
         "spectra": ["H_L", "H_o"],
+        "weights": ["w_2", "w_10"],
         "texts": ["x"],
+        "latest": 1.8e9,
     }
 
 
@@ -353,7 +359,8 @@ def test_a_long_run_as_a_whole_keeps_no_more_spectra_than_a_heat_map():
 
 def test_a_run_of_nothing():
     made = sent(payload.whole(RunSeries(".")))
-    assert made["overview"] == {"name": ".", "scalars": [], "spectra": [], "texts": []}
+    nothing = {"scalars": [], "spectra": [], "weights": [], "texts": [], "latest": None}
+    assert made["overview"] == {"name": "."} | nothing
     assert made["counts"]["parts"] == made["spectra"] == made["texts"] == {}
 
 
@@ -374,7 +381,7 @@ def test_what_modules_import_is_in_the_page(runs):
     texts.append(re.search(r'<script type="module">(.*?)</script>', page, re.DOTALL)[1])
     imported = {name for text in texts for name in re.findall(r'\bfrom "([^"]+)"', text)}
     assert imported <= set(modules)
-    assert {"rankmon/app.js", "rankmon/uPlot.esm.js"} <= imported
+    assert {"rankmon/app.js", "rankmon/uPlot.esm.min.js"} <= imported
 
 
 def test_no_name_ends_the_data():

@@ -17,7 +17,7 @@ from tensorboard.backend.application import TensorBoardWSGIApp
 from tensorboard.backend.event_processing.data_ingester import LocalDataIngester
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-from tensorboard.data.provider import DataProvider, ScalarDatum, TensorDatum
+from tensorboard.data.provider import DataProvider, ScalarDatum, ScalarTimeSeries, TensorDatum
 from tensorboard.plugins.core.core_plugin import CorePluginLoader
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util.tensor_util import make_tensor_proto
@@ -216,7 +216,7 @@ def test_a_prefix_of_tensorboards_addresses(tmp_path):
 
 ROUTES = ["runs", "scalars?run=mine&prefix=rank/", "counts?run=mine",
           "spectrum?run=mine&part=H_L&step=0", "heatmap?run=mine&part=H_L",
-          "texts?run=mine", "static/recount.js"]  # fmt: skip
+          "texts?run=mine", "times?run=mine", "guide", "static/recount.js"]  # fmt: skip
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -335,6 +335,54 @@ def test_names_of_runs_tags_and_parts_travel_unchanged(tmp_path):
         assert list(answer(client, "texts", run=name)) == ["rankmon/alerts"]
     all_at_once = answer(client, "scalars", run=NAMES, prefix="loss")["runs"]
     assert sorted(all_at_once) == sorted(NAMES)
+
+
+def test_the_time_of_each_record(tmp_path):
+    write(tmp_path / "run", *(record(step) for step in (0, 5, 7)))
+    client = served(tmp_path)
+    times = answer(client, "times", run="run")
+    assert times == {"steps": [0, 5, 7], "values": [1.7e9, 1.7e9 + 5, 1.7e9 + 7]}
+    (overview,) = answer(client, "runs")["runs"]
+    assert overview["latest"] == 1.7e9 + 7
+
+
+def test_layers_without_curves_have_theirs_here(tmp_path):
+    rng = np.random.default_rng(4)
+    layers = [f"block_{i}/`k|" for i in range(30)]
+    ranks = {
+        step: dict(zip(layers, rng.integers(0, 9, 30).tolist(), strict=True)) for step in (0, 3)
+    }
+    write(
+        tmp_path / "deep",
+        *(
+            record(step, **{f"rank_weights/{layer}": rank for layer, rank in of.items()})
+            for step, of in ranks.items()
+        ),
+    )
+    client = served(tmp_path)
+    (overview,) = answer(client, "runs")["runs"]
+    assert {f"rank_weights/{layer}" for layer in layers} <= set(overview["scalars"])
+    found = answer(client, "scalars", run="deep", prefix="rank_weights/")["runs"]["deep"]
+    assert found == {
+        f"rank_weights/{layer}": {"steps": [0, 3], "values": [ranks[0][layer], ranks[3][layer]]}
+        for layer in layers
+    }
+
+
+def test_the_guide_has_charts_and_meanings(tmp_path):
+    (tmp_path / "logs").mkdir()
+    guide = answer(served(tmp_path / "logs"), "guide")
+    assert "Neural collapse" in [section["title"] for section in guide["sections"]]
+    for section in guide["sections"]:
+        for one in section["charts"]:
+            assert ("margin" in one) != ("tags" in one)
+            assert all(re.compile(tag) for tag in one.get("tags", ()))
+    for tag, unit in (("rank_gradient/a/b", "count"), ("loss", "unit of the loss")):
+        patterns = [
+            e for e in guide["legend"] if any(re.fullmatch(p, tag, re.S) for p in e["tags"])
+        ]
+        assert [entry["unit"] for entry in patterns] == [unit]
+    assert not any("`" in entry["meaning"] for entry in guide["legend"])
 
 
 def test_runs_come_in_natural_order(tmp_path):
@@ -503,7 +551,17 @@ class InMemory(DataProvider):
         }
 
     def list_scalars(self, ctx=None, *, experiment_id, plugin_name, run_tag_filter=None):
-        return self.found("list_scalars", plugin_name, run_tag_filter)
+        found = self.found("list_scalars", plugin_name, run_tag_filter)
+        return {
+            run: {tag: ScalarTimeSeries(
+                max_step=data[-1].step,
+                max_wall_time=data[-1].wall_time,
+                plugin_content=b"",
+                description="",
+                display_name=tag,
+            ) for tag, data in tags.items()}
+            for run, tags in found.items()
+        }  # fmt: skip
 
     def list_tensors(self, ctx=None, *, experiment_id, plugin_name, run_tag_filter=None):
         return self.found("list_tensors", plugin_name, run_tag_filter)

@@ -9,7 +9,7 @@ from tensorboard.util import tensor_util
 from rankmon import Problem, RankMonitor, RankmonWarning, SeedsMonitor, read_jsonl
 from rankmon._util.layers import by_family
 from rankmon.alerts import RankBelow
-from rankmon.writers.condense import MOST_LAYERS, condensed
+from rankmon.writers.condense import MOST_LAYERS, condensed, layers_of_text, layers_text
 from reading import legacy_events
 from refusals import refused
 
@@ -40,6 +40,19 @@ def test_up_to_the_limit_nothing_changes():
     scalars = {**scalars_of(MOST_LAYERS), "loss": 1.0}
     shown = condensed(scalars)
     assert (shown.scalars, shown.arrays, shown.layers) == (scalars, {}, {})
+
+
+@pytest.mark.parametrize("name", ["a", "a/b c", "`", "a`|b", "\\", "1. `x`", "ä are those of"])
+def test_the_text_of_the_layers_is_read_back(name):
+    layers = {"layers/x": ("first", name), "layers/y/z": ("first", name), "layers/w": (name,)}
+    places = {array: {n: at for at, n in enumerate(names)} for array, names in layers.items()}
+    assert layers_of_text(layers_text(layers)) == places
+
+
+def test_a_name_of_two_lines_moves_no_other_layer():
+    assert layers_of_text(layers_text({"layers/x": ("a", "b\nc", "d")})) == {
+        "layers/x": {"a": 0, "d": 2}
+    }
 
 
 def test_beyond_it_every_family_is_an_array():

@@ -1,37 +1,45 @@
 // The tab: it keeps the selected runs and settings, fetches data, and contains the sections.
 
+import { Axis, AXES, STEP, TIME } from "./axis.js";
 import { Chart } from "./chart.js";
 import { CurvatureSection } from "./curvature.js";
 import { button, checkbox, choice, element } from "./dom.js";
+import { evolution } from "./evolution.js";
+import { GuidedSection } from "./guided.js";
 import { HessianSection } from "./hessian.js";
+import { MOST_LINES } from "./layernames.js";
 import { LayersSection } from "./layers.js";
 import { Lemma8Section } from "./lemma8.js";
 import { NotesSection } from "./notes.js";
-import { LOGGED, recounted } from "./recount.js";
+import { factor, LOGGED, recounted } from "./recount.js";
 import { RunList } from "./runlist.js";
+import { hiddenAtFirst } from "./selection.js";
 import { SpectrumSection } from "./spectrum.js";
 import { isSummary } from "./seeds.js";
-import { remember, remembered } from "./state.js";
+import { OverviewSection } from "./overview.js";
+import { link, remember, remembered } from "./state.js";
 import { isDark, onHostTheme } from "./theme.js";
-import { DeterminantsSection, FeaturesSection, WeightsSection } from "./weights.js";
+import { DeterminantsSection, WeightsSection } from "./weights.js";
 
-const SECTIONS = [
+const FIRST_SECTIONS = [
+  OverviewSection,
   HessianSection,
   WeightsSection,
   DeterminantsSection,
   SpectrumSection,
   CurvatureSection,
   Lemma8Section,
-  FeaturesSection,
-  LayersSection,
-  NotesSection,
 ];
+const LAST_SECTIONS = [LayersSection, NotesSection];
+const WEIGHTS = "rank_weights/";
+const RANKS = /^rank(_weights)?\//;
 const [LINES, MEDIAN] = ["lines", "median and range"];
 const THEMES = ["auto", "light", "dark"];
 const POLL_SECONDS = 10;
 const NEAR_PIXELS = 300;
 const NEAR = { rootMargin: `${NEAR_PIXELS}px` };
-const NO_RUNS = `monitor = rankmon.RankMonitor(problem, logdir="logs/run_1", every=50)
+/** Loop of the empty page; a test runs it. */
+export const NO_RUNS = `monitor = rankmon.RankMonitor(problem, logdir="logs/run_1", every=50)
 for step in range(steps):
     params = train_step(params)
     monitor(step, params)`;
@@ -43,8 +51,11 @@ export class App {
    */
   constructor(host, source) {
     this.source = source;
-    this.state = remembered();
-    this.position = LOGGED;
+    const { runs, cut, step, ...state } = remembered();
+    this.state = state;
+    this.toShow = runs; // of a link
+    this.position = Number.isInteger(cut) ? cut : LOGGED;
+    this.step = step;
     this.all = [];
     this.runs = [];
     this.scalars = new Map();
@@ -54,14 +65,18 @@ export class App {
     this.counts = new Map();
     this.countedTo = new Map();
     this.counting = new Map();
+    this.axis = new Axis();
+    this.timesTo = new Map();
     this.runList = new RunList((hidden) => this.choose({ hidden }));
     this.status = element("span", { class: "status", role: "status", "data-testid": "status" });
     this.toolbar = element("div", { class: "toolbar" });
     this.empty = element("div", { class: "empty", hidden: true });
     const update = () => this.all.length && this.reported(() => this.update());
     this.approaching = new IntersectionObserver(update, NEAR);
-    this.sections = SECTIONS.map((Section) => this.mounted(new Section(this)));
-    this.main = element("main", {}, this.toolbar, this.empty, ...this.sections.map(({ box }) => box));
+    this.sections = [];
+    this.main = element("main", {}, element("h1", {}, "Ranks"), this.toolbar, this.empty);
+    document.documentElement.lang = "en";
+    document.title ||= "Ranks";
     host.append(element("div", { class: "rankmon", "data-testid": "rankmon" }, this.runList.host, this.main));
     window.rankmonCharts = Chart.all;
     window.rankmonApp = this;
@@ -71,9 +86,25 @@ export class App {
     this.makeToolbar();
     this.applyTheme();
     onHostTheme(() => this.applyTheme());
+    await this.reported(() => this.makeSections());
     await this.refresh();
     if (!this.source.isLive) return;
     setInterval(() => document.visibilityState === "visible" && this.refresh(), POLL_SECONDS * 1000);
+  }
+
+  async makeSections() {
+    this.guide = await this.source.guide();
+    const guided = this.guide.sections.map((section) => new GuidedSection(this, section));
+    const [first, last] = [FIRST_SECTIONS, LAST_SECTIONS].map((all) => all.map((Section) => new Section(this)));
+    this.sections = [...first, ...guided, ...last].map((section) => this.mounted(section));
+    this.main.append(...this.sections.map(({ box }) => box));
+    this.legend = this.guide.legend.map(({ tags, ...entry }) => ({ ...entry, patterns: tags.map(whole) }));
+  }
+
+  /** Returns unit and meaning of a tag, from the legend; empty texts if it is not known. */
+  explained(tag) {
+    const found = this.legend.find(({ patterns }) => patterns.some((pattern) => pattern.test(tag)));
+    return found ?? { unit: "value", meaning: "" };
   }
 
   mounted(section) {
@@ -114,6 +145,31 @@ export class App {
     return rank ? { rank, low: range.low ?? margin[0], high: range.high ?? margin[1] } : null;
   }
 
+  /** Returns the rank of a weight, recounted if the cut was moved and its singular values are logged. */
+  weightRank(run, layer) {
+    const counted = this.position === LOGGED ? null : recounted(this.counts.get(run), layer, this.position);
+    return counted?.rank ?? this.series(run, `rank_weights/${layer}`);
+  }
+
+  /** Returns whether the ranks of this weight, or of everything without spectra, are at the moved cut. */
+  isAtCut(layer) {
+    if (this.position === LOGGED) return true;
+    const isCounted = ({ name }) => Boolean(this.counts.get(name)?.parts[layer]);
+    return layer !== undefined && this.runs.every(isCounted);
+  }
+
+  /** Returns charts of quantities over the chosen axis, of the selected runs or of some of them. */
+  charts(id, look, quantities, runs = this.runs) {
+    const { logX, median, axis } = this.state;
+    const along = (run, series) => this.along(run, series);
+    return evolution(id, { x: axis, logX: logX && axis === STEP, along, ...look }, quantities, runs, median);
+  }
+
+  /** Returns a run's series over the chosen axis. */
+  along(run, series) {
+    return this.axis.along(this.state.axis, run, this.lastStep(run), series);
+  }
+
   /** Returns all tags of a run's scalars. */
   tags(run) {
     return this.all.find(({ name }) => name === run)?.scalars ?? [];
@@ -122,7 +178,7 @@ export class App {
   /** Returns the last fetched step of a run's ranks. */
   lastStep(run) {
     const own = Object.entries(this.scalars.get(run) ?? {});
-    return Math.max(...own.filter(([tag]) => tag.startsWith("rank/")).map(([, { steps }]) => steps.at(-1) ?? -1));
+    return Math.max(...own.filter(([tag]) => RANKS.test(tag)).map(([, { steps }]) => steps.at(-1) ?? -1));
   }
 
   /** Changes the settings, stores them, and updates the page. */
@@ -137,12 +193,31 @@ export class App {
   refresh() {
     return this.reported(async () => {
       this.all = await this.source.runs();
+      this.selectAtFirst();
       this.reading += 1;
       const now = new Date().toLocaleTimeString();
       this.status.textContent = this.source.isLive ? `Read at ${now}` : "";
       this.status.classList.remove("error"); // before the update, which may report a new error
       await this.update();
     });
+  }
+
+  /** Selects few runs of a log folder that this browser tab has not shown before. */
+  selectAtFirst() {
+    const names = this.all.map(({ name }) => name);
+    const isNew = !names.some((name) => this.state.seen.includes(name));
+    if (this.toShow && names.length) {
+      this.state.hidden = names.filter((name) => !this.toShow.includes(name));
+      this.toShow = null;
+    } else if (isNew) this.state.hidden = hiddenAtFirst(this.all);
+    this.state.seen = names;
+    remember(this.state);
+  }
+
+  /** Puts what is shown into the page's address. */
+  link() {
+    const runs = this.all.length ? this.all.map(({ name }) => name).filter((n) => !this.state.hidden.includes(n)) : undefined;
+    link(this.state, { runs, cut: this.position === LOGGED ? undefined : this.position, step: this.step });
   }
 
   /** Runs an action that may send requests, and shows its error if it fails. */
@@ -157,8 +232,11 @@ export class App {
 
   /** Fetches missing data of the selected runs for each visible section in turn, and draws it. */
   async update() {
-    this.runs = withoutSummaries(this.runList.show(this.all, this.state.hidden));
-    this.spread.hidden = this.all.length < 2;
+    this.runs = this.selected();
+    this.spread.hidden = this.runs.length < 2;
+    const isDeep = this.runs.some(({ scalars }) => scalars.filter((tag) => tag.startsWith(WEIGHTS)).length > MOST_LINES);
+    this.layerFilter.hidden = this.split.hidden = !isDeep;
+    if (this.state.axis === TIME) await this.fetchTimes();
     this.showEmptiness();
     for (const { section, box } of this.sections) {
       box.hidden = !this.runs.some((run) => section.isFor(run.scalars, run.texts, run.spectra));
@@ -169,8 +247,15 @@ export class App {
       await this.fetch(section); // a section may need more once it has data
       section.draw();
     }
+    this.describeCut();
+    this.link();
     if (this.position !== LOGGED) await this.recount();
     else this.later ??= setTimeout(() => this.reported(() => this.fetchTheRest()), 200);
+  }
+
+  /** Lists all runs, and returns the selected ones with their colors. */
+  selected() {
+    return withoutSummaries(this.runList.show(this.all, this.state.hidden));
   }
 
   /** Fetches the scalars that a section needs, unless they were fetched since the last refresh. */
@@ -184,6 +269,15 @@ export class App {
     }
   }
 
+  /** Fetches the times of the records of the selected runs, if they have new ones. */
+  async fetchTimes() {
+    for (const { name, latest } of this.runs) {
+      if (this.timesTo.get(name) === latest) continue;
+      this.axis.setTimes(name, await this.source.times(name));
+      this.timesTo.set(name, latest);
+    }
+  }
+
   /** Fetches data that is not needed at once: texts, and the counts for the slider. */
   async fetchTheRest() {
     this.later = null;
@@ -191,15 +285,15 @@ export class App {
       if (texts.length) this.texts.set(name, await this.source.texts(name));
     }
     this.runList.showAlerts(this.texts);
-    this.draw("notes");
+    this.draw("notes", "overview");
     await this.fetchCounts();
   }
 
   /** Fetches counts for the slider, for runs whose counts are older than their ranks. */
   async fetchCounts() {
-    for (const { name, spectra } of this.runs) {
+    for (const { name, spectra, weights } of this.runs) {
       const last = this.lastStep(name);
-      if (!spectra.length || this.countedTo.get(name) === last) continue;
+      if (!(spectra.length || weights.length) || this.countedTo.get(name) === last) continue;
       const counts = await this.countsTo(name, last);
       this.counts.set(name, counts);
       this.countedTo.set(name, lastCounted(counts)); // the server may not have read all spectra yet
@@ -227,7 +321,7 @@ export class App {
   /** Draws the visible sections that depend on the cut; others are drawn when they become visible. */
   drawAtCut() {
     for (const { section, box } of this.sections) {
-      if (["ranks", "spectrum"].includes(section.id) && isNear(box)) section.draw();
+      if (section.followsCut && isNear(box)) section.draw();
     }
   }
 
@@ -235,11 +329,13 @@ export class App {
   async moveCut(position) {
     this.position = position;
     this.describeCut();
-    if (this.runs.some(({ name, spectra }) => spectra.length && !this.counts.has(name))) {
+    const isToCount = ({ name, spectra, weights }) => (spectra.length || weights.length) && !this.counts.has(name);
+    if (this.runs.some(isToCount)) {
       this.cutLabel.append(" (counting)");
       await this.fetchCounts().finally(() => this.describeCut());
     }
     this.drawAtCut();
+    this.link();
   }
 
   /** Fetches counts of new spectra, and draws the ranks at the moved cut. */
@@ -249,10 +345,18 @@ export class App {
   }
 
   describeCut() {
-    const exponent = (this.position - LOGGED) / 10;
     const moved = this.position !== LOGGED;
-    this.cutLabel.textContent = moved ? `× 10^${exponent.toFixed(1)}` : "as logged";
-    this.cutReset.disabled = !moved;
+    const logged = this.runs.length === 1 ? this.loggedCut(this.runs[0].name) : undefined;
+    const value = logged ? `: ${(logged * factor(this.position)).toExponential(1)} for H_L` : "";
+    const exponent = (this.position - LOGGED) / 10;
+    this.cutLabel.textContent = (moved ? `× 10^${exponent.toFixed(1)}` : "as logged") + value;
+    this.cut.classList.toggle("moved", moved);
+    this.cutReset.hidden = !moved;
+  }
+
+  /** Returns the last logged cut of H_L, if it is known. */
+  loggedCut(run) {
+    return this.series(run, "tolerance/H_L")?.values.at(-1);
   }
 
   /** Creates the controls once: replacing a control would interrupt a drag of the pointer. */
@@ -260,8 +364,19 @@ export class App {
     this.makeCut();
     const log = (logX) => this.choose({ logX });
     this.logSteps = checkbox("log steps", false, log, { "data-testid": "log-steps" });
+    const place = (axis) => this.choose({ axis });
+    const axes = this.source.times ? AXES : AXES.filter((axis) => axis !== TIME);
+    this.axes = choice("x axis", axes, STEP, place, { "data-testid": "axis" });
     const spread = (value) => this.choose({ median: value === MEDIAN });
     this.spread = choice("Several runs", [LINES, MEDIAN], LINES, spread, { "data-testid": "spread" });
+    this.layerFilter = element("input", {
+      type: "search",
+      placeholder: "Filter layers",
+      "aria-label": "filter layers",
+      "data-testid": "layer-filter",
+      oninput: () => this.choose({ layers: this.layerFilter.value }),
+    });
+    this.split = checkbox("one chart for each layer", false, (split) => this.choose({ split }), { "data-testid": "split" });
     const dress = (theme) => {
       this.choose({ theme });
       this.applyTheme();
@@ -269,12 +384,16 @@ export class App {
     this.themes = choice("Theme", THEMES, "auto", dress, { "data-testid": "theme" });
     const reload = button("Reload", () => this.refresh(), { "data-testid": "reload" });
     reload.hidden = !this.source.isLive;
-    this.toolbar.append(this.cut, this.logSteps, this.spread, this.themes, reload, this.status);
+    this.toolbar.append(this.cut, this.axes, this.logSteps, this.spread, this.layerFilter, this.split, this.themes, reload, this.status);
     this.showChoices();
   }
 
   showChoices() {
-    const { logX, median, theme } = this.state;
+    const { logX, median, theme, axis } = this.state;
+    this.axes.querySelector("select").value = axis;
+    this.logSteps.hidden = axis !== STEP;
+    if (this.layerFilter !== document.activeElement) this.layerFilter.value = this.state.layers;
+    this.split.querySelector("input").checked = this.state.split;
     this.logSteps.querySelector("input").checked = logX;
     this.spread.querySelector("select").value = median ? MEDIAN : LINES;
     this.themes.querySelector("select").value = theme;
@@ -289,15 +408,19 @@ export class App {
       type: "range",
       min: 0,
       max: 2 * LOGGED,
-      value: LOGGED,
+      value: this.position,
+      list: "logged-cut",
       "data-testid": "cut",
       "aria-label": "cut below which eigenvalues count as zero",
       oninput: () => move(Number(slider.value)),
     });
     this.cutLabel = element("output", { "data-testid": "cut-label" });
     this.cutReset = button("Reset", () => move(LOGGED), { "data-testid": "cut-reset" });
-    const help = "The cut below which eigenvalues count as zero; all ranks are recomputed from the logged spectra";
-    this.cut = element("label", { class: "cut", title: help }, "Cut ", slider, this.cutLabel, this.cutReset);
+    const help =
+      "The cut below which eigenvalues and singular values count as zero; ranks are recomputed from the logged" +
+      " spectra. Charts without spectra turn gray.";
+    const mark = element("datalist", { id: "logged-cut" }, element("option", { value: LOGGED }));
+    this.cut = element("div", { class: "cut", title: help }, "Cut ", slider, mark, this.cutLabel, this.cutReset);
     this.describeCut();
   }
 
@@ -315,6 +438,7 @@ export class App {
 
   applyTheme() {
     document.documentElement.dataset.theme = isDark(this.state.theme) ? "dark" : "light";
+    if (this.all.length) this.runs = this.selected();
     this.draw(...this.sections.map(({ section }) => section.id));
     for (const chart of Chart.all.values()) if (chart.uplot) chart.rebuild();
   }
@@ -325,6 +449,8 @@ function withoutSummaries(runs) {
   const members = runs.filter(({ scalars }) => !isSummary(scalars));
   return members.length ? members : runs;
 }
+
+const whole = (pattern) => new RegExp(`^(?:${pattern})$`, "s");
 
 const lastCounted = ({ parts }) => Math.max(...Object.values(parts).map(({ steps }) => steps.at(-1) ?? -1));
 

@@ -1,11 +1,15 @@
 // A chart of lines over steps: uPlot draws it, hovering shows values, and buttons save PNG, SVG and CSV.
 
-import uPlot from "./vendor/uPlot.esm.js";
-import { drawBars, interval } from "./bounds.js";
-import { button, element, save } from "./dom.js";
+import uPlot from "./vendor/uPlot.esm.min.js";
+import { drawBars } from "./bounds.js";
+import { button, copy, element, save } from "./dom.js";
+import { drawMissing, wordsOnMissing } from "./missing.js";
+import { isEntry, Legend, linesOf } from "./legend.js";
 import { thinned } from "./paths.js";
+import { fillRich, rich } from "./richtext.js";
 import { recorded } from "./svg.js";
 import { ink } from "./theme.js";
+import { shown } from "./values.js";
 
 /**
  * @typedef {Object} Line
@@ -16,9 +20,11 @@ import { ink } from "./theme.js";
  * @property {number[]} [dash]
  * @property {number} [width]
  * @property {number} [size] the size of markers
- * @property {"line"|"markers"|"edge"|"silent"} [kind] "edge": the edge of a band, neither drawn nor in
- *   the legend; "silent": drawn, but not in the legend
- * @property {number} [theory] index of the silent line whose value the legend shows next to this line's
+ * @property {"line"|"markers"|"edge"|"silent"} [kind] "edge": the edge of a band, not drawn;
+ *   "silent": drawn, but not saved as CSV
+ * @property {string} [help] an explanation, shown when the pointer rests on the entry of the legend
+ * @property {number} [partOf] index of the line that this one belongs to: its theory, or its band
+ * @property {string} [meaning] the name of such a line's value beside the other's
  * @property {[number, number]} [bounds] indices of the edges that bound a value where it is unknown
  * @property {boolean} [right] whether the line uses the second axis
  *
@@ -32,7 +38,14 @@ import { ink } from "./theme.js";
  * @property {boolean} [leftLog]
  * @property {boolean} [rightLog]
  * @property {number} [height]
- * @property {boolean} [many] whether each line is a run; the page lists the runs with their colors
+ * @property {string} [ground] the color below the lines, if it is not the page's
+ * @property {string[]} [rowNames] names of the rows of a map, from below, in place of numbers
+ * @property {{gradient: string, low: string, high: string, unit: string}} [colors] the scale of a map
+ * @property {() => {steps: number[], rows: [string, number[]][]}} [table] the numbers of a map, for CSV
+ * @property {string} [help] an explanation, shown by a button
+ * @property {string} [note] a sentence below the chart
+ * @property {boolean} [isStale] whether the chart could not follow the moved cut
+ * @property {boolean} [many] whether each line is a run; the legend is sorted by value
  * @property {Line[]} lines
  * @property {[number, number, string][]} [bands] indices of the upper and the lower line, and the color
  * @property {(u: uPlot) => string} [reading] returns a text on the point under the pointer, if the
@@ -44,13 +57,6 @@ import { ink } from "./theme.js";
 
 const FONT = "12px system-ui, sans-serif";
 
-/** Formats a number: integers in full, other numbers with six digits. */
-export function shown(value) {
-  if (value === null || value === undefined || Number.isNaN(value)) return "–";
-  if (!Number.isFinite(value)) return value > 0 ? "∞" : "-∞";
-  return Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(6)));
-}
-
 export class Chart {
   /**
    * @param {string} id a name for tests and files
@@ -59,17 +65,26 @@ export class Chart {
   constructor(id, spec) {
     this.id = id;
     this.title = element("h3");
-    this.plot = element("div", { class: "plot" });
+    this.plot = element("div", { class: "plot", role: "img" });
     const saving = [
       button("PNG", () => this.png().then((blob) => save(`${fileName(id)}.png`, blob))),
       button("SVG", () => this.svg().then((text) => save(`${fileName(id)}.svg`, svgBlob(text)))),
       button("CSV", () => save(`${fileName(id)}.csv`, new Blob([this.csv()], { type: "text/csv" }))),
     ];
     for (const one of saving) one.title = `Save this chart as ${one.textContent}`;
-    const head = element("header", {}, this.title, element("span", { class: "saving" }, ...saving));
+    const copying = button("Copy", () => copy(this.csv()), { title: "Copy the values of this chart as CSV" });
+    saving.push(copying);
+    const unzoom = () => this.uplot.setScale("x", { min: this.data[0][0], max: this.data[0].at(-1) });
+    this.zoom = button("Reset zoom", unzoom, { class: "zoom", hidden: true, title: "Or double-click the chart" });
+    this.help = element("p", { class: "help", hidden: true });
+    this.helpButton = button("?", () => this.toggleHelp(), { class: "ask", "aria-expanded": "false", hidden: true });
+    this.scale = element("p", { class: "scale", hidden: true });
+    const head = element("header", {}, this.title, this.helpButton, this.zoom, element("span", { class: "saving" }, ...saving));
     this.reading = element("figcaption");
+    this.missing = element("p", { class: "missing", role: "status" });
     const attributes = { class: "chart", "data-testid": `chart-${id}` };
-    this.host = element("figure", attributes, head, this.plot, this.reading);
+    this.legend = new Legend((entry) => this.toggle(entry));
+    this.host = element("figure", attributes, head, this.help, this.plot, this.scale, this.legend.host, this.missing, this.reading);
     this.resizing = new ResizeObserver(() => this.resize());
     this.resizing.observe(this.plot);
     this.seeing = new IntersectionObserver(([{ isIntersecting }]) => this.seen(isIntersecting), NEAR);
@@ -81,10 +96,31 @@ export class Chart {
   /** Sets new data, which is drawn once the chart is visible. */
   update(spec) {
     this.spec = spec;
-    this.title.textContent = spec.title;
+    this.title.replaceChildren(...rich(spec.title));
+    if (!this.uplot) this.plot.setAttribute("aria-label", spec.title);
     this.plot.style.minHeight = `${spec.height ?? 300}px`;
+    this.help.textContent = spec.help ?? "";
+    this.helpButton.hidden = !spec.help;
+    this.helpButton.setAttribute("aria-label", `What is this: ${spec.title}`);
+    this.showColors(spec.colors);
     this.host.classList.toggle("many", Boolean(spec.many));
+    this.host.classList.toggle("stale", Boolean(spec.isStale));
+    this.missing.textContent = [wordsOnMissing(spec.lines), spec.note].filter(Boolean).join(" ");
     this.draw();
+  }
+
+  toggleHelp() {
+    this.help.hidden = !this.help.hidden;
+    this.helpButton.setAttribute("aria-expanded", String(!this.help.hidden));
+  }
+
+  /** Shows the color scale of a map. */
+  showColors(colors) {
+    this.scale.hidden = !colors;
+    if (!colors) return;
+    const bar = element("span", { class: "bar" });
+    bar.style.background = colors.gradient;
+    this.scale.replaceChildren(`${colors.unit}: ${colors.low} `, bar, ` ${colors.high}`);
   }
 
   seen(isSeen) {
@@ -102,13 +138,34 @@ export class Chart {
   }
 
   redraw() {
+    this.inPlot = this.spec;
     const { min, max } = this.uplot.scales.x;
     const zoomed = this.isZoomed();
     this.data = aligned(this.spec.lines);
+    this.legend.show(this.spec, (at) => this.uplot.series[at + 1].show);
     this.uplot.batch(() => {
       this.uplot.setData(placed(this.data, this.spec), true);
       if (zoomed) this.uplot.setScale("x", { min, max });
     });
+    this.read();
+  }
+
+  /** Shows the values under the pointer in the legend, or the last ones. */
+  read() {
+    const { idx, left } = this.uplot.cursor;
+    const isPointed = left >= 0 && idx !== null && idx !== undefined;
+    this.legend.read(this.data, idx, isPointed);
+    this.plot.setAttribute("aria-label", `${this.inPlot.title}. ${this.legend.words()}`);
+    this.reading.textContent = isPointed ? (this.inPlot.reading?.(this.uplot) ?? "") : "";
+  }
+
+  /** Hides or shows an entry of the legend, with its band and its theory. */
+  toggle(entry) {
+    const isShown = !this.uplot.series[entry + 1].show;
+    this.uplot.batch(() => {
+      for (const at of linesOf(this.spec.lines, entry)) this.uplot.setSeries(at + 1, { show: isShown });
+    });
+    this.legend.mark(entry, isShown);
   }
 
   isZoomed() {
@@ -118,6 +175,19 @@ export class Chart {
     return xs.length > 1 && (min > xs[0] || max < xs.at(-1));
   }
 
+  showZoom() {
+    this.zoom.hidden = !this.isZoomed();
+  }
+
+  /** Zooms a new chart like those with the same axis that are on the page already. */
+  zoomAsOthers() {
+    const alike = (one) => one !== this && one.uplot && axisOf(one.spec) === axisOf(this.spec) && one.isZoomed();
+    const other = [...Chart.all.values()].find(alike);
+    if (!other) return;
+    const { min, max } = other.uplot.scales.x;
+    this.uplot.setScale("x", { min, max });
+  }
+
   /** Draws the whole chart again, with the colors of the current theme. */
   rebuild() {
     const hidden = new Set(
@@ -125,9 +195,14 @@ export class Chart {
     );
     this.uplot?.destroy();
     this.data = aligned(this.spec.lines);
+    this.inPlot = this.spec; // until the next drawing, while `spec` may be newer
     const given = options(this, this.width(), hidden);
-    given.hooks.setCursor = [(u) => (this.reading.textContent = this.spec.reading?.(u) ?? "")];
+    given.hooks.setCursor = [() => this.uplot && this.read()];
+    this.uplot = null; // until it is made, hooks find none
     this.uplot = new uPlot(given, placed(this.data, this.spec), this.plot);
+    this.legend.show(this.spec, (at) => this.uplot.series[at + 1].show);
+    this.zoomAsOthers();
+    this.read();
   }
 
   width() {
@@ -153,8 +228,9 @@ export class Chart {
   }
 
   csv() {
-    const lines = this.visible();
-    const [steps, ...columns] = aligned(lines);
+    const { table } = this.spec;
+    const lines = table ? table().rows.map(([label]) => ({ label })) : this.visible();
+    const [steps, ...columns] = table ? [table().steps, ...table().rows.map(([, row]) => row)] : aligned(lines);
     const quoted = (text) => `"${String(text).replaceAll('"', '""')}"`;
     const cell = (value) => (Number.isFinite(value) ? String(value) : "");
     const rows = steps.map((step, at) => [step, ...columns.map((c) => cell(c[at]))].join(","));
@@ -183,6 +259,8 @@ export class Chart {
     const given = options(this, this.uplot.width, hidden);
     const { min, max } = this.uplot.scales.x;
     given.pxAlign = 0;
+    given.cursor = { show: false };
+    given.hooks.setScale = [];
     let copy;
     const [context] = await recorded(() => {
       copy = new uPlot(given, placed(this.data, this.spec), host);
@@ -213,37 +291,58 @@ export class Chart {
   headRows() {
     const rows = [[]];
     let left = this.uplot.width - 20;
-    for (const line of this.visible()) {
-      const need = 7 * line.label.length + 36;
+    this.spec.lines.forEach((line, at) => {
+      if (!isEntry(line) || !this.uplot.series[at + 1].show) return;
+      const need = 7 * line.label.length + 46;
       if (need > left && rows.at(-1).length) {
         rows.push([]);
         left = this.uplot.width - 20;
       }
-      rows.at(-1).push({ line, x: this.uplot.width - 10 - left });
+      rows.at(-1).push({ line, at, x: this.uplot.width - 10 - left });
       left -= need;
-    }
+    });
     return rows;
   }
 
   /** Draws title and legend into a picture; on the page they are HTML. */
   drawHead(ctx) {
     ctx.fillStyle = ink().text;
-    Object.assign(ctx, { font: `bold ${FONT}`, textAlign: "left", textBaseline: "alphabetic" });
-    ctx.fillText(this.spec.title, 10, 20);
-    ctx.font = FONT;
-    this.headRows().forEach((row, at) => {
-      for (const { line, x } of row) {
-        const y = 40 + 18 * at;
-        ctx.beginPath();
-        ctx.setLineDash(line.dash ?? []);
-        Object.assign(ctx, { strokeStyle: line.color, lineWidth: 2 });
-        ctx.moveTo(x, y - 4);
-        ctx.lineTo(x + 18, y - 4);
-        ctx.stroke();
-        ctx.fillText(line.label, x + 23, y);
+    Object.assign(ctx, { textAlign: "left", textBaseline: "alphabetic" });
+    fillRich(ctx, this.spec.title, 10, 20, 12, "bold");
+    this.headRows().forEach((row, down) => {
+      for (const { line, at, x } of row) {
+        const y = 40 + 18 * down;
+        this.drawSwatch(ctx, line, at, x, y - 4);
+        ctx.fillStyle = ink().text;
+        fillRich(ctx, line.label, x + 32, y, 12);
       }
     });
-    ctx.setLineDash([]);
+  }
+
+  drawSwatch(ctx, line, at, x, y) {
+    const { lines, bands } = this.spec;
+    const band = (bands ?? []).find(([high]) => lines[high].partOf === at);
+    const ground = this.spec.ground ?? band?.[2];
+    if (ground) {
+      ctx.fillStyle = ground;
+      ctx.fillRect(x, y - 5, 26, 10);
+    }
+    const circled = line.kind === "markers" ? line : lines.find((o) => o.partOf === at && o.kind === "markers");
+    if (line.kind !== "markers") {
+      ctx.beginPath();
+      ctx.setLineDash(line.dash ?? []);
+      Object.assign(ctx, { strokeStyle: line.color, lineWidth: Math.min(line.width ?? 2, 4) });
+      ctx.moveTo(x, y);
+      ctx.lineTo(x + 26, y);
+      ctx.stroke();
+      ctx.setLineDash([]);
+    }
+    if (!circled) return;
+    const ring = new Path2D(); // the context that writes SVG takes circles from paths only
+    ring.arc(x + 13, y, 3.5, 0, 2 * Math.PI);
+    Object.assign(ctx, { fillStyle: ink().page, strokeStyle: circled.color, lineWidth: 1.4 });
+    ctx.fill(ring);
+    ctx.stroke(ring);
   }
 }
 
@@ -293,73 +392,88 @@ function placed([steps, ...columns], { lines, leftLog, rightLog }) {
   return [steps, ...columns.map((column, at) => (isLog(lines[at]) ? column.map(log10) : column))];
 }
 
+/** Returns a name of the horizontal axis; charts with the same one share pointer and zoom. */
+const axisOf = ({ x }) => `rankmon ${x ?? "step"}`;
+
 const isQuiet = ({ kind }) => kind === "edge" || kind === "silent";
 
 /** Returns uPlot's options. Values that may change without a rebuild are read from the chart later. */
 function options(chart, width, hidden) {
   const { spec } = chart;
   const color = ink();
+  const drawn = (filter) => ({
+    grid: { stroke: color.grid, width: 1, filter },
+    ticks: { stroke: color.grid, width: 1, filter },
+  });
   const axis = (given) => ({
     stroke: color.text,
-    grid: { stroke: color.grid, width: 1 },
-    ticks: { stroke: color.grid, width: 1 },
+    ...drawn((_, all) => all),
     font: FONT,
     labelFont: FONT,
     labelSize: 18,
     ...given,
   });
-  const ticks = (isLog) => (_, all) => all.map(isLog ? powerTick : tick);
+  const ticks = (isLog) => (_, all) => (isLog ? all.map(powerTick) : tickWords(all));
+  const within = (u, all) => all.map((value) => (value < u.scales.x.min ? null : value)); // uPlot adds -1 to log steps
   const whole = (isLog) => (isLog ? { incrs: DECADES } : {});
   const axes = [
-    axis({ label: spec.x ?? "step", size: 36, space: 80, values: ticks(false) }),
-    axis({ label: spec.left, size: 62, values: ticks(spec.leftLog), ...whole(spec.leftLog) }),
+    axis({ label: spec.x ?? "step", size: 36, space: 80, values: spec.logX ? logSteps : ticks(false), filter: within, ...drawn(within) }),
+    axis({ label: spec.left, size: 62, values: ticks(spec.leftLog), ...whole(spec.leftLog), ...rowsOf(spec) }),
   ];
   if (spec.right) {
     const given = { scale: "right", side: 1, label: spec.right, size: 62, grid: { show: false } };
     axes.push(axis({ ...given, values: ticks(spec.rightLog), ...whole(spec.rightLog) }));
   }
-  const series = spec.lines.map((line, at) => seriesOf(chart, line, at, hidden));
+  const series = spec.lines.map((line) => seriesOf(line, hidden));
   return {
     width,
     height: spec.height ?? 300,
     padding: [10, spec.right ? 0 : 28, 0, 0],
     scales: {
       x: { time: false, distr: spec.logX ? 4 : 1, asinh: 1, range: rangeExactly },
-      y: { range: (...at) => (chart.spec.rangeY ?? (spec.fromZero ? rangeFromZero : rangeAround))(...at) },
+      y: { range: (...at) => (chart.inPlot.rangeY ?? (spec.fromZero ? rangeFromZero : rangeAround))(...at) },
       right: { range: rangeAround },
     },
     axes,
-    series: [{ label: spec.x ?? "step", value: (_, v) => shown(v) }, ...series],
+    series: [{}, ...series],
     bands: (spec.bands ?? []).map(([high, low, fill]) => ({ series: [high + 1, low + 1], fill })),
     hooks: {
-      drawAxes: [(u) => chart.spec.under?.(u)],
-      draw: [(u) => drawBars(u, chart.spec.lines), (u) => chart.spec.over?.(u)],
+      setScale: [(_, scale) => scale === "x" && chart.uplot && chart.showZoom()],
+      drawAxes: [(u) => chart.inPlot.under?.(u)],
+      draw: [
+        (u) => drawBars(u, chart.inPlot.lines),
+        (u) => drawMissing(u, chart.inPlot.lines, chart.data),
+        (u) => chart.inPlot.over?.(u),
+      ],
     },
-    legend: { live: true },
-    cursor: { drag: { x: true, y: false }, points: { size: 6 } },
+    legend: { show: false },
+    cursor: {
+      drag: { x: true, y: false },
+      points: { size: 6 },
+      sync: { key: axisOf(spec), setSeries: false, scales: ["x", null] },
+    },
     focus: { alpha: 1 },
   };
 }
 
-function seriesOf(chart, line, at, hidden) {
-  const valueOf = (index, where) => (where === null ? null : chart.data[index + 1]?.[where]);
-  /** Returns a text with the bounds of an unknown value; null if there are none. */
-  const bounds = (where) => {
-    if (where === null || !line.bounds || valueOf(at, where) != null) return null;
-    const [low, high] = line.bounds.map((edge) => valueOf(edge, where));
-    return low == null || high == null ? null : interval(low, high);
+const ROW_PIXELS = 12;
+
+/** Returns the options of the left axis of a map: a name for each row, or for some of them. */
+function rowsOf({ rowNames }) {
+  if (!rowNames) return {};
+  const splits = (u) => {
+    const every = Math.ceil((ROW_PIXELS * rowNames.length * devicePixelRatio) / u.bbox.height);
+    return rowNames.map((_, at) => at + 1).filter((_, at) => (rowNames.length - 1 - at) % every === 0);
   };
-  const words = (where) => {
-    const own = bounds(where) ?? shown(valueOf(at, where));
-    return line.theory === undefined || where === null ? own : `${own} (theory ${shown(valueOf(line.theory, where))})`;
-  };
+  return { size: 150, grid: { show: false }, splits, values: (_, all) => all.map((at) => rowNames[at - 1]) };
+}
+
+function seriesOf(line, hidden) {
   const base = {
     label: line.label,
     scale: line.right ? "right" : "y",
-    value: (_, __, ___, where) => words(where),
     spanGaps: false,
     show: !hidden.has(line.label),
-    class: isQuiet(line) ? "quiet" : undefined,
   };
   if (line.kind === "edge") return { ...base, width: 0, points: { show: false } };
   if (line.kind === "markers") {
@@ -372,15 +486,22 @@ function seriesOf(chart, line, at, hidden) {
   return { ...base, stroke: line.color, width: line.width ?? 2, dash: line.dash, points, paths: thinned };
 }
 
-/** Selects at most about thirty markers, with the first and the last, so that they do not touch. */
+const MARKER_PIXELS = 14;
+
+/** Selects markers that do not touch, with the first. */
 function spaced(u, index, show) {
   if (!show) return null;
   const values = u.data[index];
   const [from, to] = u.series[0].idxs ?? [0, values.length - 1];
-  const every = Math.max(1, Math.ceil((to - from) / 30));
+  const least = Math.max(MARKER_PIXELS, u.bbox.width / devicePixelRatio / 30) * devicePixelRatio;
   const chosen = [];
+  let last = -Infinity;
   for (let at = from; at <= to; at++) {
-    if (values[at] !== null && ((at - from) % every === 0 || at === to)) chosen.push(at);
+    if (typeof values[at] !== "number") continue;
+    const x = u.valToPos(u.data[0][at], "x", true);
+    if (x - last < least) continue;
+    chosen.push(at);
+    last = x;
   }
   return chosen;
 }
@@ -388,8 +509,32 @@ function spaced(u, index, show) {
 // Spacing of labels on a logarithmic axis: whole decades, or fractions if the range is small.
 const DECADES = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100];
 
+const LABEL_PIXELS = 90;
+
+/** Returns the labels of logarithmic steps: powers of ten, and 2 and 5 times these if there is room. */
+function logSteps(u, all) {
+  const decades = Math.max(1, Math.log10(Math.max(u.scales.x.max, 10)));
+  const isRoomy = u.bbox.width / devicePixelRatio / decades > 2 * LABEL_PIXELS;
+  const leading = isRoomy ? ["1", "2", "5"] : ["1"];
+  const isShown = (value) => value === 0 || leading.includes(Math.abs(value).toExponential()[0]);
+  return all.map((value) => (value !== null && isShown(value) ? tick(value) : ""));
+}
+
+const MOST_DIGITS = 12;
+
+/** Returns the labels of an axis, with as many digits as its values need. */
+export function tickWords(all) {
+  const known = all.filter((value) => value !== null);
+  const largest = Math.max(...known.map(Math.abs));
+  if (largest < 1e6 && largest >= 1e-3) return all.map((value) => (value === null ? "" : String(Number(value.toPrecision(MOST_DIGITS)))));
+  const isExact = (digits) => known.every((value) => Math.abs(Number(value.toExponential(digits)) - value) <= 1e-9 * largest);
+  let digits = 0;
+  while (digits < MOST_DIGITS && !isExact(digits)) digits += 1;
+  const word = (value) => (value === 0 ? "0" : String(Number(value.toExponential(digits)).toExponential()).replace("e+", "e"));
+  return all.map((value) => (value === null ? "" : word(value)));
+}
+
 function tick(value) {
-  if (value === null) return "";
   const size = Math.abs(value);
   return size !== 0 && (size < 1e-3 || size >= 1e6) ? value.toExponential(0) : shown(value);
 }

@@ -1,8 +1,7 @@
 // The section of the signed eigenvalues of the Hessian's parts: extremes, counts, moments and soft ranks.
 
-import { evolution } from "./evolution.js";
 import { ChartGrid } from "./grid.js";
-import { ink, partColor, partName, PARTS } from "./theme.js";
+import { ink, partLook, partName, PARTS } from "./theme.js";
 
 const CHARTS = [
   ["eigenvalue_max", "Largest eigenvalue", "eigenvalue"],
@@ -39,15 +38,15 @@ export class CurvatureSection {
   }
 
   draw() {
-    const { runs, state } = this.app;
+    const { runs } = this.app;
     const charts = CHARTS.flatMap(([family, title, left]) => {
       const parts = PARTS.map((part) => this.quantity(family, part));
       const quantities = (family === "eigenvalue_max" ? [...parts, this.threshold()] : parts).filter(({ of }) =>
         runs.some(({ name }) => of(name)),
       );
       if (!quantities.length) return [];
-      const look = { title, left, logX: state.logX, fromZero: left === "count" || left === "rank", height: 240 };
-      return evolution(`curvature-${family}`, look, quantities, runs, state.median);
+      const look = { title, left, fromZero: left === "count" || left === "rank", height: 240 };
+      return this.app.charts(`curvature-${family}`, look, quantities);
     });
     this.grid.show(charts);
   }
@@ -66,7 +65,6 @@ export class CurvatureSection {
       const own = (end) => this.app.series(run, `interval_${end}/${tag}`);
       return { low: range.low ?? own("low"), high: range.high ?? own("high") };
     };
-    const looks = part === "H_f_fixed" ? { dash: [8, 5] } : {};
-    return { id: part, label: partName(part), color: partColor(part), ...looks, of: (run) => this.app.series(run, tag), margin };
+    return { id: part, label: partName(part), ...partLook(part), of: (run) => this.app.series(run, tag), margin };
   }
 }

@@ -2,6 +2,7 @@
 
 import { boundsOnly, orBound } from "./bounds.js";
 import { overRuns } from "./seeds.js";
+import { coinciding, nested } from "./coinciding.js";
 import { ink, veil } from "./theme.js";
 
 /**
@@ -15,26 +16,43 @@ import { ink, veil } from "./theme.js";
  * @property {(run: string) => Series|undefined} of
  * @property {(run: string) => {low?: Series, high?: Series}} [margin]
  * @property {(run: string) => Series|undefined} [theory]
+ * @property {string} [expected] the meaning of `theory`, by default "theory"
+ * @property {boolean} [isOld] whether `theory` belongs to another cut than the curve
  * @property {(run: string) => Series|undefined} [marks] points of interest on the line
  * @property {string} [marked] the meaning of these points
+ * @property {string} [help] an explanation of the quantity
  * @property {number[]} [dash]
  * @property {number} [width]
  */
 
 /**
  * @param {string} id the chart's id; charts of several runs append the id of a quantity
- * @param {Partial<import("./chart.js").Spec>} look properties that all the charts share
+ * @param {Partial<import("./chart.js").Spec>} look properties that all the charts share, and
+ *   `along(run, series)`, which places a series along the horizontal axis
  * @param {Quantity[]} quantities
  * @param {Run[]} runs
  * @param {boolean} asMedian whether to show several runs as median and range, not as lines
  * @returns {[string, import("./chart.js").Spec][]} charts by id
  */
 export function evolution(id, look, quantities, runs, asMedian) {
-  if (runs.length === 1) return [[id, ofOneRun(look, quantities, runs[0].name)]];
-  if (asMedian) return [[id, ofMedians(look, quantities, runs)]];
-  return quantities
+  if (!runs.length) return [];
+  if (asMedian && runs.length > 1) return [[id, ofMedians(look, quantities, runs)]];
+  const placed = quantities.map((quantity) => along(look, quantity));
+  if (runs.length === 1) return [[id, ofOneRun(look, placed, runs[0].name)]];
+  return placed
     .filter((quantity) => runs.some(({ name }) => quantity.of(name)))
     .map((quantity) => [`${id}-${quantity.id}`, ofSeveralRuns(look, quantity, runs)]);
+}
+
+/** Returns a quantity whose series are placed along the axis of these charts. */
+function along(look, quantity) {
+  const place = (of) => of && ((run) => look.along(run, of(run)));
+  const margin = (run) => {
+    const { low, high } = quantity.margin?.(run) ?? {};
+    return { low: look.along(run, low), high: look.along(run, high) };
+  };
+  const { of, theory, marks } = quantity;
+  return { ...quantity, of: place(of), theory: place(theory), marks: place(marks), margin };
 }
 
 function ofOneRun(look, quantities, run) {
@@ -43,10 +61,9 @@ function ofOneRun(look, quantities, run) {
     const series = quantity.of(run);
     if (!series) continue;
     const { low, high } = quantity.margin?.(run) ?? {};
-    const bounds = addBand(drawing, quantity, low, high);
-    drawing.lines.push({ ...styled(quantity, series), bounds });
-    addMarkers(drawing, quantity, quantity.theory?.(run), "theory");
-    addMarkers(drawing, quantity, quantity.marks?.(run), quantity.marked, 13);
+    const at = addLine(drawing, styled(quantity, series), low, high);
+    addTheory(drawing, quantity, quantity.theory?.(run), at);
+    addMarkers(drawing, quantity, quantity.marks?.(run), quantity.marked, at, 13);
   }
   return merged(look, drawing);
 }
@@ -61,46 +78,47 @@ function ofMedians(look, quantities, runs) {
     const { steps, median } = overRuns(all);
     const [lows, highs] = ["low", "high"].map((end) => runs.map(({ name }) => ended(quantity, name, end)).filter(Boolean));
     const [low, high] = [overRuns(lows).low, overRuns(highs).high];
-    const bounds = addBand(drawing, quantity, { steps, values: low }, { steps, values: high });
-    drawing.lines.push({ ...styled(quantity, { steps, values: median }), bounds });
+    const ends = [low, high].map((values) => ({ steps, values }));
+    const at = addLine(drawing, styled(quantity, { steps, values: median }), ...ends);
     const theories = runs.map(({ name }) => quantity.theory?.(name)).filter(Boolean);
     if (!theories.length) continue;
     const expected = overRuns(theories);
-    addMarkers(drawing, quantity, { steps: expected.steps, values: expected.median }, "theory");
+    addTheory(drawing, quantity, { steps: expected.steps, values: expected.median }, at);
   }
   const title = `${look.title}: median and range of ${count} runs`;
-  return merged({ ...look, title, right: undefined, rightLines: [] }, drawing);
+  return merged({ ...look, title, x: "step", right: undefined, rightLines: [] }, drawing);
 }
 
 function ofSeveralRuns(look, quantity, runs) {
   const [lines, bands] = [[], []];
   const theories = runs.map(({ name }) => quantity.theory?.(name));
   const shared = shownByAll(theories);
-  if (shared) lines.push({ ...THIN, ...shared, label: "theory", color: ink().text });
+  const expected = quantity.expected ?? "theory";
+  if (shared) lines.push({ ...THIN, ...shared, label: expected, color: ink().text });
+  const all = runs.map(({ name }) => quantity.of(name));
+  const widths = nested(all, runs.length > MANY ? 1 : 2);
   runs.forEach(({ name, color }, at) => {
-    const series = quantity.of(name);
+    const series = all[at];
     if (!series) return;
-    const line = { label: name, color, ...series, width: runs.length > MANY ? 1 : 2 };
-    const bounds = boundsOnly(series, quantity.margin?.(name) ?? {});
-    if (bounds) line.bounds = addBand({ lines, bands }, line, bounds.low, bounds.high);
-    lines.push(line);
+    const bounds = boundsOnly(series, quantity.margin?.(name) ?? {}) ?? {};
+    const line = { label: name, color, ...series, width: widths[at] };
+    const place = addLine({ lines, bands }, line, bounds.low, bounds.high);
     if (theories[at] && !shared) {
-      line.theory = lines.length;
-      lines.push({ ...THIN, ...theories[at], kind: "silent", label: `${name}, theory`, color });
+      const label = `${name}, ${expected}`;
+      lines.push({ ...THIN, ...theories[at], kind: "silent", label, color, partOf: place, meaning: expected });
     }
-    const marks = quantity.marks?.(name);
-    if (marks) lines.push({ kind: "markers", size: 13, ...marks, label: `${name}, ${quantity.marked}`, color });
+    addMarkers({ lines }, line, quantity.marks?.(name), quantity.marked, place, 13);
   });
   const title = quantity.label === look.title ? look.title : `${look.title}: ${quantity.label}`;
-  return { ...look, title, many: true, right: undefined, lines, bands };
+  return { ...look, title, many: true, right: undefined, lines, bands, note: coinciding(all, runs) };
 }
 
 // With many runs, lines are one pixel wide: browsers draw these five times as fast as wider ones.
 const MANY = 6;
 const THIN = { dash: [2, 4], width: 1 };
 
-function styled({ label, color, dash, width }, series) {
-  return { label, color, dash, width, ...series };
+function styled({ label, color, dash, width, help }, series) {
+  return { label, color, dash, width, help, ...series };
 }
 
 /** Returns a run's series; at steps without a value, with the lower or upper bound there. */
@@ -109,19 +127,27 @@ function ended({ of, margin }, run, end) {
   return series && orBound(series, margin?.(run)?.[end]);
 }
 
-/** Returns the indices of the edges, low and high. */
-function addBand(drawing, { label, color }, low, high) {
-  if (!low || !high) return undefined;
-  const at = drawing.lines.length;
-  drawing.lines.push({ label: `${label}, high`, color, kind: "edge", ...high });
-  drawing.lines.push({ label: `${label}, low`, color, kind: "edge", ...low });
-  drawing.bands.push([at, at + 1, veil(color)]);
-  return [at + 1, at];
+/** Adds a line, with a band around it if there are edges; returns its index. */
+function addLine({ lines, bands }, line, low, high) {
+  if (!low || !high) return lines.push(line) - 1;
+  const { label, color } = line;
+  const [up, down, at] = [0, 1, 2].map((n) => lines.length + n);
+  lines.push({ label: `${label}, high`, color, kind: "edge", partOf: at, ...high });
+  lines.push({ label: `${label}, low`, color, kind: "edge", partOf: at, ...low });
+  lines.push({ ...line, bounds: [down, up] });
+  bands.push([up, down, veil(color)]);
+  return at;
 }
 
-function addMarkers(drawing, { label, color }, series, meaning, size) {
+function addTheory(drawing, quantity, series, partOf) {
+  const meaning = quantity.isOld ? "theory at the logged cut" : "theory";
+  const color = quantity.isOld ? ink().muted : quantity.color;
+  addMarkers(drawing, { ...quantity, color }, series, meaning, partOf);
+}
+
+function addMarkers(drawing, { label, color }, series, meaning, partOf, size) {
   if (!series?.steps.length) return;
-  drawing.lines.push({ label: `${label}, ${meaning}`, color, kind: "markers", size, ...series });
+  drawing.lines.push({ label: `${label}, ${meaning}`, color, kind: "markers", size, partOf, meaning, ...series });
 }
 
 function merged(look, { lines, bands }) {

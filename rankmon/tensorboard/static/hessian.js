@@ -1,22 +1,14 @@
 // The section of the Hessian's ranks, drawn as in figure S1, at the cut that the slider sets.
 
-import { evolution } from "./evolution.js";
 import { ChartGrid } from "./grid.js";
 import { element } from "./dom.js";
 import { LOGGED } from "./recount.js";
-import { ink, partColor, partName, PARTS } from "./theme.js";
-
-// Wide lines are drawn first: if lines coincide, such as H_L and H_o at a minimum, both stay visible.
-const LOOKS = {
-  H_L: { width: 4.5 },
-  H_o: { width: 2 },
-  H_f: { width: 2 },
-  H_f_fixed: { width: 2, dash: [8, 5] },
-};
+import { ink, partLook, partName, PARTS } from "./theme.js";
 
 export class HessianSection {
   id = "ranks";
   title = "Ranks of the loss Hessian";
+  followsCut = true;
 
   constructor(app) {
     this.app = app;
@@ -29,7 +21,7 @@ export class HessianSection {
   get prefixes() {
     const needed = this.app.runs.length === 1 || this.hasUnknownRanks();
     const margins = needed ? ["rank_low/H_", "rank_high/H_"] : [];
-    return ["rank/H_", "rank_theory/", "loss", ...margins];
+    return ["rank/H_", "rank_theory/", "loss", "tolerance/H_L", ...margins];
   }
 
   hasUnknownRanks() {
@@ -47,10 +39,10 @@ export class HessianSection {
       runs.map(({ name }) => [name, new Map(PARTS.map((part) => [part, this.app.ranks(name, part)]))]),
     );
     const quantities = PARTS.map((part) => this.quantity(part));
-    const look = { title: "Ranks", left: "rank", logX: state.logX, fromZero: true, height: 340 };
+    const look = { title: "Ranks", left: "rank", fromZero: true, height: 340 };
     this.wide.host.classList.toggle("wide", runs.length === 1 || state.median);
     this.wide.show([
-      ...evolution("ranks", this.withLoss(look), quantities, runs, state.median),
+      ...this.app.charts("ranks", this.withLoss(look), quantities),
       ...(runs.length === 1 ? [] : this.lossCharts()),
     ]);
     this.note.textContent = this.whatIsMissing();
@@ -61,11 +53,12 @@ export class HessianSection {
     return {
       id: part,
       label: partName(part),
-      color: partColor(part),
-      ...LOOKS[part],
+      ...partLook(part),
+      help: this.app.explained(`rank/${part}`).meaning,
       of: (run) => at(run)?.rank,
       margin: (run) => at(run) ?? {},
       theory: (run) => this.app.series(run, `rank_theory/${part}`),
+      isOld: this.app.position !== LOGGED, // theory counts at the logged cut
     };
   }
 
@@ -74,17 +67,17 @@ export class HessianSection {
     const [{ name }] = this.app.runs;
     const loss = this.app.series(name, "loss");
     if (!loss) return look;
-    const line = { label: "loss", color: ink().muted, width: 1.5, right: true, ...loss };
+    const line = { label: "loss", color: ink().muted, width: 1.5, right: true, ...this.app.along(name, loss) };
     return { ...look, right: "loss", rightLog: true, rightLines: [line] };
   }
 
   lossCharts() {
-    const { runs, state } = this.app;
+    const { runs } = this.app;
     const loss = { id: "loss", label: "Loss", color: ink().text };
     const quantity = { ...loss, of: (run) => this.app.series(run, "loss") };
     if (!runs.some(({ name }) => quantity.of(name))) return [];
-    const look = { title: "Loss", left: "loss", leftLog: true, logX: state.logX, height: 340 };
-    return evolution("runs", look, [quantity], runs, state.median);
+    const look = { title: "Loss", left: "loss", leftLog: true, height: 340 };
+    return this.app.charts("runs", look, [quantity]);
   }
 
   whatIsMissing() {

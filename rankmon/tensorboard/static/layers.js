@@ -1,8 +1,9 @@
 // The lowest, median and highest value of each family of curves over the layers.
 
-import { evolution } from "./evolution.js";
 import { ChartGrid } from "./grid.js";
-import { isSummary, summarized } from "./seeds.js";
+import { allTags } from "./layernames.js";
+import { naturally } from "./names.js";
+import { lineColor } from "./theme.js";
 
 // Title and unit of the families that default probes log; others are shown by their tag.
 const NAMES = {
@@ -33,12 +34,11 @@ export class LayersSection {
   }
 
   draw() {
-    const { runs, state } = this.app;
     const charts = this.families().flatMap((family) => {
       const [title, left] = NAMES[family] ?? [family.replaceAll("_", " "), "value"];
-      const quantity = { id: family, label: "median over the layers", color: "#0072b2", width: 2, ...this.logged(family) };
-      const look = { title, left, logX: state.logX, height: 200 };
-      return evolution(`layers-${family}`, look, [quantity], runs, state.median);
+      const quantity = { id: family, label: "median over the layers", color: lineColor(0), width: 2, ...this.logged(family) };
+      const look = { title, left, height: 200 };
+      return this.app.charts(`layers-${family}`, look, [quantity]);
     });
     this.grid.show(charts);
   }
@@ -54,12 +54,8 @@ export class LayersSection {
 
   /** Returns the families of any selected run, those with a name of their own first. */
   families() {
-    const tags = this.app.runs.flatMap(({ name }) => {
-      const all = this.app.tags(name);
-      return isSummary(all) ? all.map(summarized) : all;
-    });
-    const found = new Set(tags.map((tag) => MEDIAN.exec(tag)?.[1]).filter(Boolean));
+    const found = new Set(allTags(this.app).map((tag) => MEDIAN.exec(tag)?.[1]).filter(Boolean));
     const first = Object.keys(NAMES).filter((family) => found.delete(family));
-    return [...first, ...[...found].sort()];
+    return [...first, ...[...found].sort(naturally)];
   }
 }

@@ -1,12 +1,12 @@
 // The section of Lemma 8: whether its assumptions hold, and predicted and measured log|det|.
 
 import { element } from "./dom.js";
-import { evolution } from "./evolution.js";
 import { ChartGrid } from "./grid.js";
-import { shown } from "./chart.js";
+import { shown } from "./values.js";
+import { layersOf } from "./layernames.js";
+import { layerName, layerTitle } from "./names.js";
 import { isSummary } from "./seeds.js";
 import { lineColor } from "./theme.js";
-import { layersOf } from "./weights.js";
 
 const PREDICTED = "lemma8/predicted_log_abs_det/";
 const ASSUMPTIONS = [
@@ -35,29 +35,27 @@ export class Lemma8Section {
     const { runs, state } = this.app;
     this.drawTable(runs.filter(({ scalars }) => this.isFor(scalars) && !isSummary(scalars)));
     const layers = layersOf(this.app, PREDICTED);
-    const look = { logX: state.logX, height: 240 };
+    const look = { height: 240 };
+    const predicted = runs.filter(({ scalars }) => scalars.some((tag) => tag.startsWith(PREDICTED)));
     const paths = layers.flatMap((layer) => {
-      const title = `Layer ${layer}: measured and predicted by Lemma 8`;
-      return evolution(
-        `lemma8-${layer}`,
-        { ...look, title, left: "log|det W|" },
-        [
-          this.quantity("measured", "measured", "#0072b2", `log_abs_det/${layer}`, { width: 4 }),
-          this.quantity("predicted", "predicted", "#d55e00", PREDICTED + layer, { dash: [6, 4] }),
-        ],
-        runs,
-        state.median,
-      );
+      const title = `${layerTitle(layer)}: measured and predicted by Lemma 8`;
+      const measured = this.quantity("measured", "measured", lineColor(0), `log_abs_det/${layer}`, { width: 4 });
+      const prediction = this.quantity("predicted", "predicted", lineColor(1), PREDICTED + layer, { dash: [6, 4] });
+      const isOne = predicted.length === 1 || state.median;
+      const quantities = isOne
+        ? [measured, prediction]
+        : [{ ...measured, label: title, theory: prediction.of, expected: "predicted" }];
+      return this.app.charts(`lemma8-${layer}`, { ...look, title, left: "log|det W|" }, quantities, predicted);
     });
     const errors = layers.flatMap((layer, at) => [
-      this.quantity(`${layer}-off`, `${layer}: prediction error`, lineColor(at), `lemma8/prediction_error/${layer}`),
-      this.quantity(`${layer}-by`, `${layer}: quadrature error`, lineColor(at), `lemma8/quadrature_error/${layer}`, {
+      this.quantity(`${layer}-off`, `${layerName(layer)}: prediction error`, lineColor(at), `lemma8/prediction_error/${layer}`),
+      this.quantity(`${layer}-by`, `${layerName(layer)}: quadrature error`, lineColor(at), `lemma8/quadrature_error/${layer}`, {
         dash: [2, 4],
       }),
     ]);
     const title = "Prediction error and quadrature error";
     const off = { ...look, title, left: "|error of log|det||", leftLog: true };
-    this.grid.show([...paths, ...evolution("lemma8-errors", off, errors, runs, state.median)]);
+    this.grid.show([...paths, ...this.app.charts("lemma8-errors", off, errors, predicted)]);
   }
 
   quantity(id, label, color, tag, look = {}) {

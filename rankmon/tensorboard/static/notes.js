@@ -1,6 +1,7 @@
 // The section of texts: cards and alerts of the runs.
 
 import { element } from "./dom.js";
+import { counted } from "./names.js";
 
 export class NotesSection {
   id = "notes";
@@ -30,13 +31,13 @@ export class NotesSection {
 
   note({ name, tag, events }) {
     const isAlert = tag === "rankmon/alerts";
-    const summary = isAlert ? `${name}: ${events.length} alerts` : `${name}: card`;
+    const summary = isAlert ? `${name}: ${counted(events.length, "alert")}` : `${name}: card`;
     return element(
       "details",
       { class: isAlert ? "alerts" : "card", open: isAlert || this.app.runs.length === 1 },
       element("summary", {}, summary),
       ...events.map(({ step, html }) => {
-        return element("article", {}, element("h4", {}, `step ${step}`), markdown(html));
+        return element("article", {}, element("h3", {}, `step ${step}`), markdown(html));
       }),
     );
   }

@@ -1,6 +1,6 @@
 // Draw lines with very many points quickly: only the minimum and maximum of each column of pixels.
 
-import uPlot from "./vendor/uPlot.esm.js";
+import uPlot from "./vendor/uPlot.esm.min.js";
 
 const everyPoint = uPlot.paths.linear();
 

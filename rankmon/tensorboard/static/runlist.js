@@ -1,6 +1,7 @@
 // The list of runs at the side, with search, selection and colors.
 
 import { button, element } from "./dom.js";
+import { counted } from "./names.js";
 import { runColor } from "./theme.js";
 
 export class RunList {
@@ -22,13 +23,23 @@ export class RunList {
       button("All", () => this.setListed(true), { "data-testid": "runs-all" }),
       button("None", () => this.setListed(false), { "data-testid": "runs-none" }),
     );
-    this.host = element("aside", {}, element("h2", {}, "Runs"), this.search, buttons, this.list);
+    this.count = element("p", { class: "count", role: "status", "data-testid": "runs-count" });
+    this.fold = button("Show", () => this.toggle(), { class: "fold", "aria-expanded": "false" });
+    const foldable = element("div", { class: "foldable" }, this.search, buttons, this.count, this.list);
+    this.host = element("aside", { "aria-label": "runs" }, this.fold, element("h2", {}, "Runs"), foldable);
+  }
+
+  /** Folds the list away, or shows it, on narrow pages. */
+  toggle() {
+    const isOpen = this.host.classList.toggle("open");
+    this.fold.textContent = isOpen ? "Hide" : "Show";
+    this.fold.setAttribute("aria-expanded", String(isOpen));
   }
 
   /** Lists all runs, and returns the selected ones with their colors. */
   show(all, hidden) {
     this.hidden = new Set(hidden);
-    const names = JSON.stringify(all.map(({ name }) => name));
+    const names = JSON.stringify([runColor(0), all.map(({ name }) => name)]); // the theme changes colors
     if (names !== this.listed) {
       this.listed = names;
       this.rows = new Map(all.map(({ name }, at) => [name, this.row(name, runColor(at))]));
@@ -36,6 +47,8 @@ export class RunList {
       this.filter();
     }
     for (const [name, row] of this.rows) row.querySelector("input").checked = !this.hidden.has(name);
+    const unselected = all.filter(({ name }) => this.hidden.has(name)).length;
+    this.count.textContent = unselected ? `${all.length - unselected} of ${counted(all.length, "run")} shown` : "";
     return all
       .map((run, at) => ({ ...run, color: runColor(at) }))
       .filter(({ name }) => !this.hidden.has(name));
@@ -44,7 +57,7 @@ export class RunList {
   row(name, color) {
     const input = element("input", { type: "checkbox", onchange: () => this.set([name], input.checked) });
     input.style.accentColor = color;
-    const only = button("only", () => this.selectOnly(name), { title: "Show this run only" });
+    const only = button("only", () => this.selectOnly(name), { title: "Show this run only", "aria-label": `only ${name}` });
     const label = element("label", { title: name }, input, element("span", { class: "name" }, name));
     const mark = element("span", { class: "mark" });
     return element("li", { "data-run": name }, label, mark, only);
@@ -56,7 +69,7 @@ export class RunList {
       const count = texts.get(name)?.["rankmon/alerts"]?.length ?? 0;
       const mark = row.querySelector(".mark");
       mark.textContent = count ? `⚠ ${count}` : "";
-      mark.title = count ? `${count} alerts: see the end of the page` : "";
+      mark.title = count ? `${counted(count, "alert")}: see the end of the page` : "";
     }
   }
 

@@ -59,6 +59,7 @@ export function fetched(base) {
   }
   return {
     isLive: true,
+    guide: () => get("guide"),
     runs: async () => (await get("runs")).runs,
     async scalars(runs, prefixes) {
       const query = [...runs.map((r) => ["run", r]), ...prefixes.map((p) => ["prefix", p])];
@@ -69,17 +70,22 @@ export function fetched(base) {
     spectrum: async (run, part, step) =>
       spectrum(await get("spectrum", Object.entries({ run, part, step }))),
     heatmap: async (run, part) => heatmap(await get("heatmap", Object.entries({ run, part }))),
+    async times(run) {
+      const { steps, values } = await get("times", [["run", run]]);
+      return { steps, values: numbers(values) };
+    },
     texts: async (run) => get("texts", [["run", run]]),
   };
 }
 
 /** Returns a source that reads from objects in the page, one of `payload.whole` for each run. */
-export function embedded(runs) {
+export function embedded(runs, guide) {
   const byName = new Map(runs.map((run) => [run.overview.name, run]));
   const nearest = (all, step) =>
     all.reduce((a, b) => (Math.abs(b.step - step) < Math.abs(a.step - step) ? b : a));
   return {
     isLive: false,
+    guide: async () => guide,
     runs: async () => runs.map((run) => run.overview),
     async scalars(names, prefixes) {
       const wanted = ([tag]) => prefixes.some((prefix) => tag.startsWith(prefix));

@@ -1,19 +1,19 @@
 // The section of the spectrum of one part, at the selected step and over all steps, with the cut.
 
 import { ChartGrid } from "./grid.js";
-import { shown } from "./chart.js";
-import { choice, element } from "./dom.js";
+import { shown } from "./values.js";
+import { button, choice, element } from "./dom.js";
 import { drawHeatMap, painted, readingAt } from "./heatmap.js";
 import { factor } from "./recount.js";
-import { heatGradient, ink, partColor, partName } from "./theme.js";
+import { heatGradient, ink, lineColor, negativeColor, partColor, partName } from "./theme.js";
 
 // The axis extends this far below the cut, where eigenvalues are rounding noise.
 const NOISE_DECADES = 5;
-const NEGATIVE_COLOR = "#e69f00"; // of the palette's colors one that no part has
 
 export class SpectrumSection {
   id = "spectrum";
   title = "Spectrum";
+  followsCut = true;
   prefixes = ["rank/H_", "rank_theory/"];
 
   constructor(app) {
@@ -27,9 +27,9 @@ export class SpectrumSection {
       oninput: () => this.app.reported(() => this.chooseStep(Number(this.steps.value))),
     });
     this.stepLabel = element("output");
+    this.pinning = button("Pin", () => this.pin(), { "data-testid": "pin", title: "Keep this spectrum for comparison" });
     this.grid = new ChartGrid("medium");
-    this.scale = element("p", { class: "scale" });
-    this.host = element("div", {}, this.controls, this.grid.host, this.scale);
+    this.host = element("div", {}, this.controls, this.grid.host);
     this.loaded = "";
   }
 
@@ -59,6 +59,7 @@ export class SpectrumSection {
       choice("Run", runs.map(({ name }) => name), run.name, choose("run"), { "data-testid": "spectrum-run" }),
       choice("Part", run.spectra, part, choose("part"), { "data-testid": "spectrum-part" }),
       element("label", { class: "step" }, "Step ", this.steps, this.stepLabel),
+      this.pinning,
     );
   }
 
@@ -69,7 +70,8 @@ export class SpectrumSection {
       const follows = !this.map || this.at === this.map.logged.length - 1 || this.map.run !== run;
       const map = await this.app.source.heatmap(run, part);
       const last = map.logged.length - 1;
-      const at = follows ? last : Math.min(this.at, last);
+      const linked = map.logged.indexOf(this.app.step); // of a link, or chosen for another part
+      const at = linked >= 0 ? linked : follows ? last : Math.min(this.at, last);
       const spectrum = await this.app.source.spectrum(run, part, map.logged[at]);
       if (this.loaded !== wanted) return;
       Object.assign(this, { map: { ...map, run, part }, at, spectrum, range: rangeOf(map) });
@@ -82,9 +84,19 @@ export class SpectrumSection {
     }
   }
 
+  /** Keeps the spectrum that is shown, below those of other steps, parts and runs; or removes it. */
+  pin() {
+    const { run, part } = this.map;
+    this.pinned = this.pinned ? null : { ...this.spectrum, run, part };
+    this.pinning.textContent = this.pinned ? "Unpin" : "Pin";
+    this.drawCharts();
+  }
+
   async chooseStep(at) {
     this.at = at;
     const { run, part, logged } = this.map;
+    this.app.step = at === logged.length - 1 ? undefined : logged[at];
+    this.app.link();
     const found = await this.app.source.spectrum(run, part, logged[at]);
     if (this.at !== at || this.map.run !== run || this.map.part !== part) return; // the selection has changed
     this.spectrum = found;
@@ -98,10 +110,6 @@ export class SpectrumSection {
       ["spectrum", this.spectrumChart()],
       ["heatmap", this.heatMapChart()],
     ]);
-    const [low, high] = this.range;
-    const bar = element("span", { class: "bar" });
-    bar.style.background = heatGradient();
-    this.scale.replaceChildren(`log10 |eigenvalue|: ${low.toFixed(1)} `, bar, ` ${high.toFixed(1)}`);
   }
 
   spectrumChart() {
@@ -109,10 +117,10 @@ export class SpectrumSection {
     const { run, part } = this.map;
     const indices = values.map((_, at) => at + 1);
     const lines = [
-      { label: "log10 |eigenvalue|", color: partColor(part) ?? "#0072b2", steps: indices, values, width: 2 },
+      { label: "log10 |eigenvalue|", color: partColor(part) ?? lineColor(0), steps: indices, values, width: 2 },
     ];
     if (negative?.length) {
-      const look = { label: "negative eigenvalues only", color: NEGATIVE_COLOR, dash: [5, 3], width: 2.5 };
+      const look = { label: "negative eigenvalues only", color: negativeColor(), dash: [5, 3], width: 2.5 };
       lines.push({ ...look, steps: negative.map((_, at) => at + 1), values: negative });
     }
     if (cut !== null && indices.length) {
@@ -121,6 +129,7 @@ export class SpectrumSection {
       lines.push({ label: "cut", color: ink().text, steps: indices, values: level, dash: [6, 4], width: 1.5 });
     }
     const theory = at(this.app.series(run, `rank_theory/${part}`), step);
+    lines.push(...this.pinnedLines());
     const [low, high] = this.range;
     const room = (high - low) * 0.05;
     const counts = [
@@ -139,8 +148,20 @@ export class SpectrumSection {
     };
   }
 
+  /** Returns the lines of the pinned spectrum: all eigenvalues, and the negative ones. */
+  pinnedLines() {
+    if (!this.pinned) return [];
+    const { run, part, step, values, negative } = this.pinned;
+    const color = ink().muted;
+    const name = `pinned: ${run === this.map.run ? "" : `${run}, `}${partName(part)} at step ${step}`;
+    const line = (label, ys, look) => ({ label, color, steps: ys.map((_, i) => i + 1), values: ys, ...look });
+    const all = line(name, values, { width: 1.5 });
+    return negative?.length ? [all, line(`${name}, negative`, negative, { dash: [2, 3], width: 1.5 })] : [all];
+  }
+
   heatMapChart() {
     const { run, part, steps, indices } = this.map;
+    const [low, high] = this.range;
     const rank = this.app.ranks(run, part)?.rank;
     const color = "#ffffff";
     const lines = [{ label: "rank at the cut", color, width: 2, steps, values: steps.map((s) => at(rank, s) ?? NaN) }];
@@ -155,6 +176,8 @@ export class SpectrumSection {
       logX: this.app.state.logX,
       height: 320,
       lines,
+      colors: { gradient: heatGradient(), low: low.toFixed(1), high: high.toFixed(1), unit: "log10 |eigenvalue|" },
+      ground: "#277f8e", // of the color map, so that the white line is seen in the legend
       reading: (u) => readingAt(u, this.map, shown),
       rangeY: () => [0.5, (indices.at(-1) ?? 0) + 1.5],
       under: (u) => drawHeatMap(u, this.map, this.painted),

@@ -88,6 +88,9 @@ export class SvgContext {
   lineTo(x, y) {
     this.path += lineOf(this.path, x, y);
   }
+  closePath() {
+    this.path += "Z";
+  }
   rect(x, y, width, height) {
     this.path += `M${short(x)} ${short(y)}h${short(width)}v${short(height)}h${short(-width)}Z`;
   }

@@ -2,21 +2,47 @@
 
 export const PARTS = ["H_L", "H_o", "H_f", "H_f_fixed"];
 
-// Okabe and Ito's palette, whose colors color-blind readers can distinguish.
-const PART_COLORS = { H_L: "#0072b2", H_o: "#009e73", H_f: "#d55e00", H_f_fixed: "#cc79a7" };
-const LAYERS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999"];
+// Okabe and Ito's palette on light pages, lightened on dark ones; `rankmon/_util/palette.py` has the
+// same colors, and its tests compute contrasts and distances for color-blind readers.
+const PALETTES = {
+  light: {
+    parts: { H_L: "#0072b2", H_o: "#009e73", H_f: "#d55e00", H_f_fixed: "#cc79a7" },
+    lines: ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#6b3a00", "#7a7a00", "#767676"],
+    negative: "#a06a00",
+  },
+  dark: {
+    parts: { H_L: "#4aa8e8", H_o: "#3fc79a", H_f: "#ff8a3d", H_f_fixed: "#e79ac6" },
+    lines: ["#4aa8e8", "#ff8a3d", "#3fc79a", "#e79ac6", "#f0e28a", "#b7b7ff", "#c4c4c4"],
+    negative: "#f0c24a",
+  },
+};
+
+const palette = () => PALETTES[document.documentElement.dataset.theme] ?? PALETTES.light;
+
+// Wide lines are drawn first: if lines coincide, such as H_L and H_o at a minimum, both stay visible.
+const LOOKS = {
+  H_L: { width: 4.5 },
+  H_o: { width: 2, dash: [10, 3, 2, 3] },
+  H_f: { width: 2, dash: [14, 4] },
+  H_f_fixed: { width: 2, dash: [5, 4] },
+};
 
 /** Returns the name of a part as in the paper. */
 export function partName(part) {
   return part === "H_f_fixed" ? "H_f, residual fixed" : part;
 }
 
-export const partColor = (part) => PART_COLORS[part];
-export const lineColor = (index) => LAYERS[index % LAYERS.length];
+export const partColor = (part) => palette().parts[part];
+/** Returns color, width and dash of a part's line. */
+export const partLook = (part) => ({ color: partColor(part), ...LOOKS[part] });
+export const lineColor = (index) => palette().lines[index % palette().lines.length];
+export const negativeColor = () => palette().negative;
 
 /** Returns the color of a run by index; steps of the golden angle keep neighboring hues distinct. */
 export function runColor(index) {
-  return index < LAYERS.length ? LAYERS[index] : `hsl(${Math.round(index * 137.5) % 360} 60% 50%)`;
+  const { lines } = palette();
+  const lightness = palette() === PALETTES.dark ? 68 : 38;
+  return index < lines.length ? lines[index] : `hsl(${Math.round(index * 137.5) % 360} 60% ${lightness}%)`;
 }
 
 /** Returns the color with transparency. */

@@ -1,8 +1,10 @@
 // The sections with measurements of each layer: weights, determinants, features.
 
-import { evolution } from "./evolution.js";
+import { element } from "./dom.js";
 import { ChartGrid } from "./grid.js";
-import { isSummary, summarized } from "./seeds.js";
+import { layerMap } from "./layermap.js";
+import { isMapped, layersOf, MOST_LINES, unshared } from "./layernames.js";
+import { layerName, layerTitle } from "./names.js";
 import { lineColor } from "./theme.js";
 
 /** Returns the logged series of a tag, and its range over seeds, for charts. */
@@ -11,27 +13,24 @@ const logged = (app, tag) => ({
   margin: (run) => app.range(run, tag),
 });
 
-/** Returns the layers for which any selected run has a tag with this prefix, in natural order. */
-export function layersOf(app, prefix) {
-  const found = new Set();
-  for (const { name } of app.runs) {
-    const tags = app.tags(name);
-    const plain = isSummary(tags) ? tags.map(summarized) : tags;
-    for (const tag of plain) if (tag.startsWith(prefix)) found.add(tag.slice(prefix.length));
-  }
-  return [...found].sort(new Intl.Collator("en", { numeric: true }).compare);
-}
+const KINDS = [
+  ["rank_weights", "Rank of each weight"],
+  ["stable_rank", "Stable rank of each weight"],
+  ["effective_rank", "Effective rank of each weight"],
+];
 
-/** One small chart per layer: rank, stable rank and effective rank. */
+/** One small chart per layer: rank, stable rank and effective rank; of many layers, a map. */
 export class WeightsSection {
   id = "weights";
   title = "Weights";
+  followsCut = true;
   prefixes = ["rank_weights/", "stable_rank/", "effective_rank/"];
 
   constructor(app) {
     this.app = app;
     this.grid = new ChartGrid("small");
-    this.host = this.grid.host;
+    this.note = element("p", { class: "hint" });
+    this.host = element("div", {}, this.note, this.grid.host);
   }
 
   isFor(tags) {
@@ -39,24 +38,46 @@ export class WeightsSection {
   }
 
   draw() {
-    const { runs, state } = this.app;
-    const charts = layersOf(this.app, "rank_weights/").flatMap((layer) => {
-      const quantity = (id, label, color, width) => ({
-        id,
-        label,
-        color,
-        width,
-        ...logged(this.app, `${id}/${layer}`),
-      });
-      const quantities = [
-        quantity("rank_weights", "rank", "#0072b2", 3),
-        quantity("effective_rank", "effective rank", "#009e73"),
-        quantity("stable_rank", "stable rank", "#d55e00"),
-      ];
-      const look = { title: `Layer ${layer}`, left: "rank", logX: state.logX, fromZero: true, height: 200 };
-      return evolution(`weights-${layer}`, look, quantities, runs, state.median);
+    const layers = layersOf(this.app, "rank_weights/");
+    const isSummed = this.app.runs.length > 1 && layers.length > MOST_LINES && !this.app.state.split;
+    this.note.textContent = isSummed ? `${layers.length} layers: see their median and range under "All layers".` : "";
+    if (isSummed) this.grid.show([]);
+    else if (isMapped(this.app, layers.length)) this.grid.show(this.maps(layers));
+    else this.grid.show(layers.flatMap((layer) => this.chart(layer)));
+  }
+
+  /** Returns the charts of one layer. */
+  chart(layer) {
+    const quantity = (id, label, color, width) => ({
+      id,
+      label,
+      color,
+      width,
+      ...logged(this.app, `${id}/${layer}`),
     });
-    this.grid.show(charts);
+    const quantities = [
+      { ...quantity("rank_weights", "rank", lineColor(0), 3), of: (run) => this.app.weightRank(run, layer) },
+      quantity("effective_rank", "effective rank", lineColor(2)),
+      quantity("stable_rank", "stable rank", lineColor(1)),
+    ];
+    const isStale = !this.app.isAtCut(layer);
+    const look = { title: layerTitle(layer), left: "rank", fromZero: true, height: 200, isStale };
+    return this.app.charts(`weights-${layer}`, look, quantities);
+  }
+
+  /** Returns a map of layers by steps for each kind of rank. */
+  maps(layers) {
+    const names = unshared(layers);
+    const [{ name }] = this.app.runs;
+    return KINDS.filter(([id]) => this.app.series(name, `${id}/${layers[0]}`)).map(([id, title]) => {
+      const isRank = id === "rank_weights";
+      const rows = layers.map((layer, at) => ({
+        label: layerName(names[at]),
+        of: (run) => (isRank ? this.app.weightRank(run, layer) : this.app.series(run, `${id}/${layer}`)),
+      }));
+      const isStale = isRank && !layers.every((layer) => this.app.isAtCut(layer));
+      return [`weights-${id}`, layerMap(this.app, { title, left: "rank", isStale }, rows)];
+    });
   }
 }
 
@@ -80,16 +101,17 @@ export class DeterminantsSection {
     const { runs, state } = this.app;
     const quantities = layersOf(this.app, "log_abs_det/").map((layer, at, all) => ({
       id: layer,
-      label: layer,
+      label: layerName(layer),
       color: lineColor(at),
       width: 2 + 2 * Math.min(all.length - 1 - at, 3), // curves of balanced layers coincide
       ...logged(this.app, `log_abs_det/${layer}`),
       marks: (run) => this.signChanges(run, layer),
       marked: "sign changes",
     }));
-    const look = { title: "log|det W|", left: "log|det W|", logX: state.logX, height: 260 };
+    const look = { title: "log|det W|", left: "log|det W|", height: 260 };
     this.grid.host.classList.toggle("wide", runs.length === 1 || state.median);
-    this.grid.show(evolution("determinants", look, quantities, runs, state.median));
+    if (isMapped(this.app, quantities.length)) this.grid.show([["determinants", layerMap(this.app, look, quantities)]]);
+    else this.grid.show(this.app.charts("determinants", look, quantities));
   }
 
   /** Returns log|det| at the steps at which the sign changes; undefined if there are none. */
@@ -100,42 +122,5 @@ export class DeterminantsSection {
     const changed = (at) => at > 0 && sign.values[at] * sign.values[at - 1] < 0;
     const steps = sign.steps.filter((step, at) => changed(at) && logged.has(step));
     return steps.length ? { steps, values: steps.map((step) => logged.get(step)) } : undefined;
-  }
-}
-
-/** The ranks of the layers' inputs, and the numbers of dead units. */
-export class FeaturesSection {
-  id = "features";
-  title = "Features";
-  prefixes = ["rank_features/", "dead_units/"];
-
-  constructor(app) {
-    this.app = app;
-    this.grid = new ChartGrid("medium");
-    this.host = this.grid.host;
-  }
-
-  isFor(tags) {
-    return tags.some((tag) => this.prefixes.some((prefix) => tag.startsWith(prefix)));
-  }
-
-  draw() {
-    this.grid.show([
-      ...this.charts("features", "rank_features/", "Rank of a layer's input", "rank"),
-      ...this.charts("dead", "dead_units/", "Dead units after a layer", "units"),
-    ]);
-  }
-
-  charts(id, prefix, title, left) {
-    const { runs, state } = this.app;
-    const quantities = layersOf(this.app, prefix).map((layer, at) => ({
-      id: layer,
-      label: layer,
-      color: lineColor(at),
-      ...logged(this.app, prefix + layer),
-    }));
-    if (!quantities.length) return [];
-    const look = { title, left, logX: state.logX, fromZero: true, height: 240 };
-    return evolution(id, look, quantities, runs, state.median);
   }
 }

@@ -1,0 +1,42 @@
+// The layers of the selected runs: which there are, which the filter keeps, and what their names share.
+
+import { naturally } from "./names.js";
+import { isSummary, summarized } from "./seeds.js";
+
+// With more layers, a run has a map of layers by steps in place of lines that nobody can tell apart.
+export const MOST_LINES = 10;
+
+/** Returns the tags of the selected runs, those of summaries of seeds without their ends. */
+export function allTags(app) {
+  const found = new Set();
+  for (const { name } of app.runs) {
+    const tags = app.tags(name);
+    for (const tag of isSummary(tags) ? tags.map(summarized) : tags) found.add(tag);
+  }
+  return [...found];
+}
+
+/** Returns the layers for which any selected run has a tag with this prefix, in natural order. */
+export function layersOf(app, prefix) {
+  const layers = allTags(app).filter((tag) => tag.startsWith(prefix)).map((tag) => tag.slice(prefix.length));
+  return layers.filter((layer) => isKept(app, layer)).sort(naturally);
+}
+
+/** Returns whether the name of a layer contains the filter's text. */
+export const isKept = (app, layer) => layer.toLowerCase().includes(app.state.layers.toLowerCase());
+
+/** Returns whether lines of so many layers are to be drawn as one map. */
+export const isMapped = (app, count) => app.runs.length === 1 && count > MOST_LINES && !app.state.split;
+
+/** Returns the names without the folders that all of them begin with, and without a last part they share. */
+export function unshared(names) {
+  if (names.length < 2) return names;
+  const parts = names.map((name) => name.split("/"));
+  const shortest = Math.min(...parts.map(({ length }) => length));
+  const isShared = (at) => parts.every((one) => one.at(at) === parts[0].at(at));
+  let from = 0;
+  while (from < shortest - 1 && isShared(from)) from++;
+  let to = 0;
+  while (to < shortest - 1 - from && isShared(-1 - to)) to++;
+  return parts.map((one) => one.slice(from, one.length - to).join("/"));
+}

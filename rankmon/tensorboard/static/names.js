@@ -1,0 +1,41 @@
+// The order of names of runs and layers, and words in singular and plural.
+
+// A number with decimals, as in lr_0.003; digits between dots, as in a version or a path, are whole.
+const NUMBER = /((?<![\d.])\d+(?:\.\d+(?!\.?\d))?(?:e[-+]?\d+)?|\d+)/i;
+
+/** Compares names such that seed_2 comes before seed_10, and lr_0.003 before lr_0.01. */
+export function naturally(one, other) {
+  const [a, b] = [one.split(NUMBER), other.split(NUMBER)]; // numbers have odd indices
+  for (let at = 0; at < Math.min(a.length, b.length); at++) {
+    if (at % 2) {
+      if (Number(a[at]) !== Number(b[at])) return Number(a[at]) - Number(b[at]);
+    } else if (a[at] !== b[at]) return a[at] < b[at] ? -1 : 1;
+  }
+  return a.length - b.length;
+}
+
+/** Returns the name of a layer in sentences: layers without names have numbers, from 0. */
+export const layerName = (layer) => (/^\d+$/.test(layer) ? `layer ${layer}` : layer);
+
+/** Returns the name of a layer as a title. */
+export const layerTitle = (layer) => layerName(layer).replace(/^layer /, "Layer ");
+
+const LONGEST = 40;
+
+/** Returns a name of at most 40 letters: a long one without its middle. */
+export function shortened(name, longest = LONGEST) {
+  if (name.length <= longest) return name;
+  const half = Math.floor((longest - 1) / 2);
+  return `${name.slice(0, longest - 1 - half)}…${name.slice(-half)}`;
+}
+
+/** Returns a count with its noun, such as "1 alert" and "2 alerts". */
+export const counted = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+
+const MOST_NAMES = 4;
+
+/** Returns the first names, and the number of the others. */
+export function listed(names) {
+  const rest = names.length - MOST_NAMES;
+  return rest > 0 ? `${names.slice(0, MOST_NAMES).join("; ")} and ${rest} more` : names.join("; ");
+}

@@ -1,0 +1,82 @@
+// The table on top: for each selected run its last ranks, whether they meet theory, sharpness and alerts.
+
+import { element } from "./dom.js";
+import { interval } from "./bounds.js";
+import { counted } from "./names.js";
+import { rich } from "./richtext.js";
+import { partName, PARTS } from "./theme.js";
+import { shown } from "./values.js";
+
+const SHARPNESS = "eigenvalue_max/H_L";
+
+export class OverviewSection {
+  id = "overview";
+  title = "Now";
+  followsCut = true;
+  prefixes = ["rank/H_", "rank_low/H_", "rank_high/H_", "rank_theory/", "loss", SHARPNESS];
+
+  constructor(app) {
+    this.app = app;
+    this.table = element("table", { class: "facts" });
+    this.host = element("div", { class: "scrolled" }, this.table);
+  }
+
+  isFor(tags) {
+    return tags.some((tag) => tag.startsWith("rank/H_"));
+  }
+
+  draw() {
+    const runs = this.app.runs.filter(({ scalars }) => this.isFor(scalars));
+    const parts = PARTS.filter((part) => runs.some(({ name }) => this.app.series(name, `rank/${part}`)));
+    const heads = ["run", "step", ...parts.map((part) => `rank ${partName(part)}`)];
+    const others = ["equal to theory?", "largest eigenvalue of H_L", "loss", "alerts"];
+    const head = [...heads, ...others].map((text) => element("th", { scope: "col" }, ...rich(text)));
+    const rows = runs.map((run) => this.row(run, parts));
+    this.table.replaceChildren(element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows));
+  }
+
+  row({ name, color }, parts) {
+    const dot = element("span", { class: "dot" });
+    dot.style.background = color;
+    const cell = (words, kind) => element("td", kind ? { class: kind } : {}, words);
+    const now = (tag) => shown(last(this.app.series(name, tag)));
+    const alerts = this.app.texts.get(name)?.["rankmon/alerts"]?.length ?? 0;
+    return element(
+      "tr",
+      { "data-testid": `overview-${name}` },
+      element("th", { scope: "row" }, dot, name),
+      cell(String(this.app.lastStep(name))),
+      ...parts.map((part) => cell(this.rank(name, part))),
+      this.verdict(name, parts),
+      cell(now(SHARPNESS)),
+      cell(now("loss")),
+      cell(alerts ? counted(alerts, "alert") : "none", alerts ? "unmet" : ""),
+    );
+  }
+
+  /** Returns the last rank as a text, or its bounds if only these are known. */
+  rank(run, part) {
+    const { rank, low, high } = this.app.ranks(run, part) ?? {};
+    const value = last(rank);
+    if (value === null && [low, high].every((one) => Number.isFinite(last(one)))) return interval(last(low), last(high));
+    return shown(value);
+  }
+
+  /** Returns a cell that says whether the last ranks equal theory; of a moved cut, nothing. */
+  verdict(run, parts) {
+    const theory = (part) => last(this.app.series(run, `rank_theory/${part}`));
+    const measured = (part) => last(this.app.ranks(run, part)?.rank);
+    const known = parts.filter((part) => [theory(part), measured(part)].every(Number.isFinite));
+    if (!known.length) return element("td", {}, "–");
+    const missed = known.filter((part) => measured(part) !== theory(part));
+    if (!missed.length) return element("td", { class: "met" }, "✓ met");
+    const words = missed.flatMap((part, at) => rich(`${at ? "; " : "✗ "}${partName(part)} ${theory(part)}`));
+    return element("td", { class: "unmet", title: "The predicted ranks that differ from the measured ones" }, ...words);
+  }
+}
+
+/** Returns the last value of a series; null if it is not finite, undefined without a series. */
+function last(series) {
+  const value = series?.values.at(-1);
+  return value === undefined || Number.isFinite(value) ? value : null;
+}
