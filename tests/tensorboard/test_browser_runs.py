@@ -313,7 +313,7 @@ def test_axis_labels_tell_neighbors_apart(driver, address):
     opened(driver, address)
     script = """
         const done = arguments[1];
-        import(new URL("static/chart.js", document.baseURI))
+        import(new URL("static/ticks.js", document.baseURI))
             .then(({ tickWords }) => done(arguments[0].map(tickWords)), (e) => done(String(e)));
     """
     cases = [[0, 0.2, 0.4], [1.5e6, 1.6e6, 1.7e6], [1.00001, 1.00002], [0, 1e-7, 2e-7]]

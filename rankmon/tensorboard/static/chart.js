@@ -1,15 +1,14 @@
 // A chart of lines over steps: uPlot draws it, hovering shows values, and buttons save PNG, SVG and CSV.
 
 import uPlot from "./vendor/uPlot.esm.min.js";
-import { drawBars } from "./bounds.js";
+import { aligned, placed } from "./aligned.js";
 import { button, copy, element, save } from "./dom.js";
-import { drawMissing, wordsOnMissing } from "./missing.js";
+import { wordsOnMissing } from "./missing.js";
 import { isEntry, Legend, linesOf } from "./legend.js";
-import { thinned } from "./paths.js";
+import { axisOf, options } from "./plotoptions.js";
 import { fillRich, rich } from "./richtext.js";
 import { recorded } from "./svg.js";
 import { ink } from "./theme.js";
-import { shown } from "./values.js";
 
 /**
  * @typedef {Object} Line
@@ -54,8 +53,6 @@ import { shown } from "./values.js";
  * @property {(u: uPlot) => void} [over] draws above the lines
  * @property {Function} [rangeY] the range of the left axis, as for uPlot's scales
  */
-
-const FONT = "12px system-ui, sans-serif";
 
 export class Chart {
   /**
@@ -365,197 +362,4 @@ function shape(spec) {
   return JSON.stringify([left, right, x, logX, leftLog, rightLog, height, looks, bands]);
 }
 
-/** Returns the data in uPlot's format: common steps, and one column per line, with null for gaps. */
-export function aligned(lines) {
-  if (!lines.length) return [[]];
-  const first = lines[0].steps;
-  const sameSteps = ({ steps }) =>
-    steps === first || (steps.length === first.length && steps.every((s, i) => s === first[i]));
-  const columns = lines.map(({ values }) => withGaps(values));
-  if (lines.every(sameSteps)) return [first, ...columns];
-  return uPlot.join(lines.map((line, at) => [line.steps, columns[at]]));
-}
-
-/** Replaces NaN and infinite values by null. Counts are always finite and returned unchanged. */
-function withGaps(values) {
-  const isCounts = values instanceof Uint16Array || values instanceof Uint32Array;
-  return isCounts ? values : Array.from(values, (value) => (Number.isFinite(value) ? value : null));
-}
-
-/**
- * Returns the values to draw: logarithms for lines on a logarithmic axis. uPlot's own logarithmic axes
- * end at 1e-24, but losses can be smaller.
- */
-function placed([steps, ...columns], { lines, leftLog, rightLog }) {
-  const log10 = (value) => (value > 0 ? Math.log10(value) : value === undefined ? value : null);
-  const isLog = ({ right }) => (right ? rightLog : leftLog);
-  return [steps, ...columns.map((column, at) => (isLog(lines[at]) ? column.map(log10) : column))];
-}
-
-/** Returns a name of the horizontal axis; charts with the same one share pointer and zoom. */
-const axisOf = ({ x }) => `rankmon ${x ?? "step"}`;
-
 const isQuiet = ({ kind }) => kind === "edge" || kind === "silent";
-
-/** Returns uPlot's options. Values that may change without a rebuild are read from the chart later. */
-function options(chart, width, hidden) {
-  const { spec } = chart;
-  const color = ink();
-  const drawn = (filter) => ({
-    grid: { stroke: color.grid, width: 1, filter },
-    ticks: { stroke: color.grid, width: 1, filter },
-  });
-  const axis = (given) => ({
-    stroke: color.text,
-    ...drawn((_, all) => all),
-    font: FONT,
-    labelFont: FONT,
-    labelSize: 18,
-    ...given,
-  });
-  const ticks = (isLog) => (_, all) => (isLog ? all.map(powerTick) : tickWords(all));
-  const within = (u, all) => all.map((value) => (value < u.scales.x.min ? null : value)); // uPlot adds -1 to log steps
-  const whole = (isLog) => (isLog ? { incrs: DECADES } : {});
-  const axes = [
-    axis({ label: spec.x ?? "step", size: 36, space: 80, values: spec.logX ? logSteps : ticks(false), filter: within, ...drawn(within) }),
-    axis({ label: spec.left, size: 62, values: ticks(spec.leftLog), ...whole(spec.leftLog), ...rowsOf(spec) }),
-  ];
-  if (spec.right) {
-    const given = { scale: "right", side: 1, label: spec.right, size: 62, grid: { show: false } };
-    axes.push(axis({ ...given, values: ticks(spec.rightLog), ...whole(spec.rightLog) }));
-  }
-  const series = spec.lines.map((line) => seriesOf(line, hidden));
-  return {
-    width,
-    height: spec.height ?? 300,
-    padding: [10, spec.right ? 0 : 28, 0, 0],
-    scales: {
-      x: { time: false, distr: spec.logX ? 4 : 1, asinh: 1, range: rangeExactly },
-      y: { range: (...at) => (chart.inPlot.rangeY ?? (spec.fromZero ? rangeFromZero : rangeAround))(...at) },
-      right: { range: rangeAround },
-    },
-    axes,
-    series: [{}, ...series],
-    bands: (spec.bands ?? []).map(([high, low, fill]) => ({ series: [high + 1, low + 1], fill })),
-    hooks: {
-      setScale: [(_, scale) => scale === "x" && chart.uplot && chart.showZoom()],
-      drawAxes: [(u) => chart.inPlot.under?.(u)],
-      draw: [
-        (u) => drawBars(u, chart.inPlot.lines),
-        (u) => drawMissing(u, chart.inPlot.lines, chart.data),
-        (u) => chart.inPlot.over?.(u),
-      ],
-    },
-    legend: { show: false },
-    cursor: {
-      drag: { x: true, y: false },
-      points: { size: 6 },
-      sync: { key: axisOf(spec), setSeries: false, scales: ["x", null] },
-    },
-    focus: { alpha: 1 },
-  };
-}
-
-const ROW_PIXELS = 12;
-
-/** Returns the options of the left axis of a map: a name for each row, or for some of them. */
-function rowsOf({ rowNames }) {
-  if (!rowNames) return {};
-  const splits = (u) => {
-    const every = Math.ceil((ROW_PIXELS * rowNames.length * devicePixelRatio) / u.bbox.height);
-    return rowNames.map((_, at) => at + 1).filter((_, at) => (rowNames.length - 1 - at) % every === 0);
-  };
-  return { size: 150, grid: { show: false }, splits, values: (_, all) => all.map((at) => rowNames[at - 1]) };
-}
-
-function seriesOf(line, hidden) {
-  const base = {
-    label: line.label,
-    scale: line.right ? "right" : "y",
-    spanGaps: false,
-    show: !hidden.has(line.label),
-  };
-  if (line.kind === "edge") return { ...base, width: 0, points: { show: false } };
-  if (line.kind === "markers") {
-    const size = line.size ?? 7;
-    const points = { show: true, size, stroke: line.color, width: 1.2, fill: "transparent", space: 12 };
-    return { ...base, stroke: line.color, width: 0, paths: () => null, points: { ...points, filter: spaced } };
-  }
-  const isShort = line.steps.length < 40 && line.kind !== "silent";
-  const points = { show: isShort, size: Math.max(4, line.width ?? 0), fill: line.color, stroke: line.color };
-  return { ...base, stroke: line.color, width: line.width ?? 2, dash: line.dash, points, paths: thinned };
-}
-
-const MARKER_PIXELS = 14;
-
-/** Selects markers that do not touch, with the first. */
-function spaced(u, index, show) {
-  if (!show) return null;
-  const values = u.data[index];
-  const [from, to] = u.series[0].idxs ?? [0, values.length - 1];
-  const least = Math.max(MARKER_PIXELS, u.bbox.width / devicePixelRatio / 30) * devicePixelRatio;
-  const chosen = [];
-  let last = -Infinity;
-  for (let at = from; at <= to; at++) {
-    if (typeof values[at] !== "number") continue;
-    const x = u.valToPos(u.data[0][at], "x", true);
-    if (x - last < least) continue;
-    chosen.push(at);
-    last = x;
-  }
-  return chosen;
-}
-
-// Spacing of labels on a logarithmic axis: whole decades, or fractions if the range is small.
-const DECADES = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100];
-
-const LABEL_PIXELS = 90;
-
-/** Returns the labels of logarithmic steps: powers of ten, and 2 and 5 times these if there is room. */
-function logSteps(u, all) {
-  const decades = Math.max(1, Math.log10(Math.max(u.scales.x.max, 10)));
-  const isRoomy = u.bbox.width / devicePixelRatio / decades > 2 * LABEL_PIXELS;
-  const leading = isRoomy ? ["1", "2", "5"] : ["1"];
-  const isShown = (value) => value === 0 || leading.includes(Math.abs(value).toExponential()[0]);
-  return all.map((value) => (value !== null && isShown(value) ? tick(value) : ""));
-}
-
-const MOST_DIGITS = 12;
-
-/** Returns the labels of an axis, with as many digits as its values need. */
-export function tickWords(all) {
-  const known = all.filter((value) => value !== null);
-  const largest = Math.max(...known.map(Math.abs));
-  if (largest < 1e6 && largest >= 1e-3) return all.map((value) => (value === null ? "" : String(Number(value.toPrecision(MOST_DIGITS)))));
-  const isExact = (digits) => known.every((value) => Math.abs(Number(value.toExponential(digits)) - value) <= 1e-9 * largest);
-  let digits = 0;
-  while (digits < MOST_DIGITS && !isExact(digits)) digits += 1;
-  const word = (value) => (value === 0 ? "0" : String(Number(value.toExponential(digits)).toExponential()).replace("e+", "e"));
-  return all.map((value) => (value === null ? "" : word(value)));
-}
-
-function tick(value) {
-  const size = Math.abs(value);
-  return size !== 0 && (size < 1e-3 || size >= 1e6) ? value.toExponential(0) : shown(value);
-}
-
-function powerTick(exponent) {
-  if (exponent === null) return "";
-  const value = 10 ** exponent;
-  if (!Number.isInteger(exponent)) return tick(Number(value.toPrecision(2)));
-  return Math.abs(exponent) <= 3 ? String(Number(value.toPrecision(1))) : `1e${exponent}`;
-}
-
-function rangeExactly(_, low, high) {
-  return low === high ? [low - 0.5, high + 0.5] : [low, high];
-}
-
-function rangeFromZero(_, low, high) {
-  return [Math.min(0, low ?? 0), (high || 1) * 1.05];
-}
-
-function rangeAround(_, low, high) {
-  if (low === null || low === undefined) return [0, 1];
-  const room = (high - low || Math.abs(high) || 1) * 0.05;
-  return [low - room, high + room];
-}
