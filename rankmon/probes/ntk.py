@@ -27,7 +27,7 @@ from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Snapshot
 from rankmon.problem.problem import Problem
 
-_TAGS = ("rank", "rank_low", "rank_high", "tolerance", "effective_rank", "eigenvalue_max")
+_TAGS = ("rank", "rank_low", "rank_high", "tolerance", "gap", "effective_rank", "eigenvalue_max")
 # A cautious guess of the floating-point operations per second of an SVD.
 _OPERATIONS_PER_SECOND = 1e10
 _LOST = (
@@ -143,6 +143,7 @@ class PreparedNtk:
             "rank_low": count_scalar(rank.low),
             "rank_high": count_scalar(rank.high),
             "tolerance": rank.tolerance,
+            "gap": rank.gap,
             "effective_rank": soft_ranks(
                 (values / norm) ** 2 if norm > 0 else values
             ).effective_rank,

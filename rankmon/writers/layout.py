@@ -233,6 +233,7 @@ def _ntk_charts() -> list[layout_pb2.Chart]:
             title="Rank of the kernel, with the ranks at 10 times and a tenth of the cut",
             margin=_shaded("ntk/rank", "ntk/rank_low", "ntk/rank_high"),
         ),
+        _lines("Gap around the cut of the kernel", r"^ntk/gap$"),
         _lines("Effective rank of the kernel", r"^ntk/effective_rank$"),
         _lines("Largest eigenvalue of the kernel", r"^ntk/eigenvalue_max$"),
         _lines("Alignment with the first kernel", r"^ntk/alignment$"),

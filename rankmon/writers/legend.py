@@ -103,6 +103,7 @@ LEGEND = (
         "as the singular values of J",
         "the cut of this rank, max(n k, p) · eps · ‖J‖₂",
     ),
+    Entry(("ntk/gap",), "ratio", "ratio of the singular values of J at this cut, as for `gap/…`"),
     Entry(
         ("ntk/effective_rank",),
         "soft count",

@@ -25,6 +25,7 @@ TAGS = {
         "rank_low",
         "rank_high",
         "tolerance",
+        "gap",
         "effective_rank",
         "eigenvalue_max",
         "alignment",
@@ -82,7 +83,9 @@ def test_numbers_are_those_of_the_gram_matrix_by_plain_autodiff(name):
     values = np.linalg.svd(J, compute_uv=False)
     cut = max(J.shape) * 2.0**-52 * values[0]
     assert scalars["ntk/tolerance"] == pytest.approx(cut, rel=1e-9)
-    assert scalars["ntk/rank"] == np.sum(values > cut)
+    assert scalars["ntk/rank"] == (rank := np.sum(values > cut))
+    below = values[rank] if rank < len(values) else 0.0
+    assert scalars["ntk/gap"] == np.inf if below == 0 else scalars["ntk/gap"] > 1
     assert scalars["ntk/rank_low"] <= scalars["ntk/rank"] <= scalars["ntk/rank_high"]
 
 

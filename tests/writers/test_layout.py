@@ -31,7 +31,7 @@ GRADIENTS = [
     "gradient_alignment",
 ]
 NC2 = ["norms", "angles", "cosines"]
-NTK = ("rank", "rank_low", "rank_high", "effective_rank", "eigenvalue_max", "alignment")
+NTK = ("rank", "rank_low", "rank_high", "gap", "effective_rank", "eigenvalue_max", "alignment")
 # The tags of a run with every probe; layers are named by their paths.
 LAYERS = ["W1", "Dense_0/kernel"]
 BLOCKS = ["rank_block", "eigenvalue_max_block", "eigenvalue_min_block", "trace_block"]
