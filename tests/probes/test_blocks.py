@@ -382,8 +382,8 @@ def test_the_card_says_what_is_estimated_and_what_there_is_no_time_for():
         assert words in probe.blocks.fact.text
     flat = problem.flat(case.params)
     estimates = replace(probe.blocks.estimates, seconds=1.0)
-    assert [x.name for x in estimates.within(30.0).layers] == ["2/w", "1/w"]
-    plan = replace(probe.blocks, estimates=estimates.within(30.0), left_out=layers_of(flat)[:1])
+    assert [x.name for x in estimates.within(20.0).layers] == ["2/w", "1/w"]
+    plan = replace(probe.blocks, estimates=estimates.within(20.0), left_out=layers_of(flat)[:1])
     assert "for time the blocks of 0/w" in plan.fact.text
     limits = {"memory_limit": DEFAULT_MEMORY_LIMIT, "time_limit": 1e-6}
     none = BlockPlan.estimated(flat, probe.choice.engine, ("H_L",), **limits)
