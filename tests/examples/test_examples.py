@@ -26,6 +26,7 @@ SCRIPTS = [
     "column_blocks",
     "edge_of_stability",
     "rank_deficiency",
+    "walls",
 ]
 
 

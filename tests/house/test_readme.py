@@ -18,6 +18,7 @@ PAGES = {
         "CONTRIBUTING.md",
         "CHANGELOG.md",
         "docs/decisions.md",
+        "docs/theory.md",
         "examples/README.md",
         "logs/README.md",
     )
