@@ -1,9 +1,16 @@
-"""Read the linear network that the options --residual and --tied of `rankmon predict` describe."""
+"""Read the network that the options --residual, --tied and --conv of `rankmon predict` describe."""
 
 import argparse
 from collections.abc import Sequence
 
-from rankmon.theory import MatrixPower, ResidualBlocks, ResidualChain, TiedAutoencoder, TiedChain
+from rankmon.theory import (
+    Convolutional,
+    MatrixPower,
+    ResidualBlocks,
+    ResidualChain,
+    TiedAutoencoder,
+    TiedChain,
+)
 from rankmon.theory.families import NetworkFamily
 
 TRANSPOSE = "transpose"
@@ -30,6 +37,15 @@ def whole_numbers(text: str) -> tuple[int, ...]:
     return tuple(whole(number) for number in text.split(","))
 
 
+def channels(text: str) -> tuple[int, ...]:
+    """Return whole numbers that are separated by the letter x, as "5x3x2".
+
+    Raises:
+      argparse.ArgumentTypeError: for any other text.
+    """
+    return tuple(whole(number) for number in text.split("x"))
+
+
 def repeats_or_transpose(text: str) -> int | str:
     """Return a whole number, or "transpose".
 
@@ -40,14 +56,27 @@ def repeats_or_transpose(text: str) -> int | str:
 
 
 def family_of(args: argparse.Namespace) -> NetworkFamily | None:
-    """Return the network of --residual or --tied; None for a plain chain.
+    """Return the network of --residual, --tied or --conv; None for a plain chain.
 
     Raises:
       ValueError: for widths or other options that do not fit.
     """
-    if args.residual is None and args.tied is None:
+    named = {"--residual": args.residual, "--tied": args.tied, "--conv": args.conv}
+    option = next((name for name, given in named.items() if given is not None), None)
+    if option != "--conv":
+        for name in ("kernels", "length", "padding"):
+            if getattr(args, name) is not None:
+                raise ValueError(
+                    f"expected --conv with --{name}, got --{name} alone; give the channels, as "
+                    "--conv 5x3x2"
+                )
+        if not args.widths:
+            raise ValueError(
+                "expected the widths of the layers, got none; write for instance rankmon predict "
+                "8 6 3"
+            )
+    if option is None:
         return None
-    option = "--tied" if args.residual is None else "--residual"
     for name, given in (
         ("--bias", args.bias),
         ("--examples", args.examples is not None),
@@ -59,6 +88,8 @@ def family_of(args: argparse.Namespace) -> NetworkFamily | None:
                 "only for plain chains"
             )
     widths = args.widths
+    if option == "--conv":
+        return _convolutional(args)
     if option == "--residual":
         return _residual(widths, args.residual)
     if args.tied == TRANSPOSE:
@@ -86,6 +117,23 @@ def _residual(widths: Sequence[int], inner: tuple[int, ...]) -> NetworkFamily:
             "W_l + I in each layer write --residual alone, after the widths"
         )
     return ResidualBlocks(widths[0], inner)
+
+
+def _convolutional(args: argparse.Namespace) -> Convolutional:
+    if args.widths:
+        raise ValueError(
+            f"expected no widths with --conv, got {' '.join(map(str, args.widths))}; --conv has "
+            "the channels"
+        )
+    if args.kernels is None:
+        raise ValueError(
+            "expected --kernels with --conv, got none; give the taps of each layer, as --kernels "
+            "3,3"
+        )
+    # One more than the receptive field: two positions of the output, without wrapping around.
+    shortest = max(sum(args.kernels) - len(args.kernels) + 2, 1)
+    length = shortest if args.length is None else args.length
+    return Convolutional(args.conv, args.kernels, length, padding=args.padding or "valid")
 
 
 def _widths(widths: Sequence[int], expected: str, option: str) -> tuple[int, int, int]:

@@ -6,7 +6,7 @@ from importlib import metadata
 from typing import NoReturn
 
 from rankmon._util.text import printable
-from rankmon.cli.networks import repeats_or_transpose, whole, whole_numbers
+from rankmon.cli.networks import channels, repeats_or_transpose, whole, whole_numbers
 
 SHELLS = ("bash", "zsh", "tcsh")
 
@@ -169,6 +169,9 @@ Other linear networks, without biases:
   D M K --tied N                 W_out W^N W_in, with one M x M matrix W
   D --tied N                     W^N
   D M D --tied transpose         W^T W, with W: M x d
+  --conv C_0xC_1x...xC_L --kernels k_1,...,k_L
+                                 1-D convolutions with stride 1; C_l channels
+                                 after layer l, k_l taps in layer l
 
 examples:
   rankmon predict 30 25 20 15 10
@@ -177,9 +180,10 @@ examples:
   rankmon predict 784 100 10 --bias --loss cross_entropy --rank-input 500
   rankmon predict 8 6 3 --json - | jq .ranks.H_L
   rankmon predict 6 --residual 2,3 --rank-residual 2
-  rankmon predict 6 4 3 --tied 5""",
+  rankmon predict 6 4 3 --tied 5
+  rankmon predict --conv 5x3x2 --kernels 3,3""",
     )
-    command.add_argument("widths", metavar="WIDTH", nargs="+", type=whole, help="d, M_1, ..., K")
+    command.add_argument("widths", metavar="WIDTH", nargs="*", type=whole, help="d, M_1, ..., K")
     command.add_argument(
         "--rank-input", metavar="R", type=whole, help="r, the rank of the inputs (default: full)"
     )
@@ -210,6 +214,26 @@ examples:
         metavar="N",
         type=repeats_or_transpose,
         help="tied weights: the number of times that W is applied, or transpose for W^T W",
+    )
+    networks.add_argument(
+        "--conv",
+        metavar="C_0xC_1x...",
+        type=channels,
+        help="convolutions: the channels, from the inputs' to the outputs', without widths",
+    )
+    command.add_argument(
+        "--kernels", metavar="k_1,k_2,...", type=whole_numbers, help="the taps of each convolution"
+    )
+    command.add_argument(
+        "--length",
+        metavar="N",
+        type=whole,
+        help="the positions of an input of --conv (default: one more than an output sees)",
+    )
+    command.add_argument(
+        "--padding",
+        choices=("valid", "circular"),
+        help="whether --conv shortens its inputs or wraps around (default: valid)",
     )
     command.add_argument(
         "--loss",

@@ -48,7 +48,7 @@ class Convolutional:
     Example:
       >>> network = Convolutional(channels=(3, 2, 2), kernels=(3, 2), length=8)
       >>> {part: rank.value for part, rank in network.ranks().items()}
-      {'H_o': 22, 'H_f': 16, 'H_L': 24}
+      {'H_o': 22, 'H_f': 16, 'H_L': 26}
     """
 
     channels: tuple[int, ...]

@@ -81,7 +81,7 @@ def outer_spectrum(
       weights: (W^1, ..., W^L), each M_l x M_{l-1}; for a family (W^1, ..., W^L) without the
         identities, (A_1, B_1, ..., A_L, B_L), (W_in, W, W_out) or (W,).
       inputs: the probe batch.
-      family: the network, if it is no plain chain: `theory.ResidualChain`, `ResidualBlocks`,
+      family: the network, if it is not a plain chain: `theory.ResidualChain`, `ResidualBlocks`,
         `TiedChain`, `MatrixPower` or `TiedAutoencoder`.
 
     Returns:
