@@ -241,7 +241,7 @@ def test_predict_with_options(options, ranks, tmp_path):
     ("arguments", "network", "ranks"),
     [
         ("6 --residual 2,3 --rank-residual 2", "residual blocks 6 (2, 3)", (59, 35, 36)),
-        ("6 --residual 2,3", "residual blocks 6 (2, 3)", (None, 35, None)),
+        ("6 --residual 2,3 --rank-residual 5", "residual blocks 6 (2, 3)", (None, 35, None)),
         ("6 5 4 --residual", "residual chain 6-5-4", (48, 24, 40)),
         ("6 4 3 --tied 5", "tied chain 6-4-3 (5 repeats)", (49, 18, 40)),
         ("5 --tied 3 --rank-residual 1", "matrix power 5 x 5 (3 repeats)", (25, 25, 16)),

@@ -10,6 +10,7 @@ from refusals import refused
 
 MOST_PARAMETERS = 60
 CHECKED = 1_000
+CHECKED_BEYOND = 200  # for s > min_l m_l
 
 
 def random_widths(rng: np.random.Generator, count: int, most: int) -> tuple[int, ...]:
@@ -34,10 +35,53 @@ def test_a_residual_chain_has_the_ranks_of_the_plain_chain() -> None:
     assert check_exactly(random_chain, seed=1, networks=300) == 300
 
 
+def two_blocks(rng: np.random.Generator) -> LinearNetwork:
+    """Blocks of which the smaller one is narrow, so that s can exceed it but not d - t."""
+    small = int(rng.integers(1, 3))
+    d, large = int(rng.integers(2 * small + 1, 9)), int(rng.integers(small, 7))
+    inner = (small, large) if rng.random() < 0.5 else (large, small)
+    return blocks(d, inner) if 2 * d * sum(inner) <= MOST_PARAMETERS else two_blocks(rng)
+
+
+def check_functional_beyond_the_narrowest(networks: int) -> None:
+    """Check H_f of two blocks for min m_l < s <= d - min m_l."""
+    rng, checked = np.random.default_rng(8), 0
+    while checked < networks:
+        network = two_blocks(rng)
+        r, s, loss = network.draw_ranks(rng)
+        small = min(network.family.inner)
+        if small < s <= network.family.d - small:
+            measured, _ = network.exact_ranks(rng, r, s, loss)
+            assert set(network.family.ranks(r=r, s=s, loss=loss)) == {"H_o", "H_f"}
+            assert not network.mismatches(measured, r, s, loss)
+            checked += 1
+
+
+def check_all_parameters(networks: int) -> None:
+    """Check that H_f and H_L of several blocks are regular if Omega has full rank."""
+    rng, checked = np.random.default_rng(9), 0
+    while checked < networks:
+        network = random_blocks(rng)
+        d, inner = network.family.d, network.family.inner
+        if len(inner) > 1 and d > min(inner):
+            measured, _ = network.exact_ranks(rng, d, d)
+            assert measured["H_f"] == measured["H_L"] == network.p
+            assert not network.mismatches(measured, d, d, "mse")
+            checked += 1
+
+
 def test_residual_blocks_have_the_ranks_of_the_formulas() -> None:
     checked = check_exactly(random_blocks, seed=2, networks=CHECKED)
     bases = {one.basis for one in ResidualBlocks(5, inner=(2, 3)).ranks(s=1).values()}
     assert bases == {f"checked exactly on {checked:,} networks"}
+
+
+def test_more_than_the_narrowest_block_passes() -> None:
+    check_functional_beyond_the_narrowest(CHECKED_BEYOND)
+    check_all_parameters(CHECKED_BEYOND)
+    for s in (2, 5):
+        basis = ResidualBlocks(5, inner=(1, 4)).ranks(s=s)["H_f"].basis
+        assert basis == f"checked exactly on {CHECKED_BEYOND} networks"
 
 
 def column_rank(d: int, m: int, others: int, s: int) -> int:
@@ -63,7 +107,7 @@ def test_columns_have_the_ranks_of_the_docstring_and_their_sum_is_a_bound() -> N
             before += m
         if len(inner) > 1:
             assert columns == expected, (network.family.name, r, s, loss)
-            assert set(network.family.ranks(r=r, s=s, loss=loss)) == {"H_o"}
+            assert not network.mismatches(measured, r, s, loss)
             met += measured["H_f"] == sum(expected)
             lower += measured["H_f"] < sum(expected)
     assert lower < 10
@@ -94,6 +138,8 @@ def test_numbers_quoted() -> None:
     assert ranks(ResidualBlocks(6, inner=(2, 3)), s=2) == {"H_o": 35, "H_f": 36, "H_L": 59}
     assert ranks(ResidualBlocks(4, inner=(1, 1)), s=1) == {"H_o": 12, "H_f": 10, "H_L": 16}
     assert ranks(ResidualBlocks(4, inner=(2, 2)), s=3) == {"H_o": 16}
+    assert ranks(ResidualBlocks(4, inner=(2, 2))) == {"H_o": 16, "H_f": 32, "H_L": 32}
+    assert ranks(ResidualBlocks(5, inner=(4, 1)), s=4) == {"H_o": 25, "H_f": 44}
     assert ranks(ResidualBlocks(4, inner=(2,)), s=3) == {"H_o": 12, "H_f": 12, "H_L": 16}
     assert ranks(ResidualBlocks(4, inner=(2, 2)), r=0) == {"H_o": 0, "H_f": 0, "H_L": 0}
 
