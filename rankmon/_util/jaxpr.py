@@ -31,7 +31,8 @@ GATHER = "gather"
 MOVES = frozenset(
     {TRANSPOSE, BROADCAST, RESHAPE, SQUEEZE, SLICE, DYNAMIC_SLICE, REVERSE, PAD, GATHER}
 )
-SCALINGS = frozenset({"mul", "div", "neg"})
+NEGATE, MULTIPLY, DIVIDE, SUBTRACT = "neg", "mul", "div", "sub"
+SCALINGS = frozenset({MULTIPLY, DIVIDE, NEGATE})
 
 DOT, CONVOLUTION = "dot_general", "conv_general_dilated"
 SUMS = frozenset({"add", "add_any"})
@@ -130,6 +131,16 @@ def convolution_groups(eqn: JaxprEqn) -> _Axes:
     return eqn.params["feature_group_count"], eqn.params["batch_group_count"]
 
 
+def is_plain_convolution(eqn: JaxprEqn) -> bool:
+    """Return whether a convolution has no padding, and no stride, dilation or groups above one."""
+    ones = ("window_strides", "lhs_dilation", "rhs_dilation")
+    return (
+        all(set(eqn.params[name]) <= {1} for name in ones)
+        and not any(low or high for low, high in eqn.params["padding"])
+        and convolution_groups(eqn) == (1, 1)
+    )
+
+
 def permutation(eqn: JaxprEqn) -> _Axes:
     """Return the permutation of axes of a transpose."""
     return eqn.params["permutation"]
@@ -148,6 +159,27 @@ def is_plain_reshape(eqn: JaxprEqn) -> bool:
 def slice_sizes(eqn: JaxprEqn) -> _Axes:
     """Return the shape of the slice of a dynamic_slice."""
     return eqn.params["slice_sizes"]
+
+
+def slice_bounds(eqn: JaxprEqn) -> tuple[_Axes, _Axes] | None:
+    """Return the first and the last index (exclusive) of a slice by axis; None with strides."""
+    if set(eqn.params["strides"] or ()) - {1}:
+        return None
+    return tuple(eqn.params["start_indices"]), tuple(eqn.params["limit_indices"])
+
+
+def padding_of(eqn: JaxprEqn) -> tuple[tuple[int, int, int], ...]:
+    """Return the numbers of entries that a pad adds before, after and between those of each axis.
+
+    Its second operand is the value of the new entries.
+    """
+    amounts = eqn.params["padding_config"]
+    return tuple((int(before), int(after), int(between)) for before, after, between in amounts)
+
+
+def concatenated_axis(eqn: JaxprEqn) -> int:
+    """Return the axis along which a concatenation joins its operands."""
+    return eqn.params["dimension"]
 
 
 def called_name(eqn: JaxprEqn) -> str:
