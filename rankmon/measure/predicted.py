@@ -7,8 +7,11 @@ import numpy as np
 
 from rankmon import theory
 from rankmon.linalg.numerical_rank import NumericalRank
+from rankmon.measure.family_ranks import family_ranks_at
+from rankmon.measure.genericity import Genericity
 from rankmon.measure.symbols import MeasuredSymbols
 from rankmon.network.recognized_stack import DenseStack
+from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Snapshot
 from rankmon.problem.problem import Problem, check_problem
 from rankmon.weights.ranks import weight_rank
@@ -28,7 +31,9 @@ class PredictedRanks:
         squares exceed p * eps times the largest square.
       s: the rank of Omega = E[delta x^T], with its margin.
       full_rank: whether every weight has full rank, which the formulas assume (A1).
-      ranks: "H_L", "H_o", "H_f" -> predicted rank; without H_L if s exceeds the visible rank.
+      ranks: "H_L", "H_o", "H_f" -> predicted rank; without H_L if s exceeds the visible rank, and
+        for a family only the parts whose formulas apply.
+      family: for a recognized linear network other than a stack, its family; dims are (d, K).
     """
 
     dims: tuple[int, ...]
@@ -39,10 +44,11 @@ class PredictedRanks:
     s: NumericalRank
     full_rank: bool
     ranks: dict[str, int]
+    family: theory.NetworkFamily | None = None
 
 
 def predicted_ranks(problem: Problem, params: Any) -> PredictedRanks:
-    """Return the ranks that theory predicts for a stack of dense layers, without any Hessian.
+    """Return the ranks that theory predicts for a recognized network, without any Hessian.
 
     The closed forms of `theory` at the widths found in the network, the measured rank r of the
     inputs and the measured rank s of Omega, the covariance of residuals and inputs. Omega is
@@ -64,6 +70,8 @@ def predicted_ranks(problem: Problem, params: Any) -> PredictedRanks:
     flat = problem.flat(params)
     measured = MeasuredSymbols.of(flat)
     stack = measured.stack
+    if measured.family is not None and measured.loss is not None:
+        return _of_family(measured, flat, params)
     if stack is None or stack.bias is None or measured.loss is None:
         found = "no such stack" if stack is None else "biases in some layers only"
         found = f"loss {flat.problem.loss.name}" if measured.loss is None else found
@@ -72,13 +80,7 @@ def predicted_ranks(problem: Problem, params: Any) -> PredictedRanks:
             f"parameter differentiated, and a loss by name, got {found}; use the functions of "
             "rankmon.theory with the widths that you mean"
         )
-    flat.warn_once()
-    snapshot = Snapshot.take(flat, 0, params)
-    if not snapshot.is_finite:
-        raise ValueError(
-            "expected finite parameters and outputs, got NaN or infinite ones; theory says nothing "
-            "of them"
-        )
+    snapshot = _finite(flat, params)
     s = measured.omega_rank(snapshot.residuals)
     ranks = closed_forms_at(measured, s.rank or 0, 0)
     return PredictedRanks(
@@ -90,6 +92,38 @@ def predicted_ranks(problem: Problem, params: Any) -> PredictedRanks:
         s=s,
         full_rank=_full_rank(stack, snapshot),
         ranks={part: ranks[part] for part in ("H_L", "H_o", "H_f") if part in ranks},
+    )
+
+
+def _finite(flat: FlatProblem, params: Any) -> Snapshot:
+    flat.warn_once()
+    snapshot = Snapshot.take(flat, 0, params)
+    if not snapshot.is_finite:
+        raise ValueError(
+            "expected finite parameters and outputs, got NaN or infinite ones; theory says nothing "
+            "of them"
+        )
+    return snapshot
+
+
+def _of_family(measured: MeasuredSymbols, flat: FlatProblem, params: Any) -> PredictedRanks:
+    """Return the ranks of a residual, tied or convolutional linear network."""
+    assert measured.family is not None
+    snapshot, family = _finite(flat, params), measured.family.family
+    s = measured.omega_rank(snapshot.residuals)
+    omegas = [measured.omega(snapshot.residuals)]
+    ranks = family_ranks_at(measured, snapshot.leaves, omegas, [s.rank or 0])
+    generic = Genericity(measured.family, snapshot.leaves, measured.relative)
+    return PredictedRanks(
+        dims=(family.inputs, family.outputs),
+        bias=False,
+        linear=True,
+        r=measured.r,
+        visible=measured.visible,
+        s=s,
+        full_rank=generic.of_weights(),
+        ranks={part: rank.value for part, rank in ranks.items()},
+        family=family,
     )
 
 

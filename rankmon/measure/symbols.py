@@ -18,6 +18,7 @@ from rankmon.linalg.numerical_rank import (
     undefined_rank,
 )
 from rankmon.linalg.spectrum import singular_values
+from rankmon.network.recognized_family import RecognizedFamily, recognized_family
 from rankmon.network.recognized_stack import DenseStack, recognized_stack
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.precision import DOUBLE
@@ -36,6 +37,8 @@ class MeasuredSymbols:
         eigenvalues of E[x x^T], exceed p * eps of the largest.
       loss: the name that `theory` knows, or None for a callable loss.
       eps: of the arithmetic.
+      relative: the cut of the Hessian's ranks relative to its norm, p * eps.
+      family: a recognized linear network other than a stack, or None.
     """
 
     stack: DenseStack | None
@@ -45,6 +48,8 @@ class MeasuredSymbols:
     visible: int
     loss: str | None
     eps: float
+    relative: float = 0.0
+    family: RecognizedFamily | None = None
 
     @classmethod
     def of(cls, flat: FlatProblem) -> "MeasuredSymbols":
@@ -65,14 +70,20 @@ class MeasuredSymbols:
         with_bias = stack is not None and bool(stack.bias)
         if with_bias:
             x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
-        own, visible = _input_ranks(x, flat.weights, flat.p * flat.precision.eps)
+        relative = flat.p * flat.precision.eps
+        own, visible = _input_ranks(x, flat.weights, relative)
         r, visible = max(own - with_bias, 0), max(visible - with_bias, 0)
-        return cls(stack, x, flat.weights, r, visible, loss, flat.precision.eps)
+        family = recognized_family(flat) if stack is None else None
+        return cls(stack, x, flat.weights, r, visible, loss, flat.precision.eps, relative, family)
+
+    def omega(self, delta: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "k d"]:
+        """Return Omega with these residuals."""
+        assert self.inputs is not None
+        return (self.weights[:, None] * delta).T @ self.inputs
 
     def omega_rank(self, delta: Float[np.ndarray, "n k"]) -> NumericalRank:
         """Return s, the rank of Omega with these residuals, at its own cut."""
-        assert self.inputs is not None
-        return _own_rank((self.weights[:, None] * delta).T @ self.inputs, self.eps)
+        return _own_rank(self.omega(delta), self.eps)
 
 
 def _input_ranks(

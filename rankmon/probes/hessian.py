@@ -27,6 +27,7 @@ from rankmon.measure.symbols import MeasuredSymbols
 from rankmon.probes.base import Description, Measurement, State, count_scalar, rank_scalars
 from rankmon.probes.blocks import BlockPlan, leaving_time
 from rankmon.probes.curvature import curvature_scalars, undefined_curvature
+from rankmon.probes.linear_families import family_scalars
 from rankmon.probes.predictions_text import Claims, widths_text
 from rankmon.probes.stability import LearningRate, PreparedWithLine, StabilityLine
 from rankmon.problem.diagnosis import check_uses_parameters
@@ -249,6 +250,9 @@ class PreparedHessian:
             return {}
         omega, *held = map(measured.omega_rank, point.functional_residuals)
         scalars = rank_scalars("rank", "Omega", omega)
+        if measured.family is not None:
+            layers = () if self.blocks is None else self.blocks.layers
+            return scalars | family_scalars(measured, point, found, (omega, *held), layers)
         if omega.rank is None or not closed_forms_apply(measured, point):
             return scalars
         of_held = (held[0].rank or 0) if held else 0  # without H_f_fixed
@@ -316,6 +320,8 @@ class PreparedHessian:
             hparams["differentiated"] = flat.p
         if self.measured.stack is not None:
             hparams["widths"] = widths_text(self.measured.stack)
+        if self.measured.family is not None:
+            hparams["family"] = self.measured.family.family.name
         if self.measured.inputs is not None:
             hparams["input_rank"] = self.measured.r
         if claims.bottleneck is not None:

@@ -14,6 +14,11 @@ from rankmon.measure.symbols import MeasuredSymbols
 from rankmon.network.activations import activation_names
 from rankmon.network.recognized_stack import DenseStack
 from rankmon.probes.base import Prediction
+from rankmon.probes.linear_families import (
+    family_facts,
+    family_predictions,
+    family_reservation,
+)
 from rankmon.problem.flat import FlatProblem
 from rankmon.theory.symbols import symbols_of
 
@@ -44,7 +49,9 @@ class Claims:
     @property
     def network(self) -> str:
         """The kind of network and its widths; empty if the network is not a stack of layers."""
-        stack = self.measured.stack
+        stack, family = self.measured.stack, self.measured.family
+        if family is not None:
+            return f"linear network ({family.family.name})"
         if stack is None:
             return ""
         kind = "deep linear network" if stack.linear else "stack of dense layers"
@@ -54,7 +61,7 @@ class Claims:
     def facts(self) -> list[Fact]:
         """Facts on the layers, r and q."""
         measured, stack = self.measured, self.measured.stack
-        facts = [] if stack is None else self._layers(stack)
+        facts = family_facts(measured) if stack is None else self._layers(stack)
         if measured.inputs is not None:
             shown = (
                 ""
@@ -100,6 +107,8 @@ class Claims:
     def predictions(self) -> list[Prediction]:
         """The closed forms at r and s, and upper bounds for stacks that are not linear."""
         measured, stack = self.measured, self.measured.stack
+        if measured.family is not None:
+            return family_predictions(measured)
         if stack is None or measured.loss is None:
             return []
         bounds = [] if stack.linear else self._bounds(stack, measured.loss)
@@ -126,10 +135,13 @@ class Claims:
     def reservation(self) -> str:
         """The limits of the predictions, or the reason why there are none."""
         measured, stack = self.measured, self.measured.stack
+        if measured.family is not None:
+            return family_reservation(measured)
         if stack is None:
             return (
-                "No closed form applies: the network is not recognized as a stack of dense layers "
-                "that computes in float64 with every parameter differentiated."
+                "No closed form applies: the network is not recognized as a stack of dense layers, "
+                "or as a residual, tied or convolutional linear network, that computes in float64 "
+                "with every parameter differentiated."
             )
         if measured.loss is None:
             return "No closed form applies: the loss is a user-defined function."

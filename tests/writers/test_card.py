@@ -397,7 +397,7 @@ def test_where_no_closed_form_applies_the_card_says_why(change, told):
     apply, params = chain(dims)
     if "bias" in change:
         params["b1"] = jnp.ones(4)
-    network = (lambda p, x: x + apply(p, x)) if "skip" in change else apply
+    network = (lambda p, x: x**2 + apply(p, x)) if "skip" in change else apply
     problem = problem_of(network, dims, loss=change.get("loss", "mse"))
     page, source = card_of(problem, params)
     assert "No closed form applies: " in source
