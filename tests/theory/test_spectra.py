@@ -239,7 +239,9 @@ def test_a_residual_chain_is_the_plain_chain_at_translated_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("network", "tied"), [(blocks(4, (3,)), False), (tied_autoencoder(4, 3), True)], ids=str
+    ("network", "tied"),
+    [(blocks(4, (3,)), False), (tied_autoencoder(4, 3), True)],
+    ids=["block", "autoencoder"],
 )
 def test_functional_plateaus_of_one_block_and_of_a_tied_autoencoder(
     network: LinearNetwork, tied: bool
