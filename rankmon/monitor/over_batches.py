@@ -106,7 +106,9 @@ class OverBatches:
         return _stacked([self.probe.placeholder_state(one) for one in self.problems])
 
     def prepare(self, flat: FlatProblem) -> "PreparedOverBatches":
-        """Prepare the probe for each batch; the batches share its compiled programs.
+        """Prepare the probe for each batch.
+
+        The batches share compiled programs, except those that contain the span of a batch's inputs.
 
         Raises:
           TypeError, ValueError, MemoryError: if the probe cannot measure one of the batches.
