@@ -66,6 +66,14 @@ def test_closed_forms_are_the_exact_ranks_of_random_networks(main_of, capsys):
 
 
 @pytest.mark.slow
+def test_each_family_of_linear_networks_keeps_its_claims(tmp_path):
+    done = run("linear_families", "--quick", "--logdir", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("residual", "tied", "convolutional"):
+        keeps_its_claims(done.stdout, tmp_path / name)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_quick_mode_keeps_its_claims(name, tmp_path):
     done = run(name, "--quick", "--logdir", str(tmp_path / name))
