@@ -178,9 +178,9 @@ class BlockEstimates:
             return _summary(_UNDEFINED, _UNDEFINED, _UNDEFINED, _UNDEFINED)
         largest, smallest = spectrum.largest(), spectrum.smallest()
         if places.size < layer.size:  # the other directions have the eigenvalue zero
-            largest, smallest = _clipped(largest, 0, math.inf), _clipped(smallest, -math.inf, 0)
+            largest, smallest = _clipped(largest, 0.0, math.inf), _clipped(smallest, -math.inf, 0.0)
         if of_outer and point.flat.problem.loss.root is not None:  # B_i = C_i C_i^T
-            largest, smallest = (_clipped(end, 0, math.inf) for end in (largest, smallest))
+            largest, smallest = (_clipped(end, 0.0, math.inf) for end in (largest, smallest))
             if point.flat.root_rows < layer.size:
                 smallest = zero
         return _summary(largest, smallest, spectrum.trace(), spectrum.frobenius())
