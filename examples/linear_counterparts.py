@@ -50,7 +50,8 @@ def measure(task: Task):
     problem = rankmon.Problem(network, loss=setting.loss, inputs=x, targets=targets)
     scalars = rank_scalars(rankmon.hessian_ranks(problem, weights))
     predicted = rankmon.predicted_ranks(problem, weights).ranks
-    scalars |= {f"rank_theory/{part}": rank for part, rank in predicted.items()}
+    family = "rank_theory" if task.panel == "linear" else "rank_landmark"
+    scalars |= {f"{family}/{part}": rank for part, rank in predicted.items()}
     spectra = rankmon.hessian_spectra(problem, weights)  # cached: measured once
     return scalars, {
         f"spectrum/{part}": np.log10(np.abs(values[values != 0]))

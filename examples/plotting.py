@@ -8,7 +8,16 @@ import matplotlib
 import numpy as np
 
 from rankmon import Record
-from rankmon.report.style import CIRCLE, GRAY, LAYERS, PARTS, STYLE, draw_loss, draw_ranks
+from rankmon.report.style import (
+    CIRCLE,
+    GRAY,
+    LAYERS,
+    PARTS,
+    REFERENCES,
+    STYLE,
+    draw_loss,
+    draw_ranks,
+)
 from rankmon.runs.series import ScalarSeries
 
 matplotlib.use("Agg")
@@ -35,7 +44,11 @@ def draw_hessian_ranks(axes: Axes, records: Sequence[Record]) -> None:
     """Draw the four ranks, bands from low to high, and theory as open circles."""
     tags = {tag for record in records for tag in record.scalars}
     draw_ranks(axes, {tag: ScalarSeries(*series(records, tag)) for tag in tags})
-    axes.plot([], [], color=GRAY, label="theory of linear networks", **CIRCLE)
+    if any(tag.startswith("rank_theory/") for tag in tags):
+        axes.plot([], [], color=GRAY, label="theory", **CIRCLE)
+    for family, name in (("rank_bound", "upper bound"), ("rank_landmark", "linear counterpart")):
+        if any(tag.startswith(f"{family}/") for tag in tags):
+            axes.plot([], [], color=GRAY, label=name, **REFERENCES[family])
     axes.set_ylim(bottom=0)
 
 

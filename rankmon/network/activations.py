@@ -72,6 +72,12 @@ def layer_states(flat: FlatProblem, stack: DenseStack) -> Callable[..., LayerSta
     Raises:
       UnsupportedActivationError: if an activation has a custom backward rule (`custom_vjp`).
     """
+    if "layer_states" not in flat.memo:
+        flat.memo["layer_states"] = _compiled_states(flat, stack)
+    return flat.memo["layer_states"]
+
+
+def _compiled_states(flat: FlatProblem, stack: DenseStack) -> Callable[..., LayerStates]:
     precision, inputs = flat.precision, flat.inputs
     shapes = [(flat.positions, width) for width in stack.dims[1:]]
 

@@ -5,13 +5,11 @@
 `while` and `cond` are not found.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from rankmon import theory
 from rankmon._util.facts import Fact
 from rankmon._util.optional_readers import optionally
 from rankmon._util.text import listed
@@ -33,9 +31,8 @@ from rankmon.linalg.numerical_rank import (
     undefined_rank,
 )
 from rankmon.measure.units import DORMANT_TAUS, SATURATED_SHARE, dormant_units, saturated_units
-from rankmon.network.recognized_stack import recognized_stack
 from rankmon.network.taps import Tapped, Taps, compiled_taps
-from rankmon.probes.base import Description, Measurement, Prediction, State, count_scalar
+from rankmon.probes.base import Description, Measurement, State, count_scalar
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Snapshot
 from rankmon.problem.problem import Problem
@@ -127,7 +124,7 @@ class PreparedFeatures:
             scalars |= _of_units(name, function, sizes, slopes)
         if snapshot.nonfinite:  # NaN > 0 is false, and would count as a dead unit
             return Measurement(dict.fromkeys(scalars, float("nan"))), state
-        return Measurement(scalars | self._bound(features, positive)), state
+        return Measurement(scalars), state
 
     def _counted(self, rows: np.ndarray) -> np.ndarray:
         """Return the rows without those of examples with weight zero."""
@@ -165,27 +162,8 @@ class PreparedFeatures:
     def _eps(self, matrix: Float[np.ndarray, "rows m"]) -> float:
         return max(matrix.shape) * self.flat.precision.eps
 
-    def _bound(
-        self,
-        features: Sequence[Float[np.ndarray, "_rows _m"]],
-        positive: Sequence[Bool[np.ndarray, "_rows _m"]],
-    ) -> dict[str, float]:
-        """Return Theorem 9's bound on rank H_o, for ReLU networks of one hidden layer."""
-        if not self._has_one_relu:
-            return {}
-        stack, loss = recognized_stack(self.flat), self.flat.problem.loss.name
-        assert stack is not None
-        is_relu = np.all(features[1] >= 0) and np.array_equal(features[1] > 0, positive[0])
-        if not (is_relu and np.all(np.isfinite(features[0]))):
-            return {}
-        r = self._rank(Centered(features[0], 0.0))[0].rank
-        assert r is not None
-        active = int(np.sum(np.any(positive[0], axis=0)))
-        bound = theory.rank_outer_bound(stack.dims, r=r, active=active, loss=loss)
-        return {"rank_bound/H_o": bound}
-
     def describe(self) -> Description:
-        """Describe the layers, the activations, the cut, and Theorem 9's bound if it applies."""
+        """Describe the layers, the activations and the cut."""
         taps = self.taps
         rule = "max(m, n) eps ‖X‖₂ for m x n features X"
         if self.centered:
@@ -202,13 +180,7 @@ class PreparedFeatures:
                 "minus their mean over the rows: their rank is at most the number of rows minus 1"
             )
             facts.append(Fact("features", text))
-        bound = Prediction(
-            "H_o at most",
-            "rank_bound/H_o",
-            "Mt (r + K - 1), where Mt is the number of active hidden units",
-            "theory.rank_outer_bound: Theorem 9, an upper bound for ReLU",
-        )
-        return Description(facts, predictions=[bound] if self._has_one_relu else [])
+        return Description(facts)
 
     def _shapes(self) -> str:
         """Return the numbers of rows that count, and of columns, for each layer."""
@@ -217,18 +189,6 @@ class PreparedFeatures:
         count = len(self.flat.weights)
         return listed(
             [f"{name} {n if n % count else round(kept * n)} x {d}" for name, (n, d) in shapes]
-        )
-
-    @property
-    def _has_one_relu(self) -> bool:
-        """Whether Theorem 9 applies to a network of this structure."""
-        stack, loss = recognized_stack(self.flat), self.flat.problem.loss.name
-        return (
-            stack is not None
-            and len(stack.layers) == len(self.taps.layers) == 2
-            and stack.bias is False
-            and len(self.taps.relus) == 1
-            and loss in ("mse", "cosh", "cross_entropy")
         )
 
 

@@ -22,11 +22,13 @@ from rankmon.linalg.numerical_rank import (
     as_tolerance,
     undefined_rank,
 )
+from rankmon.measure.hidden_units import HiddenUnits
 from rankmon.measure.predicted import closed_forms_apply, closed_forms_at, column_ranks_at
 from rankmon.measure.symbols import MeasuredSymbols
 from rankmon.probes.base import Description, Measurement, State, count_scalar, rank_scalars
 from rankmon.probes.blocks import BlockPlan, leaving_time
 from rankmon.probes.curvature import curvature_scalars, undefined_curvature
+from rankmon.probes.hidden_units import hidden_unit_predictions, hidden_unit_scalars
 from rankmon.probes.linear_families import family_scalars
 from rankmon.probes.predictions_text import Claims, widths_text
 from rankmon.probes.stability import LearningRate, PreparedWithLine, StabilityLine
@@ -160,6 +162,7 @@ class HessianProbe:
             measured=MeasuredSymbols.of(flat),
             blocks=blocks,
             time_limit=self.time_limit,
+            units=HiddenUnits.of(flat),
         )
         line = self._line()
         return prepared if line is None else PreparedWithLine(prepared, line)
@@ -186,6 +189,7 @@ class PreparedHessian:
     choice: Choice
     tolerance: Tolerance
     measured: MeasuredSymbols
+    units: HiddenUnits | None = None
     blocks: BlockPlan | None = None
     time_limit: float = DEFAULT_TIME_LIMIT
 
@@ -216,6 +220,8 @@ class PreparedHessian:
         if "H_f" in point.asked:
             scalars["rank_self/H_f"] = count_scalar(found.own_functional)
             scalars |= self._predicted(point, found)
+        if self.units is not None:
+            scalars |= hidden_unit_scalars(self.units, point, found)
         arrays = {}
         for part, spectrum in found.spectra.items():  # of the parts asked for
             nonzero = spectrum[spectrum != 0]
@@ -241,6 +247,9 @@ class PreparedHessian:
     def _predicted(self, point: Point, found: Ranks) -> dict[str, float]:
         """Return rank/Omega, and rank_theory/* if the closed forms apply; also by layer.
 
+        The closed forms of a stack with activations are those of its linear counterpart, and are
+        logged as rank_landmark/*.
+
         If all of H_f is below a tenth of the common cut, the residual is at the level of rounding
         errors of H_L, and the closed forms use s = 0, although Omega itself may have a positive
         rank.
@@ -259,8 +268,10 @@ class PreparedHessian:
         s = 0 if found.parts["H_f"].high == 0 else omega.rank
         ranks = closed_forms_at(measured, s, of_held)
         logged = {part: rank for part, rank in ranks.items() if part in self.parts}
-        scalars |= {f"rank_theory/{part}": rank for part, rank in logged.items()}
-        if found.blocks is not None:
+        is_linear = measured.stack is not None and measured.stack.linear
+        family = "rank_theory" if is_linear else "rank_landmark"
+        scalars |= {f"{family}/{part}": rank for part, rank in logged.items()}
+        if found.blocks is not None and is_linear:
             columns = found.blocks.columns.items()
             for (layer, rank), predicted in zip(columns, column_ranks_at(measured, s), strict=True):
                 # The columns of some layers vanish before those of others.
@@ -286,6 +297,7 @@ class PreparedHessian:
     def describe(self) -> Description:
         """Describe sizes, arithmetic, cut, engine and predictions of this network."""
         claims = Claims(self.flat, self.measured)
+        of_units = [] if self.units is None else hidden_unit_predictions(self.units)
         return Description(
             facts=[
                 *claims.facts,
@@ -296,7 +308,7 @@ class PreparedHessian:
                 *([] if self.blocks is None else [self.blocks.fact]),
             ],
             network=claims.network,
-            predictions=claims.predictions,
+            predictions=[*claims.predictions, *of_units],
             reservation=claims.reservation,
             hparams=self._hparams(claims),
         )

@@ -28,8 +28,8 @@ _SYMBOLS = (
     "H_f_fixed, it is the rank with the residuals of the first probe."
 )
 _REFERENCE = (
-    "These are the closed forms of the network's linear counterpart (the same layers without "
-    "activations): a reference value, not a claim about this network."
+    "The closed forms of the network's linear counterpart (the same layers without activations) "
+    "are landmarks: reference values, not claims about this network."
 )
 _CONDITION = "The closed forms hold if every weight has full rank, and are logged only then."
 
@@ -116,7 +116,7 @@ class Claims:
             return bounds
         forms = _closed_forms(len(stack.dims) - 1, with_bias=stack.bias)
         if not stack.linear:
-            forms = [replace(f, quantity=f"{f.quantity}, linear counterpart") for f in forms]
+            forms = [_as_landmark(form) for form in forms]
         omega = Prediction("Omega (s)", "rank/Omega", "E[delta x^T]", "measured")
         return [omega, *forms, *bounds]
 
@@ -149,6 +149,12 @@ class Claims:
             return "No closed form applies: only some layers have a bias."
         outputs = " Under cross entropy, K - 1 replaces K." * (measured.loss == "cross_entropy")
         return f"{_CONDITION if stack.linear else _REFERENCE} {_SYMBOLS}{outputs}"
+
+
+def _as_landmark(form: Prediction) -> Prediction:
+    """Return the closed form of a linear network as a reference value for another one."""
+    tag = str(form.rank).replace("rank_theory/", "rank_landmark/")
+    return replace(form, quantity=f"{form.quantity}, linear counterpart", rank=tag)
 
 
 def widths_text(stack: DenseStack) -> str:

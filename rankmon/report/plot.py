@@ -11,7 +11,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rankmon._util.text import printable
-from rankmon.report.style import CIRCLE, GRAY, LAYERS, PARTS, STYLE, draw_loss, draw_ranks
+from rankmon.report.style import (
+    CIRCLE,
+    GRAY,
+    LAYERS,
+    PARTS,
+    REFERENCES,
+    STYLE,
+    draw_loss,
+    draw_ranks,
+)
 from rankmon.report.summary import as_single_run
 from rankmon.runs.series import RunSeries
 
@@ -82,14 +91,17 @@ def _has(run: RunSeries, group: str) -> bool:
 
 
 def _draw_hessian(axes: Axes, run: RunSeries) -> None:
-    """Draw the ranks, the band from low to high, theory as open circles, the loss in gray."""
+    """Draw the ranks as `draw_ranks` does, and the loss in gray."""
     loss = run.scalars.get("loss")
     if loss is not None and np.any(loss.values > 0):
         draw_loss(axes, loss)
     tags = [f"rank/{part}" for part in PARTS if f"rank/{part}" in run.scalars]
     draw_ranks(axes, run.scalars)
     if _has(run, "rank_theory"):
-        axes.plot([], [], color=GRAY, label="theory, linear networks", **CIRCLE)
+        axes.plot([], [], color=GRAY, label="theory", **CIRCLE)
+    for family, name in (("rank_bound", "upper bound"), ("rank_landmark", "linear counterpart")):
+        if _has(run, family):
+            axes.plot([], [], color=GRAY, label=name, **REFERENCES[family])
     _finish(axes, [step for tag in tags for step in run.scalars[tag].steps.tolist()])
 
 

@@ -42,6 +42,11 @@ STYLE: Any = {
 }
 # Theory is drawn as open circles, few of them.
 CIRCLE: Any = {"linestyle": "", "marker": "o", "mfc": "white", "ms": 6}
+# Bounds, and landmarks: the ranks of the same layers without activations.
+REFERENCES: Mapping[str, Any] = {
+    "rank_bound": {"linestyle": "--", "lw": 1.2, "alpha": 0.8},
+    "rank_landmark": {"linestyle": ":", "lw": 1.2, "alpha": 0.8},
+}
 _CIRCLES = 9
 _BARS = 25
 
@@ -49,6 +54,8 @@ _BARS = 25
 def draw_ranks(axes: Axes, scalars: Mapping[str, ScalarSeries]) -> None:
     """Draw each part's rank, the band from low to high, and theory as open circles.
 
+    An upper bound is drawn dashed, and the rank of the linear counterpart of a network with
+    activations dotted; both are faint.
     A rank of which only these bounds are known is drawn as the band alone, with bars.
 
     Args:
@@ -66,6 +73,9 @@ def draw_ranks(axes: Axes, scalars: Mapping[str, ScalarSeries]) -> None:
         dot = "." if len(ranks.steps) == 1 else ""
         look: Any = {"ls": style, "marker": dot, "color": color, "lw": width, "label": label}
         axes.plot(ranks.steps, ranks.values, **look)
+        for family, dashes in REFERENCES.items():
+            if part != "H_f_fixed" and (other := scalars.get(f"{family}/{part}")) is not None:
+                axes.plot(other.steps, other.values, color=color, **dashes)
         theory = scalars.get(f"rank_theory/{part}")
         if theory is not None and part != "H_f_fixed":
             few = np.unique(np.linspace(0, len(theory.steps) - 1, _CIRCLES).astype(int))

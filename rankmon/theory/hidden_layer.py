@@ -1,4 +1,4 @@
-"""Ranks of networks with activations, from what one probe batch shows of their hidden units.
+"""Ranks of networks with activations, from the states of their hidden units on a probe batch.
 
 Symbols: F(x) = V sigma(W x) + c with M hidden units and K outputs; x has an additional entry 1 if
 the hidden layer has biases, and c is left out without output biases. For n examples, X holds the
@@ -55,7 +55,7 @@ def rank_outer_group_bound(
 
     Args:
       inputs: X, [n, d], with a last column of ones if the hidden layer has biases.
-      slopes: S, [n, M]; any slope will do where z = 0.
+      slopes: S, [n, M]; any slope will do for z = 0.
       outputs: K.
       features: H, [n, M]; without them the bound from the rows is n K'.
       output_bias: whether the outputs have biases.
@@ -322,12 +322,12 @@ def _at_most(X: Float[np.ndarray, "n d"], touched: Bool[np.ndarray, "n groups"])
 def _rank(X: Float[np.ndarray, "n d"], *, ones: bool) -> int:
     """Return the rank of a matrix at its own cut; with ones, of (X, 1) less 1."""
     n, d = X.shape
-    norm = float(np.linalg.norm(X))
-    if norm == 0:
+    largest = float(np.abs(X).max(initial=0.0))
+    if largest == 0:
         return 0
-    scaled = X / norm
+    scaled = X / largest
     if ones:
-        scaled = np.concatenate([scaled, np.full((n, 1), n**-0.5)], axis=1)
+        scaled = np.concatenate([scaled, np.ones((n, 1))], axis=1)
     gram = np.linalg.eigvalsh(scaled.T @ scaled) if n > 4 * d else np.zeros(1)
     if gram[0] > _WELL_CONDITIONED * gram[-1]:  # certainly of full rank
         return d

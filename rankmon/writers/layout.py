@@ -95,7 +95,10 @@ def _hessian_charts() -> list[layout_pb2.Chart]:
             rf"^rank_theory/{_PARTS}",
         ),
         *(
-            _lines(f"Rank of {part}, measured and predicted", rf"^rank(_theory)?/{part}$")
+            _lines(
+                f"Rank of {part}, measured and predicted, with its bound and landmark",
+                rf"^rank(_theory|_bound|_landmark)?/{part}$",
+            )
             for part in HESSIAN_PARTS
         ),
         _lines(
@@ -190,7 +193,6 @@ def _feature_charts() -> list[layout_pb2.Chart]:
         _lines("Fraction of dormant units, tau = 0.1", r"^dormant_share_0\.1/"),
         _lines("Fraction of dormant units, tau = 0.025", r"^dormant_share_0\.025/"),
         _lines("Fraction of saturated units", r"^saturated_share/"),
-        _lines("Rank of H_o, and its bound by Theorem 9", r"^rank(_bound)?/H_o$"),
     ]
 
 

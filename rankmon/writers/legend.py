@@ -27,11 +27,18 @@ LEGEND = (
         "count",
         "rank predicted by the closed forms for deep linear networks with full-rank weights, at "
         "the measured ranks r of the inputs and s of Omega. (H_o depends on the squares of the "
-        "inputs, so for H_o an input direction must be larger to count in r.) For other stacks of "
-        "dense layers, it is the prediction for the same layers without activations (the *linear "
-        "counterpart*): a reference value, not a claim. Once all eigenvalues of H_f are below a "
-        "tenth of the cut, the prediction uses s = 0; from then on, agreement does not support "
-        "the theory",
+        "inputs, so for H_o an input direction must be larger to count in r.) Once all "
+        "eigenvalues of H_f are below a tenth of the cut, the prediction uses s = 0; from then "
+        "on, agreement does not support the theory. For one hidden layer of piecewise linear "
+        "units, H_f's is the exact sum over the units, counted at the cut of H_f; for one of tanh, "
+        "H_o's is a formula that is checked, not proved. Runs of earlier versions have "
+        "`rank_landmark/…` under this tag, for other stacks of dense layers",
+    ),
+    Entry(
+        ("rank_landmark/…",),
+        "count",
+        "for a stack of dense layers with activations, the closed form for the same layers "
+        "without activations (the *linear counterpart*): a reference value, not a claim",
     ),
     Entry(
         ("rank_self/H_f",),
@@ -47,8 +54,10 @@ LEGEND = (
     Entry(
         ("rank_bound/H_o",),
         "count",
-        "upper bound of Theorem 9 on the rank of H_o, for ReLU networks with one hidden layer and "
-        "no biases",
+        "upper bound on the rank of H_o for stacks of dense layers with activations: for one "
+        "hidden layer of ReLU or leaky ReLU the least over groups of units with the same slopes, "
+        "which contains Theorem 9's; for other stacks the smaller of n K and the number of "
+        "parameters less that of rescalings of units that change no output",
     ),
     Entry(
         ("rank_low/…", "rank_high/…"),

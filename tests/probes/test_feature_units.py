@@ -133,15 +133,6 @@ def test_the_cut_is_relative_to_the_norm_before_centering():
     assert measured(of(relu_mlp, x, 3), weights(3, 3), **options)["rank_features/0"] == 1
 
 
-def test_theorem_9_takes_the_rank_before_centering():
-    x = RNG.standard_normal((40, 3)) @ RNG.standard_normal((3, 6)) + 1
-    x[20:] = 2 - x[:20]
-    problem, params = of(relu_mlp, x, 4), weights(6, 8, 4)
-    raw, centered = measured(problem, params), measured(problem, params, centered=True)
-    assert raw["rank_features/0"] == centered["rank_features/0"] + 1
-    assert raw["rank_bound/H_o"] == centered["rank_bound/H_o"]
-
-
 def test_centered_is_a_bool():
     with pytest.raises(TypeError, match="centered"):
         FeaturesProbe(centered="yes")

@@ -117,7 +117,7 @@ def test_other_stacks_show_their_linear_counterpart_and_say_so():
     problem = Problem(apply, loss="mse", inputs=np.eye(4), targets=np.ones((4, 2)))
     probe = HessianProbe().prepare(problem.flat(params))
     measurement, _ = measured_by(probe, problem, params)
-    assert measurement.scalars["rank_theory/H_o"] == theory.rank_outer((4, 3, 2))
+    assert measurement.scalars["rank_landmark/H_o"] == theory.rank_outer((4, 3, 2))
     assert "linear counterpart" in probe.describe().reservation
 
 

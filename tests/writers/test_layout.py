@@ -39,8 +39,9 @@ COLUMNS = ["rank_columns", "rank_columns_theory", "rank_low/columns", "rank_high
 OVER_BATCHES = [f"rank/{part}" for part in PARTS]
 OVER_BATCHES += ["eigenvalue_max/H_L", "effective_rank/H_L", "ntk/rank"]
 OVER_BATCHES += ["collapse/rank_means", "loss"]
+RANKS = ("rank", "rank_theory", "rank_landmark", "spectrum_zeros")
 TAGS = [
-    *(f"{kind}/{part}" for kind in ("rank", "rank_theory", "spectrum_zeros") for part in PARTS),
+    *(f"{kind}/{part}" for kind in RANKS for part in PARTS),
     *(f"{kind}/{part}" for kind in CURVATURE for part in PARTS),
     *(f"interval_{end}/{kind}/{part}" for end in ENDS for kind in CURVATURE for part in PARTS),
     *(f"{kind}/{name}" for kind in ("rank_low", "rank_high") for name in [*PARTS, *LAYERS]),
@@ -145,6 +146,11 @@ def of_parts(*kinds: str) -> set[str]:
     return {f"{kind}/{part}" for kind in kinds for part in PARTS}
 
 
+def compared(part: str) -> set[str]:
+    """The measured rank of a part, and the values to compare it with."""
+    return {f"{kind}/{part}" for kind in ("rank", "rank_theory", "rank_landmark")}
+
+
 def test_categories():
     titles = [category.title for category in custom_scalars_layout().category]
     assert titles == [
@@ -175,7 +181,8 @@ def test_categories():
             "Ranks of the Hessian",
             {f"{kind}/{part}" for kind in ("rank", "rank_theory") for part in PARTS},
         ),
-        ("Hessian ranks", "Rank of H_f,", {"rank/H_f", "rank_theory/H_f"}),
+        ("Hessian ranks", "Rank of H_f,", compared("H_f")),
+        ("Hessian ranks", "Rank of H_o,", compared("H_o") | {"rank_bound/H_o"}),
         ("Hessian ranks", "Rank of H_f with a cut", {"rank_self/H_f", "rank/Omega"}),
         ("Hessian ranks", "Number of eigenvalues", {f"spectrum_zeros/{part}" for part in PARTS}),
         (
@@ -230,7 +237,6 @@ def test_categories():
         ("Features", "Fraction of dormant units, tau = 0.1", layered("dormant_share_0.1")),
         ("Features", "Fraction of dormant units, tau = 0.025", layered("dormant_share_0.025")),
         ("Features", "Fraction of saturated", layered("saturated_share")),
-        ("Features", "Rank of H_o", {"rank/H_o", "rank_bound/H_o"}),
         ("Gradients", "Norm of each", layered("norm_gradient")),
         ("Gradients", "Rank", layered("rank_gradient")),
         ("Gradients", "Stable", layered("stable_rank_gradient")),

@@ -3,11 +3,13 @@
 import { boundsOnly, orBound } from "./bounds.js";
 import { overRuns } from "./seeds.js";
 import { coinciding, nested } from "./coinciding.js";
-import { ink, veil } from "./theme.js";
+import { faint, ink, veil } from "./theme.js";
 
 /**
  * @typedef {{steps: number[], values: ArrayLike<number>}} Series
  * @typedef {{name: string, color: string}} Run
+ *
+ * @typedef {{name: string, dash: number[], of: (run: string) => Series|undefined}} Reference
  *
  * @typedef {Object} Quantity
  * @property {string} id
@@ -18,6 +20,7 @@ import { ink, veil } from "./theme.js";
  * @property {(run: string) => Series|undefined} [theory]
  * @property {string} [expected] the meaning of `theory`, by default "theory"
  * @property {boolean} [isOld] whether `theory` belongs to another cut than the curve
+ * @property {Reference[]} [references] bounds and landmarks, which are no predictions
  * @property {(run: string) => Series|undefined} [marks] points of interest on the line
  * @property {string} [marked] the meaning of these points
  * @property {string} [help] an explanation of the quantity
@@ -52,7 +55,8 @@ function along(look, quantity) {
     return { low: look.along(run, low), high: look.along(run, high) };
   };
   const { of, theory, marks } = quantity;
-  return { ...quantity, of: place(of), theory: place(theory), marks: place(marks), margin };
+  const references = quantity.references?.map((one) => ({ ...one, of: place(one.of) }));
+  return { ...quantity, of: place(of), theory: place(theory), marks: place(marks), margin, references };
 }
 
 function ofOneRun(look, quantities, run) {
@@ -62,6 +66,11 @@ function ofOneRun(look, quantities, run) {
     if (!series) continue;
     const { low, high } = quantity.margin?.(run) ?? {};
     const at = addLine(drawing, styled(quantity, series), low, high);
+    for (const { name, dash, of } of quantity.references ?? []) {
+      const [values, label] = [of(run), `${quantity.label}, ${name}`];
+      const look = { dash, color: faint(quantity.color), width: 1.5, partOf: at, meaning: name };
+      if (values) drawing.lines.push({ ...values, ...look, label });
+    }
     addTheory(drawing, quantity, quantity.theory?.(run), at);
     addMarkers(drawing, quantity, quantity.marks?.(run), quantity.marked, at, 13);
   }
@@ -95,6 +104,10 @@ function ofSeveralRuns(look, quantity, runs) {
   const shared = shownByAll(theories);
   const expected = quantity.expected ?? "theory";
   if (shared) lines.push({ ...THIN, ...shared, label: expected, color: ink().text });
+  for (const { name, dash, of } of quantity.references ?? []) {
+    const values = shownByAll(runs.map((run) => of(run.name)));
+    if (values) lines.push({ ...values, label: name, dash, color: ink().muted, width: 1 });
+  }
   const all = runs.map(({ name }) => quantity.of(name));
   const widths = nested(all, runs.length > MANY ? 1 : 2);
   runs.forEach(({ name, color }, at) => {
@@ -157,7 +170,8 @@ function merged(look, { lines, bands }) {
 /** Returns the series that all runs share, or null if they differ. */
 function shownByAll(all) {
   const [first, ...others] = all;
+  if (!first) return null;
   const equal = (a, b) => a.length === b.length && a.every((value, at) => Object.is(value, b[at]));
   const same = (one) => one && equal(one.steps, first.steps) && equal(one.values, first.values);
-  return first && others.every(same) ? first : null;
+  return others.every(same) ? first : null;
 }

@@ -5,6 +5,12 @@ import { element } from "./dom.js";
 import { LOGGED } from "./recount.js";
 import { ink, partLook, partName, PARTS } from "./theme.js";
 
+// What is no prediction: an upper bound, and the closed form of the same layers without activations.
+const REFERENCES = [
+  { prefix: "rank_bound", name: "upper bound", dash: [7, 4] },
+  { prefix: "rank_landmark", name: "linear counterpart", dash: [1, 5] },
+];
+
 export class HessianSection {
   id = "ranks";
   title = "Ranks of the loss Hessian";
@@ -21,7 +27,8 @@ export class HessianSection {
   get prefixes() {
     const needed = this.app.runs.length === 1 || this.hasUnknownRanks();
     const margins = needed ? ["rank_low/H_", "rank_high/H_"] : [];
-    return ["rank/H_", "rank_theory/", "loss", "tolerance/H_L", ...margins];
+    const references = ["rank_landmark/", "rank_bound/H_o"];
+    return ["rank/H_", "rank_theory/", ...references, "loss", "tolerance/H_L", ...margins];
   }
 
   hasUnknownRanks() {
@@ -59,6 +66,10 @@ export class HessianSection {
       margin: (run) => at(run) ?? {},
       theory: (run) => this.app.series(run, `rank_theory/${part}`),
       isOld: this.app.position !== LOGGED, // theory counts at the logged cut
+      references: REFERENCES.map(({ prefix, ...look }) => ({
+        ...look,
+        of: (run) => this.app.series(run, `${prefix}/${part}`),
+      })),
     };
   }
 

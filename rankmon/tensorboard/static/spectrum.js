@@ -5,16 +5,17 @@ import { shown } from "./values.js";
 import { button, choice, element } from "./dom.js";
 import { drawHeatMap, painted, readingAt } from "./heatmap.js";
 import { factor } from "./recount.js";
-import { heatGradient, ink, lineColor, negativeColor, partColor, partName } from "./theme.js";
+import { faint, heatGradient, ink, lineColor, negativeColor, partColor, partName } from "./theme.js";
 
 // The axis extends this far below the cut, where eigenvalues are rounding noise.
 const NOISE_DECADES = 5;
+const COUNTERPART = "linear counterpart";
 
 export class SpectrumSection {
   id = "spectrum";
   title = "Spectrum";
   followsCut = true;
-  prefixes = ["rank/H_", "rank_theory/"];
+  prefixes = ["rank/H_", "rank_theory/", "rank_landmark/"];
 
   constructor(app) {
     this.app = app;
@@ -129,6 +130,7 @@ export class SpectrumSection {
       lines.push({ label: "cut", color: ink().text, steps: indices, values: level, dash: [6, 4], width: 1.5 });
     }
     const theory = at(this.app.series(run, `rank_theory/${part}`), step);
+    const landmark = at(this.app.series(run, `rank_landmark/${part}`), step);
     lines.push(...this.pinnedLines());
     const [low, high] = this.range;
     const room = (high - low) * 0.05;
@@ -144,7 +146,10 @@ export class SpectrumSection {
       height: 320,
       lines,
       rangeY: () => [low - room, high + room],
-      over: (u) => theory !== undefined && drawTheory(u, theory),
+      over: (u) => {
+        if (landmark !== undefined) drawRank(u, landmark, COUNTERPART, { dash: [1, 5], line: 1 });
+        if (theory !== undefined) drawRank(u, theory, "theory", { dash: [2, 4], line: 0 });
+      },
     };
   }
 
@@ -170,6 +175,11 @@ export class SpectrumSection {
       const values = steps.map((s) => at(theory, s) ?? NaN);
       lines.push({ label: "theory", color: "#ff5c5c", kind: "markers", steps, values });
     }
+    const landmark = this.app.series(run, `rank_landmark/${part}`);
+    if (landmark) {
+      const values = steps.map((s) => at(landmark, s) ?? NaN);
+      lines.push({ label: COUNTERPART, color: faint(color), dash: [1, 5], width: 1.5, steps, values });
+    }
     return {
       title: `${run}: ${partName(part)} over steps`,
       left: "index",
@@ -191,23 +201,29 @@ function at(series, step) {
   return where < 0 ? undefined : series.values[where];
 }
 
-/** Draws a vertical line after the last eigenvalue that is non-zero according to theory. */
-function drawTheory(u, rank) {
+/**
+ * Draws a vertical line after as many eigenvalues as a rank.
+ * @param {string} name what the rank is
+ * @param {{dash: [number, number], line: number}} look the line of text, from the top, of the name
+ */
+function drawRank(u, rank, name, { dash, line }) {
   const x = u.valToPos(rank + 0.5, "x", true);
   const { left, top, width, height } = u.bbox;
   if (!(x >= left && x <= left + width)) return;
   const { ctx } = u;
   ctx.save();
   ctx.beginPath();
-  ctx.setLineDash([2 * devicePixelRatio, 4 * devicePixelRatio]);
-  Object.assign(ctx, { strokeStyle: ink().text, lineWidth: devicePixelRatio });
+  const color = line ? ink().muted : ink().text;
+  ctx.setLineDash(dash.map((length) => length * devicePixelRatio));
+  Object.assign(ctx, { strokeStyle: color, lineWidth: devicePixelRatio });
   ctx.moveTo(x, top);
   ctx.lineTo(x, top + height);
   ctx.stroke();
   const isRight = x > left + 0.7 * width;
   const font = `${12 * devicePixelRatio}px system-ui, sans-serif`;
-  Object.assign(ctx, { fillStyle: ink().text, font, textBaseline: "top", textAlign: isRight ? "right" : "left" });
-  ctx.fillText(`theory: ${rank}`, x + (isRight ? -6 : 6) * devicePixelRatio, top + 4 * devicePixelRatio);
+  Object.assign(ctx, { fillStyle: color, font, textBaseline: "top", textAlign: isRight ? "right" : "left" });
+  const y = top + (4 + 16 * line) * devicePixelRatio;
+  ctx.fillText(`${name}: ${rank}`, x + (isRight ? -6 : 6) * devicePixelRatio, y);
   ctx.restore();
 }
 

@@ -50,6 +50,11 @@ export function veil(color) {
   return color.startsWith("#") ? `${color}2e` : color.replace(")", " / 0.18)");
 }
 
+/** Returns the color of lines to compare with, which the measured lines must outshine. */
+export function faint(color) {
+  return color.startsWith("#") ? `${color}99` : color.replace(")", " / 0.6)");
+}
+
 /** Returns the colors for charts in the current theme. */
 export function ink() {
   const style = getComputedStyle(document.documentElement);
