@@ -25,6 +25,7 @@ SCRIPTS = [
     "plasticity",
     "column_blocks",
     "edge_of_stability",
+    "group_bound",
     "rank_deficiency",
     "walls",
 ]

@@ -66,7 +66,7 @@ export class HessianSection {
       margin: (run) => at(run) ?? {},
       theory: (run) => this.app.series(run, `rank_theory/${part}`),
       isOld: this.app.position !== LOGGED, // theory counts at the logged cut
-      references: REFERENCES.map(({ prefix, ...look }) => ({
+      references: part === "H_f_fixed" ? [] : REFERENCES.map(({ prefix, ...look }) => ({
         ...look,
         of: (run) => this.app.series(run, `${prefix}/${part}`),
       })),
