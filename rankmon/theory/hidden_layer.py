@@ -196,7 +196,7 @@ def rank_outer_tanh(
     min(M (r + K') + o K', n K' - max(K' - M, 0) (n - rank H)), where r is the rank of X, and H has
     a column of ones with output biases. It is an upper bound for every activation: the first number
     is that of the parameters that F depends on, the second is `rank_outer_group_bound`'s from the
-    rows. That tanh networks have this rank is checked, not proved: on 146 random networks with
+    rows. That tanh networks have this rank is checked, not proved: on 99 random networks with
     weights of order one, B_i > 0 and distinct units. Units that are equal up to a sign, or without
     outgoing weight, lower it; and for nearly linear units, and thousands of parameters, the
     numerical rank is lower.
