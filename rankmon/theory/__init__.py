@@ -1,5 +1,8 @@
 """Closed-form theory: predicted ranks (exported here), spectra, and Lemma 8's determinants."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from rankmon.theory.closed_forms import (
     number_of_parameters,
     rank_functional,
@@ -13,16 +16,18 @@ from rankmon.theory.closed_forms import (
 )
 from rankmon.theory.convolutional import Convolutional
 from rankmon.theory.families import FormulaRank, NetworkFamily
-from rankmon.theory.hidden_layer import (
-    rank_functional_hidden,
-    rank_outer_group_bound,
-    rank_outer_rescaling_bound,
-    rank_outer_tanh,
-    unit_singular_values,
-)
 from rankmon.theory.learning_coefficient import LearningCoefficient, learning_coefficient
 from rankmon.theory.residual import ResidualBlocks, ResidualChain
 from rankmon.theory.tied import MatrixPower, TiedAutoencoder, TiedChain
+
+if TYPE_CHECKING:
+    from rankmon.theory.hidden_layer import (
+        rank_functional_hidden,
+        rank_outer_group_bound,
+        rank_outer_rescaling_bound,
+        rank_outer_tanh,
+        unit_singular_values,
+    )
 
 __all__ = [
     "Convolutional",
@@ -50,3 +55,20 @@ __all__ = [
     "rank_per_parameter",
     "unit_singular_values",
 ]
+
+# They need arrays and linear algebra; the closed forms start without (`rankmon predict`).
+_OF_ARRAYS = (
+    "rank_functional_hidden",
+    "rank_outer_group_bound",
+    "rank_outer_rescaling_bound",
+    "rank_outer_tanh",
+    "unit_singular_values",
+)
+
+if not TYPE_CHECKING:  # with a __getattr__, type checkers would accept any name
+
+    def __getattr__(name):
+        if name not in _OF_ARRAYS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module("rankmon.theory.hidden_layer"), name)
+        return value
