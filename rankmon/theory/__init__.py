@@ -56,19 +56,11 @@ __all__ = [
     "unit_singular_values",
 ]
 
-# They need arrays and linear algebra; the closed forms start without (`rankmon predict`).
-_OF_ARRAYS = (
-    "rank_functional_hidden",
-    "rank_outer_group_bound",
-    "rank_outer_rescaling_bound",
-    "rank_outer_tanh",
-    "unit_singular_values",
-)
 
 if not TYPE_CHECKING:  # with a __getattr__, type checkers would accept any name
 
     def __getattr__(name):
-        if name not in _OF_ARRAYS:
+        """Import `hidden_layer` at first use: it needs arrays, and `rankmon predict` does not."""
+        if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = globals()[name] = getattr(import_module("rankmon.theory.hidden_layer"), name)
-        return value
+        return getattr(import_module("rankmon.theory.hidden_layer"), name)
