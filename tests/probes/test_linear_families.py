@@ -142,8 +142,11 @@ def test_no_line_while_a_block_is_zero():
 
 
 def test_only_h_o_for_blocks_narrower_than_the_rank_of_omega():
-    params = {"A": [gaussian(2, 4), gaussian(3, 4)], "B": [gaussian(4, 2), gaussian(4, 3)]}
-    _, scalars = measured(blocks, params, gaussian(N, 4))
+    # Three blocks, and Omega of rank 3 for d = 4, of the covariance of three-dimensional inputs.
+    A, B = [gaussian(2, 4, seed=i) for i in range(3)], [gaussian(4, 2, seed=i) for i in range(3)]
+    x = gaussian(N, 3) @ gaussian(3, 4)
+    _, scalars = measured(blocks, {"A": A, "B": B}, x)
+    assert scalars["rank/Omega"] == 3
     assert theory_of(scalars) == {"H_o": scalars["rank/H_o"]}
 
 
