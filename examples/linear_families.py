@@ -1,7 +1,7 @@
 """Ranks of a residual, a tied and a convolutional linear network during training.
 
-rankmon recognizes these networks from their programs and logs their closed forms (circles) beside
-the measured ranks. The targets are outputs of another network of the same family, so that the loss
+rankmon recognizes these networks from their programs and logs their closed forms (circles) with the
+measured ranks. The targets are outputs of another network of the same family, so that the loss
 reaches 0, H_f vanishes, and H_L falls to H_o.
 """
 

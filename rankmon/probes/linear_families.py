@@ -30,8 +30,8 @@ _FORMULAS: dict[type, dict[str, str]] = {
     ResidualChain: _PLAIN,
     ResidualBlocks: {
         "H_o": "q (r + d - q), q = min(r, d, m_1 + ... + m_L)",
-        "H_f": "2 s (S + (L - 1) (d - s)), S = m_1 + ... + m_L, for s <= min m_l",
-        "H_L": "rank H_o + rank H_f - s^2 and lower terms, for s <= min m_l",
+        "H_f": "2 s (S + (L - 1) (d - s)), S = m_1 + ... + m_L, if s <= min m_l; p if s = d",
+        "H_L": "rank H_o + rank H_f - s^2 and lower terms, if s <= min m_l; p if s = d",
     },
     TiedChain: {
         "H_o": "q (r + K - q), q = min(r, M, K)",
