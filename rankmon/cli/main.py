@@ -110,9 +110,11 @@ def _report(args: argparse.Namespace) -> int:
 
     def png() -> bytes:
         _expect("matplotlib", extra="plots")
-        from rankmon.report.plot import png_of
+        from rankmon.report.plot import FORMATS, picture_of
 
-        return png_of([_named(run, args.logdir) for run in runs])
+        suffix = Path(args.png).suffix.lower()
+        named = [_named(run, args.logdir) for run in runs]
+        return picture_of(named, suffix=suffix if suffix in FORMATS else ".png")
 
     def as_csv() -> bytes:
         return export.csv_of(runs, patterns).encode(errors="surrogateescape")

@@ -129,7 +129,11 @@ that are not finite are the strings "NaN", "Infinity" and "-Infinity".""",
     )
     _add_tags(command, "tags for the table, the CSV and the JSON; can be repeated")
     command.add_argument("--html", metavar="FILE", help="write a page with charts; - for stdout")
-    command.add_argument("--png", metavar="FILE", help="plot the ranks (needs matplotlib)")
+    command.add_argument(
+        "--png",
+        metavar="FILE",
+        help="plot the ranks (needs matplotlib); a name ending in .svg or .pdf gives that format",
+    )
     command.add_argument("--csv", metavar="FILE", help="write all scalars, one per line")
     command.add_argument("--json", metavar="FILE", help="write the summary and all series")
 

@@ -1,4 +1,4 @@
-"""Plot runs as a PNG in the style of figure S1 (arXiv 2106.16225); needs matplotlib."""
+"""Plot runs as a PNG, SVG or PDF in the style of figure S1 (arXiv 2106.16225); needs matplotlib."""
 
 import io
 import warnings
@@ -18,16 +18,20 @@ from rankmon.report.style import (
     PARTS,
     REFERENCES,
     STYLE,
+    add_legend,
     draw_loss,
+    draw_nan,
     draw_ranks,
 )
 from rankmon.report.summary import as_single_run
 from rankmon.runs.series import RunSeries
 
 LABEL = 20  # characters of a weight's name
+# The suffixes that name a format, and what keeps the date out of the file.
+FORMATS: dict[str, Any] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
 
-def png_of(runs: Sequence[RunSeries]) -> bytes:
+def picture_of(runs: Sequence[RunSeries], *, suffix: str = ".png") -> bytes:
     """Return a picture of the Hessian's ranks over the steps, with one panel per run.
 
     If there is only one run, a second panel shows the ranks of its weights. For a run without the
@@ -35,15 +39,16 @@ def png_of(runs: Sequence[RunSeries]) -> bytes:
 
     Args:
       runs: one or more runs.
+      suffix: the format: ".png", ".svg" or ".pdf".
     """
     singles = [as_single_run(run) for run in runs]
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # Characters of a name that the font lacks are drawn as boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = _one_run(singles[0]) if len(runs) == 1 else _panels(singles)
-        png = io.BytesIO()
-        figure.savefig(png, format="png", dpi=130)
-    return png.getvalue()
+        picture = io.BytesIO()
+        figure.savefig(picture, format=suffix[1:], dpi=130, metadata=FORMATS[suffix])
+    return picture.getvalue()
 
 
 def _one_run(run: RunSeries) -> Figure:
@@ -59,7 +64,7 @@ def _one_run(run: RunSeries) -> Figure:
         left = figure.subplots()
         _draw(left, run)
     left.set_ylabel("rank")
-    _add_legend(figure, [left])
+    add_legend(figure, figure.axes)
     figure.suptitle(printable(run.name), parse_math=False)
     return figure
 
@@ -77,7 +82,7 @@ def _panels(runs: Sequence[RunSeries]) -> Figure:
         axes.set_visible(False)
     for axes in panels[::columns]:
         axes.set_ylabel("rank")
-    _add_legend(figure, panels)
+    add_legend(figure, panels)
     return figure
 
 
@@ -124,6 +129,7 @@ def _draw_weights(axes: Axes, run: RunSeries) -> None:
             fontsize=9,
             parse_math=False,
         )
+    draw_nan(axes, [run.scalars[tag] for tag in tags])
     axes.set(title="weights")
     _finish(axes, [step for tag in tags for step in run.scalars[tag].steps.tolist()])
 
@@ -151,8 +157,8 @@ def _labels(run: RunSeries, tags: Sequence[str]) -> list[tuple[float, str, str]]
 
 def _finish(axes: Axes, steps: Sequence[int]) -> None:
     """Start the axis of ranks at 0; make that of steps logarithmic if most steps come early."""
-    axes.set(xlabel="step")
-    axes.set_ylim(bottom=0)
+    axes.set(xlabel="step", ylim=(0, max(1, axes.get_ylim()[1])))
+    axes.locator_params(integer=True)
     different = sorted(set(steps))
     if len(different) == 1:
         axes.set_xticks(different)
@@ -160,19 +166,3 @@ def _finish(axes: Axes, steps: Sequence[int]) -> None:
         positive = [step for step in different if step > 0]
         axes.set_xscale("symlog", linthresh=positive[0], linscale=0.5)
         axes.set_xlim(different[0], 1.2 * different[-1])
-
-
-def _add_legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    """Add one legend for all panels, with each label once."""
-    labeled: dict[Any, Any] = {}
-    for axes in panels:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            labeled.setdefault(label, handle)
-    if labeled:
-        figure.legend(
-            list(labeled.values()),
-            list(labeled),
-            loc="outside lower center",
-            ncols=5,
-            handlelength=2.6,
-        )

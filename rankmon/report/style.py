@@ -1,10 +1,11 @@
-"""The palette and style of PNGs, and how ranks and the loss are drawn; needs matplotlib."""
+"""The palette and style of pictures, and how ranks, loss and NaN are drawn; needs matplotlib."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from rankmon._util.palette import DASHES, LINES, WIDTHS
 from rankmon._util.palette import PARTS as COLORS
@@ -39,6 +40,9 @@ STYLE: Any = {
     "font.size": 11,
     "axes.titlesize": 12,
     "legend.frameon": False,
+    # The same picture gives the same bytes; letters of PDFs stay text.
+    "svg.hashsalt": "rankmon",
+    "pdf.fonttype": 42,
 }
 # Theory is drawn as open circles, few of them.
 CIRCLE: Any = {"linestyle": "", "marker": "o", "mfc": "white", "ms": 6}
@@ -47,6 +51,9 @@ REFERENCES: Mapping[str, Any] = {
     "rank_bound": {"linestyle": "--", "lw": 1.2, "alpha": 0.8},
     "rank_landmark": {"linestyle": ":", "lw": 1.2, "alpha": 0.8},
 }
+BAND: Any = {"alpha": 0.18, "lw": 0}
+LOSS = "loss (right axis)"
+_LINE_OF_LOSS: Any = {"color": "#9a9a9a", "linewidth": 1.2}
 _CIRCLES = 9
 _BARS = 25
 
@@ -56,21 +63,28 @@ def draw_ranks(axes: Axes, scalars: Mapping[str, ScalarSeries]) -> None:
 
     An upper bound is drawn dashed, and the rank of the linear counterpart of a network with
     activations dotted; both are faint.
-    A rank of which only these bounds are known is drawn as the band alone, with bars.
+    A rank of which only these bounds are known is drawn as the band alone, with bars; a step
+    without rank and bounds as a triangle.
 
     Args:
       axes: to draw on.
       scalars: tag -> series; `rank/H_L` and so on are drawn.
     """
+    banded, lost = False, []
     for part, (label, color, style, width) in PARTS.items():
         if f"rank/{part}" not in scalars:
             continue
         ranks = scalars[f"rank/{part}"]
         low, high = (scalars.get(f"rank_{end}/{part}") for end in ("low", "high"))
         if low is not None and high is not None and len(low.steps) == len(high.steps):
-            axes.fill_between(low.steps, low.values, high.values, color=color, alpha=0.18, lw=0)
+            axes.fill_between(low.steps, low.values, high.values, color=color, **BAND)
             _draw_unknown(axes, ranks, low, high, color)
+            banded = banded or bool(np.any(low.values < high.values))
+            lost.append(_without(ranks, low.steps[np.isfinite(low.values)]))
+        else:
+            lost.append(ranks)
         dot = "." if len(ranks.steps) == 1 else ""
+        label = label if np.isfinite(ranks.values).any() else "_"  # no entry without a line
         look: Any = {"ls": style, "marker": dot, "color": color, "lw": width, "label": label}
         axes.plot(ranks.steps, ranks.values, **look)
         for family, dashes in REFERENCES.items():
@@ -79,7 +93,36 @@ def draw_ranks(axes: Axes, scalars: Mapping[str, ScalarSeries]) -> None:
         theory = scalars.get(f"rank_theory/{part}")
         if theory is not None and part != "H_f_fixed":
             few = np.unique(np.linspace(0, len(theory.steps) - 1, _CIRCLES).astype(int))
-            axes.plot(theory.steps[few], theory.values[few], color=color, zorder=5, **CIRCLE)
+            axes.plot(
+                theory.steps[few],
+                theory.values[few],
+                color=color,
+                zorder=5,
+                clip_on=False,  # a rank of 0 is a whole circle on the axis
+                **CIRCLE,
+            )
+    if banded:
+        axes.fill_between([], [], color=GRAY, label="rank at 10 to 0.1 times the cut", **BAND)
+    draw_nan(axes, lost)
+
+
+def draw_nan(axes: Axes, curves: Iterable[ScalarSeries]) -> None:
+    """Draw a triangle at each step at which a curve is NaN; say it if no curve has a number."""
+    curves = [curve for curve in curves if len(curve.steps)]
+    at = sorted({int(s) for c in curves for s in c.steps[np.isnan(c.values)]})
+    if not at:
+        return
+    look: Any = {"color": BLACK, "marker": "^", "ls": "", "ms": 6, "clip_on": False, "zorder": 6}
+    axes.plot(at, np.full(len(at), 0.02), transform=axes.get_xaxis_transform(), **look, label="NaN")
+    if all(np.isnan(curve.values).all() for curve in curves):
+        place: Any = {"transform": axes.transAxes, "ha": "center", "va": "center"}
+        axes.text(0.5, 0.5, "NaN at every step", fontsize=12, color=GRAY, **place)
+
+
+def _without(curve: ScalarSeries, steps: np.ndarray) -> ScalarSeries:
+    """Return the curve at all other steps."""
+    other = ~np.isin(curve.steps, steps)
+    return ScalarSeries(curve.steps[other], curve.values[other])
 
 
 def _draw_unknown(
@@ -102,10 +145,34 @@ def _draw_unknown(
 def draw_loss(axes: Axes, loss: ScalarSeries) -> Axes:
     """Draw the loss behind the ranks on a second axis, logarithmic and gray, and return that."""
     right = axes.twinx()
-    right.semilogy(loss.steps, loss.values, color="#9a9a9a", linewidth=1.2)
+    right.semilogy(loss.steps, loss.values, **_LINE_OF_LOSS)
+    axes.plot([], [], label=LOSS, **_LINE_OF_LOSS)
     right.set_ylabel("loss", color="#7a7a7a")
-    right.tick_params(axis="y", colors="#7a7a7a")
+    right.tick_params(axis="y", which="both", colors="#7a7a7a")
     right.grid(visible=False)
     axes.set_zorder(right.get_zorder() + 1)
     axes.patch.set_visible(False)
     return right
+
+
+def add_legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    """Add one legend for all panels below them, in one or two rows, each label once, loss last."""
+    labeled: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            labeled.setdefault(label, handle)
+    if LOSS in labeled:
+        labeled[LOSS] = labeled.pop(LOSS)
+    if not labeled:
+        return
+    columns = len(labeled) if len(labeled) <= 5 else -(-len(labeled) // 2)
+    # Matplotlib fills columns; the rows should read in order.
+    names = list(labeled)
+    names = [name for i in range(columns) for name in names[i::columns]]
+    figure.legend(
+        [labeled[name] for name in names],
+        names,
+        loc="outside lower center",
+        ncols=columns,
+        handlelength=2.6,
+    )

@@ -105,6 +105,14 @@ def test_report_writes_a_page_that_holds_the_runs(logs, tmp_path):
     assert [run["overview"]["name"] for run in json.loads(held)] == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    ("name", "start"), [("a.svg", b"<?xml"), ("a.PDF", b"%PDF"), ("a.jpg", b"\x89PNG")]
+)
+def test_the_suffix_says_the_format(logs, tmp_path, name, start):
+    assert main(["report", str(logs), "--png", str(tmp_path / name)]) == 0
+    assert (tmp_path / name).read_bytes().startswith(start)
+
+
 def test_report_to_stdout(logs, capfdbinary):
     assert main(["report", str(logs), "--csv", "-"]) == 0
     out = capfdbinary.readouterr().out

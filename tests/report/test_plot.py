@@ -1,6 +1,7 @@
-"""The PNG, read back pixel by pixel with Pillow: every curve in its color, nothing else changed."""
+"""The picture, read back pixel by pixel with Pillow: every curve in its color, and its legend."""
 
 import io
+import re
 import warnings
 
 import matplotlib
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rankmon.report.plot import png_of
+from rankmon.report.plot import picture_of
 from rankmon.report.style import LAYERS, PARTS
 from rankmon.runs.series import RunSeries
 from run_records import series
@@ -35,16 +36,15 @@ def run_of(name: str = "run", parts=tuple(PARTS), **more) -> RunSeries:
     "parts", [("H_L", "H_o"), ("H_L", "H_f"), tuple(PARTS)], ids=["H_o", "H_f", "all"]
 )
 def test_each_part_in_its_color(parts):
-    picture = pixels(png_of([run_of(parts=parts)]))
+    picture = pixels(picture_of([run_of(parts=parts)]))
     for part, (_, color, *_) in PARTS.items():
-        # The axes are black, as H_L is.
-        assert has_color(picture, color) == (part in parts or part == "H_L"), part
+        assert has_color(picture, color) == (part in parts), part
 
 
 def test_weights_stand_beside_the_hessian_or_alone():
     weights = {"rank_weights__a": series([5, 4]), "rank_weights__b": series([3, 3])}
-    both = pixels(png_of([run_of(**weights)]))
-    alone = pixels(png_of([run_of(parts=(), **weights)]))
+    both = pixels(picture_of([run_of(**weights)]))
+    alone = pixels(picture_of([run_of(parts=(), **weights)]))
     for picture in (both, alone):
         assert has_color(picture, LAYERS[0])
     assert both.shape[1] > alone.shape[1]
@@ -53,7 +53,7 @@ def test_weights_stand_beside_the_hessian_or_alone():
 
 def test_the_loss_where_there_is_one():
     losses = (series([1, 1e-9]), series([0, 0]))
-    pictures = [pixels(png_of([run_of(parts=["H_o"], loss=loss)])) for loss in losses]
+    pictures = [pixels(picture_of([run_of(parts=["H_o"], loss=loss)])) for loss in losses]
     assert [has_color(picture, "#9a9a9a") for picture in pictures] == [True, False]
 
 
@@ -64,7 +64,7 @@ def quiet(runs):
     """A picture that nothing is warned of."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return png_of(runs)
+        return picture_of(runs)
 
 
 def test_the_name_of_one_run_is_shown_as_it_is():
@@ -97,12 +97,55 @@ def test_names_of_weights_are_shown_as_they_are():
     ids=lambda scalars: ", ".join(scalars) or "nothing",
 )
 def test_odd_runs(scalars):
-    assert png_of([RunSeries("run", scalars)]).startswith(b"\x89PNG")
+    assert picture_of([RunSeries("run", scalars)]).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("suffix", [".svg", ".pdf"])
+def test_other_formats(suffix):
+    run = run_of(loss=series([1, 2]), rank_theory__H_L=series([90, 85]))
+    picture = picture_of([run], suffix=suffix)
+    assert picture.startswith({".svg": b"<?xml", ".pdf": b"%PDF"}[suffix])
+    assert picture == picture_of([run], suffix=suffix)
+
+
+def words(*runs: RunSeries) -> set[str]:
+    """Return what an SVG of the runs says: Matplotlib keeps each text as a comment."""
+    picture = picture_of(runs, suffix=".svg").decode()
+    return {text.strip() for text in re.findall("<!--(.*?)-->", picture)}
+
+
+LEGEND = ("$H_L$", "$H_o$", "rank at 10 to 0.1 times the cut", "theory",
+          "loss (right axis)", "NaN")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("scalars", "entries"),
+    [
+        ({"rank/H_L": [9, 8]}, (0,)),
+        ({"rank/H_L": [9, 8], "loss": [1, 2]}, (0, 4)),
+        ({"rank/H_L": [9, 8], "rank_low/H_L": [9, 8], "rank_high/H_L": [9, 8]}, (0,)),
+        ({"rank/H_L": [9, 8], "rank_low/H_L": [9, 7], "rank_high/H_L": [9, 8]}, (0, 2)),
+        ({"rank/H_o": [9, 8], "rank_theory/H_o": [9, 8]}, (1, 3)),
+        ({"rank/H_L": [9, NAN], "rank/H_o": [9, 8]}, (0, 1, 5)),
+        ({"rank/H_L": [NAN, NAN]}, (5,)),
+        ({"rank/H_L": [NAN, 5], "rank_low/H_L": [4, 5], "rank_high/H_L": [9, 5]}, (0, 2)),
+    ],
+    ids=["rank", "loss", "empty band", "band", "theory", "NaN", "only NaN", "bounds"],
+)
+def test_the_legend_has_what_is_drawn(scalars, entries):
+    said = words(RunSeries("run", {tag: series(values) for tag, values in scalars.items()}))
+    assert [name for name in LEGEND if name in said] == [LEGEND[i] for i in entries]
+
+
+def test_a_run_of_nan_says_so():
+    lost = RunSeries("lost", {"rank/H_L": series([NAN, NAN])})
+    assert "NaN at every step" in words(lost)
+    assert "NaN at every step" not in words(RunSeries("run", {"rank/H_L": series([3, NAN])}))
 
 
 def test_matplotlibs_own_settings_stay():
     before = dict(matplotlib.rcParams)
-    png_of([RunSeries("run", {})])
+    picture_of([RunSeries("run", {})])
     assert dict(matplotlib.rcParams) == before
 
 
@@ -117,7 +160,7 @@ def test_medians_over_seeds_are_drawn_with_their_range():
         },
     )
     narrow = RunSeries("median", {**run.scalars, f"{tag}/low": series([5, 5])})
-    pictures = [pixels(png_of([one])) for one in (run, narrow)]
+    pictures = [pixels(picture_of([one])) for one in (run, narrow)]
     assert has_color(pictures[0], PARTS["H_f"][1])
     band = [np.sum(np.any(picture < 250, axis=-1)) for picture in pictures]
     assert band[0] > 1.2 * band[1]
@@ -138,7 +181,7 @@ def test_a_rank_of_which_bounds_are_known_is_a_band_and_no_line(steps):
         "rank/H_L": series([1000] * steps),
     }
     unknown, known = (
-        ink(png_of([RunSeries("run", bounds | {"rank/H_f": series([rank] * steps)})]), color)
+        ink(picture_of([RunSeries("run", bounds | {"rank/H_f": series([rank] * steps)})]), color)
         for rank in (NAN, 500.0)
     )
     # Bars from 100 to 900 of the axis, which ends a little above 1,000; a line at 500 otherwise.
