@@ -176,24 +176,18 @@ def test_categories():
 @pytest.mark.parametrize(
     ("category", "title", "expected"),
     [
-        (
-            "Hessian ranks",
-            "Ranks of the Hessian",
-            {f"{kind}/{part}" for kind in ("rank", "rank_theory") for part in PARTS},
-        ),
+        ("Hessian ranks", "Ranks of the Hessian", of_parts("rank")),
         ("Hessian ranks", "Rank of H_f,", compared("H_f")),
         ("Hessian ranks", "Rank of H_o,", compared("H_o") | {"rank_bound/H_o"}),
         ("Hessian ranks", "Rank of H_f with a cut", {"rank_self/H_f", "rank/Omega"}),
         ("Hessian ranks", "Number of eigenvalues", {f"spectrum_zeros/{part}" for part in PARTS}),
-        (
-            "Curvature",
-            "Largest",
-            of_parts("eigenvalue_max", "eigenvalue_min") | {"eigenvalue_max_threshold/H_L"},
-        ),
+        ("Curvature", "Largest", of_parts("eigenvalue_max") | {"eigenvalue_max_threshold/H_L"}),
+        ("Curvature", "Smallest", of_parts("eigenvalue_min")),
         ("Curvature", "Epsilon-rank: eigenvalues above 0.1 ", of_parts("rank_0.1")),
         ("Curvature", "Epsilon-rank: eigenvalues above 0.01 ", of_parts("rank_0.01")),
         ("Curvature", "Epsilon-rank: eigenvalues above 0.001 ", of_parts("rank_0.001")),
-        ("Curvature", "Negative", of_parts("negative_0.01", "negative")),
+        ("Curvature", "Negative eigenvalues below -0.01 ", of_parts("negative_0.01")),
+        ("Curvature", "Negative eigenvalues below minus", of_parts("negative")),
         ("Curvature", "Trace", of_parts("trace")),
         ("Curvature", "Frobenius", of_parts("norm")),
         ("Curvature", "Stable", of_parts("stable_rank")),
@@ -277,19 +271,13 @@ def test_categories():
         ("Margins", "Gap around the cut, H", {f"gap/{name}" for name in [*PARTS, "Omega"]}),
         ("Margins", "Gap around the cut, w", layered("gap")),
         ("Margins", "Gap around the cut, c", layered(*(f"gap/{since}" for since in SINCE))),
-        (
-            "Layer blocks",
-            "Rank of each layer's columns",
-            layered("rank_columns/H_f", "rank_columns_theory/H_f"),
-        ),
+        ("Layer blocks", "Rank of each layer's columns", layered("rank_columns/H_f")),
+        ("Layer blocks", "Predicted rank", layered("rank_columns_theory/H_f")),
         ("Layer blocks", "Rank of each layer's diagonal block of H_o", layered("rank_block/H_o")),
         ("Layer blocks", "Share", {"off_diagonal_share/H_L"}),
         ("Lemma 8", "log", layered("lemma8/predicted_log_abs_det", "log_abs_det")),
-        (
-            "Lemma 8",
-            "Measured minus",
-            layered("lemma8/prediction_error", "lemma8/quadrature_error"),
-        ),
+        ("Lemma 8", "Measured minus", layered("lemma8/prediction_error")),
+        ("Lemma 8", "Quadrature", layered("lemma8/quadrature_error")),
         ("Lemma 8", "Balanced", layered("lemma8/balancedness")),
         (
             "Lemma 8",
@@ -323,6 +311,17 @@ def test_every_tag_has_a_chart():
     others = set(CURVATURE) - set(DRAWN_WITH_INTERVAL)
     uncharted |= of_parts(*(f"interval_{end}/{kind}" for end in ENDS for kind in others))
     assert shown == set(TAGS) - uncharted
+
+
+def test_no_chart_has_many_curves_of_one_color():
+    """TensorBoard gives all curves of a run the same color: five, or one kind for each layer."""
+    for (_, title), chart in charts().items():
+        shown = curves(chart)
+        kinds = {tag.rpartition("/")[0] for tag in shown if tag.rpartition("/")[2] in LAYERS}
+        others = [tag for tag in shown if tag.rpartition("/")[2] not in LAYERS]
+        compared = 2 if title == "log |det|, predicted and measured" or "changes" in title else 1
+        assert len(others) <= 5, title
+        assert len(kinds) <= compared, title
 
 
 def test_low_is_the_lower_edge_of_each_margin_chart():
