@@ -80,6 +80,12 @@ def session_start_event(
     return _summary_event([_session_start(hparams, wall_time)], step, wall_time)
 
 
+def experiment_event(experiment: api_pb2.Experiment, wall_time: float) -> event_pb2.Event:
+    """Return the event with the columns of TensorBoard's HPARAMS page."""
+    data = plugin_data_pb2.HParamsPluginData(experiment=experiment)
+    return _summary_event([_hparams_value(hparams_plugin.EXPERIMENT_TAG, data)], 0, wall_time)
+
+
 def session_end_event(outcome: Outcome, step: int, wall_time: float) -> event_pb2.Event:
     """Return the event that ends a session on TensorBoard's HPARAMS page."""
     info = plugin_data_pb2.SessionEndInfo(
