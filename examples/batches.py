@@ -8,12 +8,11 @@ import optax
 import rankmon
 from loops import batches, digits, finish, parse_options
 from networks import initial_weights, relu
-from plotting import plt, save, series
-from rankmon.report.style import BLUE, GREEN, VERMILION
+from plotting import GRAY, PARTS, add_legend, plt, save, series
 
 IMAGES, BATCH, EVERY = 6000, 64, 50
 PROBES, PROBE = 8, 50  # probe batches, and images in each
-RANKS = {"rank/H_L": BLUE, "rank/H_o": GREEN, "rank/H_f": VERMILION}
+RANKS = ("rank/H_L", "rank/H_o", "rank/H_f")
 OTHERS = ("effective_rank/H_L", "eigenvalue_max/H_L", "loss")
 
 
@@ -56,17 +55,19 @@ def print_spread(records):
 def save_picture(records, path):
     """Draw median and range of the ranks, and of the largest eigenvalue of H_L."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
-    largest = {"eigenvalue_max/H_L": BLUE}
-    for axes, curves in ((left, RANKS), (right, largest)):
-        for tag, color in curves.items():
+    for axes, tags in ((left, RANKS), (right, ["eigenvalue_max/H_L"])):
+        for tag in tags:
+            label, color, style, width = PARTS[tag.partition("/")[2]]
             steps, low = series(records, f"batches/{tag}/low")
             axes.fill_between(
                 steps, low, series(records, f"batches/{tag}/high")[1], alpha=0.25, color=color, lw=0
             )
-            axes.plot(*series(records, tag), color=color, lw=2, label=tag)
+            axes.plot(*series(records, tag), ls=style, color=color, lw=width, label=label)
         axes.set(xlabel="step", ylim=(0, None))
-        axes.legend()
-    left.set_title(f"ranks, median and range over {PROBES} batches")
+    left.fill_between([], [], color=GRAY, alpha=0.25, label=f"range over {PROBES} batches")
+    left.set(title="ranks, median and range", ylabel="rank")
+    right.set_title(r"largest eigenvalue $\lambda_{\max}(H_L)$")
+    add_legend(figure, [left])
     save(figure, path)
 
 

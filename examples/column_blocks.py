@@ -14,7 +14,8 @@ from tqdm import trange
 
 import rankmon
 from networks import affine, glorot_normal, linear
-from plotting import CIRCLE, GRAY, LAYERS, check, draw_loss, layers, plt, save, series
+from plotting import LAYERS, add_legend, check, draw_loss, layers, plt, save, series
+from rankmon.report.style import CIRCLE, GRAY
 from rankmon.runs.series import ScalarSeries
 
 # Training in float32 stops at a loss near 1e-10, at which H_f has not vanished.
@@ -106,9 +107,9 @@ def main():
         count, agreed = shown(axes, trained(name, dims, options), title)
         claims[f"{title}: the {count} ranks with low = rank = high are the predicted ones"] = agreed
     panels[0].set(ylabel=r"rank of the columns of $H_f$", ylim=(0, None))
-    panels[0].fill_between([], [], color=GRAY, alpha=0.25, label="at 10 to 0.1 times the cut")
+    panels[0].fill_between([], [], color=GRAY, alpha=0.25, label="rank at 10 to 0.1 times the cut")
     panels[0].plot([], [], color=GRAY, label="Theorem 5", **CIRCLE)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    add_legend(figure, panels[:1])
     save(figure, path)
     print(f"\n{path}\n")
     check(claims)

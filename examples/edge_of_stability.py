@@ -74,6 +74,7 @@ def save_picture(runs, path):
         bottom.set(xlabel="step", yscale="log")
     axes[0, 0].set_ylabel("largest eigenvalue")
     axes[1, 0].set_ylabel("loss")
+    figure.align_ylabels()
     axes[0, 0].legend(loc="lower right")
     save(figure, path)
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 import rankmon
 from hidden_counts import counted
 from networks import relu
-from plotting import check, draw_hessian_ranks, draw_loss, plt, save, series
+from plotting import add_legend, check, draw_hessian_ranks, draw_loss, plt, save, series
 from rankmon.monitor.schedule import at_steps
 from rankmon.report.style import BLUE, VERMILION
 from rankmon.runs.series import ScalarSeries
@@ -76,15 +76,13 @@ def main():
     left.set(title="a ReLU network 2-24-2, from small weights", xlabel="step", ylabel="rank")
     left.set_xlim(-0.1, 1.3 * records[-1].step)
     some = bound > 0
-    ratios = ((of_units, VERMILION, "smaller of Theorem 9 and nK"), (bound, BLUE, "group bound"))
+    ratios = ((of_units, VERMILION, "smaller of Theorem 9 and $nK$"), (bound, BLUE, "group bound"))
     for values, color, name in ratios:
         share = rank[some] / values[some]
         right.semilogx(size[some], share, ".", color=color, ms=5, alpha=0.7, label=name)
     right.set(title=f"{len(size)} random networks", xlabel=r"$nK/p$", ylim=(0, 1.05))
     right.set_ylabel(r"rank $H_o$ / bound")
-    for axes, columns in ((left, 6), (right, 2)):
-        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13)}
-        axes.legend(**place, ncols=columns, handlelength=1.8, columnspacing=1.2)
+    add_legend(figure, [left, right])
     path = options.logdir / "group_bound.png"
     save(figure, path)
 

@@ -14,7 +14,7 @@ from tqdm import trange
 
 import rankmon
 from family_networks import FAMILIES
-from plotting import check, draw_hessian_ranks, draw_loss, plt, save, series
+from plotting import add_legend, check, draw_hessian_ranks, draw_loss, plt, save, series
 from rankmon.runs.series import ScalarSeries
 
 # Training in float32 stops at a loss near 1e-10, at which H_f has not vanished.
@@ -72,8 +72,7 @@ def draw(records, title, path):
     draw_hessian_ranks(axes, records)
     axes.set(title=title, xlabel="step", ylabel="rank")
     axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])  # shows the circles at 0
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, handlelength=1.8)
+    add_legend(figure, [axes])
     save(figure, path)
     print(f"{path}\n")
 

@@ -9,12 +9,15 @@ import numpy as np
 
 from rankmon import Record
 from rankmon.report.style import (
+    BLUE,
     CIRCLE,
     GRAY,
     LAYERS,
     PARTS,
     REFERENCES,
     STYLE,
+    VERMILION,
+    add_legend,
     draw_loss,
     draw_ranks,
 )
@@ -124,11 +127,10 @@ def save_rank_evolution(
         axes.set(xlabel=phase.unit, title=phase.name or "Hessian")
         axes.tick_params(labelleft=i == 0)
     panels[0].set_ylabel("rank")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, handlelength=2.6)
+    add_legend(figure, panels)
     last = figure.add_subplot(grid[-1])
     draw_weight_ranks(last, records)
-    last.set_xlabel(" + ".join(f"{phase.unit}s" for phase in phases))
+    last.set_xlabel(", then ".join(phase.unit for phase in phases))
     for phase in phases[1:]:
         last.axvline(phase.start, color="#888888", linewidth=1, linestyle=":")
     figure.suptitle(title)
@@ -151,45 +153,48 @@ def save_determinants(
       path: the PNG to write.
       time_of_step: the flow time of one step.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5))
 
     def curve(records: Sequence[Record], tag: str) -> tuple[np.ndarray, np.ndarray]:
         steps, values = series(records, tag)
         return steps * time_of_step, values
 
-    left.plot(
-        *curve(flow, "log_abs_det/0"), color=LAYERS[0], lw=5, alpha=0.35, label="flow, measured"
-    )
-    left.plot(*curve(flow, "flow/log_abs_det/0"), "o", color=LAYERS[0], mfc="white", ms=6,
-              label="flow, predicted by the ODE")  # fmt: skip
-    left.plot(*curve(descent, "log_abs_det/0"), color=LAYERS[1], lw=1.6, label="descent, measured")
+    # The four curves coincide: a wide one, a thin one, and marks of both on different steps.
+    left.plot(*curve(flow, "log_abs_det/0"), color=BLUE, lw=6, alpha=0.3, label="flow, measured")
+    t, predicted = curve(flow, "flow/log_abs_det/0")
+    left.plot(t[::4], predicted[::4], color=BLUE, label="flow, predicted by the ODE", **CIRCLE)
+    left.plot(*curve(descent, "log_abs_det/0"), color=VERMILION, lw=1.5, label="descent, measured")
     at, predicted = curve(descent, "lemma8/predicted_log_abs_det/0")
     _, error = curve(descent, "lemma8/quadrature_error/0")
-    left.errorbar(at, predicted, yerr=np.nan_to_num(error), fmt="x", color=LAYERS[5], ms=5, lw=1,
-                  label="descent, predicted by trapezoids")  # fmt: skip
-    left.set(xlabel="flow time", ylabel=r"$\log|\det W^1|$", title="Lemma 8's prediction")
+    left.errorbar(at[2::4], predicted[2::4], yerr=np.nan_to_num(error)[2::4], fmt="x", ms=7, mew=2,
+                  color=VERMILION, label="descent, predicted by trapezoids")  # fmt: skip
+    left.set(
+        xlabel="flow time", ylabel=r"$\log|\det W^1|$", title="Lemma 8: four curves that coincide"
+    )
     left.set_xscale("symlog", linthresh=0.1, linscale=0.5)
-    left.legend(loc="lower left")
 
     t, measured = curve(flow, "log_abs_det/0")
     off = np.abs(measured - curve(flow, "flow/log_abs_det/0")[1])
-    right.loglog(t[1:], off[1:], "o-", color=LAYERS[0], ms=3, label="flow: off by")
+    right.loglog(t[1:], off[1:], "o-", color=BLUE, ms=3, label="flow, error of the prediction")
     t, off = curve(descent, "lemma8/prediction_error/0")
-    right.loglog(t[1:], np.abs(off[1:]), "x-", color=LAYERS[5], ms=4, label="descent: off by")
-    right.loglog(at, error, ":", color=LAYERS[5], label="descent: quadrature estimate")
-    for records, color, name in ((flow, LAYERS[0], "flow"), (descent, LAYERS[1], "descent")):
+    right.loglog(t[1:], np.abs(off[1:]), "x-", color=VERMILION, ms=5,
+                 label="descent, error of the prediction")  # fmt: skip
+    right.loglog(at, error, ":", color=VERMILION, lw=2.5, label="descent, estimate of this error")
+    for records, color, name in ((flow, BLUE, "flow"), (descent, VERMILION, "descent")):
         t, imbalance = curve(records, "lemma8/balancedness/0")
-        right.loglog(t[1:], imbalance[1:], "--", color=color, label=f"{name}: imbalance")
-    right.set(xlabel="flow time", title="errors", ylim=(1e-14, None))
-    right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        right.loglog(t[1:], imbalance[1:], "--", color=color, label=f"{name}, imbalance")
+    right.set(xlabel="flow time", title="errors and imbalance", ylim=(1e-14, None))
+    for axes in (left, right):
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14))
     save(figure, path)
     return path
 
 
 def save(figure: plt.Figure, path: Path, *, dpi: int = 130) -> None:
-    """Write the PNG; make its folder if needed."""
+    """Write the PNG, and an SVG of the same name; make the folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=dpi)
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     plt.close(figure)
 
 

@@ -18,7 +18,7 @@ from plotting import PARTS, check
 jax.config.update("jax_enable_x64", True)
 
 CLASSES, SAMPLES = 10, 200
-LINES = {"linear counterpart": "rank_landmark", "measured": "rank", "bound from N": "rank_bound"}
+LINES = {"linear counterpart": "rank_landmark", "measured": "rank", "bound from $N$": "rank_bound"}
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ def measure(task: Task):
     targets = labels if setting.loss == "cross_entropy" else np.eye(CLASSES)[labels]
     network = stack(ACTIVATIONS[setting.activation])
     problem = rankmon.Problem(network, loss=setting.loss, inputs=x, targets=targets)
-    scalars = rank_scalars(rankmon.hessian_ranks(problem, weights))
+    scalars = rank_scalars(rankmon.hessian_ranks(problem, weights, engine="stack"))
     scalars["rank_landmark/H_L"] = rankmon.predicted_ranks(problem, weights).ranks["H_L"]
     scalars["rank_bound/H_L"] = rankmon.theory.rank_loss_bound(dims, n=samples, loss=setting.loss)
-    eigenvalues = rankmon.hessian_spectra(problem, weights)["H_L"]  # cached: measured once
+    eigenvalues = rankmon.hessian_spectra(problem, weights, engine="stack")["H_L"]  # cached
     return scalars, {
         "spectrum/H_L": np.log10(np.abs(eigenvalues[eigenvalues != 0])),
         "reconstruction_error/H_L": rankmon.reconstruction_error(eigenvalues),

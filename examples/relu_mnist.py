@@ -96,7 +96,7 @@ def main():
 
     records, figure = read_jsonl(options.logdir / "rankmon.jsonl"), options.logdir / "ranks.png"
     phases = [Phase(0, "SGD", "epoch"), Phase(epochs, "Levenberg-Marquardt (ours)", "step")]
-    save_rank_evolution(records, figure, title=f"ReLU network on {dataset}", phases=phases)
+    save_rank_evolution(records, figure, title=f"ReLU network on {dataset.upper()}", phases=phases)
     finish(records, figure, options.logdir, claims(records, share))
 
 

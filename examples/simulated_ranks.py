@@ -30,13 +30,13 @@ FIGURES = {
         "with biases": Family(*DEPTHS, lambda h: (784, *[1000] * h, 100), bias=True),
     },
     "S20": {
-        "width": Family("hidden width M", range(20, 5001, 20), lambda m: (2352, m, m, m, 10)),
+        "width": Family("hidden width $M$", range(20, 5001, 20), lambda m: (2352, m, m, m, 10)),
         "depth": Family(*DEPTHS, lambda h: (2352, *[5000] * h, 10)),
     },
 }
 TITLES = {
-    "S3": ("H_L over depth, M = 1000, d = r = 784, K = 100", "linear"),
-    "S20": ("four layers over width, and M = 5000 over depth; r = 2352, K = 10", "log"),
+    "S3": ("$H_L$ over depth; $M = 1000$, $d = r = 784$, $K = 100$", "linear"),
+    "S20": ("four layers over width, and $M = 5000$ over depth; $r = 2352$, $K = 10$", "log"),
 }
 
 
@@ -70,7 +70,7 @@ def main() -> None:
         if figure == "S3":
             curves = {name: curve(figure, name, "H_L") for name in families}
             lost = [low - high for high, low in zip(*curves.values(), strict=True)]
-            panels = [(*DEPTHS, curves), (*DEPTHS, {"with biases less without": lost})]
+            panels = [(*DEPTHS, curves), (*DEPTHS, {"with biases minus without": lost})]
             claims["S3: biases lower rank/#params of H_L at every depth"] = max(lost) < 0
         else:
             panels = [
