@@ -18,6 +18,7 @@ PAGES = {
         "CONTRIBUTING.md",
         "CHANGELOG.md",
         "docs/decisions.md",
+        "docs/tensorboard.md",
         "docs/theory.md",
         "examples/README.md",
         "logs/README.md",
@@ -40,6 +41,14 @@ def table(first: str, page: str = README) -> list[tuple[str, ...]]:
     tables = [[cells(line) for line in block.splitlines()] for block in blocks]
     (found,) = [rows for rows in tables if rows[0][0] == first]
     return found[2:]
+
+
+def test_every_picture_is_on_the_contact_sheet():
+    sheet = PAGES["examples/README.md"].partition("## All pictures")[2]
+    shown = re.findall(r'<img src="(\S+)" width="200"', sheet)
+    pictures = [*(ROOT / "examples/pictures").iterdir(), *(ROOT / "logs").rglob("*.png")]
+    tracked = [path for path in pictures if "reference" in path.parts or "pictures" in path.parts]
+    assert sorted((ROOT / "examples" / path).resolve() for path in shown) == sorted(tracked)
 
 
 def test_every_python_snippet_is_tested():
