@@ -36,7 +36,8 @@ def absolute_folder(folder: PathLike) -> Path:
     if re.match(r"\w{2,}:/", os.fspath(folder)):
         raise ValueError(
             f"expected a folder of a mounted file system, got {os.fspath(folder)!r}; write to a "
-            "local folder and copy it afterwards"
+            "local folder and copy it as it grows: "
+            f"writers=[rankmon.writers.MirrorWriter(logdir, {os.fspath(folder)!r})]"
         )
     path = Path(folder).expanduser()
     with _explained("a working directory that exists", path):

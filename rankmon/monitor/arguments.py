@@ -103,7 +103,7 @@ def schedule_text(schedule: Schedule, share: float | None) -> str:
 
 
 def as_writers(writers: Sequence[Writer]) -> list[Writer]:
-    """Return the writers; wrap those that accept only scalars, such as CLU's.
+    """Return the writers; wrap those with the interface of CLU or metrax.
 
     Raises:
       TypeError: if the argument is not a sequence of writers.
@@ -113,8 +113,9 @@ def as_writers(writers: Sequence[Writer]) -> list[Writer]:
         if not _has(writer, "start", "write", "flush", "close"):
             raise TypeError(
                 f"expected writers with start, write, flush and close, got {_kind(writer)}; use "
-                "one of rankmon.writers, an object with write_scalars(step, scalars), or logdir= "
-                "for a run folder"
+                "one of rankmon.writers (WandbWriter(run), MLflowWriter(run)), an object with "
+                "write_scalars(step, scalars) or log_scalar(tag, value, step=...), or logdir= for "
+                "a run folder"
             )
     return given
 
@@ -187,9 +188,9 @@ def _listed(name: str, things: Any) -> list[Any]:
 
 
 def _with_every_method(writer: Any) -> Any:
-    """Wrap a writer that has only `write_scalars`; return any other object unchanged."""
-    takes_scalars = _has(writer, "write_scalars") and not _has(writer, "start", "write")
-    return ScalarsWriter(writer) if takes_scalars else writer
+    """Wrap an object that has only a method for scalars; return any other object unchanged."""
+    takes_scalars = _has(writer, "write_scalars") or _has(writer, "log_scalar")
+    return ScalarsWriter(writer) if takes_scalars and not _has(writer, "start", "write") else writer
 
 
 def _has(thing: Any, *methods: str) -> bool:
