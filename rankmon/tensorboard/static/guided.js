@@ -25,7 +25,8 @@ export class GuidedSection {
 
   /** The tags to fetch: those of the selected runs that the section draws. */
   get prefixes() {
-    return [...new Set(this.charts.flatMap((chart) => this.tagsOf(chart)))];
+    const tags = this.charts.flatMap((chart) => this.tagsOf(chart));
+    return [...new Set([...tags, ...tags.map(theoryOf)])];
   }
 
   isFor(tags) {
@@ -39,8 +40,10 @@ export class GuidedSection {
 
   /** Returns the tags of a chart that any selected run has, in natural order. */
   tagsOf(chart) {
-    const isShown = (tag) => isOf(chart, tag) && (chart.margin || isKept(this.app, restOf(chart, tag)));
-    return allTags(this.app).filter(isShown).sort(naturally);
+    const all = new Set(allTags(this.app));
+    const isTheory = (tag) => THEORY.test(tag) && all.has(tag.replace(THEORY, "/")); // circles on the measured line
+    const isShown = (tag) => chart.margin || (!isTheory(tag) && isKept(this.app, restOf(chart, tag)));
+    return [...all].filter((tag) => isOf(chart, tag) && isShown(tag)).sort(naturally);
   }
 
   chart(chart) {
@@ -64,23 +67,21 @@ export class GuidedSection {
   }
 
   lines(chart, tags) {
-    const measured = tags.filter((tag) => !THEORY.test(tag) || !tags.includes(tag.replace("_theory/", "/")));
-    const families = new Set(measured.map((tag) => tag.slice(0, -restOf(chart, tag).length || undefined)));
+    const families = new Set(tags.map((tag) => tag.slice(0, -restOf(chart, tag).length || undefined)));
     const place = (tag) => (families.size === 1 ? restOf(chart, tag) : tag);
-    const names = unshared(measured.map(place));
-    return measured.map((tag, at) => {
-      const theory = tag.replace("/", "_theory/");
-      return {
-        id: place(tag),
-        label: layerName(names[at]),
-        color: measured.length === 1 ? lineColor(0) : lineColor(at),
-        of: (run) => this.app.series(run, tag),
-        margin: (run) => this.app.range(run, tag),
-        theory: tags.includes(theory) ? (run) => this.app.series(run, theory) : undefined,
-      };
-    });
+    const names = unshared(tags.map(place));
+    return tags.map((tag, at) => ({
+      id: place(tag),
+      label: layerName(names[at]),
+      color: lineColor(at),
+      of: (run) => this.app.series(run, tag),
+      margin: (run) => this.app.range(run, tag),
+      theory: (run) => this.app.series(run, theoryOf(tag)),
+    }));
   }
 }
+
+const theoryOf = (tag) => tag.replace("/", "_theory/");
 
 /** Returns the layer that a tag is about: what the chart's pattern leaves of it; the tag if it leaves nothing. */
 function restOf({ patterns }, tag) {
