@@ -1,7 +1,7 @@
 """The legend: tags, unit and meaning of every curve.
 
-A run's card shows the rows for the curves that it logs; the README shows all rows. `legend_layers`
-has the rows for curves of layers.
+A run's card shows the rows for the curves that it logs; docs/curves.md shows all rows.
+`legend_layers` has the rows for curves of layers.
 """
 
 from rankmon._util.tags import ALERTS, CARD, LAYERS
