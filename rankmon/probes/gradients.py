@@ -41,7 +41,9 @@ class GradientsProbe:
 
       * with the optimizer (this option, or a TrainState) and its state (`opt_state=` in the
         monitor's call, or the TrainState): the update that the optimizer would make at this step
-        with the gradient on the probe batch, computed on copies, in the dtypes of training;
+        with the gradient on the probe batch, computed on copies, in the dtypes of training
+        (`optax.inject_hyperparams` with the values in its state; `optax.MultiSteps` makes an update
+        of zero except at every k-th step);
       * otherwise, if the step before was measured too (every=1): the actual change since then.
 
     Otherwise it is not logged. Leaves that the problem holds fixed have gradient zero in the

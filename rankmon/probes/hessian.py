@@ -65,9 +65,10 @@ class HessianProbe:
       learning_rate: for the threshold of the largest eigenvalue of H_L, 2 / learning_rate, above
         which gradient descent is unstable: a number, a schedule (function of the step), or
         "optimizer", to read it from the state of `optax.inject_hyperparams(optax.sgd)` that the
-        monitor gets as `opt_state=` (Optax updates a schedule in it one step late: pass the
-        schedule itself). The threshold presumes that the probe batch is the full batch of training,
-        and training without regularization and without adaptive steps; leave it out for Adam.
+        monitor gets as `opt_state=`, also inside of `optax.chain` and `optax.MultiSteps` (Optax
+        updates a schedule in it one step late: pass the schedule itself). The threshold presumes
+        that the probe batch is the full batch of training, and training without regularization and
+        without adaptive steps; leave it out for Adam.
       momentum: beta of training: 2 (1 + beta) / learning_rate (heavy ball without dampening).
       nesterov: whether this is Nesterov's: 2 (1 + beta) / ((1 + 2 beta) learning_rate).
       loss_scale: the trained loss divided by the mean loss over the probe batch (2 if training

@@ -84,6 +84,7 @@ def test_it_is_drawn_by_every_source_of_the_learning_rate():
     assert threshold(learning_rate=optax.constant_schedule(jnp.float32(0.5))) == 4
     read = {"learning_rate": "optimizer", "momentum": 0.5}
     assert threshold(chained.init(tree), **read) == 12
+    assert threshold(optax.MultiSteps(chained, every_k_schedule=2).init(tree), **read) == 12
     state = injected.init(tree)
     state.hyperparams["learning_rate"] = jnp.float32(0.5)
     assert threshold(state, **read) == 6
