@@ -9,6 +9,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["KERAS_BACKEND"] = "jax"
 # xdist keeps the cores busy already; threads that wait for one another take minutes instead.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 # Most programs run once, and compiling them takes longer. CI sets this to 0: there, all is compiled

@@ -11,20 +11,12 @@ from typing import Any
 
 import jax
 
+from rankmon.problem.calling import passing, switches
 from rankmon.problem.equinox_keras import as_arrays, kinds
 from rankmon.problem.pytree import Bundle
 
 Apply = Callable[..., Any]
 Unpack = Callable[[Any], Any]
-
-# Names of arguments that switch between training and inference, with their values for inference.
-_INFERENCE = {
-    "train": False,
-    "training": False,
-    "is_train": False,
-    "is_training": False,
-    "deterministic": True,
-}
 
 # Keywords of Linen's `apply` that are not passed to the module.
 _OF_LINEN_APPLY = ("rngs", "mutable", "capture_intermediates")
@@ -35,11 +27,13 @@ def plain(params: Any) -> Any:
     return as_arrays(params.params if _is_train_state(params) else params)
 
 
-def linen_apply(module: Any, method: Any, arguments: Mapping[str, Any]) -> Apply:
+def linen_apply(
+    module: Any, method: Any, arguments: Mapping[str, Any], inputs: Any = None
+) -> Apply:
     """Return the function apply(params, inputs, extra) of a Linen module.
 
     Raises:
-      TypeError: if it is not a Linen module, or needs more arguments than the inputs.
+      TypeError: if it is not a Linen module, or cannot be called with the inputs.
     """
     from flax import linen
 
@@ -54,11 +48,11 @@ def linen_apply(module: Any, method: Any, arguments: Mapping[str, Any]) -> Apply
             f"expected method to be one of {type(module).__name__}'s, got {method!r}; give its "
             "name, or the function"
         )
-    given = {**_switches(function), **arguments}
+    given = {**switches(function), **arguments}
     own = {name: value for name, value in given.items() if name not in _OF_LINEN_APPLY}
     is_bound = not callable(method) or inspect.ismethod(method)
     call = "module.apply({'params': p}, x[0], x[1])"
-    _check_takes_inputs(function, () if is_bound else (module,), own, call)
+    passed = passing(function, () if is_bound else (module,), own, inputs, call)
 
     def apply(params: Any, inputs: Any, extra: Any = None) -> Any:
         if "params" in (extra or {}):
@@ -66,7 +60,9 @@ def linen_apply(module: Any, method: Any, arguments: Mapping[str, Any]) -> Apply
                 f"expected extra to hold collections beside the parameters, got {sorted(extra)}; "
                 "leave 'params' out of it"
             )
-        return module.apply({"params": params, **(extra or {})}, inputs, method=method, **given)
+        several, named = passed(inputs)
+        variables = {"params": params, **(extra or {})}
+        return module.apply(variables, *several, method=method, **named, **given)
 
     return apply
 
@@ -85,11 +81,13 @@ def linen_unpack(params: Any) -> Any:
     return Bundle(params, None)
 
 
-def nnx_network(model: Any, arguments: Mapping[str, Any]) -> tuple[Apply, Unpack]:
+def nnx_network(
+    model: Any, arguments: Mapping[str, Any], inputs: Any = None
+) -> tuple[Apply, Unpack]:
     """Return apply(params, inputs, extra) of an NNX model, and a function that unpacks models.
 
     Raises:
-      TypeError: if it is not an NNX module, or needs more arguments than the inputs.
+      TypeError: if it is not an NNX module, or cannot be called with the inputs.
     """
     from flax import nnx
 
@@ -99,8 +97,9 @@ def nnx_network(model: Any, arguments: Mapping[str, Any]) -> tuple[Apply, Unpack
             "Problem.from_linen, for a function of parameters Problem"
         )
     function = type(model).__call__
-    given = {**_switches(function), **arguments}
-    _check_takes_inputs(function, (model,), given, "nnx.merge(graph, p, rest)(x[0], x[1])")
+    given = {**switches(function), **arguments}
+    call = "nnx.merge(graph, p, rest)(x[0], x[1])"
+    passed = passing(function, (model,), given, inputs, call)
     inference = nnx.clone(model)
     inference.eval()
     not_measured = (nnx.RngState, nnx.Intermediate)
@@ -116,7 +115,9 @@ def nnx_network(model: Any, arguments: Mapping[str, Any]) -> tuple[Apply, Unpack
         # Copies, because a forward pass counts its random draws, and JAX forbids changes to
         # variables that were created outside of the trace.
         network = nnx.merge(graph, params, random, rest, copy=True)
-        return network(inputs, **{name: fresh(value) for name, value in given.items()})
+        several, named = passed(inputs)
+        constants = {name: fresh(value) for name, value in given.items()}
+        return network(*several, **named, **constants)
 
     def unpack(params: Any) -> Any:
         weights, rest = params, at_first
@@ -129,27 +130,6 @@ def nnx_network(model: Any, arguments: Mapping[str, Any]) -> tuple[Apply, Unpack
         return Bundle(weights, rest) if jax.tree.leaves(rest) else weights
 
     return apply, unpack
-
-
-def _switches(function: Callable[..., Any]) -> dict[str, bool]:
-    """Return the function's arguments that switch to inference mode, with their values."""
-    accepted = inspect.signature(function).parameters
-    return {name: value for name, value in _INFERENCE.items() if name in accepted}
-
-
-def _check_takes_inputs(
-    function: Callable[..., Any], first: tuple[Any, ...], given: Mapping[str, Any], call: str
-) -> None:
-    """Refuse a module that cannot be called with just the inputs and the given keywords."""
-    signature = inspect.signature(function)
-    try:
-        signature.bind(*first, object(), **given)
-    except TypeError as error:
-        raise TypeError(
-            f"expected a module that is called as module(inputs), got one that takes {signature} "
-            f"({error}); give constants and switches by arguments={{'name': value}}, and call it "
-            f"yourself for other inputs: Problem(lambda p, x: {call}, ...)"
-        ) from None
 
 
 def _model_of(optimizer: Any) -> Any:
@@ -177,16 +157,16 @@ def how_to_state(apply: Any) -> str | None:
         return "use Problem.from_linen or Problem.from_nnx"
     if _is_of("equinox", apply):
         return (
-            "write Problem(lambda model, x: jax.vmap(model)(x), ...) and pass the model itself "
-            "as parameters"
+            "use Problem.from_equinox, or write Problem(lambda model, x: jax.vmap(model)(x), ...), "
+            "and pass the model itself as parameters"
         )
     if isinstance(apply, kinds("keras", "Layer")):
         return (
-            "write Problem(lambda p, x: model.stateless_call(p, model.non_trainable_variables, x)"
-            "[0], ...) and pass model.trainable_variables as parameters"
+            "use Problem.from_keras, or write Problem(lambda p, x: model.stateless_call(p, "
+            "model.non_trainable_variables, x)[0], ...) and pass model.trainable_variables"
         )
     if not callable(apply) and hasattr(apply, "init") and hasattr(apply, "apply"):
-        return "write Problem(lambda p, x: net.apply(p, None, x), ...) for Haiku's transform"
+        return "use Problem.from_haiku, or write Problem(lambda p, x: net.apply(p, None, x), ...)"
     return None if callable(apply) else "write a lambda"
 
 

@@ -1,7 +1,8 @@
 """`Problem`: a network, a loss of one example, and a fixed probe batch, as the user gives them.
 
-The network is a function, or a Linen or NNX module that `problem.flax` converts to one. For
-parameters of a known structure a `Problem` is converted to a `FlatProblem` (`problem.flat`).
+The network is a function, or a framework's module that `problem.flax`, `equinox`, `haiku` or
+`keras` converts to one. For parameters of a known structure a `Problem` is converted to a
+`FlatProblem` (`problem.flat`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +21,14 @@ from rankmon._util.globs import as_patterns
 from rankmon._util.validate import as_flag
 from rankmon.problem.checks import check_finite, check_some_numbers, check_weights, leading_axis
 from rankmon.problem.diagnosis import explained
+from rankmon.problem.equinox import equinox_network
 from rankmon.problem.equinox_keras import as_arrays, as_given
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.flatten import flat_problem
 from rankmon.problem.flax import how_to_state, linen_apply, linen_unpack, nnx_network, plain
 from rankmon.problem.float64 import lifted
+from rankmon.problem.haiku import haiku_network
+from rankmon.problem.keras import has_one_dtype, keras_network
 from rankmon.problem.losses import LossFunction, as_loss
 from rankmon.problem.pytree import Bundle, LeafSpec, leaf_specs
 
@@ -143,6 +147,7 @@ class Problem:
 
         The parameters to measure are the module's `params`, a dict of variables with "params" and
         other collections (batch statistics), or a `TrainState`. Other collections are held fixed.
+        If the method requires several inputs, they are a tuple (positional) or a dict (keywords).
 
         Args:
           module: the flax.linen.Module.
@@ -154,7 +159,8 @@ class Problem:
         Raises:
           TypeError, ValueError: for invalid arguments; the message says how to fix them.
         """
-        problem = cls(linen_apply(module, method, arguments), **options)
+        apply = linen_apply(module, method, arguments, options.get("inputs"))
+        problem = cls(apply, **options)
         problem._unpack = linen_unpack
         return problem
 
@@ -177,7 +183,80 @@ class Problem:
         Raises:
           TypeError, ValueError: for invalid arguments; the message says how to fix them.
         """
-        apply, unpack = nnx_network(model, arguments)
+        return cls._of(nnx_network(model, arguments, options.get("inputs")), options)
+
+    @classmethod
+    def from_equinox(
+        cls, model: Any, *, arguments: Mapping[str, Any] = MappingProxyType({}), **options: Any
+    ) -> "Problem":
+        """Return the problem of an Equinox model of one example, evaluated in inference mode.
+
+        The parameters to measure are the model itself, its arrays (`equinox.filter(model,
+        equinox.is_array)`), or for a model that takes a `state` the pair (model, state); the state
+        is held fixed.
+
+        Args:
+          model: the equinox.Module, called as model(example); several inputs as for `from_linen`.
+          arguments: keyword arguments for its `__call__`, the same for all examples.
+          options: the arguments of `Problem`: loss, inputs, targets and the rest.
+
+        Raises:
+          TypeError, ValueError: for invalid arguments; the message says how to fix them.
+        """
+        return cls._of(equinox_network(model, arguments, options.get("inputs")), options)
+
+    @classmethod
+    def from_haiku(
+        cls,
+        transformed: Any,
+        *,
+        rng: Any = None,
+        arguments: Mapping[str, Any] = MappingProxyType({}),
+        **options: Any,
+    ) -> "Problem":
+        """Return the problem of a function transformed by Haiku, evaluated in inference mode.
+
+        The parameters to measure are those of its `init`, a training state that contains them, or
+        with `transform_with_state` the pair (params, state); the state is held fixed.
+
+        Args:
+          transformed: the result of `haiku.transform`, `transform_with_state` or
+            `without_apply_rng`; several inputs as for `from_linen`.
+          rng: the key of each evaluation, for functions that draw random numbers.
+          arguments: keyword arguments; inference is switched on as for `from_linen`.
+          options: the arguments of `Problem`: loss, inputs, targets and the rest.
+
+        Raises:
+          TypeError, ValueError: for invalid arguments; the message says how to fix them.
+        """
+        network = haiku_network(transformed, rng, arguments, options.get("inputs"))
+        return cls._of(network, options)
+
+    @classmethod
+    def from_keras(
+        cls, model: Any, *, arguments: Mapping[str, Any] = MappingProxyType({}), **options: Any
+    ) -> "Problem":
+        """Return the problem of a Keras model on the JAX backend, evaluated in inference mode.
+
+        The parameters to measure are the model itself, or the values of its trainable variables.
+        Non-trainable variables are read from the model at each measurement and held fixed. For
+        `model.fit` use `rankmon.keras.RankCallback`.
+
+        Args:
+          model: the model or layer, with weights; the loss that it is compiled with is not used.
+          arguments: keyword arguments for its call.
+          options: the arguments of `Problem`: loss, inputs, targets and the rest.
+
+        Raises:
+          TypeError, ValueError: for invalid arguments; the message says how to fix them.
+        """
+        network = keras_network(model, arguments)
+        # Keras casts all inputs to the dtype of its layers, so that nothing would be in float64.
+        return cls._of(network, {"lift_dtype": has_one_dtype(model), **options})
+
+    @classmethod
+    def _of(cls, network: tuple[Apply, Callable[[Any], Any]], options: Any) -> "Problem":
+        apply, unpack = network
         problem = cls(apply, **options)
         problem._unpack = unpack
         return problem
