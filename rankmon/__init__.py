@@ -91,7 +91,7 @@ _NAMES = {
 }
 _HOMES = {name: f"rankmon.{module}" for module, names in _NAMES.items() for name in names}
 # Modules that are attributes of the package but not in `__all__`.
-_UNLISTED = {"curvature", "layout", "measurement", "parts", "rank"}
+_UNLISTED = {"curvature", "keras", "layout", "measurement", "parts", "rank"}
 
 __all__ = [
     "CollapseProbe",

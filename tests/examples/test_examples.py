@@ -115,6 +115,9 @@ def test_figures_of_the_supplement_keep_their_claims_and_resume(name, tmp_path):
 LOOPS = {
     "linen_cnn": {"rank/H_L", "rank_features/head/kernel", "dead_units/Dense_0/kernel"},
     "nnx_cnn": {"rank/H_L", "rank_features/head/kernel", "dead_units/dense/kernel"},
+    "equinox_mlp": {"rank/H_L", "rank_features/head/weight", "dead_units/hidden/weight"},
+    "haiku_mlp": {"rank/H_L", "rank_features/head/w", "dead_units/hidden/w"},
+    "keras_fit": {"rank/H_L", "rank_features/head/kernel", "dead_units/hidden/kernel"},
     "optax_weights": {"rank_weights/0", "condition_number/2"},
     "scanned_loop": {"rank/H_f", "rank_features/2", "dead_units/1"},
     "batches": {"rank/H_L", "batches/rank/H_L/low", "batches/loss/high"},
