@@ -84,6 +84,7 @@ def test_wandb_holds_the_numbers_of_the_run(wandb_run, tmp_path):
     rows = wandb_rows(records)
     steps = [row["rankmon_step"] for row in rows]
     assert steps == [0, 2, 4, 6, 7, *(record.step for record in memory.all_records)]
+    assert [row["rankmon_attempt"] for row in rows] == [1] * 5 + [2] * (len(rows) - 5)
     assert rows[-1]["loss"] == 7.0  # the user's own is not replaced
     last = {row["rankmon_step"]: row for row in rows}
     for record in read_jsonl(tmp_path / "run" / "rankmon.jsonl"):
