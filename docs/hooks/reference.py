@@ -10,10 +10,11 @@ from typing import Any
 
 import rankmon
 
-# `rankmon.measurement` has the building blocks of a probe, and is no name of `rankmon.__all__`.
+# `rankmon.measurement` has the building blocks of a probe, and `rankmon.keras` imports Keras: both
+# are no names of `rankmon.__all__`.
 NAMESPACES = sorted(
     {name for name in rankmon.__all__ if isinstance(getattr(rankmon, name), ModuleType)}
-    | {"measurement"}
+    | {"keras", "measurement"}
 )
 NAMES = [name for name in rankmon.__all__ if name not in NAMESPACES]
 
