@@ -28,16 +28,19 @@ def reference():
 def public_names(reference) -> list[str]:
     """All names as they are imported; those of a namespace that `rankmon` has too appear once."""
     names = [f"rankmon.{name}" for name in reference.NAMES]
-    for namespace in reference.NAMESPACES:
-        module = importlib.import_module(f"rankmon.{namespace}")
-        shared = [name for name in module.__all__ if name in reference.NAMES]
+    for namespace, listed in reference.NAMESPACES.items():
+        shared = [name for name in listed if name in reference.NAMES]
+        module = importlib.import_module(f"rankmon.{namespace}") if shared else None
         assert all(getattr(module, name) is getattr(rankmon, name) for name in shared)
-        names += [f"rankmon.{namespace}.{name}" for name in set(module.__all__) - set(shared)]
+        names += [f"rankmon.{namespace}.{name}" for name in set(listed) - set(shared)]
     return names
 
 
 def test_every_public_name_has_its_page(reference):
-    assert {*reference.NAMES, *reference.NAMESPACES} == {*rankmon.__all__, "keras", "measurement"}
+    assert {*reference.NAMES, *reference.NAMESPACES} >= {*rankmon.__all__, "measurement"}
+    for namespace in set(reference.NAMESPACES) & {*rankmon.__all__, "measurement"}:
+        module = importlib.import_module(f"rankmon.{namespace}")
+        assert reference.NAMESPACES[namespace] == module.__all__
     pages = reference.pages()
     text = "\n".join(pages.values())
     for name in public_names(reference):
