@@ -32,7 +32,7 @@ def random_blocks(rng: np.random.Generator) -> LinearNetwork:
 
 
 def test_a_residual_chain_has_the_ranks_of_the_plain_chain() -> None:
-    assert check_exactly(random_chain, seed=1, networks=300) == 300
+    assert check_exactly(random_chain, 1, 300, "proved") == 300
 
 
 def two_blocks(rng: np.random.Generator) -> LinearNetwork:
@@ -71,9 +71,9 @@ def check_all_parameters(networks: int) -> None:
 
 
 def test_residual_blocks_have_the_ranks_of_the_formulas() -> None:
-    checked = check_exactly(random_blocks, seed=2, networks=CHECKED)
     bases = {one.basis for one in ResidualBlocks(5, inner=(2, 3)).ranks(s=1).values()}
-    assert bases == {f"checked exactly on {checked:,} networks"}
+    assert bases == {f"checked exactly on {CHECKED:,} networks"}
+    assert check_exactly(random_blocks, 2, CHECKED, bases.pop()) == CHECKED
 
 
 def test_more_than_the_narrowest_block_passes() -> None:
@@ -93,24 +93,25 @@ def column_rank(d: int, m: int, others: int, s: int) -> int:
 
 def test_columns_have_the_ranks_of_the_docstring_and_their_sum_is_a_bound() -> None:
     rng = np.random.default_rng(3)
-    met = lower = 0
-    while met + lower < 100:
+    met = lower = beyond = 0
+    while met + lower < CHECKED_BEYOND:
         network = random_blocks(rng)
         d, inner = network.family.d, network.family.inner
         r, s, loss = network.draw_ranks(rng)
-        if s <= min(inner):
+        if len(inner) == 1 or (s <= min(inner) and met + lower - beyond >= CHECKED_BEYOND // 2):
             continue
+        beyond += s > min(inner)
         measured, columns = network.exact_ranks(rng, r, s, loss)
         S, before, expected = sum(inner), 0, []
         for m in inner:
             expected += [column_rank(d, m, before, s), column_rank(d, m, S - before - m, s)]
             before += m
-        if len(inner) > 1:
-            assert columns == expected, (network.family.name, r, s, loss)
-            assert not network.mismatches(measured, r, s, loss)
-            met += measured["H_f"] == sum(expected)
-            lower += measured["H_f"] < sum(expected)
-    assert lower < 10
+        assert columns == expected, (network.family.name, r, s, loss)
+        assert not network.mismatches(measured, r, s, loss)
+        met += measured["H_f"] == sum(expected)
+        lower += measured["H_f"] < sum(expected)
+    assert lower < 20
+    assert beyond == CHECKED_BEYOND // 2
 
 
 def test_column_ranks_do_not_always_add_up() -> None:
