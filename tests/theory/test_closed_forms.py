@@ -507,6 +507,34 @@ def test_other_losses_by_automatic_differentiation(
     )
 
 
+@ALL_BIASES
+@pytest.mark.parametrize("loss", ["cosh", "cross_entropy"])
+def test_labels_and_cosh_by_automatic_differentiation(loss: str, bias: bool) -> None:
+    """The targets are labels or random, and no rank of the residuals is imposed."""
+    rng = np.random.default_rng([int(bias), len(loss)])
+    clear = narrow = 0
+    while clear < 10:
+        L, K = int(rng.integers(2, 5)), int(rng.integers(2, 6))
+        dims = (*(int(m) for m in rng.integers(1, 6, L)), K)
+        shapes = [(m, before + int(bias)) for before, m in itertools.pairwise(dims)]
+        stack = [rng.standard_normal(shape) / shape[1] ** 0.5 for shape in shapes]
+        X = rng.standard_normal((EXAMPLES, dims[0]))
+        labels = np.eye(K)[rng.integers(0, K, EXAMPLES)]
+        targets = labels if loss == "cross_entropy" else rng.standard_normal((EXAMPLES, K))
+        parts = autodiff_hessians(stack, X, targets, 0 * targets, bias=bias, loss=loss)
+        H_o, H_L = parts[0], parts[2]
+        values = [np.linalg.svd(H, compute_uv=False) for H in (H_o, H_L - H_o, H_L)]
+        relative = [one / max(one[0], 1e-300) for one in values]
+        if not any(np.any((one > 1e-12) & (one < 1e-8)) for one in relative):
+            clear += 1
+            narrow += min(dims[1:-1]) < min(dims[0], K)
+            assert [int(np.sum(one > 1e-8)) for one in relative] == [
+                function(dims, bias=bias, loss=loss)
+                for function in (theory.rank_outer, theory.rank_functional, theory.rank_loss)
+            ], dims
+    assert narrow >= 2
+
+
 # Bounds and the rest.
 
 

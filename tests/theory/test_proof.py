@@ -247,6 +247,7 @@ def test_only_the_span_of_the_inputs_counts(bias: bool) -> None:
         )
         assert exact_rank(X) == r + o
         assert ranks(hessians) == generic_ranks(chain), chain
+        assert column_ranks(wide, hessians) == column_ranks(chain, generic(chain)), chain
 
 
 @BIASES
@@ -258,6 +259,42 @@ def test_canonical_weights_have_the_ranks_of_generic_ones(bias: bool) -> None:
 
 
 # Lemma 3: H_o.
+
+
+def passed_back(chain: Chain, arrays: list[np.ndarray]) -> np.ndarray:
+    """Return A(Z), a column for each entry of Z, for weights with hidden biases 0."""
+    o, (K, entries) = int(chain.bias), chain.shape
+    weights = [array[:, : array.shape[1] - o] for array in arrays]
+    before = [np.eye(entries, dtype=np.int64)]
+    for W in weights[:-1]:
+        with_one = np.pad(W, ((0, o), (0, o)))
+        with_one[W.shape[0] :, W.shape[1] :] = 1
+        before.append(with_one @ before[-1] % PRIME)
+    after = [np.eye(K, dtype=np.int64)]
+    for W in weights[:0:-1]:
+        after.insert(0, after[0] @ W % PRIME)
+    of_layer = [np.kron(B.T, C) % PRIME for B, C in zip(after, before, strict=True)]
+    return np.vstack(of_layer)
+
+
+@BIASES
+def test_the_range_of_the_outer_hessian_is_that_of_the_transpose(bias: bool) -> None:
+    for chain in chains(bias):
+        rng = np.random.default_rng(chain.seed)
+        arrays = chain.generic_arrays()
+        for array in arrays:
+            array[:, array.shape[1] - int(bias) :] = 0
+        n = sum(chain.shape)
+        x = np.vstack([field(rng, chain.dims[0], n), np.ones((int(bias), n), np.int64)])
+        root = field(rng, chain.dims[-1], chain.dims[-1])  # B_i = root^T root
+        hessians = exact_hessians(
+            lambda w, chain=chain, x=x, root=root: root @ (chain.matrix(w) @ x),
+            arrays,
+            np.zeros((chain.dims[-1], n), np.int64),
+        )
+        A = passed_back(chain, arrays)
+        both = np.hstack([hessians.outer, A])
+        assert exact_rank(both) == exact_rank(A) == exact_rank(hessians.outer), chain
 
 
 @BIASES
@@ -335,16 +372,42 @@ def test_systems_of_entries_without_biases() -> None:
         assert total == theory.rank_functional(chain.dims, s=s), chain
 
 
+def shifted(chain: Chain) -> np.ndarray:
+    Omega = np.zeros(chain.shape, np.int64)
+    for i in range(chain.s):  # row i + 1 with input i, row 1 with the constant
+        Omega[i, i - 1] = 1
+    return Omega
+
+
+def diagonal(chain: Chain) -> np.ndarray:
+    return np.eye(*chain.shape, dtype=np.int64) * (np.arange(chain.shape[1]) < chain.s)
+
+
+def with_ones(chain: Chain) -> np.ndarray:
+    Omega = diagonal(chain)
+    Omega[: chain.s, -1] = 1
+    return Omega
+
+
+def with_a_unit_vector(chain: Chain) -> np.ndarray:
+    Omega = diagonal(chain)
+    Omega[:, -1] = np.arange(len(Omega)) == 0
+    return Omega
+
+
 def test_the_shifted_residual_leaves_no_dependent_rows_with_biases() -> None:
+    lower = dict.fromkeys((diagonal, with_ones, with_a_unit_vector), 0)
     for chain in chains(True):
-        K, columns = chain.shape
-        Omega = np.zeros((K, columns), np.int64)
-        for i in range(chain.s):  # row i + 1 with input i, row 1 with the constant
-            Omega[i, i - 1] = 1
-        H = chain.hessians(chain.canonical_arrays(), Omega).functional
+        H = chain.hessians(chain.canonical_arrays(), shifted(chain)).functional
         rows = tuple(int(block.any(axis=1).sum()) for block in chain.layers_of(H))
         assert rows == theory.rank_functional_columns(chain.dims, s=chain.s, bias=True), chain
         assert exact_rank(H) == sum(rows), chain
+        for instance in lower:
+            Omega = instance(chain)
+            if exact_rank(Omega) == chain.s:
+                H = chain.hessians(chain.canonical_arrays(), Omega).functional
+                lower[instance] += exact_rank(H) < sum(rows)
+    assert min(lower.values()) > 0  # simpler instances do not do
 
 
 # Lemma 7 and the theorem.
