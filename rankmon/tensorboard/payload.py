@@ -8,12 +8,14 @@ little-endian arrays in base64.
 import base64
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tensorboard.plugin_util import markdown_to_safe_html
 
+from rankmon._util.hparams import Hparam
 from rankmon._util.strict_json import json_numbers
 from rankmon._util.tags import natural_order
 from rankmon.runs.series import ArraySeries, RunSeries, ScalarSeries
@@ -41,11 +43,17 @@ def overview(
     arrays: Collection[str],
     texts: Collection[str],
     latest: float | None = None,
+    hparams: Mapping[str, Hparam] = MappingProxyType({}),
 ) -> Json:
-    """Return the contents of a run: its tags, and the parts that have a spectrum.
+    """Return the contents of a run: tags, parts that have a spectrum, and finite hyperparameters.
 
     "latest" is the time of the latest record in seconds since 1970, or null if it is not known.
     """
+    finite = {
+        name: value
+        for name, value in hparams.items()
+        if not isinstance(value, float) or math.isfinite(value)
+    }
     return {
         "name": name,
         "latest": latest,
@@ -53,6 +61,7 @@ def overview(
         "spectra": sorted(parts(arrays)),
         "weights": sorted(weights(arrays), key=natural_order),
         "texts": sorted(texts),
+        "hparams": finite,
     }
 
 

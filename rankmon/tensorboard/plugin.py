@@ -137,7 +137,7 @@ def _part(stored: Stored, run: str, part: str) -> ArraySeries:
 def _runs(stored: Stored, _: Request) -> payload.Json:
     """Return an overview of each of rankmon's runs."""
     overviews = [
-        payload.overview(run, tags.scalars, tags.arrays, tags.texts, tags.latest)
+        payload.overview(run, tags.scalars, tags.arrays, tags.texts, tags.latest, tags.hparams)
         for run, tags in sorted(stored.tags().items(), key=lambda item: natural_order(item[0]))
         if is_rankmons([*tags.scalars, *tags.arrays, *tags.texts])
     ]

@@ -6,9 +6,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 from tensorboard.data.provider import DataProvider, RunTagFilter
+from tensorboard.plugins.hparams import metadata as hparams_plugin
 from tensorboard.plugins.scalar.metadata import PLUGIN_NAME as SCALARS
 from tensorboard.plugins.text.metadata import PLUGIN_NAME as TEXTS
 
+from rankmon._util.hparams import Hparam
 from rankmon._util.tags import ALERTS, CARD, LAYERS
 from rankmon.runs.series import ArraySeries, ScalarSeries
 from rankmon.writers.condense import layers_of_text
@@ -24,12 +26,16 @@ _Datum = TypeVar("_Datum")
 
 @dataclass(frozen=True)
 class Tags:
-    """The tags of one run, and the time of its latest scalar in seconds since 1970."""
+    """The tags of one run, the time of its latest scalar, and its hyperparameters by name.
+
+    The time is in seconds since 1970.
+    """
 
     scalars: list[str]
     arrays: list[str]
     texts: list[str]
     latest: float
+    hparams: dict[str, Hparam]
 
 
 class Stored:
@@ -51,6 +57,7 @@ class Stored:
         scalars = self._provider.list_scalars(**asked, plugin_name=SCALARS)
         arrays = self._provider.list_tensors(**asked, plugin_name=ARRAYS)
         texts = self._provider.list_tensors(**asked, plugin_name=TEXTS)
+        hparams = self._provider.list_tensors(**asked, plugin_name=hparams_plugin.PLUGIN_NAME)
         of_layers = self._of_layers(texts)
         return {
             run: Tags(
@@ -58,6 +65,7 @@ class Stored:
                 [t.removesuffix(_VALUES) for t in arrays.get(run, ()) if t.endswith(_VALUES)],
                 [t for t in texts.get(run, ()) if t in (CARD, ALERTS)],
                 max((tag.max_wall_time for tag in scalars.get(run, {}).values()), default=0.0),
+                _hparams(hparams.get(run, {})),
             )
             for run in {**scalars, **arrays, **texts}
         }
@@ -142,6 +150,23 @@ class Stored:
             "downsample": _ALL_KEPT,
             "run_tag_filter": RunTagFilter(runs=runs, tags=tags),
         }
+
+
+def _hparams(tags: Mapping[str, Any]) -> dict[str, Hparam]:
+    """Return the hyperparameters of a run; none if it has none that this TensorBoard can read."""
+    tag = tags.get(hparams_plugin.SESSION_START_INFO_TAG)
+    if tag is None:
+        return {}
+    try:
+        info = hparams_plugin.parse_session_start_info_plugin_data(tag.plugin_content)
+    except Exception:  # of protobuf or the plugin: bytes of another program must not hide the tab
+        return {}
+    kinds = {name: value.WhichOneof("kind") for name, value in info.hparams.items()}
+    return {
+        name: getattr(info.hparams[name], kind)
+        for name, kind in sorted(kinds.items())
+        if kind in ("number_value", "string_value", "bool_value")
+    }
 
 
 def _scalar_series(data: Iterable[Any]) -> ScalarSeries:

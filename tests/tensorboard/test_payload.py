@@ -318,6 +318,7 @@ def test_the_overview_of_a_run():
         "weights": ["w_2", "w_10"],
         "texts": ["x"],
         "latest": 1.8e9,
+        "hparams": {},
     }
 
 

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -392,6 +393,24 @@ def test_runs_come_in_natural_order(tmp_path):
     assert names == ["1", "median", "seed_1", "seed_2", "seed_10", "²"]
 
 
+def test_runs_have_their_hyperparameters(tmp_path):
+    settings = {"lr": 0.1, "net": "mlp", "fixed": True, "parameters": 8}
+    write(tmp_path / "with", replace(record(0), hparams=settings))
+    write(tmp_path / "without", record(0))
+    found = {run["name"]: run["hparams"] for run in answer(served(tmp_path), "runs")["runs"]}
+    assert found == {"with": settings, "without": {}}
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff"], ids=["empty", "broken"])
+def test_hyperparameters_that_cannot_be_read_are_left_out(tmp_path, content):
+    write(tmp_path, record(0))
+    start = tensor("_hparams_/session_start_info", "hparams", b"")
+    start.metadata.plugin_data.content = content
+    write_raw(tmp_path, start)
+    (run,) = answer(served(tmp_path), "runs")["runs"]
+    assert run["hparams"] == {}
+
+
 # Runs that lack something
 
 
@@ -623,6 +642,7 @@ def test_data_come_from_the_provider_alone(tmp_path, in_memory):
         ("list_scalars", "scalars"),
         ("list_tensors", "rankmon"),
         ("list_tensors", "text"),
+        ("list_tensors", "hparams"),
         ("read_scalars", "scalars"),
         ("read_tensors", "rankmon"),
         ("read_tensors", "text"),
