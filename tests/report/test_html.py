@@ -389,6 +389,7 @@ def test_buttons_save_files(driver, tmp_path, kind):
         "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)}
     )
     where = f"//*[@data-testid='chart-ranks']//button[.='{kind}']"
+    driver.find_element(By.CSS_SELECTOR, "[data-testid=chart-ranks] .saving summary").click()
     driver.find_element(By.XPATH, where).click()
     path = tmp_path / f"ranks.{kind.lower()}"
     deadline = time.monotonic() + 20

@@ -1,17 +1,16 @@
 // The tab: it keeps the selected runs and settings, fetches data, and contains the sections.
 
-import { Axis, AXES, STEP, TIME } from "./axis.js";
+import { Axis, STEP, TIME } from "./axis.js";
 import { Chart } from "./chart.js";
 import { CurvatureSection } from "./curvature.js";
-import { button, checkbox, choice, element } from "./dom.js";
+import { element } from "./dom.js";
 import { evolution } from "./evolution.js";
 import { GuidedSection } from "./guided.js";
 import { HessianSection } from "./hessian.js";
-import { MOST_LINES } from "./layernames.js";
 import { LayersSection } from "./layers.js";
 import { Lemma8Section } from "./lemma8.js";
 import { NotesSection } from "./notes.js";
-import { factor, LOGGED, recounted } from "./recount.js";
+import { LOGGED, recounted } from "./recount.js";
 import { RunList } from "./runlist.js";
 import { hiddenAtFirst } from "./selection.js";
 import { SpectrumSection } from "./spectrum.js";
@@ -19,6 +18,7 @@ import { isSummary } from "./seeds.js";
 import { OverviewSection } from "./overview.js";
 import { link, remember, remembered } from "./state.js";
 import { isDark, onHostTheme } from "./theme.js";
+import { Toolbar } from "./toolbar.js";
 import { DeterminantsSection, WeightsSection } from "./weights.js";
 
 const FIRST_SECTIONS = [
@@ -31,10 +31,7 @@ const FIRST_SECTIONS = [
   Lemma8Section,
 ];
 const LAST_SECTIONS = [LayersSection, NotesSection];
-const WEIGHTS = "rank_weights/";
 const RANKS = /^rank(_weights)?\//;
-const [LINES, MEDIAN] = ["lines", "median and range"];
-const THEMES = ["auto", "light", "dark"];
 const POLL_SECONDS = 10;
 const NEAR_PIXELS = 300;
 const NEAR = { rootMargin: `${NEAR_PIXELS}px` };
@@ -67,14 +64,14 @@ export class App {
     this.counting = new Map();
     this.axis = new Axis();
     this.timesTo = new Map();
-    this.runList = new RunList((hidden) => this.choose({ hidden }));
+    this.runList = new RunList((hidden) => this.choose({ hidden }), (colorBy) => this.choose({ colorBy }));
     this.status = element("span", { class: "status", role: "status", "data-testid": "status" });
-    this.toolbar = element("div", { class: "toolbar" });
+    this.toolbar = new Toolbar(this);
     this.empty = element("div", { class: "empty", hidden: true });
     const update = () => this.all.length && this.reported(() => this.update());
     this.approaching = new IntersectionObserver(update, NEAR);
     this.sections = [];
-    this.main = element("main", {}, element("h1", {}, "Ranks"), this.toolbar, this.empty);
+    this.main = element("main", {}, element("h1", {}, "Ranks"), this.toolbar.host, this.empty);
     document.documentElement.lang = "en";
     document.title ||= "Ranks";
     host.append(element("div", { class: "rankmon", "data-testid": "rankmon" }, this.runList.host, this.main));
@@ -83,7 +80,7 @@ export class App {
   }
 
   async start() {
-    this.makeToolbar();
+    this.toolbar.make();
     this.applyTheme();
     onHostTheme(() => this.applyTheme());
     await this.reported(() => this.makeSections());
@@ -130,10 +127,11 @@ export class App {
     return own?.[tag] ?? own?.[`${tag}/median`];
   }
 
-  /** Returns the range over the seeds, if the run is a summary of seeds. */
+  /** Returns the range over the seeds, if the run is a summary of seeds, or over its probe batches. */
   range(run, tag) {
     const own = this.scalars.get(run);
-    return { low: own?.[`${tag}/low`], high: own?.[`${tag}/high`] };
+    const end = (name) => own?.[`${tag}/${name}`] ?? own?.[`batches/${tag}/${name}`];
+    return { low: end("low"), high: end("high") };
   }
 
   /** Returns the rank of a part and its margin: as logged, or recounted if the cut was moved. */
@@ -185,7 +183,7 @@ export class App {
   choose(changes) {
     Object.assign(this.state, changes);
     remember(this.state);
-    this.showChoices();
+    this.toolbar.showChoices();
     return this.reported(() => this.update());
   }
 
@@ -233,10 +231,8 @@ export class App {
   /** Fetches missing data of the selected runs for each visible section in turn, and draws it. */
   async update() {
     this.runs = this.selected();
-    this.spread.hidden = this.runs.length < 2;
-    const isDeep = this.runs.some(({ scalars }) => scalars.filter((tag) => tag.startsWith(WEIGHTS)).length > MOST_LINES);
-    this.layerFilter.hidden = this.split.hidden = !isDeep;
     if (this.state.axis === TIME) await this.fetchTimes();
+    this.toolbar.showFor(this.runs);
     this.showEmptiness();
     for (const { section, box } of this.sections) {
       box.hidden = !this.runs.some((run) => section.isFor(run.scalars, run.texts, run.spectra));
@@ -247,7 +243,7 @@ export class App {
       await this.fetch(section); // a section may need more once it has data
       section.draw();
     }
-    this.describeCut();
+    this.toolbar.describeCut();
     this.link();
     if (this.position !== LOGGED) await this.recount();
     else this.later ??= setTimeout(() => this.reported(() => this.fetchTheRest()), 200);
@@ -255,7 +251,7 @@ export class App {
 
   /** Lists all runs, and returns the selected ones with their colors. */
   selected() {
-    return withoutSummaries(this.runList.show(this.all, this.state.hidden));
+    return withoutSummaries(this.runList.show(this.all, this.state.hidden, this.state.colorBy));
   }
 
   /** Fetches the scalars that a section needs, unless they were fetched since the last refresh. */
@@ -285,7 +281,8 @@ export class App {
       if (texts.length) this.texts.set(name, await this.source.texts(name));
     }
     this.runList.showAlerts(this.texts);
-    this.draw("notes", "overview");
+    this.toolbar.showFor(this.runs); // cards have the number of parameters
+    this.draw("notes", "overview", ...(this.state.share ? ["ranks"] : []));
     await this.fetchCounts();
   }
 
@@ -328,11 +325,11 @@ export class App {
   /** Moves the cut, and recounts the ranks of all logged spectra. */
   async moveCut(position) {
     this.position = position;
-    this.describeCut();
+    this.toolbar.describeCut();
     const isToCount = ({ name, spectra, weights }) => (spectra.length || weights.length) && !this.counts.has(name);
     if (this.runs.some(isToCount)) {
-      this.cutLabel.append(" (counting)");
-      await this.fetchCounts().finally(() => this.describeCut());
+      this.toolbar.cutLabel.append(" (counting)");
+      await this.fetchCounts().finally(() => this.toolbar.describeCut());
     }
     this.drawAtCut();
     this.link();
@@ -342,86 +339,6 @@ export class App {
   async recount() {
     await this.fetchCounts();
     this.drawAtCut();
-  }
-
-  describeCut() {
-    const moved = this.position !== LOGGED;
-    const logged = this.runs.length === 1 ? this.loggedCut(this.runs[0].name) : undefined;
-    const value = logged ? `: ${(logged * factor(this.position)).toExponential(1)} for H_L` : "";
-    const exponent = (this.position - LOGGED) / 10;
-    this.cutLabel.textContent = (moved ? `× 10^${exponent.toFixed(1)}` : "as logged") + value;
-    this.cut.classList.toggle("moved", moved);
-    this.cutReset.hidden = !moved;
-  }
-
-  /** Returns the last logged cut of H_L, if it is known. */
-  loggedCut(run) {
-    return this.series(run, "tolerance/H_L")?.values.at(-1);
-  }
-
-  /** Creates the controls once: replacing a control would interrupt a drag of the pointer. */
-  makeToolbar() {
-    this.makeCut();
-    const log = (logX) => this.choose({ logX });
-    this.logSteps = checkbox("log steps", false, log, { "data-testid": "log-steps" });
-    const place = (axis) => this.choose({ axis });
-    const axes = this.source.times ? AXES : AXES.filter((axis) => axis !== TIME);
-    this.axes = choice("x axis", axes, STEP, place, { "data-testid": "axis" });
-    const spread = (value) => this.choose({ median: value === MEDIAN });
-    this.spread = choice("Several runs", [LINES, MEDIAN], LINES, spread, { "data-testid": "spread" });
-    this.layerFilter = element("input", {
-      type: "search",
-      placeholder: "Filter layers",
-      "aria-label": "filter layers",
-      "data-testid": "layer-filter",
-      oninput: () => this.choose({ layers: this.layerFilter.value }),
-    });
-    this.split = checkbox("one chart for each layer", false, (split) => this.choose({ split }), { "data-testid": "split" });
-    const dress = (theme) => {
-      this.choose({ theme });
-      this.applyTheme();
-    };
-    this.themes = choice("Theme", THEMES, "auto", dress, { "data-testid": "theme" });
-    const reload = button("Reload", () => this.refresh(), { "data-testid": "reload" });
-    reload.hidden = !this.source.isLive;
-    this.toolbar.append(this.cut, this.axes, this.logSteps, this.spread, this.layerFilter, this.split, this.themes, reload, this.status);
-    this.showChoices();
-  }
-
-  showChoices() {
-    const { logX, median, theme, axis } = this.state;
-    this.axes.querySelector("select").value = axis;
-    this.logSteps.hidden = axis !== STEP;
-    if (this.layerFilter !== document.activeElement) this.layerFilter.value = this.state.layers;
-    this.split.querySelector("input").checked = this.state.split;
-    this.logSteps.querySelector("input").checked = logX;
-    this.spread.querySelector("select").value = median ? MEDIAN : LINES;
-    this.themes.querySelector("select").value = theme;
-  }
-
-  makeCut() {
-    const move = (position) => {
-      slider.value = position;
-      return this.reported(() => this.moveCut(position));
-    };
-    const slider = element("input", {
-      type: "range",
-      min: 0,
-      max: 2 * LOGGED,
-      value: this.position,
-      list: "logged-cut",
-      "data-testid": "cut",
-      "aria-label": "cut below which eigenvalues count as zero",
-      oninput: () => move(Number(slider.value)),
-    });
-    this.cutLabel = element("output", { "data-testid": "cut-label" });
-    this.cutReset = button("Reset", () => move(LOGGED), { "data-testid": "cut-reset" });
-    const help =
-      "The cut below which eigenvalues and singular values count as zero; ranks are recomputed from the logged" +
-      " spectra. Charts without spectra turn gray.";
-    const mark = element("datalist", { id: "logged-cut" }, element("option", { value: LOGGED }));
-    this.cut = element("div", { class: "cut", title: help }, "Cut ", slider, mark, this.cutLabel, this.cutReset);
-    this.describeCut();
   }
 
   showEmptiness() {

@@ -1,14 +1,14 @@
-// A chart of lines over steps: uPlot draws it, hovering shows values, and buttons save PNG, SVG and CSV.
+// A chart of lines over steps: uPlot draws it, hovering shows values, and a menu saves it.
 
 import uPlot from "./vendor/uPlot.esm.min.js";
 import { aligned, placed } from "./aligned.js";
-import { button, copy, element, save } from "./dom.js";
+import { button, element } from "./dom.js";
 import { wordsOnMissing } from "./missing.js";
-import { isEntry, Legend, linesOf } from "./legend.js";
+import { Legend, linesOf } from "./legend.js";
 import { axisOf, options } from "./plotoptions.js";
-import { fillRich, rich } from "./richtext.js";
-import { recorded } from "./svg.js";
-import { ink } from "./theme.js";
+import { pngOf, svgOf } from "./pictures.js";
+import { rich } from "./richtext.js";
+import { saveMenu } from "./savemenu.js";
 
 /**
  * @typedef {Object} Line
@@ -24,6 +24,8 @@ import { ink } from "./theme.js";
  * @property {string} [help] an explanation, shown when the pointer rests on the entry of the legend
  * @property {number} [partOf] index of the line that this one belongs to: its theory, or its band
  * @property {string} [meaning] the name of such a line's value beside the other's
+ * @property {boolean} [isReference] whether the line is to compare with, so that its points are not marked
+ * @property {string} [short] the label in the legend, where all labels begin alike
  * @property {[number, number]} [bounds] indices of the edges that bound a value where it is unknown
  * @property {boolean} [right] whether the line uses the second axis
  *
@@ -43,6 +45,7 @@ import { ink } from "./theme.js";
  * @property {() => {steps: number[], rows: [string, number[]][]}} [table] the numbers of a map, for CSV
  * @property {string} [help] an explanation, shown by a button
  * @property {string} [note] a sentence below the chart
+ * @property {string} [band] what the bands of the lines mean, for the legend
  * @property {boolean} [isStale] whether the chart could not follow the moved cut
  * @property {boolean} [many] whether each line is a run; the legend is sorted by value
  * @property {Line[]} lines
@@ -63,20 +66,12 @@ export class Chart {
     this.id = id;
     this.title = element("h3");
     this.plot = element("div", { class: "plot", role: "img" });
-    const saving = [
-      button("PNG", () => this.png().then((blob) => save(`${fileName(id)}.png`, blob))),
-      button("SVG", () => this.svg().then((text) => save(`${fileName(id)}.svg`, svgBlob(text)))),
-      button("CSV", () => save(`${fileName(id)}.csv`, new Blob([this.csv()], { type: "text/csv" }))),
-    ];
-    for (const one of saving) one.title = `Save this chart as ${one.textContent}`;
-    const copying = button("Copy", () => copy(this.csv()), { title: "Copy the values of this chart as CSV" });
-    saving.push(copying);
     const unzoom = () => this.uplot.setScale("x", { min: this.data[0][0], max: this.data[0].at(-1) });
     this.zoom = button("Reset zoom", unzoom, { class: "zoom", hidden: true, title: "Or double-click the chart" });
     this.help = element("p", { class: "help", hidden: true });
     this.helpButton = button("?", () => this.toggleHelp(), { class: "ask", "aria-expanded": "false", hidden: true });
     this.scale = element("p", { class: "scale", hidden: true });
-    const head = element("header", {}, this.title, this.helpButton, this.zoom, element("span", { class: "saving" }, ...saving));
+    const head = element("header", {}, this.title, this.helpButton, this.zoom, saveMenu(this));
     this.reading = element("figcaption");
     this.missing = element("p", { class: "missing", role: "status" });
     const attributes = { class: "chart", "data-testid": `chart-${id}` };
@@ -235,119 +230,17 @@ export class Chart {
     return `${names.map(quoted).join(",")}\n${rows.join("\n")}\n`;
   }
 
-  async png() {
-    const plot = this.uplot.ctx.canvas;
-    const ratio = plot.width / this.uplot.width;
-    const canvas = document.createElement("canvas");
-    const head = this.headHeight() * ratio;
-    Object.assign(canvas, { width: plot.width, height: plot.height + head });
-    const ctx = canvas.getContext("2d");
-    ctx.fillStyle = ink().page;
-    ctx.fillRect(0, 0, canvas.width, canvas.height);
-    ctx.drawImage(plot, 0, head);
-    ctx.scale(ratio, ratio);
-    this.drawHead(ctx);
-    return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+  png() {
+    return pngOf(this);
   }
 
-  async svg() {
-    const host = element("div");
-    const hidden = new Set(this.uplot.series.filter((one) => !one.show).map((one) => one.label));
-    const given = options(this, this.uplot.width, hidden);
-    const { min, max } = this.uplot.scales.x;
-    given.pxAlign = 0;
-    given.cursor = { show: false };
-    given.hooks.setScale = [];
-    let copy;
-    const [context] = await recorded(() => {
-      copy = new uPlot(given, placed(this.data, this.spec), host);
-      copy.setScale("x", { min, max });
-    });
-    const ratio = context.canvas.width / this.uplot.width;
-    const head = this.headHeight();
-    const plot = context.text(context.canvas.width, context.canvas.height, "transparent");
-    context.marks = [];
-    context.clips = [];
-    this.drawHead(context);
-    const [width, height] = [this.uplot.width, this.uplot.height + head];
-    const inside = plot.replace(
-      /^<svg [^>]*>/,
-      `<svg y="${head}" width="${width}" height="${this.uplot.height}"` +
-        ` viewBox="0 0 ${width * ratio} ${this.uplot.height * ratio}">`,
-    );
-    context.marks.push(inside);
-    copy.destroy();
-    return context.text(width, height, ink().page);
-  }
-
-  headHeight() {
-    return 30 + 18 * this.headRows().length;
-  }
-
-  /** Breaks the legend into rows that fit the width. */
-  headRows() {
-    const rows = [[]];
-    let left = this.uplot.width - 20;
-    this.spec.lines.forEach((line, at) => {
-      if (!isEntry(line) || !this.uplot.series[at + 1].show) return;
-      const need = 7 * line.label.length + 46;
-      if (need > left && rows.at(-1).length) {
-        rows.push([]);
-        left = this.uplot.width - 20;
-      }
-      rows.at(-1).push({ line, at, x: this.uplot.width - 10 - left });
-      left -= need;
-    });
-    return rows;
-  }
-
-  /** Draws title and legend into a picture; on the page they are HTML. */
-  drawHead(ctx) {
-    ctx.fillStyle = ink().text;
-    Object.assign(ctx, { textAlign: "left", textBaseline: "alphabetic" });
-    fillRich(ctx, this.spec.title, 10, 20, 12, "bold");
-    this.headRows().forEach((row, down) => {
-      for (const { line, at, x } of row) {
-        const y = 40 + 18 * down;
-        this.drawSwatch(ctx, line, at, x, y - 4);
-        ctx.fillStyle = ink().text;
-        fillRich(ctx, line.label, x + 32, y, 12);
-      }
-    });
-  }
-
-  drawSwatch(ctx, line, at, x, y) {
-    const { lines, bands } = this.spec;
-    const band = (bands ?? []).find(([high]) => lines[high].partOf === at);
-    const ground = this.spec.ground ?? band?.[2];
-    if (ground) {
-      ctx.fillStyle = ground;
-      ctx.fillRect(x, y - 5, 26, 10);
-    }
-    const circled = line.kind === "markers" ? line : lines.find((o) => o.partOf === at && o.kind === "markers");
-    if (line.kind !== "markers") {
-      ctx.beginPath();
-      ctx.setLineDash(line.dash ?? []);
-      Object.assign(ctx, { strokeStyle: line.color, lineWidth: Math.min(line.width ?? 2, 4) });
-      ctx.moveTo(x, y);
-      ctx.lineTo(x + 26, y);
-      ctx.stroke();
-      ctx.setLineDash([]);
-    }
-    if (!circled) return;
-    const ring = new Path2D(); // the context that writes SVG takes circles from paths only
-    ring.arc(x + 13, y, 3.5, 0, 2 * Math.PI);
-    Object.assign(ctx, { fillStyle: ink().page, strokeStyle: circled.color, lineWidth: 1.4 });
-    ctx.fill(ring);
-    ctx.stroke(ring);
+  svg() {
+    return svgOf(this);
   }
 }
 
 /** All charts on the page by id. @type {Map<string, Chart>} */
 Chart.all = new Map();
-
-const fileName = (id) => id.replaceAll(/[^\p{L}\p{N}.-]+/gu, "_");
-const svgBlob = (text) => new Blob([text], { type: "image/svg+xml" });
 
 /** Charts are drawn when they are this close to the visible part of the page. */
 const NEAR = { rootMargin: "200px" };

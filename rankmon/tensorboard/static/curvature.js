@@ -2,6 +2,7 @@
 
 import { ChartGrid } from "./grid.js";
 import { ink, partLook, partName, PARTS } from "./theme.js";
+import { brief } from "./values.js";
 
 const CHARTS = [
   ["eigenvalue_max", "Largest eigenvalue", "eigenvalue"],
@@ -17,7 +18,11 @@ const CHARTS = [
   ["effective_rank", "Effective rank", "rank"],
 ];
 
+const INTERVAL = "interval of an estimate, or range over the seeds";
 const THRESHOLD = "eigenvalue_max_threshold";
+
+const STABILITY = "stability threshold";
+const FAR = 3; // times the curves' largest value: a scale up to there would flatten them
 
 export class CurvatureSection {
   id = "curvature";
@@ -45,8 +50,8 @@ export class CurvatureSection {
         runs.some(({ name }) => of(name)),
       );
       if (!quantities.length) return [];
-      const look = { title, left, fromZero: left === "count" || left === "rank", height: 240 };
-      return this.app.charts(`curvature-${family}`, look, quantities);
+      const look = { title, left, fromZero: left === "count" || left === "rank", height: 240, band: INTERVAL };
+      return this.app.charts(`curvature-${family}`, look, quantities).map(([id, spec]) => [id, withoutFar(spec)]);
     });
     this.grid.show(charts);
   }
@@ -54,7 +59,7 @@ export class CurvatureSection {
   /** Returns the edge of stability, above which gradient descent on H_L's quadratic diverges. */
   threshold() {
     const of = (run) => this.app.series(run, `${THRESHOLD}/H_L`);
-    return { id: "threshold", label: "stability threshold", color: ink().muted, dash: [6, 4], width: 1.5, of };
+    return { id: "threshold", label: STABILITY, color: ink().muted, dash: [6, 4], width: 1.5, of };
   }
 
   /** Returns a curve with its interval, or with its range if the run is a summary of seeds. */
@@ -67,4 +72,21 @@ export class CurvatureSection {
     };
     return { id: part, label: partName(part), ...partLook(part), of: (run) => this.app.series(run, tag), margin };
   }
+}
+
+/** Returns the chart with the scale of its curves alone, if the threshold is far above them; a note says so. */
+function withoutFar(spec) {
+  const threshold = spec.lines.find(({ label }) => label === STABILITY);
+  const others = spec.lines.filter((line) => line !== threshold);
+  if (!threshold || !others.length) return spec;
+  const ends = (lines) => {
+    const known = lines.flatMap(({ values }) => Array.from(values).filter(Number.isFinite));
+    return [known.reduce((a, b) => Math.min(a, b), Infinity), known.reduce((a, b) => Math.max(a, b), -Infinity)];
+  };
+  const [low, high] = ends(others);
+  const [lowest] = ends([threshold]);
+  if (!(high > 0 && lowest > FAR * high)) return spec;
+  const room = 0.05 * (high - low || high);
+  const note = `The ${STABILITY}, ${brief(lowest)} or more, is above this chart.`;
+  return { ...spec, note: [spec.note, note].filter(Boolean).join(" "), rangeY: () => [low - room, high + room] };
 }

@@ -3,6 +3,7 @@
 import { boundsOnly, orBound } from "./bounds.js";
 import { overRuns } from "./seeds.js";
 import { coinciding, nested } from "./coinciding.js";
+import { counted, unshared } from "./names.js";
 import { faint, ink, veil } from "./theme.js";
 
 /**
@@ -66,11 +67,7 @@ function ofOneRun(look, quantities, run) {
     if (!series) continue;
     const { low, high } = quantity.margin?.(run) ?? {};
     const at = addLine(drawing, styled(quantity, series), low, high);
-    for (const { name, dash, of } of quantity.references ?? []) {
-      const [values, label] = [of(run), `${quantity.label}, ${name}`];
-      const look = { dash, color: faint(quantity.color), width: 1.5, partOf: at, meaning: name };
-      if (values) drawing.lines.push({ ...values, ...look, label });
-    }
+    for (const reference of quantity.references ?? []) addReference(drawing, quantity, reference, reference.of(run), at);
     addTheory(drawing, quantity, quantity.theory?.(run), at);
     addMarkers(drawing, quantity, quantity.marks?.(run), quantity.marked, at, 13);
   }
@@ -89,13 +86,21 @@ function ofMedians(look, quantities, runs) {
     const [low, high] = [overRuns(lows).low, overRuns(highs).high];
     const ends = [low, high].map((values) => ({ steps, values }));
     const at = addLine(drawing, styled(quantity, { steps, values: median }), ...ends);
+    for (const reference of quantity.references ?? []) {
+      const known = runs.map(({ name }) => reference.of(name)).filter(Boolean);
+      if (known.length) addReference(drawing, quantity, reference, medianOf(known), at);
+    }
     const theories = runs.map(({ name }) => quantity.theory?.(name)).filter(Boolean);
-    if (!theories.length) continue;
-    const expected = overRuns(theories);
-    addTheory(drawing, quantity, { steps: expected.steps, values: expected.median }, at);
+    if (theories.length) addTheory(drawing, quantity, medianOf(theories), at);
   }
-  const title = `${look.title}: median and range of ${count} runs`;
-  return merged({ ...look, title, x: "step", right: undefined, rightLines: [] }, drawing);
+  const title = `${look.title}: median and range of ${counted(count, "run")}`;
+  const band = "lowest to highest of the runs";
+  return merged({ ...look, title, band, x: "step", right: undefined, rightLines: [] }, drawing);
+}
+
+function medianOf(all) {
+  const { steps, median } = overRuns(all);
+  return { steps, values: median };
 }
 
 function ofSeveralRuns(look, quantity, runs) {
@@ -103,18 +108,19 @@ function ofSeveralRuns(look, quantity, runs) {
   const theories = runs.map(({ name }) => quantity.theory?.(name));
   const shared = shownByAll(theories);
   const expected = quantity.expected ?? "theory";
-  if (shared) lines.push({ ...THIN, ...shared, label: expected, color: ink().text });
+  if (shared) lines.push({ ...THIN, ...shared, label: expected, color: ink().text, isReference: true });
   for (const { name, dash, of } of quantity.references ?? []) {
     const values = shownByAll(runs.map((run) => of(run.name)));
-    if (values) lines.push({ ...values, label: name, dash, color: ink().muted, width: 1 });
+    if (values) lines.push({ ...values, label: name, dash, color: ink().muted, width: 1, isReference: true });
   }
   const all = runs.map(({ name }) => quantity.of(name));
   const widths = nested(all, runs.length > MANY ? 1 : 2);
+  const names = unshared(runs.map(({ name }) => name));
   runs.forEach(({ name, color }, at) => {
     const series = all[at];
     if (!series) return;
     const bounds = boundsOnly(series, quantity.margin?.(name) ?? {}) ?? {};
-    const line = { label: name, color, ...series, width: widths[at] };
+    const line = { label: name, short: names[at], color, ...series, width: widths[at] };
     const place = addLine({ lines, bands }, line, bounds.low, bounds.high);
     if (theories[at] && !shared) {
       const label = `${name}, ${expected}`;
@@ -150,6 +156,12 @@ function addLine({ lines, bands }, line, low, high) {
   lines.push({ ...line, bounds: [down, up] });
   bands.push([up, down, veil(color)]);
   return at;
+}
+
+function addReference(drawing, { label, color }, { name, dash }, series, partOf) {
+  if (!series) return;
+  const look = { dash, color: faint(color), width: 1.5, partOf, meaning: name };
+  drawing.lines.push({ ...series, ...look, label: `${label}, ${name}` });
 }
 
 function addTheory(drawing, quantity, series, partOf) {

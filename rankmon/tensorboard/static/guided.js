@@ -2,8 +2,8 @@
 
 import { ChartGrid } from "./grid.js";
 import { layerMap } from "./layermap.js";
-import { allTags, isKept, isMapped, unshared } from "./layernames.js";
-import { layerName, naturally } from "./names.js";
+import { allTags, isKept, isMapped } from "./layernames.js";
+import { layerName, naturally, unshared } from "./names.js";
 import { isSummary, summarized } from "./seeds.js";
 import { lineColor } from "./theme.js";
 
@@ -51,7 +51,7 @@ export class GuidedSection {
     if (!tags.length) return [];
     const { unit, meaning } = this.app.explained(tags[0]);
     const isRank = unit === "count" && /^rank|\/rank/.test(tags[0]);
-    const look = { title: chart.title, left: unit, fromZero: unit === "count", height: 240, help: meaning };
+    const look = { title: chart.title, left: unit.replace(/^as the (\w+)s$/, "$1"), fromZero: unit === "count", height: 240, help: meaning };
     const stale = { ...look, isStale: isRank && !this.app.isAtCut() };
     const quantities = chart.margin ? [this.banded(chart)] : this.lines(chart, tags);
     const id = tags[0].split("/").slice(0, -1).join("-") || tags[0];

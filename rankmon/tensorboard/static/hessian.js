@@ -2,14 +2,19 @@
 
 import { ChartGrid } from "./grid.js";
 import { element } from "./dom.js";
+import { divided, parametersByRun } from "./perparameter.js";
 import { LOGGED } from "./recount.js";
 import { ink, partLook, partName, PARTS } from "./theme.js";
 
 // What is no prediction: an upper bound, and the closed form of the same layers without activations.
 const REFERENCES = [
   { prefix: "rank_bound", name: "upper bound", dash: [7, 4] },
-  { prefix: "rank_landmark", name: "linear counterpart", dash: [1, 5] },
+  { prefix: "rank_landmark", name: "linear counterpart", dash: [2, 4] },
 ];
+
+const MARGIN = "rank at 10 times and at a tenth of the cut, or its known bounds";
+
+const SPREAD = ["Ranks: median", "lowest to highest of the probe batches or seeds"];
 
 export class HessianSection {
   id = "ranks";
@@ -26,7 +31,7 @@ export class HessianSection {
   /** The tags to fetch; of several runs, margins are drawn only if they bound unknown ranks. */
   get prefixes() {
     const needed = this.app.runs.length === 1 || this.hasUnknownRanks();
-    const margins = needed ? ["rank_low/H_", "rank_high/H_"] : [];
+    const margins = needed ? ["rank_low/H_", "rank_high/H_", "batches/rank/H_"] : [];
     const references = ["rank_landmark/", "rank_bound/H_o"];
     return ["rank/H_", "rank_theory/", ...references, "loss", "tolerance/H_L", ...margins];
   }
@@ -46,7 +51,11 @@ export class HessianSection {
       runs.map(({ name }) => [name, new Map(PARTS.map((part) => [part, this.app.ranks(name, part)]))]),
     );
     const quantities = PARTS.map((part) => this.quantity(part));
-    const look = { title: "Ranks", left: "rank", fromZero: true, height: 340 };
+    this.parameters = parametersByRun(this.app);
+    const left = this.parameters ? "rank / p" : "rank";
+    const isSpread = runs.length === 1 && this.app.position === LOGGED && this.app.range(runs[0].name, "rank/H_L").low;
+    const [title, band] = isSpread ? SPREAD : ["Ranks", MARGIN];
+    const look = { title, left, fromZero: true, height: 340, band };
     this.wide.host.classList.toggle("wide", runs.length === 1 || state.median);
     this.wide.show([
       ...this.app.charts("ranks", this.withLoss(look), quantities),
@@ -57,18 +66,20 @@ export class HessianSection {
 
   quantity(part) {
     const at = (run) => this.ranks.get(run).get(part);
+    const scaled = (run, series) => (this.parameters ? divided(series, this.parameters.get(run)) : series);
+    const margin = (run) => ({ low: scaled(run, at(run)?.low), high: scaled(run, at(run)?.high) });
     return {
       id: part,
       label: partName(part),
       ...partLook(part),
       help: this.app.explained(`rank/${part}`).meaning,
-      of: (run) => at(run)?.rank,
-      margin: (run) => at(run) ?? {},
-      theory: (run) => this.app.series(run, `rank_theory/${part}`),
+      of: (run) => scaled(run, at(run)?.rank),
+      margin,
+      theory: (run) => scaled(run, this.app.series(run, `rank_theory/${part}`)),
       isOld: this.app.position !== LOGGED, // theory counts at the logged cut
       references: part === "H_f_fixed" ? [] : REFERENCES.map(({ prefix, ...look }) => ({
         ...look,
-        of: (run) => this.app.series(run, `${prefix}/${part}`),
+        of: (run) => scaled(run, this.app.series(run, `${prefix}/${part}`)),
       })),
     };
   }

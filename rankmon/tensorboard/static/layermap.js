@@ -3,7 +3,7 @@
 import { drawHeatMap, painted, placeAt } from "./heatmap.js";
 import { shortened } from "./names.js";
 import { heatGradient, ink } from "./theme.js";
-import { shown } from "./values.js";
+import { brief, shown } from "./values.js";
 
 const [ROW, LEAST, MOST] = [14, 220, 640];
 
@@ -37,7 +37,7 @@ export function layerMap(app, look, quantities) {
     lines: [{ label: "layers", color: ink().text, kind: "silent", steps: places, values: steps.map(() => NaN) }],
     rangeY: () => [0.5, rows.length + 0.5],
     under: (u) => drawHeatMap(u, map, image),
-    colors: { gradient: heatGradient(), low: shown(low), high: shown(high), unit: look.left },
+    colors: { gradient: heatGradient(), low: brief(low), high: brief(high), unit: look.left },
     reading: (u) => {
       const [step, row] = placeAt(u, map) ?? [];
       return row === undefined ? "" : `${names[row]}: ${shown(values[step * rows.length + row])}`;

@@ -27,16 +27,3 @@ export const isKept = (app, layer) => layer.toLowerCase().includes(app.state.lay
 
 /** Returns whether lines of so many layers are to be drawn as one map. */
 export const isMapped = (app, count) => app.runs.length === 1 && count > MOST_LINES && !app.state.split;
-
-/** Returns the names without the folders that all of them begin with, and without a last part they share. */
-export function unshared(names) {
-  if (names.length < 2) return names;
-  const parts = names.map((name) => name.split("/"));
-  const shortest = Math.min(...parts.map(({ length }) => length));
-  const isShared = (at) => parts.every((one) => one.at(at) === parts[0].at(at));
-  let from = 0;
-  while (from < shortest - 1 && isShared(from)) from++;
-  let to = 0;
-  while (to < shortest - 1 - from && isShared(-1 - to)) to++;
-  return parts.map((one) => one.slice(from, one.length - to).join("/"));
-}

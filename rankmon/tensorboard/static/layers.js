@@ -37,7 +37,7 @@ export class LayersSection {
     const charts = this.families().flatMap((family) => {
       const [title, left] = NAMES[family] ?? [family.replaceAll("_", " "), "value"];
       const quantity = { id: family, label: "median over the layers", color: lineColor(0), width: 2, ...this.logged(family) };
-      const look = { title, left, height: 200 };
+      const look = { title, left, height: 200, band: "lowest to highest layer" };
       return this.app.charts(`layers-${family}`, look, [quantity]);
     });
     this.grid.show(charts);

@@ -29,7 +29,8 @@ export class Legend {
     this.onToggle = onToggle;
     this.list = element("ul");
     this.where = element("p", { class: "where" });
-    this.host = element("div", { class: "legend" }, this.where, this.list);
+    this.key = element("p", { class: "key" });
+    this.host = element("div", { class: "legend" }, this.where, this.list, this.key);
     this.rows = new Map();
   }
 
@@ -48,16 +49,18 @@ export class Legend {
     });
     this.list.replaceChildren(...[...this.rows.values()].map(({ item }) => item));
     this.rows.get(focused)?.button.focus();
+    this.key.replaceChildren(...meanings(spec));
     this.host.hidden = this.rows.size === 0;
   }
 
   row(line, at, isShown) {
+    // Beside the button, so that it can be selected and copied.
     const value = element("span", { class: "value" });
     const toggle = () => this.onToggle(at);
     const attributes = { type: "button", class: "entry", "aria-pressed": String(isShown), onclick: toggle };
-    const label = element("span", { class: "name", title: line.help ? `${line.label}: ${line.help}` : line.label }, ...rich(shortened(line.label)));
-    const button = element("button", attributes, swatch(this.spec, at), label, value);
-    return { item: element("li", {}, button), button, value };
+    const label = element("span", { class: "name", title: line.help ? `${line.label}: ${line.help}` : line.label }, ...rich(shortened(line.short ?? line.label)));
+    const button = element("button", attributes, swatch(this.spec, at), label);
+    return { item: element("li", {}, button, value), button, value };
   }
 
   /** Shows the values at an index of the chart's data: under the pointer, or else each line's last one. */
@@ -113,10 +116,34 @@ export class Legend {
   }
 }
 
+/** Returns what circles, dashes and bands mean that have no entry of their own, each with a picture. */
+function meanings({ lines, bands, band }) {
+  const color = "var(--muted)";
+  const found = new Map();
+  for (const { meaning, kind, dash } of lines) {
+    if (!meaning || found.has(meaning)) continue;
+    const isCircle = kind === "markers";
+    found.set(meaning, isCircle ? { kind, color } : { color, dash, width: 1.5 });
+  }
+  const keys = [...found].map(([meaning, line]) => key(picture({ line, circled: line.kind && line }), meaning));
+  const isBanded = (bands ?? []).some(([high, low]) => isWide(lines[high].values, lines[low].values));
+  if (band && isBanded) keys.push(key(picture({ line: { kind: "markers" }, ground: "var(--grid)" }), band));
+  return keys;
+}
+
+const key = (drawing, words) => element("span", {}, drawing, words);
+const isWide = (highs, lows) => highs.some((high, at) => high > lows[at]);
+
 /** Returns a small picture of a line: its band, dash, and the circle of its theory. */
 function swatch(spec, at) {
   const { lines } = spec;
   const line = lines[at];
+  const band = (spec.bands ?? []).find(([high]) => lines[high].partOf === at);
+  const circled = line.kind === "markers" ? line : lines.find(({ partOf, kind }) => partOf === at && kind === "markers");
+  return picture({ line, ground: spec.ground ?? band?.[2], circled });
+}
+
+function picture({ line, ground, circled }) {
   const middle = HEIGHT / 2;
   const made = (tag, attributes) => {
     const one = document.createElementNS(SVG, tag);
@@ -124,14 +151,10 @@ function swatch(spec, at) {
     return one;
   };
   const svg = made("svg", { width: WIDTH, height: HEIGHT, "aria-hidden": "true", class: "swatch" });
-  const band = (spec.bands ?? []).find(([high]) => lines[high].partOf === at);
-  const ground = spec.ground ?? band?.[2];
   if (ground) svg.append(made("rect", { x: 0, y: 2, width: WIDTH, height: HEIGHT - 4, fill: ground }));
-  const isMarker = line.kind === "markers";
   const thick = Math.min(line.width ?? 2, 4);
   const look = { stroke: line.color, "stroke-width": thick, "stroke-dasharray": (line.dash ?? []).join(" ") };
-  if (!isMarker) svg.append(made("line", { x1: 0, x2: WIDTH, y1: middle, y2: middle, ...look }));
-  const circled = isMarker ? line : lines.find(({ partOf, kind }) => partOf === at && kind === "markers");
+  if (line.kind !== "markers") svg.append(made("line", { x1: 0, x2: WIDTH, y1: middle, y2: middle, ...look }));
   if (circled) {
     const circle = { cx: WIDTH / 2, cy: middle, r: 3.5, fill: "var(--page)", stroke: circled.color };
     svg.append(made("circle", { ...circle, "stroke-width": 1.4 }));

@@ -39,3 +39,16 @@ export function listed(names) {
   const rest = names.length - MOST_NAMES;
   return rest > 0 ? `${names.slice(0, MOST_NAMES).join("; ")} and ${rest} more` : names.join("; ");
 }
+
+/** Returns the names without the folders that all of them begin with, and without a last part they share. */
+export function unshared(names) {
+  if (names.length < 2) return names;
+  const parts = names.map((name) => name.split("/"));
+  const shortest = Math.min(...parts.map(({ length }) => length));
+  const isShared = (at) => parts.every((one) => one.at(at) === parts[0].at(at));
+  let from = 0;
+  while (from < shortest - 1 && isShared(from)) from++;
+  let to = 0;
+  while (to < shortest - 1 - from && isShared(-1 - to)) to++;
+  return parts.map((one) => one.slice(from, one.length - to).join("/"));
+}

@@ -1,7 +1,9 @@
 // The section of texts: cards and alerts of the runs.
 
 import { element } from "./dom.js";
-import { counted } from "./names.js";
+import { counted, listed } from "./names.js";
+
+const ALERTS = "rankmon/alerts";
 
 export class NotesSection {
   id = "notes";
@@ -20,8 +22,10 @@ export class NotesSection {
 
   draw() {
     const { runs, texts } = this.app;
-    const notes = runs.flatMap(({ name }) =>
-      Object.entries(texts.get(name) ?? {}).map(([tag, events]) => ({ name, tag, events })),
+    const notes = together(
+      runs.flatMap(({ name }) =>
+        Object.entries(texts.get(name) ?? {}).map(([tag, events]) => ({ names: [name], tag, events })),
+      ),
     );
     const drawn = JSON.stringify(notes);
     if (drawn === this.drawn) return; // keep the notes that the user has opened
@@ -29,18 +33,30 @@ export class NotesSection {
     this.host.replaceChildren(...notes.map((note) => this.note(note)));
   }
 
-  note({ name, tag, events }) {
-    const isAlert = tag === "rankmon/alerts";
-    const summary = isAlert ? `${name}: ${counted(events.length, "alert")}` : `${name}: card`;
+  note({ names, tag, events }) {
+    const isAlert = tag === ALERTS;
+    const whose = names.length > 1 ? `${listed(names)} (${names.length} runs, all alike)` : names[0];
+    const summary = isAlert ? `${whose}: ${counted(events.length, "alert")}` : `${whose}: card`;
     return element(
       "details",
-      { class: isAlert ? "alerts" : "card", open: isAlert || this.app.runs.length === 1 },
+      { class: isAlert ? "alerts" : "card", open: isAlert || names.length === this.app.runs.length },
       element("summary", {}, summary),
       ...events.map(({ step, html }) => {
         return element("article", {}, element("h3", {}, `step ${step}`), markdown(html));
       }),
     );
   }
+}
+
+/** Returns the notes, those of equal texts as one of several runs. */
+function together(notes) {
+  const byText = new Map();
+  for (const { names, tag, events } of notes) {
+    const text = JSON.stringify([tag, events]);
+    if (byText.has(text)) byText.get(text).names.push(...names);
+    else byText.set(text, { names, tag, events });
+  }
+  return [...byText.values()];
 }
 
 /** Inserts HTML that TensorBoard's renderer has sanitized, without pictures, which it allows. */

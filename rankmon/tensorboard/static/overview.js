@@ -2,10 +2,10 @@
 
 import { element } from "./dom.js";
 import { interval } from "./bounds.js";
-import { counted } from "./names.js";
+import { counted, listed } from "./names.js";
 import { rich } from "./richtext.js";
 import { partName, PARTS } from "./theme.js";
-import { shown } from "./values.js";
+import { brief, shown } from "./values.js";
 
 const SHARPNESS = "eigenvalue_max/H_L";
 
@@ -18,7 +18,7 @@ export class OverviewSection {
   constructor(app) {
     this.app = app;
     this.table = element("table", { class: "facts" });
-    this.host = element("div", { class: "scrolled" }, this.table);
+    this.host = element("div", { class: "scrolled", tabindex: 0, role: "region", "aria-label": "last values" }, this.table);
   }
 
   isFor(tags) {
@@ -29,26 +29,27 @@ export class OverviewSection {
     const runs = this.app.runs.filter(({ scalars }) => this.isFor(scalars));
     const parts = PARTS.filter((part) => runs.some(({ name }) => this.app.series(name, `rank/${part}`)));
     const heads = ["run", "step", ...parts.map((part) => `rank ${partName(part)}`)];
-    const others = ["equal to theory?", "largest eigenvalue of H_L", "loss", "alerts"];
+    const isSharp = runs.some(({ name }) => this.app.series(name, SHARPNESS));
+    const others = ["equal to theory?", ...(isSharp ? ["largest eigenvalue of H_L"] : []), "loss", "alerts"];
     const head = [...heads, ...others].map((text) => element("th", { scope: "col" }, ...rich(text)));
-    const rows = runs.map((run) => this.row(run, parts));
+    const rows = runs.map((run) => this.row(run, parts, isSharp));
     this.table.replaceChildren(element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows));
   }
 
-  row({ name, color }, parts) {
+  row({ name, color }, parts, isSharp) {
     const dot = element("span", { class: "dot" });
     dot.style.background = color;
     const cell = (words, kind) => element("td", kind ? { class: kind } : {}, words);
-    const now = (tag) => shown(last(this.app.series(name, tag)));
+    const now = (tag) => brief(last(this.app.series(name, tag)));
     const alerts = this.app.texts.get(name)?.["rankmon/alerts"]?.length ?? 0;
     return element(
       "tr",
       { "data-testid": `overview-${name}` },
-      element("th", { scope: "row" }, dot, name),
+      element("th", { scope: "row" }, element("span", { class: "run" }, dot, element("span", { class: "name" }, name))),
       cell(String(this.app.lastStep(name))),
       ...parts.map((part) => cell(this.rank(name, part))),
       this.verdict(name, parts),
-      cell(now(SHARPNESS)),
+      ...(isSharp ? [cell(now(SHARPNESS))] : []),
       cell(now("loss")),
       cell(alerts ? counted(alerts, "alert") : "none", alerts ? "unmet" : ""),
     );
@@ -69,7 +70,10 @@ export class OverviewSection {
     const known = parts.filter((part) => [theory(part), measured(part)].every(Number.isFinite));
     if (!known.length) return element("td", {}, "–");
     const missed = known.filter((part) => measured(part) !== theory(part));
-    if (!missed.length) return element("td", { class: "met" }, "✓ met");
+    if (!missed.length) {
+      const some = known.length < parts.length ? ` for ${listed(known.map(partName))}` : "";
+      return element("td", { class: "met" }, ...rich(`✓ met${some}`));
+    }
     const words = missed.flatMap((part, at) => rich(`${at ? "; " : "✗ "}${partName(part)} ${theory(part)}`));
     return element("td", { class: "unmet", title: "The predicted ranks that differ from the measured ones" }, ...words);
   }

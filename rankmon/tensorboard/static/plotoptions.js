@@ -4,7 +4,7 @@ import { drawBars } from "./bounds.js";
 import { drawMissing } from "./missing.js";
 import { thinned } from "./paths.js";
 import { ink } from "./theme.js";
-import { DECADES, logSteps, powerTick, tickWords } from "./ticks.js";
+import { logSplits, logSteps, powerTick, tickWords } from "./ticks.js";
 
 export const FONT = "12px system-ui, sans-serif";
 
@@ -29,7 +29,7 @@ export function options(chart, width, hidden) {
   });
   const ticks = (isLog) => (_, all) => (isLog ? all.map(powerTick) : tickWords(all));
   const within = (u, all) => all.map((value) => (value < u.scales.x.min ? null : value)); // uPlot adds -1 to log steps
-  const whole = (isLog) => (isLog ? { incrs: DECADES } : {});
+  const whole = (isLog) => (isLog ? { splits: logSplits } : {});
   const axes = [
     axis({ label: spec.x ?? "step", size: 36, space: 80, values: spec.logX ? logSteps : ticks(false), filter: within, ...drawn(within) }),
     axis({ label: spec.left, size: 62, values: ticks(spec.leftLog), ...whole(spec.leftLog), ...rowsOf(spec) }),
@@ -70,7 +70,7 @@ export function options(chart, width, hidden) {
   };
 }
 
-const ROW_PIXELS = 12;
+const [ROW_PIXELS, LETTER_PIXELS] = [12, 7];
 
 /** Returns the options of the left axis of a map: a name for each row, or for some of them. */
 function rowsOf({ rowNames }) {
@@ -79,7 +79,8 @@ function rowsOf({ rowNames }) {
     const every = Math.ceil((ROW_PIXELS * rowNames.length * devicePixelRatio) / u.bbox.height);
     return rowNames.map((_, at) => at + 1).filter((_, at) => (rowNames.length - 1 - at) % every === 0);
   };
-  return { size: 150, grid: { show: false }, splits, values: (_, all) => all.map((at) => rowNames[at - 1]) };
+  const longest = Math.max(...rowNames.map(({ length }) => length));
+  return { size: Math.min(24 + LETTER_PIXELS * longest, 150), grid: { show: false }, splits, values: (_, all) => all.map((at) => rowNames[at - 1]) };
 }
 
 function seriesOf(line, hidden) {
@@ -95,7 +96,8 @@ function seriesOf(line, hidden) {
     const points = { show: true, size, stroke: line.color, width: 1.2, fill: "transparent", space: 12 };
     return { ...base, stroke: line.color, width: 0, paths: () => null, points: { ...points, filter: spaced } };
   }
-  const isShort = line.steps.length < 40 && line.kind !== "silent";
+  const isMeasured = line.kind !== "silent" && !line.meaning && !line.isReference; // points on a bound would look like measurements
+  const isShort = line.steps.length < 40 && isMeasured;
   const points = { show: isShort, size: Math.max(4, line.width ?? 0), fill: line.color, stroke: line.color };
   return { ...base, stroke: line.color, width: line.width ?? 2, dash: line.dash, points, paths: thinned };
 }

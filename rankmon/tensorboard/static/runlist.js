@@ -1,13 +1,21 @@
 // The list of runs at the side, with search, selection and colors.
 
-import { button, element } from "./dom.js";
+import { button, choice, element } from "./dom.js";
 import { counted } from "./names.js";
+import { byHparam, varying } from "./runcolors.js";
 import { runColor } from "./theme.js";
 
+const BY_NAME = "run";
+
 export class RunList {
-  /** @param {(hidden: string[]) => void} onChange is called with the names of the hidden runs */
-  constructor(onChange) {
+  /**
+   * @param {(hidden: string[]) => void} onChange is called with the names of the hidden runs
+   * @param {(name: string) => void} onColor is called with a hyperparameter; "" for colors by run
+   */
+  constructor(onChange, onColor) {
     this.onChange = onChange;
+    this.onColor = onColor;
+    this.coloring = element("div", { class: "coloring" });
     this.search = element("input", {
       type: "search",
       placeholder: "Filter runs",
@@ -25,7 +33,7 @@ export class RunList {
     );
     this.count = element("p", { class: "count", role: "status", "data-testid": "runs-count" });
     this.fold = button("Show", () => this.toggle(), { class: "fold", "aria-expanded": "false" });
-    const foldable = element("div", { class: "foldable" }, this.search, buttons, this.count, this.list);
+    const foldable = element("div", { class: "foldable" }, this.search, buttons, this.count, this.coloring, this.list);
     this.host = element("aside", { "aria-label": "runs" }, this.fold, element("h2", {}, "Runs"), foldable);
   }
 
@@ -36,13 +44,18 @@ export class RunList {
     this.fold.setAttribute("aria-expanded", String(isOpen));
   }
 
-  /** Lists all runs, and returns the selected ones with their colors. */
-  show(all, hidden) {
+  /** Lists all runs, and returns the selected ones with their colors: by run, or by a hyperparameter. */
+  show(all, hidden, hparam) {
     this.hidden = new Set(hidden);
-    const names = JSON.stringify([runColor(0), all.map(({ name }) => name)]); // the theme changes colors
+    const hparams = varying(all);
+    const by = hparams.includes(hparam) ? hparam : "";
+    const colors = by ? byHparam(all, by) : all.map((_, at) => runColor(at));
+    const values = all.map((run) => (by ? String(run.hparams[by] ?? "–") : ""));
+    const names = JSON.stringify([colors, values, hparams, all.map(({ name }) => name)]);
     if (names !== this.listed) {
       this.listed = names;
-      this.rows = new Map(all.map(({ name }, at) => [name, this.row(name, runColor(at))]));
+      this.showColoring(hparams, by);
+      this.rows = new Map(all.map(({ name }, at) => [name, this.row(name, colors[at], values[at])]));
       this.list.replaceChildren(...this.rows.values());
       this.filter();
     }
@@ -50,15 +63,28 @@ export class RunList {
     const unselected = all.filter(({ name }) => this.hidden.has(name)).length;
     this.count.textContent = unselected ? `${all.length - unselected} of ${counted(all.length, "run")} shown` : "";
     return all
-      .map((run, at) => ({ ...run, color: runColor(at) }))
+      .map((run, at) => ({ ...run, color: colors[at] }))
       .filter(({ name }) => !this.hidden.has(name));
   }
 
-  row(name, color) {
+  /** Shows the choice of what the colors mean, if any hyperparameter differs between the runs. */
+  showColoring(hparams, by) {
+    const choose = (name) => this.onColor(name === BY_NAME ? "" : name);
+    const options = [BY_NAME, ...hparams.filter((name) => name !== BY_NAME)];
+    const isFocused = this.coloring.contains(document.activeElement);
+    const list = hparams.length ? [choice("Color by", options, by || BY_NAME, choose, { "data-testid": "color-by" })] : [];
+    this.coloring.replaceChildren(...list);
+    if (isFocused) this.coloring.querySelector("select")?.focus();
+  }
+
+  row(name, color, value) {
     const input = element("input", { type: "checkbox", onchange: () => this.set([name], input.checked) });
     input.style.accentColor = color;
     const only = button("only", () => this.selectOnly(name), { title: "Show this run only", "aria-label": `only ${name}` });
-    const label = element("label", { title: name }, input, element("span", { class: "name" }, name));
+    const label = element("label", { title: name }, input, element("span", { class: "name" }, name), value ? element("small", {}, value) : null);
+    const dot = element("span", { class: "dot" });
+    dot.style.background = color;
+    if (value) label.insertBefore(dot, label.children[1]);
     const mark = element("span", { class: "mark" });
     return element("li", { "data-run": name }, label, mark, only);
   }

@@ -136,7 +136,7 @@ export class SpectrumSection {
     const room = (high - low) * 0.05;
     const counts = [
       ...(negative ? [`${negative.length} negative`] : []),
-      ...(zeros ? [`and ${zeros} exact zeros`] : []),
+      ...(zeros ? [`${zeros} exact zeros`] : []),
     ];
     const none = counts.length ? ` (${counts.join(", ")})` : "";
     return {
@@ -178,7 +178,7 @@ export class SpectrumSection {
     const landmark = this.app.series(run, `rank_landmark/${part}`);
     if (landmark) {
       const values = steps.map((s) => at(landmark, s) ?? NaN);
-      lines.push({ label: COUNTERPART, color: faint(color), dash: [1, 5], width: 1.5, steps, values });
+      lines.push({ label: COUNTERPART, color: faint(color), dash: [2, 4], width: 1.5, steps, values, isReference: true });
     }
     return {
       title: `${run}: ${partName(part)} over steps`,

@@ -10,6 +10,8 @@ const FIRST = {
   theme: "auto",
   layers: "",
   split: false,
+  share: false,
+  colorBy: "",
   hidden: [],
   seen: [],
   closed: [],
@@ -17,7 +19,7 @@ const FIRST = {
   part: "",
 };
 // What a link has beside the shown runs, the cut and the step of the spectrum.
-const LINKED = ["logX", "median", "axis", "layers", "split", "closed", "run", "part"];
+const LINKED = ["logX", "median", "axis", "layers", "split", "share", "colorBy", "closed", "run", "part"];
 
 /** Returns the stored settings, or the defaults; those in the page's address take precedence. */
 export function remembered() {

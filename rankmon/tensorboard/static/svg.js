@@ -7,6 +7,10 @@ const BASELINES = { top: "hanging", middle: "central", bottom: "text-after-edge"
 
 const ownContext = HTMLCanvasElement.prototype.getContext;
 
+let ruled;
+/** Returns a context that knows the widths of letters. */
+const ruler = () => (ruled ??= ownContext.call(document.createElement("canvas"), "2d"));
+
 const escaped = (text) =>
   String(text).replace(/[&<>"']/g, (letter) => `&#${letter.codePointAt(0)};`);
 const short = (number) => Math.round(number * 100) / 100;
@@ -137,7 +141,9 @@ export class SvgContext {
     );
   }
   measureText(text) {
-    return { width: parseFloat(/(\d+(\.\d+)?)px/.exec(this.font)[1]) * 0.55 * text.length };
+    const rule = ruler();
+    rule.font = this.font;
+    return { width: rule.measureText(text).width };
   }
   drawImage(image, sx, sy, sw, sh, x, y, width, height) {
     const part = document.createElement("canvas");

@@ -45,14 +45,17 @@ export function runColor(index) {
   return index < lines.length ? lines[index] : `hsl(${Math.round(index * 137.5) % 360} 60% ${lightness}%)`;
 }
 
+/** Returns a color of three digits, such as #222, with six. */
+const whole = (hex) => (hex.length === 4 ? hex.replaceAll(/[0-9a-f]/gi, "$&$&") : hex);
+
 /** Returns the color with transparency. */
 export function veil(color) {
-  return color.startsWith("#") ? `${color}2e` : color.replace(")", " / 0.18)");
+  return color.startsWith("#") ? `${whole(color)}2e` : color.replace(")", " / 0.18)");
 }
 
 /** Returns the color of lines to compare with, which the measured lines must outshine. */
 export function faint(color) {
-  return color.startsWith("#") ? `${color}99` : color.replace(")", " / 0.6)");
+  return color.startsWith("#") ? `${whole(color)}99` : color.replace(")", " / 0.6)");
 }
 
 /** Returns the colors for charts in the current theme. */
@@ -103,4 +106,41 @@ export function heat(share) {
 /** Returns the color map as a CSS gradient, for legends. */
 export function heatGradient() {
   return `linear-gradient(to right, ${HEAT.map((rgb) => `rgb(${rgb.join(" ")})`).join(", ")})`;
+}
+
+/** Returns a drawing that `draw` makes in the light theme, whatever the page's theme is. */
+export async function inLight(draw) {
+  const { dataset } = document.documentElement;
+  const own = dataset.theme;
+  dataset.theme = "light";
+  try {
+    const drawing = await draw(); // no frame is shown meanwhile: drawings wait for microtasks only
+    return own === "dark" ? lightened(drawing) : drawing;
+  } finally {
+    dataset.theme = own;
+  }
+}
+
+/** Returns a drawing with the colors of lines, which are chosen before, of the light palette. */
+function lightened(drawing) {
+  const { light, dark } = PALETTES;
+  const pairs = [
+    ...dark.lines.map((color, at) => [color, light.lines[at]]),
+    ...Object.keys(dark.parts).map((part) => [dark.parts[part], light.parts[part]]),
+    [dark.negative, light.negative],
+    ["60% 68%", "60% 38%"],
+    ["#e6e6e6", "#222"], // the ink of lines without a color of their own
+    ["#b0b0b0", "#6b6b6b"],
+  ];
+  return pairs.reduce((text, [from, to]) => text.replaceAll(from, to), drawing);
+}
+
+// The parts of the color map that are seen on the page: the dark ones on a light page, and vice versa.
+const SEEN = { light: [0, 0.55], dark: [0.5, 1] };
+
+/** Returns a color of a line by the place of its value among others, from 0 to 1. */
+export function orderedColor(share) {
+  const [low, high] = palette() === PALETTES.dark ? SEEN.dark : SEEN.light;
+  const hex = heat(low + share * (high - low)).map((part) => Math.round(part).toString(16).padStart(2, "0"));
+  return `#${hex.join("")}`;
 }

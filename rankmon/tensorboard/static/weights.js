@@ -3,8 +3,8 @@
 import { element } from "./dom.js";
 import { ChartGrid } from "./grid.js";
 import { layerMap } from "./layermap.js";
-import { isMapped, layersOf, MOST_LINES, unshared } from "./layernames.js";
-import { layerName, layerTitle } from "./names.js";
+import { isMapped, layersOf, MOST_LINES } from "./layernames.js";
+import { layerName, layerTitle, unshared } from "./names.js";
 import { lineColor } from "./theme.js";
 
 /** Returns the logged series of a tag, and its range over seeds, for charts. */
@@ -40,9 +40,11 @@ export class WeightsSection {
   draw() {
     const layers = layersOf(this.app, "rank_weights/");
     const isSummed = this.app.runs.length > 1 && layers.length > MOST_LINES && !this.app.state.split;
+    const isMaps = isMapped(this.app, layers.length);
+    this.grid.host.classList.toggle("small", !isMaps); // names of layers take room
     this.note.textContent = isSummed ? `${layers.length} layers: see their median and range under "All layers".` : "";
     if (isSummed) this.grid.show([]);
-    else if (isMapped(this.app, layers.length)) this.grid.show(this.maps(layers));
+    else if (isMaps) this.grid.show(this.maps(layers));
     else this.grid.show(layers.flatMap((layer) => this.chart(layer)));
   }
 
@@ -110,8 +112,11 @@ export class DeterminantsSection {
     }));
     const look = { title: "log|det W|", left: "log|det W|", height: 260 };
     this.grid.host.classList.toggle("wide", runs.length === 1 || state.median);
-    if (isMapped(this.app, quantities.length)) this.grid.show([["determinants", layerMap(this.app, look, quantities)]]);
-    else this.grid.show(this.app.charts("determinants", look, quantities));
+    if (isMapped(this.app, quantities.length)) {
+      const names = unshared(quantities.map(({ label }) => label));
+      const rows = quantities.map((quantity, at) => ({ ...quantity, label: names[at] }));
+      this.grid.show([["determinants", layerMap(this.app, look, rows)]]);
+    } else this.grid.show(this.app.charts("determinants", look, quantities));
   }
 
   /** Returns log|det| at the steps at which the sign changes; undefined if there are none. */
