@@ -156,23 +156,24 @@ def draw_loss(axes: Axes, loss: ScalarSeries) -> Axes:
 
 
 def add_legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    """Add one legend for all panels below them, in one or two rows, each label once, loss last."""
+    """Add one legend for all panels below them, each label once, the loss last."""
     labeled: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             labeled.setdefault(label, handle)
     if LOSS in labeled:
         labeled[LOSS] = labeled.pop(LOSS)
-    if not labeled:
-        return
-    columns = len(labeled) if len(labeled) <= 5 else -(-len(labeled) // 2)
-    # Matplotlib fills columns; the rows should read in order.
-    names = list(labeled)
-    names = [name for i in range(columns) for name in names[i::columns]]
-    figure.legend(
-        [labeled[name] for name in names],
-        names,
-        loc="outside lower center",
-        ncols=columns,
-        handlelength=2.6,
-    )
+    for rows in range(1 if len(labeled) <= 5 else 2, len(labeled) + 1):
+        columns = -(-len(labeled) // rows)  # rounded up
+        # Matplotlib fills columns; the rows should read in order.
+        names = [name for i in range(columns) for name in list(labeled)[i::columns]]
+        legend = figure.legend(
+            [labeled[name] for name in names],
+            names,
+            loc="outside lower center",
+            ncols=columns,
+            handlelength=2.6,
+        )
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            break
+        legend.remove()
