@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from plotting import LAYERS, plt
+from plotting import LAYERS, plt, save
 from rankmon import hessian_ranks, outer_rank  # here, so that no measurement loads them
 from scale_coverage import drawn, truth
 
@@ -69,8 +69,8 @@ def draw(results, path):
             x, y = results[quantity, label]
             half = len(x) // 2
             slope = np.polyfit(np.log(x[half:]), np.log(y[half:]), 1)[0] if len(x) > 2 else None
-            text = label if slope is None else f"{label} (slope {slope:.1f})"
-            panel.loglog(x, y, "o-", color=color, label=text)
+            text = "" if slope is None else f" (slope {slope:.1f})"
+            panel.loglog(x, y, "o-", color=color, label=label.replace("H_o", "$H_o$") + text)
         fixed = {"p": "n = 30, k = 3", "n": "p = 1,030, k = 3", "k": "p = 1,000 + 10 k, n = 30"}
         panel.set(xlabel=axis[quantity], title=fixed[quantity])
         if quantity == "k":
@@ -78,7 +78,7 @@ def draw(results, path):
             panel.minorticks_off()
         panel.legend(fontsize=9)
     panels[0].set_ylabel("seconds a measurement")
-    figure.savefig(path, dpi=130)
+    save(figure, path)
 
 
 def main():
