@@ -88,11 +88,10 @@ def comparison_of(runs: Sequence[RunSeries]) -> Comparison:
             f"expected at least 2 runs to compare, got {len(runs)}; pass more run folders, or a "
             "folder that contains several runs"
         )
-    tags = list(dict.fromkeys(tag for run in runs for tag in rank_tags(run)))
     has_loss = any("loss" in run.scalars for run in runs)
     return Comparison(
         runs=tuple(_compared_run(run) for run in runs),
-        ranks=tuple(_compared_tag(runs, tag) for tag in tags),
+        ranks=tuple(_compared_tag(runs, tag) for tag in rank_tags(*runs)),
         loss=_compared_tag(runs, "loss") if has_loss else None,
     )
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from rankmon._util.globs import matches
 from rankmon._util.strict_json import json_numbers
+from rankmon._util.tags import natural_order
 from rankmon.report.compare import Comparison
 from rankmon.report.summary import RunSummary
 from rankmon.runs.series import ArraySeries, RunSeries, ScalarSeries
@@ -77,10 +78,13 @@ def prediction_json(forms: ClosedForms | FamilyForms) -> str:
 
 
 def _chosen(series: Mapping[str, Any], patterns: Sequence[str]) -> dict[str, Any]:
-    """Return the series whose tags match; with a spectrum also the negative eigenvalues in it."""
+    """Return the series whose tags match; with a spectrum also the negative eigenvalues in it.
+
+    Tags are in natural order.
+    """
     return {
-        tag: one
-        for tag, one in series.items()
+        tag: series[tag]
+        for tag in sorted(series, key=natural_order)
         if matches(tag, patterns)
         or matches(tag.replace("spectrum_negative/", "spectrum/"), patterns)
     }

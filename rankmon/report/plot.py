@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rankmon._util.tags import natural_order
 from rankmon._util.text import printable
 from rankmon.report.style import (
     CIRCLE,
@@ -112,7 +113,9 @@ def _draw_hessian(axes: Axes, run: RunSeries) -> None:
 
 def _draw_weights(axes: Axes, run: RunSeries) -> None:
     """Draw the ranks of the weights, with names at the ends of the lines."""
-    tags = [tag for tag in run.scalars if tag.startswith("rank_weights/")]
+    tags = sorted(
+        (tag for tag in run.scalars if tag.startswith("rank_weights/")), key=natural_order
+    )
     for i, tag in enumerate(tags):
         series, dot = run.scalars[tag], "." if len(run.scalars[tag].steps) == 1 else ""
         color = LAYERS[i % len(LAYERS)]

@@ -8,15 +8,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rankmon._util.globs import matches
-from rankmon._util.tags import ALERTS, CURVATURE, HESSIAN_PARTS, INTERVAL_HIGH, INTERVAL_LOW
+from rankmon._util.tags import (
+    ALERTS,
+    CURVATURE,
+    HESSIAN_PARTS,
+    INTERVAL_HIGH,
+    INTERVAL_LOW,
+    natural_order,
+)
 from rankmon.runs.series import RunSeries, ScalarSeries
 
 NAN = float("nan")
 
 # Not "rank_features/": rank_low/<layer> and rank_high/<layer> belong to the layer's weight.
 _WITH_MARGIN = ("rank/", "rank_weights/")
+_ENDS = ("low", "high")
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,9 @@ class RankCurve:
       theory: the last rank that theory predicted.
       predicted_steps: the number of steps with both a measured and a predicted rank.
       agreed_steps: the number of these steps at which the two are equal.
+      certain_steps: the number of the predicted steps at which low = rank = high: the cut leaves no
+        doubt about the rank.
+      agreed_certain_steps: the number of the certain steps at which the two are equal.
       changed: the first step at which the rank differs from the first rank; None if it never does.
     """
 
@@ -62,6 +74,8 @@ class RankCurve:
     theory: float
     predicted_steps: int
     agreed_steps: int
+    certain_steps: int
+    agreed_certain_steps: int
     changed: int | None
 
     @property
@@ -199,11 +213,15 @@ def summary_of(run: RunSeries) -> RunSummary:
     )
 
 
-def rank_tags(run: RunSeries) -> list[str]:
-    """Return the tags of the run's ranks: the Hessian's parts, Omega, weights, features."""
-    parts = [f"rank/{part}" for part in HESSIAN_PARTS if f"rank/{part}" in run.scalars]
+def rank_tags(*runs: RunSeries) -> list[str]:
+    """Return the tags of the runs' ranks: the Hessian's parts, Omega, weights, features.
+
+    Layers are in natural order.
+    """
+    tags = sorted({tag for run in runs for tag in run.scalars}, key=natural_order)
+    parts = [f"rank/{part}" for part in HESSIAN_PARTS if f"rank/{part}" in tags]
     groups = ("rank/", "rank_self/", "rank_bound/", "rank_weights/", "rank_features/")
-    others = [tag for group in groups for tag in run.scalars if tag.startswith(group)]
+    others = [tag for group in groups for tag in tags if tag.startswith(group)]
     return list(dict.fromkeys([*parts, *others]))
 
 
@@ -281,7 +299,8 @@ def _all_steps(run: RunSeries) -> list[int]:
 
 
 def _layers(run: RunSeries, prefix: str) -> list[str]:
-    return [tag.partition("/")[2] for tag in run.scalars if tag.startswith(f"{prefix}/")]
+    names = (tag.partition("/")[2] for tag in run.scalars if tag.startswith(f"{prefix}/"))
+    return sorted(names, key=natural_order)
 
 
 def _curve(run: RunSeries, tag: str) -> Curve:
@@ -313,7 +332,9 @@ def rank_curve(run: RunSeries, tag: str) -> RankCurve:
     group, _, name = tag.partition("/")
     has_margin = tag.startswith(_WITH_MARGIN)
     theory = run.scalars.get(f"rank_theory/{name}") if group == "rank" else None
-    predicted, agreed = _agreement(series, theory) if theory else (0, 0)
+    margin = [run.scalars.get(f"rank_{end}/{name}") if has_margin else None for end in _ENDS]
+    counts = _agreement(series, theory, margin) if theory else (0, 0, 0, 0)
+    predicted, agreed, certain, agreed_certain = counts
     return RankCurve(
         **vars(_curve(run, tag)),
         low=_curve(run, f"rank_low/{name}").last if has_margin else NAN,
@@ -321,16 +342,35 @@ def rank_curve(run: RunSeries, tag: str) -> RankCurve:
         theory=float(theory.values[-1]) if theory else NAN,
         predicted_steps=predicted,
         agreed_steps=agreed,
+        certain_steps=certain,
+        agreed_certain_steps=agreed_certain,
         changed=_first_change(series),
     )
 
 
-def _agreement(measured: ScalarSeries, theory: ScalarSeries) -> tuple[int, int]:
-    """Count the steps at which both are finite, and those of them at which both are equal."""
+def _agreement(
+    measured: ScalarSeries, theory: ScalarSeries, margin: Sequence[ScalarSeries | None]
+) -> tuple[int, int, int, int]:
+    """Count the steps at which both are finite, and those of them at which both are equal.
+
+    Then count the same among the steps at which the ends of the margin equal the rank.
+    """
     _, mine, other = np.intersect1d(measured.steps, theory.steps, return_indices=True)
-    ranks, predictions = measured.values[mine], theory.values[other]
+    steps, ranks, predictions = measured.steps[mine], measured.values[mine], theory.values[other]
     both = np.isfinite(ranks) & np.isfinite(predictions)
-    return int(both.sum()), int((ranks[both] == predictions[both]).sum())
+    equal = both & (ranks == predictions)
+    certain = both.copy()
+    for end in margin:
+        certain &= False if end is None else _values_at(end, steps) == ranks
+    return int(both.sum()), int(equal.sum()), int(certain.sum()), int((equal & certain).sum())
+
+
+def _values_at(series: ScalarSeries, steps: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the values at these steps; NaN at a step that the series lacks."""
+    values = np.full(len(steps), NAN)
+    _, at, where = np.intersect1d(steps, series.steps, return_indices=True)
+    values[at] = series.values[where]
+    return values
 
 
 def _first_change(series: ScalarSeries) -> int | None:

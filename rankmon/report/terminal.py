@@ -17,6 +17,7 @@ from rankmon._util.tags import EPSILON_RANKS, HESSIAN_PARTS
 from rankmon._util.text import printable
 from rankmon.report.compare import ComparedTag, Comparison
 from rankmon.report.intervals import count_text, estimate_text, interval_text
+from rankmon.report.names import Name, add_rows, common_beginning
 from rankmon.report.summary import (
     Curve,
     Determinant,
@@ -37,6 +38,8 @@ def report(summary: RunSummary) -> RenderableType:
     parts: list[RenderableType] = [_headline(summary)]
     if summary.ranks:
         parts.append(_ranks(summary))
+        if (sentence := _agreement(summary)) is not None:
+            parts.append(Text(sentence))
     if summary.curvature:
         parts += _curvature(summary.curvature)
     if summary.weights:
@@ -63,11 +66,25 @@ def _headline(summary: RunSummary) -> Text:
 def _ranks(summary: RunSummary) -> Table:
     headings = ("first", "last", "min", "theory", "agrees", "low..high", "changed")
     table = _table("rank", *headings)
-    for group, curves in groupby(summary.ranks, key=lambda curve: curve.tag.partition("/")[0]):
-        table.add_row(Text(f"{group}/", style="dim"))
-        for curve in curves:
-            table.add_row(_indented(curve.tag.partition("/")[2]), *_rank_cells(curve))
+    for group, found in groupby(summary.ranks, key=lambda curve: curve.tag.partition("/")[0]):
+        curves = [*found]
+        names = [curve.tag.partition("/")[2] for curve in curves]
+        rows = [_rank_cells(curve) for curve in curves]
+        add_rows(table, names, rows, below=f"{group}/")
     return table
+
+
+def _agreement(summary: RunSummary) -> str | None:
+    """Return a sentence on the steps at which the cut leaves no doubt, if any rank disagrees."""
+    known = [curve for curve in summary.ranks if curve.certain_steps]
+    disagree = [curve for curve in known if curve.agreed_steps < curve.predicted_steps]
+    if summary.over_seeds or not disagree:
+        return None
+    found = (
+        f"{curve.tag.partition('/')[2]} {curve.agreed_certain_steps}/{curve.certain_steps}"
+        for curve in disagree
+    )
+    return f"Of the steps with low = rank = high, these agree with theory: {', '.join(found)}."
 
 
 def _rank_cells(curve: RankCurve) -> list[Text]:
@@ -116,20 +133,27 @@ def _counted(curve: EstimatedCurve) -> str:
 
 def _weights(weights: Sequence[WeightCurves]) -> Table:
     table = _table("weight", "stable rank", "effective rank", "condition number")
-    for weight in weights:
-        curves = (weight.stable_rank, weight.effective_rank, weight.condition_number)
-        table.add_row(_name(weight.layer), *(Text(_first_to_last(curve)) for curve in curves))
+    rows = [
+        [
+            Text(_first_to_last(curve))
+            for curve in (weight.stable_rank, weight.effective_rank, weight.condition_number)
+        ]
+        for weight in weights
+    ]
+    add_rows(table, [weight.layer for weight in weights], rows)
     return table
 
 
 def _determinants(determinants: Sequence[Determinant]) -> Table:
     table = _table("determinant", "log|det|", "sign", "changes sign at")
+    rows = []
     for one in determinants:
         signs = f"{one.sign.first:+.0f} to {one.sign.last:+.0f}"
         shown = [str(step) for step in one.sign_changes[:STEPS_SHOWN]]
         more = len(one.sign_changes) - len(shown)
         steps = ", ".join([*shown, *([f"{more} more"] if more else [])]) or "never"
-        table.add_row(_name(one.layer), _first_to_last(one.log_abs), signs, Text(steps))
+        rows.append([Text(_first_to_last(one.log_abs)), Text(signs), Text(steps)])
+    add_rows(table, [one.layer for one in determinants], rows)
     return table
 
 
@@ -149,10 +173,18 @@ def comparison(compared: Comparison) -> RenderableType:
     count, legend = len(compared.runs), _table("run", "", "probes", "steps", "loss")
     legend.columns[0].justify = "right"
     legend.columns[1].justify, legend.columns[1].no_wrap = "left", False
+    names = [run.name for run in compared.runs]
+    if beginning := common_beginning(names):
+        legend.add_row("", Name(beginning))
     for number, run in enumerate(compared.runs, 1):
         steps = f"{run.first_step}..{run.last_step}"
         loss = _first_to_last(run.loss)
-        legend.add_row(str(number), _name(run.name), str(run.probes), steps, loss)
+        name = Name(
+            run.name.removeprefix(beginning),
+            among=[name.removeprefix(beginning) for name in names],
+            indent=2 if beginning else 0,
+        )
+        legend.add_row(str(number), name, str(run.probes), steps, loss)
     # Many runs need several tables: the spread over all runs first, then eight runs in each.
     if count <= RUNS_A_TABLE:
         tables = [_final_ranks(compared.ranks, range(count), with_spread=True)]
@@ -168,6 +200,7 @@ def _final_ranks(ranks: Sequence[ComparedTag], runs: range, *, with_spread: bool
     numbers = [str(run + 1) for run in runs]
     spread = ("median", "range", "differs") if with_spread else ()
     table = _table("rank at the end", *numbers, *spread)
+    rows: list[list[Text]] = []
     for rank in ranks:
         cells = [_final(rank, run) for run in runs]
         if with_spread:
@@ -175,7 +208,11 @@ def _final_ranks(ranks: Sequence[ComparedTag], runs: range, *, with_spread: bool
             differs = never if rank.differ is None else f"at {rank.differ}"
             reach = _range(rank.lowest, rank.highest)
             cells += [count_text(rank.median), reach, differs]
-        table.add_row(_name(rank.tag), *cells)
+        rows.append([*map(Text, cells)])
+    for group, found in groupby(zip(ranks, rows, strict=True), key=lambda row: _group(row[0].tag)):
+        members = [*found]
+        names = [rank.tag for rank, _ in members]
+        add_rows(table, names, [cells for _, cells in members], longer_than=group)
     return table
 
 
@@ -292,12 +329,12 @@ def _table(first: str, *others: str) -> Table:
     return table
 
 
-def _name(name: str) -> Text:
-    return Text(printable(name))
+def _indented(name: str) -> Name:
+    return Name(name, indent=2)
 
 
-def _indented(name: str) -> Padding:
-    return Padding(_name(name), (0, 0, 0, 2))
+def _group(tag: str) -> str:
+    return f"{tag.partition('/')[0]}/"
 
 
 def _range(low: float, high: float) -> str:

@@ -57,10 +57,10 @@ def overview(
     return {
         "name": name,
         "latest": latest,
-        "scalars": sorted(scalars),
+        "scalars": sorted(scalars, key=natural_order),
         "spectra": sorted(parts(arrays)),
         "weights": sorted(weights(arrays), key=natural_order),
-        "texts": sorted(texts),
+        "texts": sorted(texts, key=natural_order),
         "hparams": finite,
     }
 

@@ -50,7 +50,7 @@ def test_csv_has_every_number():
 
 def test_csv_of_some_tags():
     rows = list(csv.DictReader(io.StringIO(csv_of([RUN], ["rank/*", "loss"]))))
-    assert [row["tag"] for row in rows] == ["rank/H_L"] * 3 + ["loss"] * 3
+    assert [row["tag"] for row in rows] == ["loss"] * 3 + ["rank/H_L"] * 3
 
 
 def test_json_of_a_report():

@@ -4,6 +4,7 @@ import io
 import re
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from rankmon._util.facts import Finding
@@ -130,26 +131,71 @@ def test_the_widest_numbers_fit_in_80_columns():
     assert text.count("123,456–999,999") == 4
 
 
+def with_weights(names: list[str]) -> RunSeries:
+    groups = ("rank_weights", "rank_low", "rank_high")
+    ranks = {f"{group}/{name}": series([123456, 123456]) for group in groups for name in names}
+    return RunSeries("run", ranks | {f"stable_rank/{name}": series([7.25]) for name in names})
+
+
+def columns_of(text: str) -> int:
+    return max(cell_len(line.rstrip()) for line in text.splitlines())
+
+
 @pytest.mark.parametrize("width", [80, 200])
-def test_it_keeps_to_the_width_and_loses_no_letter(width):
+def test_it_keeps_to_the_width_and_shortens_names_in_their_middle(width):
     names = [f"params/Transformer_{i}/multi_head_attention/日本語/kernel_{i}" for i in range(30)]
-    run = RunSeries(
-        "run",
-        {
-            **{f"rank_weights/{name}": series([123456, 123456]) for name in names},
-            **{f"rank_low/{name}": series([123456, 123456]) for name in names},
-            **{f"rank_high/{name}": series([123456, 123456]) for name in names},
-        },
-    )
-    text = shown(terminal.report(summary_of(run)), width=width)
-    for line in text.splitlines():
-        assert sum(2 if c in "日本語" else 1 for c in line.rstrip()) <= width
+    text = shown(terminal.report(summary_of(with_weights(names))), width=width)
+    short = [name.removeprefix("params/") for name in names]
+    assert columns_of(text) <= width
     assert "123456..123456" in text
-    # A name that is folded goes on in the same column of the next line.
-    column = "".join(line[: line.find("123456")] if "123456" in line else line
-                     for line in text.splitlines())  # fmt: skip
-    letters = "".join(column.split())
-    assert all(name in letters for name in names)
+    found = [row for row in rows(text) if row[1:2] == ["123456"]]
+    if width == 80:
+        middle = [row[0].split("…") for row in found]
+        assert all(name.startswith(start) for name, (start, _) in zip(short, middle, strict=True))
+        assert [end.rpartition("_")[2] for _, end in middle] == [str(i) for i in range(30)]
+    else:
+        assert [row[0] for row in found] == short
+    assert ["rank_weights/"] in rows(text)
+    assert text.count("params/") == 2  # once a table
+
+
+def test_names_that_differ_in_their_middle_keep_it():
+    names = [f"encoder_{i}_with_attention_and_all_that/kernel" for i in range(3)]
+    text = shown(terminal.report(summary_of(with_weights(names))))
+    found = [row[0] for row in rows(text) if row[1:2] == ["123456"]]
+    assert len(set(found)) == 3
+    assert all("…" in name for name in found)
+
+
+def test_names_that_would_look_alike_continue_in_the_next_line():
+    names = [f"{x}_of_all_the_encoders_{y}_of_words_and_sentences_{x}" for x in "ab" for y in "cd"]
+    text = shown(terminal.report(summary_of(with_weights(names))))
+    column = "".join(line[:17].strip() for line in text.splitlines() if "…" not in line)
+    assert all(name in column for name in names)
+
+
+def test_layers_are_in_natural_order():
+    names = [f"Dense_{i}" for i in range(12)]
+    text = shown(terminal.report(summary_of(with_weights(sorted(names)))))
+    assert [row[0] for row in rows(text) if row[1:2] == ["123456"]] == names
+    assert [row[0] for row in rows(text) if row[1:2] == ["7.25 to 7.25"]] == names
+
+
+def test_disagreement_says_at_which_steps_the_cut_leaves_no_doubt():
+    tags = {
+        "rank/H_L": series([9, 8, 7, 3]),
+        "rank_theory/H_L": series([9, 3, 3, 3]),
+        "rank_low/H_L": series([9, 8, 5, 3]),
+        "rank_high/H_L": series([9, 8, 9, 3]),
+        "rank/H_o": series([3, 3]),
+        "rank_theory/H_o": series([3, 3]),
+        "rank_low/H_o": series([3, 2]),
+        "rank_high/H_o": series([3, 3]),
+    }
+    text = shown(terminal.report(summary_of(RunSeries("run", tags))))
+    assert "Of the steps with low = rank = high, these agree with theory: H_L 2/3." in text
+    agreeing = {tag: one for tag, one in tags.items() if tag.endswith("H_o")}
+    assert "low = rank" not in shown(terminal.report(summary_of(RunSeries("run", agreeing))))
 
 
 def test_colors_go_to_terminals_only():
@@ -211,8 +257,10 @@ def test_a_comparison_of_long_names_and_large_ranks():
     ]
     text = shown(terminal.comparison(comparison_of(many)))
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
-    letters = "".join("".join(line[5:56].split()) for line in text.splitlines())
-    assert all(run.name in letters for run in many)
+    found = rows(text)
+    assert ["sweep/learning_rate=0.001,width=4096,depth=12,"] in found
+    names = [row[1] for row in found if row[2:4] == ["2", "0..10"]]
+    assert names == [f"seed={i}" for i in range(4)]
     assert "123453..123453" in text
     assert "No rank was logged by more than one of the runs." in text
 
