@@ -22,10 +22,11 @@ from rich.console import Console, RenderableType
 from rankmon._util.files import replace_file
 from rankmon._util.warnings import RankmonWarning
 from rankmon.cli.networks import family_of
-from rankmon.cli.parser import arguments, completions
+from rankmon.cli.parser import arguments, completions, parser
+from rankmon.cli.tags import check_patterns
 from rankmon.report import export, terminal
 from rankmon.report.compare import comparison_of, only_ranks
-from rankmon.report.summary import RunSummary, only_tags, summary_of
+from rankmon.report.summary import RunSummary, as_single_run, only_tags, summary_of
 from rankmon.runs.series import RunSeries
 from rankmon.theory.tables import closed_forms, family_forms
 
@@ -57,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.command is None:
+        parser().print_help()
+        return 0
     try:
         with _warnings_as_lines(args.command):
             return COMMANDS[args.command](args)
@@ -102,6 +106,10 @@ def _report(args: argparse.Namespace) -> int:
     patterns = args.tags or ["*"]
     runs = read_runs(args.logdir)
     summaries = [summary_of(run) for run in runs]
+    if args.tags:
+        tags = {tag for run in runs for tag in (*run.scalars, *run.arrays)}
+        tags |= {tag for run in runs for tag in as_single_run(run).scalars}
+        check_patterns("report", patterns, tags)
 
     def html() -> bytes:
         from rankmon.report.html import standalone_page
@@ -132,7 +140,10 @@ def _report(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> int:
     from rankmon.runs.read import read_several
 
-    compared = only_ranks(comparison_of(read_several(args.runs)), args.tags or ["*"])
+    compared = comparison_of(read_several(args.runs))
+    if args.tags:
+        check_patterns("compare", args.tags, {rank.tag for rank in compared.ranks})
+        compared = only_ranks(compared, args.tags)
     _hand_out(
         [terminal.comparison(compared)],
         [(args.json, lambda: export.comparison_json(compared).encode())],

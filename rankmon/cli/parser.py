@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from importlib import metadata
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rankmon._util.text import printable
 from rankmon.cli.networks import channels, repeats_or_transpose, whole, whole_numbers
@@ -14,12 +14,18 @@ SHELLS = ("bash", "zsh", "tcsh")
 class _OneLineParser(argparse.ArgumentParser):
     """A parser that reports an error in one line."""
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse a value that is none of the choices, in the words of all other errors."""
+        if action.choices is not None and value not in action.choices:
+            choices = ", ".join(map(str, action.choices))
+            raise argparse.ArgumentError(action, f"expected one of {choices}, got {value!r}")
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line; `command` in the result is the name of the command.
+    """Parse the command line; `command` in the result is the name of the command, or None.
 
     Raises:
       SystemExit: with code 0 for --help and --version; with code 2 and one line on stderr for
@@ -44,7 +50,7 @@ Each command has its own --help.""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=_version())
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
     _add_report(commands)
     _add_compare(commands)
     _add_predict(commands)
@@ -108,7 +114,9 @@ Columns of the table, for each rank:
                      last rank, as 1,024–19,968, if only these are known
   theory             the last prediction
   agrees             the number of steps at which the rank equals the prediction,
-                     out of all steps with a prediction
+                     out of all steps with a prediction; if it is not all of them,
+                     a line below the table counts those of the steps at which
+                     low = rank = high: elsewhere, the cut decides about the rank
   low..high          the last ranks at 10 times the cut and at a tenth of the cut;
                      they are equal if no singular value lies near the cut
   changed            the first step at which the rank differs from its first value

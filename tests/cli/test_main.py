@@ -125,8 +125,21 @@ def test_report_of_some_tags(logs, capsysbinary):
     assert main(["report", str(logs), "--tags", "loss", "--tags", "rank_w*", "--json", "-"]) == 0
     runs = json.loads(capsysbinary.readouterr().out)["runs"]
     assert [list(run["scalars"]) for run in runs] == [["loss"], ["loss"]]
-    assert main(["report", str(logs), "--tags", "nothing"]) == 0
-    assert b"H_L" not in capsysbinary.readouterr().out
+
+
+def test_patterns_that_match_nothing(logs, capsys, tmp_path):
+    for command in ("report", "compare"):
+        assert main([command, str(logs), "--tags", "rank/H_M"]) == 2
+        line = one_line(capsys.readouterr())
+        assert_explains(line, f"rankmon {command}: ", "'rank/H_M'", "did you mean 'rank/H_L'?")
+    assert main(["report", str(logs), "--tags", "ranks/*", "--tags", "rank/*"]) == 0
+    captured = capsys.readouterr()
+    assert_explains(captured.err, "'ranks/*'", "matches none", "loss", "rank/*", "spectrum/*")
+    assert "H_L" in captured.out
+    file = tmp_path / "none.csv"
+    assert main(["report", str(logs), "--tags", "det*", "--tags", "x", "--csv", str(file)]) == 2
+    assert_explains(one_line(capsys.readouterr()), "'det*', 'x'", "match none")
+    assert not file.exists()
 
 
 def test_report_replaces_files(logs, tmp_path, capsys):
@@ -210,6 +223,7 @@ def test_compare(logs, capsysbinary):
     read = json.loads(capsysbinary.readouterr().out)
     assert [run["name"] for run in read["runs"]] == ["a", "b"]
     assert read["ranks"][0]["last"] == [12, 11]
+    write_both(logs / "a", record(4, **{"rank_weights/W": 3.0}))
     assert main(["compare", str(logs), "--tags", "rank_w*"]) == 0
     assert b"rank/H_L" not in capsysbinary.readouterr().out
 
@@ -423,8 +437,7 @@ def test_one_line_says_what_does_not_fit(tmp_path, monkeypatch, capsys, argument
 @pytest.mark.parametrize(
     ("arguments", "program", "keys"),
     [
-        ([], "rankmon", ["COMMAND", "--help"]),
-        (["nope"], "rankmon", ["COMMAND", "'nope'"]),
+        (["nope"], "rankmon", ["COMMAND", "report, compare", "'nope'", "--help"]),
         (["report"], "rankmon report", ["LOGDIR", "--help"]),
         (["report", "a", "b\nc"], "rankmon", ["b\\nc"]),
         (["predict", "8", "six"], "rankmon predict", ["WIDTH", "whole number", "'six'"]),
@@ -433,7 +446,7 @@ def test_one_line_says_what_does_not_fit(tmp_path, monkeypatch, capsys, argument
         (["predict", "--conv", "3,2"], "rankmon predict", ["--conv", "'3,2'"]),
         (["predict", "6", "--tied", "W"], "rankmon predict", ["--tied", "'W'"]),
         (["predict", "6", "--tied", "2", "--residual"], "rankmon predict", ["--residual"]),
-        (["completions", "fish"], "rankmon completions", ["shell", "'fish'"]),
+        (["completions", "ksh"], "rankmon completions", ["shell", "bash, zsh", "'ksh'"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -469,6 +482,14 @@ def test_help_has_examples(command, capsys, monkeypatch):
     assert "examples:" in lines
     assert any(line.startswith("  rankmon") for line in lines)
     assert max(map(len, lines)) <= 82
+
+
+def test_the_bare_command_prints_its_help(capsys):
+    assert main([]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("usage: rankmon")
+    assert "examples:" in captured.out
+    assert captured.err == ""
 
 
 def test_version(capsys):
