@@ -7,12 +7,9 @@ separate process. TensorFlow Datasets is checked because the examples use it.
 import json
 import os
 import platform
-import re
-import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,12 +24,12 @@ import numpy as np
 from rankmon import theory
 from rankmon._util.facts import Finding
 from rankmon._util.files import PathLike
+from rankmon.cli.server import running_tensorboard
 from rankmon.measure.hessian import hessian_ranks
 from rankmon.problem.precision import DOUBLE
 from rankmon.problem.problem import Problem
 
 LIBRARIES = ("rankmon", "jax", "jaxlib", "flax", "optax", "numpy", "scipy", "tensorboard")
-_SERVER_SECONDS = 60
 DATA_SETS = ("mnist", "fashion_mnist", "cifar10")
 
 
@@ -144,46 +141,19 @@ def _plugins() -> Iterator[Finding]:
 
 def _server() -> Finding:
     """Start TensorBoard as the user would, on an empty folder, and request the Ranks tab's data."""
-    with tempfile.TemporaryDirectory() as folder:
-        logdir, output = Path(folder, "logs"), Path(folder, "output")
-        logdir.mkdir()
-        command = [*_tensorboard(), "--logdir", str(logdir), "--port", "0"]
+    with tempfile.TemporaryDirectory() as logdir:
         try:
-            with output.open("wb") as sink:
-                server = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
+            with running_tensorboard(logdir, "--port", "0") as server:
+                return _tab_of(server.address)
+        except ChildProcessError as error:
+            return _no_server(str(error))
         except OSError as error:
             return _no_server(_one_line(error))
-        try:
-            return _answered(server, output)
-        finally:
-            server.kill()
-            server.wait()
-
-
-def _tensorboard() -> list[str]:
-    """Return the `tensorboard` command of this installation."""
-    beside = shutil.which("tensorboard", path=str(Path(sys.executable).parent))
-    return [beside] if beside else [sys.executable, "-m", "tensorboard.main"]
-
-
-def _answered(server: subprocess.Popen[bytes], output: Path) -> Finding:
-    """Check a server that has been started, once it has written its address to `output`."""
-    deadline = time.monotonic() + _SERVER_SECONDS
-    while time.monotonic() < deadline:
-        text = output.read_text(errors="replace")
-        address = re.search(r"http://\S+", text)
-        if address is not None and "Press CTRL" in text:
-            return _tab_of(address[0])
-        if server.poll() is not None:
-            last = (text.strip().splitlines() or [f"exit code {server.returncode}"])[-1]
-            return _no_server(last)
-        time.sleep(0.05)
-    return _no_server(f"no address within {_SERVER_SECONDS} s")
 
 
 def _tab_of(address: str) -> Finding:
     """Request the Ranks tab's list of runs from a running TensorBoard."""
-    route = f"{address.rstrip('/')}/data/plugin/ranks/runs"
+    route = f"{address}data/plugin/ranks/runs"
     # Without a proxy, because the user's one may not forward requests to this machine.
     local = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:

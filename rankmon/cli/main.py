@@ -21,8 +21,9 @@ from rich.console import Console, RenderableType
 
 from rankmon._util.files import replace_file
 from rankmon._util.warnings import RankmonWarning
+from rankmon.cli.completions import NEEDS_SHTAB, completions
 from rankmon.cli.networks import family_of
-from rankmon.cli.parser import arguments, completions, parser
+from rankmon.cli.parser import arguments, parser
 from rankmon.cli.tags import check_patterns
 from rankmon.report import export, terminal
 from rankmon.report.compare import comparison_of, only_ranks
@@ -99,8 +100,29 @@ def _warnings_as_lines(command: str) -> Iterator[None]:
 
 
 def _report(args: argparse.Namespace) -> int:
-    # Imported here, as are others below: the reader takes long to import, and `predict` does not
-    # need it.
+    if args.interval is not None and not args.watch:
+        raise ValueError("expected --watch with --interval, got --interval alone; add --watch")
+    if args.watch and "-" in (args.html, args.png, args.csv, args.json):
+        raise ValueError("expected file names with --watch, got '-'; name files, or omit --watch")
+    if args.png is not None:
+        _expect("matplotlib", extra="plots")
+    if not args.watch:
+        _hand_out(*_reported(args))
+        return 0
+    from rankmon.cli.watch import watch
+
+    def written() -> Sequence[RenderableType]:
+        tables, outputs = _reported(args)
+        _write(outputs)
+        return tables
+
+    watch(args.logdir, written, interval=args.interval or 5)
+    return 0
+
+
+def _reported(args: argparse.Namespace) -> tuple[list[RenderableType], "_Outputs"]:
+    """Read the runs; return their tables, and functions that build the outputs."""
+    # Imported here, as are others: the reader takes long to import, and `predict` does not need it.
     from rankmon.runs.read import read_runs
 
     patterns = args.tags or ["*"]
@@ -117,7 +139,6 @@ def _report(args: argparse.Namespace) -> int:
         return standalone_page(runs).encode(errors="replace")
 
     def png() -> bytes:
-        _expect("matplotlib", extra="plots")
         from rankmon.report.plot import FORMATS, picture_of
 
         suffix = Path(args.png).suffix.lower()
@@ -130,11 +151,15 @@ def _report(args: argparse.Namespace) -> int:
     def as_json() -> bytes:
         return export.report_json(runs, summaries, patterns).encode()
 
-    _hand_out(
-        [terminal.report(_named(only_tags(one, patterns), args.logdir)) for one in summaries],
-        [(args.html, html), (args.png, png), (args.csv, as_csv), (args.json, as_json)],
-    )
-    return 0
+    shown = [_named(only_tags(one, patterns), args.logdir) for one in summaries]
+    outputs = [(args.html, html), (args.png, png), (args.csv, as_csv), (args.json, as_json)]
+    return [terminal.report(one) for one in shown], outputs
+
+
+def _open(args: argparse.Namespace) -> int:
+    from rankmon.cli.open_tab import open_tab
+
+    return open_tab(args.logdir, port=args.port, browser=not args.no_browser)
 
 
 def _compare(args: argparse.Namespace) -> int:
@@ -185,13 +210,15 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _completions(args: argparse.Namespace) -> int:
-    _expect("shtab", extra="completions")
-    print(completions(args.shell))
+    if args.shell in NEEDS_SHTAB:
+        _expect("shtab", extra="completions")
+    print(completions(parser(), args.shell), end="")
     return 0
 
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "report": _report,
+    "open": _open,
     "compare": _compare,
     "predict": _predict,
     "doctor": _doctor,
@@ -199,10 +226,21 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
 }
 
 
-def _hand_out(
-    shown: Sequence[RenderableType], outputs: Sequence[tuple[str | None, Callable[[], bytes]]]
-) -> None:
-    """Write the requested outputs, and print the tables unless an output goes to stdout.
+# File names, and the functions that build the files.
+_Outputs = Sequence[tuple[str | None, Callable[[], bytes]]]
+
+
+def _hand_out(shown: Sequence[RenderableType], outputs: _Outputs) -> None:
+    """Write the requested outputs, and print the tables unless an output goes to stdout."""
+    files = _write(outputs)
+    if "-" not in (path for path, _ in outputs):
+        _show(shown)
+        for path in files:
+            print(f"wrote {terminal.printable(path)}")
+
+
+def _write(outputs: _Outputs) -> list[str]:
+    """Write the requested outputs; return the names of the files.
 
     All outputs are built before the first is written: if building one fails, no file changes.
     """
@@ -215,10 +253,7 @@ def _hand_out(
         replace_file(path, data)
     for data in to_stdout:
         sys.stdout.buffer.write(data)
-    if not to_stdout:
-        _show(shown)
-        for path, _ in files:
-            print(f"wrote {terminal.printable(path)}")
+    return [path for path, _ in files]
 
 
 def _show(shown: Sequence[RenderableType]) -> None:

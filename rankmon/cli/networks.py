@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from math import inf, nan
 
 from rankmon.theory import (
     Convolutional,
@@ -26,6 +27,21 @@ def whole(text: str) -> int:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
+
+
+def seconds(text: str) -> float:
+    """Return a positive number of seconds.
+
+    Raises:
+      argparse.ArgumentTypeError: for any other text.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = nan
+    if not 0 < number < inf:
+        raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text!r}")
+    return number
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:

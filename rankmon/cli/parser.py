@@ -1,4 +1,4 @@
-"""The command line's arguments, help texts and shell completions."""
+"""The command line's arguments and help texts."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,9 +6,8 @@ from importlib import metadata
 from typing import Any, NoReturn
 
 from rankmon._util.text import printable
-from rankmon.cli.networks import channels, repeats_or_transpose, whole, whole_numbers
-
-SHELLS = ("bash", "zsh", "tcsh")
+from rankmon.cli.completions import SHELLS
+from rankmon.cli.networks import channels, repeats_or_transpose, seconds, whole, whole_numbers
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -42,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="""\
 examples:
   rankmon report logs                  summarize the runs in a log folder
+  rankmon open logs                    show them in TensorBoard's Ranks tab
   rankmon compare logs/adam logs/sgd   show final ranks and the first difference
   rankmon predict 30 25 20 15 10       predict the ranks for these layer widths
   rankmon doctor                       check this installation
@@ -52,35 +52,12 @@ Each command has its own --help.""",
     top.add_argument("--version", action="version", version=_version())
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
     _add_report(commands)
+    _add_open(commands)
     _add_compare(commands)
     _add_predict(commands)
     _add_doctor(commands)
     _add_completions(commands)
     return top
-
-
-def completions(shell: str) -> str:
-    """Return the completion script for a shell of `SHELLS`.
-
-    Raises:
-      ModuleNotFoundError: if shtab is not installed.
-    """
-    import shtab
-
-    top = parser()
-    for action in _all_actions(top):
-        if action.metavar in ("FILE", "LOGDIR", "RUN"):
-            kind = shtab.FILE if action.metavar == "FILE" else shtab.DIRECTORY
-            action.complete = kind  # type: ignore[attr-defined]
-    return str(shtab.complete(top, shell=shell))
-
-
-def _all_actions(top: argparse.ArgumentParser) -> list[argparse.Action]:
-    actions = list(top._actions)
-    for action in top._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            actions += [inner for choice in action.choices.values() for inner in choice._actions]
-    return actions
 
 
 def _version() -> str:
@@ -124,6 +101,7 @@ Columns of the table, for each rank:
 examples:
   rankmon report logs                      all runs, in the terminal
   rankmon report logs/mine --tags 'rank/*' only the Hessian's parts and Omega
+  rankmon report logs --watch              again whenever the logs have grown
   rankmon report logs --html report.html   a page with charts, for a browser
   rankmon report logs --png ranks.png --csv ranks.csv --json ranks.json
   rankmon report logs --csv - | head       all numbers: run, step, tag, value
@@ -144,6 +122,40 @@ that are not finite are the strings "NaN", "Infinity" and "-Infinity".""",
     )
     command.add_argument("--csv", metavar="FILE", help="write all scalars, one per line")
     command.add_argument("--json", metavar="FILE", help="write the summary and all series")
+    command.add_argument(
+        "--watch", action="store_true", help="show the report again as the runs grow, until Ctrl-C"
+    )
+    command.add_argument(
+        "--interval",
+        metavar="SECONDS",
+        type=seconds,
+        help="how often --watch looks at the files (default: 5)",
+    )
+
+
+def _add_open(commands: _Commands) -> None:
+    command = _command(
+        commands,
+        "open",
+        "start TensorBoard on a log folder, and open its Ranks tab",
+        """\
+It prints the tab's address, and runs until Ctrl-C.
+
+examples:
+  rankmon open logs
+  rankmon open logs --no-browser           on a machine without a display
+  rankmon open logs --port 7000""",
+    )
+    command.add_argument("logdir", metavar="LOGDIR", help="a log folder, with or without runs")
+    command.add_argument(
+        "--port",
+        metavar="N",
+        type=whole,
+        help="the port of the server (default: the first free one from 6006 on)",
+    )
+    command.add_argument(
+        "--no-browser", action="store_true", help="only print the address of the tab"
+    )
 
 
 def _add_compare(commands: _Commands) -> None:
@@ -290,11 +302,12 @@ def _add_completions(commands: _Commands) -> None:
         "completions",
         "print a completion script for the shell",
         """\
-Needs shtab: pip install "rankmon[completions]".
+All shells but fish need shtab: pip install "rankmon[completions]".
 
 examples:
   rankmon completions bash > ~/.local/share/bash-completion/completions/rankmon
-  rankmon completions zsh > ~/.zfunc/_rankmon   (~/.zfunc must be in your fpath)""",
+  rankmon completions zsh > ~/.zfunc/_rankmon   (~/.zfunc must be in your fpath)
+  rankmon completions fish > ~/.config/fish/completions/rankmon.fish""",
     )
     command.add_argument("shell", choices=SHELLS)
 

@@ -17,7 +17,7 @@ _WORTH_A_ROW = 4  # shorter beginnings are repeated in each row
 
 
 def common_beginning(names: Sequence[str]) -> str:
-    """Return what two or more names all begin with, up to a separator; "" if that is short."""
+    """Return the beginning of two or more names up to a separator; "" if it is short."""
     shared = commonprefix([*names]) if len(names) > 1 else ""
     end = max(shared.rfind(separator) for separator in _SEPARATORS) + 1
     return shared[:end] if end >= _WORTH_A_ROW else ""
@@ -90,7 +90,7 @@ def add_rows(
     below: str = "",
     longer_than: str = "",
 ) -> None:
-    """Add a row for each name, below one row with what all the names begin with.
+    """Add a row for each name, below a row with their common beginning.
 
     Args:
       table: the table.

@@ -437,7 +437,7 @@ def test_one_line_says_what_does_not_fit(tmp_path, monkeypatch, capsys, argument
 @pytest.mark.parametrize(
     ("arguments", "program", "keys"),
     [
-        (["nope"], "rankmon", ["COMMAND", "report, compare", "'nope'", "--help"]),
+        (["nope"], "rankmon", ["COMMAND", "report, open", "'nope'", "--help"]),
         (["report"], "rankmon report", ["LOGDIR", "--help"]),
         (["report", "a", "b\nc"], "rankmon", ["b\\nc"]),
         (["predict", "8", "six"], "rankmon predict", ["WIDTH", "whole number", "'six'"]),
@@ -446,7 +446,7 @@ def test_one_line_says_what_does_not_fit(tmp_path, monkeypatch, capsys, argument
         (["predict", "--conv", "3,2"], "rankmon predict", ["--conv", "'3,2'"]),
         (["predict", "6", "--tied", "W"], "rankmon predict", ["--tied", "'W'"]),
         (["predict", "6", "--tied", "2", "--residual"], "rankmon predict", ["--residual"]),
-        (["completions", "ksh"], "rankmon completions", ["shell", "bash, zsh", "'ksh'"]),
+        (["completions", "ksh"], "rankmon completions", ["shell", "bash, fish", "'ksh'"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -471,7 +471,7 @@ def test_in_a_process_of_its_own_it_is_one_line_too(arguments):
 # How a command behaves
 
 
-@pytest.mark.parametrize("command", [[], ["report"], ["compare"], ["predict"], ["doctor"],
+@pytest.mark.parametrize("command", [[], ["report"], ["open"], ["compare"], ["predict"], ["doctor"],
                                      ["completions"]], ids=" ".join)  # fmt: skip
 def test_help_has_examples(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
