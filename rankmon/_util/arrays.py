@@ -32,7 +32,8 @@ def check_concrete(what: str, tree: Any) -> None:
     """Refuse arrays without values, which come from a function that JAX is tracing."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
         raise TypeError(
-            f"expected {what} outside of jax.jit, jax.vmap and jax.grad, got traced arrays; call "
-            "it in the Python loop around the compiled step (a loop inside of a program: "
-            "monitor.scan, or hooks.report_weights for the weights alone)"
+            f"expected {what} outside of jax.jit, jax.vmap and jax.grad, got traced arrays; move "
+            "the call into the Python loop around the compiled step. If the loop itself is "
+            "compiled, as with lax.scan, use monitor.scan, or hooks.report_weights for the weights "
+            "alone"
         )

@@ -32,7 +32,9 @@ def _name(name: Any) -> str:
             f"write {str(name)!r}"
         )
     if not name.strip():
-        raise ValueError(f"expected the names of hparams to be non-empty, got {name!r}; name it")
+        raise ValueError(
+            f"expected the names of hparams to be non-empty, got {name!r}; give each a name"
+        )
     return name
 
 

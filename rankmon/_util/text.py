@@ -13,6 +13,11 @@ def bytes_text(size: int) -> str:
     return f"{size / 1024**power:.3g} {units[power]}"
 
 
+def counted(number: float, noun: str) -> str:
+    """Return a count with its noun, such as "1 alert" and "2,000 alerts"."""
+    return f"{number:,.10g} {noun}" if number == 1 else f"{number:,.10g} {noun}s"
+
+
 def listed(names: Sequence[str]) -> str:
     """Return the first `MOST_LISTED` names on one line, and the number of the remaining ones."""
     more = len(names) - MOST_LISTED

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TextIO, TypeVar
 
 from rich.console import Console, RenderableType
+from rich.text import Text
 
 from rankmon._util.files import replace_file
 from rankmon._util.warnings import RankmonWarning
@@ -153,7 +154,10 @@ def _reported(args: argparse.Namespace) -> tuple[list[RenderableType], "_Outputs
 
     shown = [_named(only_tags(one, patterns), args.logdir) for one in summaries]
     outputs = [(args.html, html), (args.png, png), (args.csv, as_csv), (args.json, as_json)]
-    return [terminal.report(one) for one in shown], outputs
+    tables: list[RenderableType] = [terminal.report(one) for one in shown]
+    if args.tags and not any(one.has_curves for one in shown):
+        tables.append(Text("No table shows these tags; --csv - prints their numbers."))
+    return tables, outputs
 
 
 def _open(args: argparse.Namespace) -> int:
@@ -292,5 +296,5 @@ def _message(error: BaseException) -> str:
     """Return the error on one line; for an OSError, with the file and without the number."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
-        text = error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
+        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     return terminal.printable(" ".join(text.split())) or type(error).__name__

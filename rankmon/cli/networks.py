@@ -88,8 +88,8 @@ def family_of(args: argparse.Namespace) -> NetworkFamily | None:
                 )
         if not args.widths:
             raise ValueError(
-                "expected the widths of the layers, got none; write for instance rankmon predict "
-                "8 6 3"
+                "expected the widths of the layers, got none; write them from the inputs to the "
+                "outputs, for instance rankmon predict 8 6 3"
             )
     if option is None:
         return None
@@ -100,8 +100,8 @@ def family_of(args: argparse.Namespace) -> NetworkFamily | None:
     ):
         if given:
             raise ValueError(
-                f"expected no {name} with {option}, got both; leave {name} out: there is a formula "
-                "only for plain chains"
+                f"expected no {name} with {option}, got both; leave out {name}, for which only "
+                "plain chains have formulas"
             )
     widths = args.widths
     if option == "--conv":
@@ -138,13 +138,13 @@ def _residual(widths: Sequence[int], inner: tuple[int, ...]) -> NetworkFamily:
 def _convolutional(args: argparse.Namespace) -> Convolutional:
     if args.widths:
         raise ValueError(
-            f"expected no widths with --conv, got {' '.join(map(str, args.widths))}; --conv has "
-            "the channels"
+            f"expected no widths with --conv, got {' '.join(map(str, args.widths))}; leave "
+            "them out, since --conv has the channels"
         )
     if args.kernels is None:
         raise ValueError(
-            "expected --kernels with --conv, got none; give the taps of each layer, as --kernels "
-            "3,3"
+            "expected --kernels with --conv, got none; give the number of taps of each layer, as "
+            "--kernels 3,3"
         )
     # One more than the receptive field: two positions of the output, without wrapping around.
     shortest = max(sum(args.kernels) - len(args.kernels) + 2, 1)
@@ -155,8 +155,8 @@ def _convolutional(args: argparse.Namespace) -> Convolutional:
 def _widths(widths: Sequence[int], expected: str, option: str) -> tuple[int, int, int]:
     if len(widths) != 3:
         raise ValueError(
-            f"expected the widths {expected} with {option}, got {' '.join(map(str, widths))}; see "
-            "rankmon predict --help"
+            f"expected the widths {expected} with {option}, got {' '.join(map(str, widths))}; pass "
+            "these, or leave out the option for a plain chain"
         )
     d, M, K = widths
     return d, M, K

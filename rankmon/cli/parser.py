@@ -1,6 +1,7 @@
 """The command line's arguments and help texts."""
 
 import argparse
+import re
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, NoReturn
@@ -8,6 +9,14 @@ from typing import Any, NoReturn
 from rankmon._util.text import printable
 from rankmon.cli.completions import SHELLS
 from rankmon.cli.networks import channels, repeats_or_transpose, seconds, whole, whole_numbers
+
+# argparse's errors, in the words of all other errors.
+_REWORDED = (
+    (r"the following arguments are required: (.*)", r"expected \1, got none"),
+    (r"unrecognized arguments: (.*)", r"expected no further arguments, got \1"),
+    (r"argument (\S+): not allowed with argument (\S+)", r"expected \2 or \1, got both"),
+    (r"argument (\S+): expected one argument", r"expected a value after \1, got none"),
+)
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -20,6 +29,8 @@ class _OneLineParser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, f"expected one of {choices}, got {value!r}")
 
     def error(self, message: str) -> NoReturn:
+        for pattern, words in _REWORDED:
+            message = re.sub(f"^{pattern}$", words, message, flags=re.DOTALL)
         self.exit(2, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
 
 

@@ -342,9 +342,9 @@ class HessianOperator:
         theta, fixed, *known = self.known
         if program.examples < flat.problem.n and not self._are_apart(program.examples):
             raise MemoryError(
-                f"expected examples that do not interact, to take {program.examples} of "
-                f"{flat.problem.n} at once in {self.programs.part}'s products, got a batch that "
-                "has to be kept together; raise memory_limit or take a smaller probe batch"
+                f"expected examples that do not interact, so that memory_limit holds products of "
+                f"{program.examples} of {flat.problem.n} at once, got a network that couples them, "
+                "as batch normalization does; raise memory_limit or take a smaller probe batch"
             )
         with flat.precision.scope():
             for part in chunks.parts(program.examples, *known):

@@ -171,7 +171,9 @@ class StochasticSpectrum:
         of the upper bounds, plus its sampling error.
         """
         if not 0 < confidence < 1:
-            raise ValueError(f"expected 0 < confidence < 1, got {confidence}; 0.95 is usual")
+            raise ValueError(
+                f"expected 0 < confidence < 1, got {confidence}; pass for instance 0.95"
+            )
         if not len(self.tridiagonals):
             return Estimate(math.nan, math.nan, math.nan, confidence)
         v = len(ends)

@@ -100,8 +100,8 @@ def _finite(flat: FlatProblem, params: Any) -> Snapshot:
     snapshot = Snapshot.take(flat, 0, params)
     if not snapshot.is_finite:
         raise ValueError(
-            "expected finite parameters and outputs, got NaN or infinite ones; theory says nothing "
-            "of them"
+            "expected finite parameters and outputs, got NaN or infinite ones; measure before "
+            "training diverges"
         )
     return snapshot
 

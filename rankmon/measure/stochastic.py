@@ -50,9 +50,9 @@ def stochastic_spectra(
     """
     for name, number, least in (("probes", probes, 2), ("steps", steps, 1)):
         if isinstance(number, bool) or not isinstance(number, int):
-            raise TypeError(f"expected {name} to be an integer, got {type(number).__name__}")
+            raise TypeError(f"expected {name} to be an integer, got {number!r}; pass an int")
         if number < least:
-            raise ValueError(f"expected {name} to be at least {least}, got {number}")
+            raise ValueError(f"expected {name} to be at least {least}, got {number}; pass more")
     point = Point.of(problem, params, reference)
     lanczos = Lanczos.of(point.flat, steps=steps, memory_limit=memory_limit)
     point.flat.warn_once()

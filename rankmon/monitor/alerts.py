@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 from rankmon._util.errors import ErrorPolicy
 from rankmon._util.globs import as_patterns, matches
 from rankmon._util.tags import HESSIAN_PARTS, INTERVAL_LOW, SOFT_RANKS, THRESHOLD
+from rankmon._util.text import counted
 from rankmon._util.validate import as_share
 
 _SOFT_RANKS_OF_PARTS = frozenset(f"{name}/{part}" for name in SOFT_RANKS for part in HESSIAN_PARTS)
@@ -135,7 +136,7 @@ class NonFinite(_WithAction):
         """Return tag -> message, as `Alert.found` does."""
         number = scalars.get("monitor/nonfinite", 0)
         if number:
-            return {"monitor/nonfinite": f"{number:g} parameters are NaN or infinite"}
+            return {"monitor/nonfinite": counted(number, "NaN or infinite parameter")}
         if not math.isfinite(scalars.get("loss", 0)):
             return {"loss": f"the loss on the probe batch is {scalars['loss']}"}
         return {}

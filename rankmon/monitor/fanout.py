@@ -18,6 +18,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 
 from rankmon._util.errors import ErrorPolicy
 from rankmon._util.files import RunLock, absolute_folder
+from rankmon._util.text import counted
 from rankmon.writers.base import Outcome, Record, SessionWriter, Writer
 from rankmon.writers.event_files import event_file_names, is_own
 from rankmon.writers.jsonl import JSONL_NAME, JsonlWriter, jsonl_entries, readable_scalars
@@ -251,7 +252,7 @@ class Fanout:
     def _report_losses(self) -> None:
         for backlog in self._backlogs:
             if lost := backlog.records + backlog.dropped:
-                self._errors.warn(f"{backlog.name} did not write {lost} records")
+                self._errors.warn(f"{backlog.name} did not write {counted(lost, 'record')}")
 
 
 def _folder_writers(

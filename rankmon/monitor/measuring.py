@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 
 from rankmon._util.errors import ErrorPolicy
+from rankmon._util.text import counted
 from rankmon.probes.base import (
     CheckableProbe,
     Description,
@@ -158,7 +159,7 @@ def measure_probes(
     snapshot = take()
     if snapshot.nonfinite:
         errors.warn(
-            f"step {step}: {snapshot.nonfinite} parameters are NaN or infinite; ranks that "
+            f"step {step}: {counted(snapshot.nonfinite, 'NaN or infinite parameter')}; ranks that "
             "depend on them are logged as NaN",
             key="nonfinite",
         )

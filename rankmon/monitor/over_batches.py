@@ -7,6 +7,7 @@ import numpy as np
 
 from rankmon._util.facts import Fact
 from rankmon._util.tags import BATCHES
+from rankmon._util.text import counted
 from rankmon.monitor.spread import spread_of
 from rankmon.probes.base import (
     CheckableProbe,
@@ -46,13 +47,13 @@ def batches_fact(batches: Batches) -> list[Fact]:
     count, size = len(batches.each), batches.each[0].n
     if count == 1:
         return []
-    rest = f" ({batches.left_out} are left out)" if batches.left_out else ""
+    rest = f" ({counted(batches.left_out, 'example')} left out)" if batches.left_out else ""
     return [
         Fact(
             "batches",
-            f"{count} disjoint probe batches of {size:,} examples each{rest}: a curve shows the "
-            "median over the batches, a spectrum is that of batch 0, and batches/… has the range; "
-            "what depends on the weights alone is measured once, Lemma 8 on all examples",
+            f"{count} disjoint probe batches of {counted(size, 'example')} each{rest}: a curve "
+            "shows the median over the batches, a spectrum is that of batch 0, and batches/… has "
+            "the range; curves of the weights alone are measured once, Lemma 8 on all examples",
         )
     ]
 
@@ -192,8 +193,8 @@ def flats_of(problems: Sequence[Problem], flat: FlatProblem) -> tuple[FlatProble
         shapes = [(*each.position_axes, each.k) for each in (flats[0], one)]
         if shapes[0] != shapes[1]:
             raise ValueError(
-                f"expected Problems of one network, got outputs {shapes[0]} for the first one and "
-                f"{shapes[1]} for problem {place}; build all of them from one network"
+                f"expected Problems of one network, got outputs {shapes[0]} for problems[0] and "
+                f"{shapes[1]} for problems[{place}]; build all of them from one network"
             )
     return flats
 

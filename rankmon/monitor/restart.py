@@ -165,7 +165,8 @@ def _fitted(
             elif value.shape != blank[key].shape:
                 raise ValueError(
                     f"expected {name}/{key} of shape {blank[key].shape} in the restored state, "
-                    f"got {value.shape}; restore the state of the same problem"
+                    f"got {value.shape}; restore the state of the same problem, "
+                    "with as many probe batches"
                 )
     return fitted
 

@@ -65,7 +65,7 @@ class CompiledLoop:
     def __init__(self, steps: CompiledSteps, carry: Any, length: int, xs: Any = None) -> None:
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((carry, xs))):
             raise TypeError(
-                "expected monitor.scan outside jax.jit and jax.vmap, got a traced carry. For "
+                "expected monitor.scan outside jax.jit and jax.vmap, got a traced carry; for "
                 "several seeds, vmap step_fn and call a SeedsMonitor in the Python loop; for "
                 "weights inside a compiled program, use hooks.report_weights"
             )

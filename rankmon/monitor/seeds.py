@@ -97,13 +97,14 @@ class SeedsMonitor(ClosesOnExit):
         if unknown:
             raise TypeError(
                 f"expected options {', '.join(_OPTIONS[:-1])} or {_OPTIONS[-1]}, got "
-                f"{sorted(unknown)}; other options are not supported for several seeds"
+                f"{', '.join(sorted(unknown))}; for several seeds, leave out other "
+                "options of RankMonitor"
             )
         names = [f"seed_{i}" for i in range(self._seeds)]
         if state is not None and not (isinstance(state, Mapping) and set(names) <= state.keys()):
             got = sorted(state) if isinstance(state, Mapping) else type(state).__name__
             raise ValueError(
-                f"expected the state of a SeedsMonitor with {self._seeds} seeds, got {got}; pass "
+                f"expected the state of a SeedsMonitor with seeds={self._seeds}, got {got}; pass "
                 "the monitor.state that was saved with as many seeds"
             )
         own = as_probes(probes, tolerance=tolerance, memory_limit=memory_limit)
@@ -210,7 +211,7 @@ class SeedsMonitor(ClosesOnExit):
         for array in arrays:
             if array.shape[:1] != (self._seeds,):
                 raise ValueError(
-                    f"expected parameters with a leading axis of {self._seeds} seeds, got shape "
+                    f"expected parameters with a leading axis of length {self._seeds}, got shape "
                     f"{array.shape}; stack them, as jax.vmap does"
                 )
         calls = []

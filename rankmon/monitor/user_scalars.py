@@ -67,6 +67,7 @@ def _number(value: Any) -> float:
         array = np.asarray(value)
     if array.shape or np.iscomplexobj(array):
         raise TypeError(
-            f"expected a real number, got {array.dtype} of shape {array.shape}; reduce it first"
+            f"expected a real number, got {array.dtype} of shape {array.shape}; reduce it to one "
+            "number first"
         )
     return float(array)

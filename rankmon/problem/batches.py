@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rankmon._util.text import counted, listed
 from rankmon._util.validate import as_integer
 from rankmon._util.warnings import warn_user
 from rankmon.problem.problem import Problem, check_problem
@@ -67,8 +68,8 @@ def _split(problem: Problem, count: int) -> Batches:
     size, left_out = divmod(problem.n, count)
     if size == 0:
         raise ValueError(
-            f"expected at least one example for each of {count} batches, got {problem.n} examples; "
-            "pass fewer batches or a larger probe batch"
+            f"expected at least one example for each of {count} batches, got "
+            f"{counted(problem.n, 'example')}; pass fewer batches or a larger probe batch"
         )
     # The numbers of `RandomState` are the same in all versions of NumPy.
     order = np.random.RandomState(0).permutation(problem.n)
@@ -77,14 +78,14 @@ def _split(problem: Problem, count: int) -> Batches:
     empty = [i for i, one in enumerate(each) if one.weights is not None and not one.weights.any()]
     if empty:
         raise ValueError(
-            f"expected in each of {count} batches an example of positive weight, got none in batch "
-            f"{empty[0]}; pass fewer batches, or leave out the examples of weight 0"
+            f"expected an example of positive weight in each of {count} batches, got none in "
+            f"batches[{empty[0]}]; pass fewer batches, or leave out the examples of weight 0"
         )
     if left_out:
         warn_user(
-            f"expected a number of examples that {count} batches divide, got {problem.n}: each "
-            f"batch has {size}, and {left_out} examples are left out; pass {size * count} examples "
-            f"to choose which"
+            f"expected a multiple of batches={count} examples, got {problem.n}, of which "
+            f"{left_out} {'is' if left_out == 1 else 'are'} left out at random; pass "
+            f"{size * count} or {(size + 1) * count} examples"
         )
     return Batches(problem, each, left_out)
 
@@ -113,21 +114,22 @@ def _check_alike(first: Problem, other: Problem, place: int) -> None:
     same_loss = first.lift_dtype or first.loss.value is other.loss.value
     if first.loss.name != other.loss.name or not same_loss:
         raise ValueError(
-            f"expected Problems with one loss, got {first.loss.name} in the first one and "
-            f"{other.loss.name} in problem {place}, which is another function; {_REMEDY}"
+            f"expected Problems with the same loss, got {first.loss.name} in problems[0] and "
+            f"another function, {other.loss.name}, in problems[{place}]; {_REMEDY}"
         )
     for name in ("inputs", "targets", "weights"):
         wanted, got = _shapes(getattr(first, name)), _shapes(getattr(other, name))
         if wanted != got:
             raise ValueError(
-                f"expected Problems with {name} of the same shapes and dtypes, got {wanted[1]} in "
-                f"the first one and {got[1]} in problem {place}; {_REMEDY}"
+                f"expected Problems with {name} of the same shapes and dtypes, got "
+                f"{listed(wanted[1])} in problems[0] and {listed(got[1])} in problems[{place}]; "
+                f"{_REMEDY}"
             )
     for name in ("include", "exclude", "lift_dtype"):
         if getattr(first, name) != getattr(other, name):
             raise ValueError(
-                f"expected Problems with one {name}, got {getattr(first, name)} in the first one "
-                f"and {getattr(other, name)} in problem {place}; {_REMEDY}"
+                f"expected Problems with the same {name}=, got {getattr(first, name)} in "
+                f"problems[0] and {getattr(other, name)} in problems[{place}]; {_REMEDY}"
             )
 
 

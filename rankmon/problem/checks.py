@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rankmon._util.text import counted
 from rankmon._util.warnings import warn_user
 from rankmon.problem.losses import Loss
 from rankmon.problem.pytree import LeafSpec, leaf_names
@@ -23,14 +24,14 @@ def leading_axis(name: str, tree: Any) -> int:
     if len(leaves) > 1 and sizes == {()}:
         raise ValueError(
             f"expected {name} to be arrays with one common leading axis n >= 1, got {len(leaves)} "
-            f"single values of shape () and dtype {leaves[0].dtype}; pass one array of numbers, "
-            f"np.asarray({name}) of lists"
+            f"single values of dtype {leaves[0].dtype}, as from nested lists; pass one array of "
+            f"numbers: np.asarray({name})"
         )
     if len(sizes - {()}) > 1:
         raise ValueError(
-            f"expected {name} with one common leading axis n, got shapes {_shown(tree)}; stack "
-            "the examples along the first axis. For a graph (one example with its own axes) pass "
-            "the array with a row for each output and close over the others: "
+            f"expected {name} with one common leading axis n, got the shapes {_shown(tree)}; stack "
+            "the examples along the first axis. For a graph, whose arrays have axes of their own, "
+            "pass the array with a row for each output, and let the function keep the others: "
             "Problem(lambda params, nodes: net(params, nodes, edges), inputs=nodes, ...)"
         )
     if len(sizes) != 1 or sizes <= {(), (0,)}:
@@ -65,15 +66,15 @@ def check_finite(name: str, tree: Any) -> None:
             remedy = (
                 "stack its entries into one numeric array, np.stack(list(a)), or cast it"
                 if leaf.dtype == object
-                else "convert them first"
+                else "convert them to numbers"
             )
             raise TypeError(f"expected {name} to be numbers, got dtype {leaf.dtype}; {remedy}")
         if jnp.issubdtype(leaf.dtype, jnp.floating):
             bad = int(np.sum(~np.isfinite(leaf.astype(np.float64))))
             if bad:
                 raise ValueError(
-                    f"expected finite {name}, got {bad} entries that are NaN or infinite; "
-                    "clean the probe batch"
+                    f"expected finite {name}, got {counted(bad, 'NaN or infinite value')}; remove "
+                    "these examples from the probe batch"
                 )
 
 
@@ -122,10 +123,10 @@ def _how_to_give_one(outputs: Any, n: int) -> str:
     if len(rows) < 2:
         return f"wrap it: `lambda params, x: apply(params, x){picked}`"
     return (
-        "concatenate what the loss needs (a VAE's mean and log variance too, or its KL term is "
-        "not measured) and take it apart in a callable loss: `lambda params, x: jnp.concatenate("
-        "jax.tree.leaves(apply(params, x)), axis=-1)`; if the loss needs one of them alone, "
-        f"`apply(params, x){picked}`"
+        f"if the loss needs only one of them, pass `lambda params, x: apply(params, x){picked}`; "
+        "if it needs several, concatenate them, `lambda params, x: jnp.concatenate("
+        "jax.tree.leaves(apply(params, x)), axis=-1)`, and take them apart in a callable loss (for "
+        "a VAE, the mean and the log variance too: without them, its KL term is not measured)"
     )
 
 

@@ -55,7 +55,7 @@ _BY_NAME = {
     ),
     "TracerArrayConversionError": (
         "a function that JAX can trace",
-        "use jax.numpy instead of NumPy in it",
+        "replace NumPy by jax.numpy in this function",
     ),
 }
 _BY_NAME["ScopeVariableNotFoundError"] = _BY_NAME["ScopeCollectionNotFound"]

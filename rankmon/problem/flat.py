@@ -133,9 +133,10 @@ class FlatProblem:
         if jax.tree.structure(params) != self.structure or not leaves_fit(specs, self.specs):
             known, now = set(self.specs), set(specs)
             raise ValueError(
-                f"expected parameters {leaves_text([s for s in self.specs if s not in now])}, got "
-                f"{leaves_text([s for s in specs if s not in known])} where they differ; "
-                "use one monitor for each parameter structure"
+                "expected the parameters that were measured first, "
+                f"{leaves_text([s for s in self.specs if s not in now])}, got "
+                f"{leaves_text([s for s in specs if s not in known])} (only differing arrays are "
+                "shown); use one monitor for each parameter structure"
             )
         with self.precision.scope():  # permits the transfer to the host
             return [self.precision.lift(leaf) for leaf in jax.tree.leaves(params)]

@@ -71,8 +71,8 @@ def _check_scalar(value: Callable[[Any, Any], Any], z: Any, target: Any) -> None
 def _expected(z: Any, target: Any, got: str) -> str:
     """Return the error message for a loss of these arguments; `got` describes its result."""
     return (
-        "expected loss(output [k], target) to give a floating scalar for one example, output "
-        f"{_shapes(z)} and target {_shapes(target)}, got {got}; write it for one example and sum "
+        "expected loss(output [k], target) to give a floating scalar for one example (output "
+        f"{_shapes(z)}, target {_shapes(target)}), got {got}; write it for one example and sum "
         f"it over the outputs, or {_APPLY}"
     )
 

@@ -122,7 +122,9 @@ class Problem:
         of_targets = leading_axis("targets", self.targets)
         if of_targets != self.n:
             is_list = isinstance(inputs, list) or isinstance(targets, list)
-            remedy = "stack the lists, np.stack(inputs)" if is_list else "cut both to one batch"
+            remedy = (
+                "stack lists of examples: np.stack(inputs)" if is_list else "cut both to one batch"
+            )
             raise ValueError(
                 f"expected inputs and targets with the same number of examples, got {self.n} and "
                 f"{of_targets}; {remedy}"

@@ -171,6 +171,11 @@ class RunSummary:
     alerts: tuple[AlertText, ...]
     errors: int
 
+    @property
+    def has_curves(self) -> bool:
+        """Whether there is a curve besides the loss."""
+        return bool(self.ranks or self.curvature or self.weights or self.determinants)
+
 
 def summary_of(run: RunSeries) -> RunSummary:
     """Return the summary of one run; for a run over seeds, of its medians."""

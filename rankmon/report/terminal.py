@@ -14,7 +14,7 @@ from rich.text import Text
 
 from rankmon._util.facts import Finding
 from rankmon._util.tags import EPSILON_RANKS, HESSIAN_PARTS
-from rankmon._util.text import printable
+from rankmon._util.text import counted, printable
 from rankmon.report.compare import ComparedTag, Comparison
 from rankmon.report.intervals import count_text, estimate_text, interval_text
 from rankmon.report.names import Name, add_rows, common_beginning
@@ -53,13 +53,13 @@ def report(summary: RunSummary) -> RenderableType:
 
 def _headline(summary: RunSummary) -> Text:
     loss = summary.loss
-    lines = [f"{_plural(summary.probes, 'probe')}, {_span(summary.first_step, summary.last_step)}"]
+    lines = [f"{counted(summary.probes, 'probe')}, {_span(summary.first_step, summary.last_step)}"]
     if not isnan(loss.first):
         lines.append(f"loss {loss.first:.4g} to {loss.last:.4g}, lowest {loss.lowest:.4g}")
     if summary.over_seeds:
         lines.append("medians over seeds; low..high is their range")
     if summary.errors:
-        lines.append(f"{_plural(summary.errors, 'error')} in the monitor")
+        lines.append(f"{counted(summary.errors, 'error')} in the monitor")
     return Text.assemble((printable(summary.name), "bold"), "\n" + "; ".join(lines))
 
 
@@ -348,7 +348,3 @@ def _first_to_last(curve: Curve) -> str:
 
 def _span(first: int, last: int) -> str:
     return f"step {first}" if first == last else f"steps {first} to {last}"
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

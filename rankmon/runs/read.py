@@ -18,6 +18,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from rankmon._util.files import PathLike, check_no_pipe
 from rankmon._util.tags import is_rankmons, natural_order
+from rankmon._util.text import counted
 from rankmon._util.warnings import warn_user
 from rankmon.runs.series import ArraySeries, RunSeries, ScalarSeries
 from rankmon.writers.base import Record
@@ -58,7 +59,9 @@ def read_runs(logdir: PathLike) -> list[RunSeries]:
         key=lambda run: natural_order(run.name),
     )
     if not runs:
-        others = f"none in {len(folders)} folders of logs" if folders else "no logs at all"
+        others = (
+            f"none in {counted(len(folders), 'folder')} of logs" if folders else "no logs at all"
+        )
         raise ValueError(
             f"expected runs of rankmon in {str(top)!r}, got {others}; train with "
             "RankMonitor(..., logdir=...) first, or pass another folder"

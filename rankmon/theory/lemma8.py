@@ -58,11 +58,11 @@ def class_means(
     """
     x, y = _examples(inputs, "inputs"), np.asarray(labels)
     if not np.issubdtype(y.dtype, np.integer):
-        raise TypeError(f"labels must be integers, got {y.dtype}; for one-hot rows pass the argmax")
+        raise TypeError(f"expected integer labels, got {y.dtype}; of one-hot rows pass the argmax")
     if y.shape != x.shape[:1]:
-        raise ValueError(f"expected one label per input, shape {x.shape[:1]}, got {y.shape}")
+        raise ValueError(f"expected labels of shape {x.shape[:1]}, got {y.shape}; one per input")
     if y.size and not 0 <= y.min() <= y.max() < classes:
-        raise ValueError(f"labels must lie in 0, ..., {classes - 1}, got {y.min()} to {y.max()}")
+        raise ValueError(f"expected labels 0..{classes - 1}, got {y.min()}..{y.max()}; add classes")
     sums = np.zeros((classes, x.shape[1]))
     np.add.at(sums, y, x)  # `sums[y] += x` would add only one row for each class
     return sums / np.maximum(np.bincount(y, minlength=classes), 1)[:, None]
@@ -98,7 +98,7 @@ def target_input_correlation(
     """
     x, y = _examples(inputs, "inputs"), _examples(targets, "targets")
     if len(x) != len(y):
-        raise ValueError(f"expected as many targets as inputs, got {len(y)} and {len(x)}")
+        raise ValueError(f"expected a target per input, got {len(y)} for {len(x)}; pass as many")
     return _ratio(np.linalg.norm(y.T @ x) / max(len(x), 1), _rms(x) * _rms(y))
 
 
@@ -154,11 +154,12 @@ def trace_B(
     _check_chain(weights)
     if not _is_square(weights):
         raise ValueError(
-            "Lemma 8 (c) needs square weights of one size, got shapes"
+            "expected square weights of one size for Lemma 8 (c), got shapes"
             f" {[jnp.shape(W) for W in weights]}; leave its path out for this network"
         )
     if jnp.shape(Sigma) != jnp.shape(weights[0]):
-        raise ValueError(f"expected Sigma {jnp.shape(weights[0])}, got shape {jnp.shape(Sigma)}")
+        shapes = f"{jnp.shape(weights[0])}, got {jnp.shape(Sigma)}"
+        raise ValueError(f"expected Sigma of shape {shapes}; pass E[x x^T]")
     covariance, traces = jnp.asarray(Sigma), []  # of the layer's input, W^{l-1:1} Sigma W^{1:l-1}
     for layer, W in enumerate(weights, start=1):
         gram, product = _matmul(W.T, W), covariance
@@ -220,10 +221,10 @@ class DeterminantPath:
         if initial.ndim != 1 or initial.shape != latest.shape:
             raise ValueError(
                 "expected one log|det| and one trace per layer,"
-                f" got shapes {initial.shape} and {latest.shape}"
+                f" got shapes {initial.shape} and {latest.shape}; pass two vectors of one length"
             )
         if not np.isfinite(time):
-            raise ValueError(f"expected a finite flow time, learning rate x step, got {time}")
+            raise ValueError(f"expected a finite flow time, got {time}; pass learning rate x step")
         times, traces = np.array([np.nan, time]), np.stack([np.full_like(latest, np.nan), latest])
         unknown = np.full_like(initial, np.nan)
         return cls(np.asarray(1), times, traces, initial, np.zeros_like(initial), unknown)
@@ -240,9 +241,10 @@ class DeterminantPath:
         """
         latest = np.asarray(trace, np.float64)
         if self.probes == 0:
-            raise ValueError("the path has no first probe; use DeterminantPath.start")
+            raise ValueError("expected a path with a probe, got none; use DeterminantPath.start")
         if latest.shape != self.initial.shape:
-            raise ValueError(f"expected traces of shape {self.initial.shape}, got {latest.shape}")
+            wanted = self.initial.shape
+            raise ValueError(f"expected traces {wanted}, got {latest.shape}; one per layer")
         (before, last), (f0, f1) = self.times, self.traces
         if not last <= time < np.inf:
             raise ValueError(f"expected a time from {last} on, got {time}; start another path")
@@ -302,7 +304,7 @@ def balanced_stack(
     default = 2.0 ** ((np.arange(width) + 0.5) / width - 0.5)
     values = default if singular_values is None else np.asarray(singular_values, np.float64)
     if values.shape != (width,) or not (values >= 0).all():
-        raise ValueError(f"expected {width} non-negative singular values, got {singular_values}")
+        raise ValueError(f"expected {width} singular values, got {singular_values}; all >= 0")
     U = jax.random.orthogonal(key, width, (layers + 1,), dtype)
     return tuple(_matmul(U[1:] * jnp.asarray(values, U.dtype), jnp.swapaxes(U[:-1], 1, 2)))
 
@@ -356,7 +358,7 @@ def assumptions(
     if np.shape(inputs)[1:] != (d,) or np.shape(targets)[1:] != (k,):
         raise ValueError(
             f"expected inputs (n, {d}) and targets (n, {k}) for these weights,"
-            f" got {np.shape(inputs)} and {np.shape(targets)}"
+            f" got {np.shape(inputs)} and {np.shape(targets)}; put examples in rows"
         )
     return Assumptions(
         target_input=target_input_correlation(inputs, targets),
@@ -369,10 +371,10 @@ def assumptions(
 def _check_chain(weights: Sequence[Float[Array | np.ndarray, "_ _"]]) -> None:
     shapes = [jnp.shape(W) for W in weights]
     if not shapes or any(len(shape) != 2 for shape in shapes):
-        raise ValueError(f"expected one or more matrices W^1, ..., W^L, got shapes {shapes}")
+        raise ValueError(f"expected one or more matrices, got shapes {shapes}; pass W^1 to W^L")
     if any(upper[1] != lower[0] for lower, upper in zip(shapes, shapes[1:], strict=False)):
         raise ValueError(
-            f"W^(l+1) needs as many columns as W^l has rows, got shapes {shapes};"
+            f"expected as many columns of W^(l+1) as W^l has rows, got shapes {shapes};"
             " transpose kernels that are stored as inputs x outputs"
         )
 
@@ -385,7 +387,7 @@ def _is_square(weights: Sequence[Float[Array | np.ndarray, "_ _"]]) -> bool:
 def _examples(array: Float[np.ndarray, "n _"], name: str) -> Float[np.ndarray, "n _"]:
     matrix = np.asarray(array, np.float64)
     if matrix.ndim != 2:
-        raise ValueError(f"expected {name} with one row per example, got shape {matrix.shape}")
+        raise ValueError(f"expected {name} of 2 axes, got shape {matrix.shape}; one row an example")
     return matrix
 
 

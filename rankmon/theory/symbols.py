@@ -102,8 +102,8 @@ def symbols_of(dims: Sequence[int], r: int | None, s: int | None, bias: bool, lo
     if loss == "cross_entropy":
         if widths[-1] < 2:
             raise ValueError(
-                "expected at least 2 outputs for cross entropy, got K = 1; its loss is constant: "
-                "add the second class's output"
+                "expected at least 2 outputs for cross entropy, got K = 1, with which the loss is "
+                "constant; count one output for each class"
             )
         widths = (*widths[:-1], widths[-1] - 1)
     o = int(as_flag("bias", bias))
@@ -126,8 +126,8 @@ def widths_of(dims: Sequence[int]) -> tuple[int, ...]:
     widths = tuple(as_integer("a width in dims", width) for width in dims)
     if len(widths) < 2:
         raise ValueError(
-            f"expected dims (d, M_1, ..., K) with at least d and K, got {widths}; "
-            "begin with the number of inputs and end with the number of outputs"
+            f"expected at least two widths in dims (d, M_1, ..., K), got {widths}; begin with the "
+            "number of inputs and end with the number of outputs"
         )
     if min(widths) < 1:
         raise ValueError(
@@ -141,7 +141,7 @@ def within(name: str, value: int, most: int, limit: str) -> int:
     number = as_integer(name, value)
     if not 0 <= number <= most:
         raise ValueError(
-            f"expected {name} within 0 and {limit} = {most}, got {number}; "
-            "check it against dims, bias and loss"
+            f"expected {name} from 0 to {limit} = {most}, got {number}; pass an integer in this "
+            "range"
         )
     return number

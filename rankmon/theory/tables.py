@@ -189,7 +189,7 @@ def _coefficient(t: Symbols, loss: str, rank_true: int) -> LearningCoefficient:
         raise ValueError(
             "expected no biases, mse and inputs of full rank for the learning coefficient, got "
             f"{'biases' if t.o else 'no biases'}, {loss} and rank {t.r} of d = {t.M[0]}; leave out "
-            "the rank of the true map"
+            "rank_true (--rank-true)"
         )
     return learning_coefficient(t.M, rank=rank_true)
 

@@ -11,7 +11,7 @@ from rankmon._util import markdown
 from rankmon._util.facts import Fact
 from rankmon._util.hparams import Hparam
 from rankmon._util.tags import CARD
-from rankmon._util.text import listed
+from rankmon._util.text import counted, listed
 from rankmon.probes.base import Description, Prediction
 from rankmon.problem.flat import FlatProblem
 from rankmon.writers.legend import HEADER, LEGEND, OVER_SEEDS
@@ -184,7 +184,7 @@ class MedianCard:
             return None
         return "\n\n".join(
             [
-                f"### Median over {self._seeds} seeds, and its range",
+                f"### Median over {counted(self._seeds, 'seed')}, and its range",
                 f"The median and range of each curve in the runs `seed_0` to "
                 f"`seed_{self._seeds - 1}`. Their cards describe the measurements. Custom Scalars "
                 "shows the median, with the range as a band.",
@@ -209,8 +209,8 @@ def _facts_of(flat: FlatProblem) -> list[Fact]:
     return [
         Fact("parameters", f"{sum(spec.size for spec in flat.specs):,}: {arrays}"),
         Fact("training dtype", ", ".join(dtypes)),
-        Fact("n", f"{problem.n:,} examples in the probe batch{positions}{weighted}"),
-        Fact("k", f"{flat.k:,} outputs"),
+        Fact("n", f"{counted(problem.n, 'example')} in the probe batch{positions}{weighted}"),
+        Fact("k", counted(flat.k, "output")),
         Fact("loss", f"{problem.loss.name}, mean over the probe batch"),
     ]
 

@@ -127,6 +127,13 @@ def test_report_of_some_tags(logs, capsysbinary):
     assert [list(run["scalars"]) for run in runs] == [["loss"], ["loss"]]
 
 
+def test_tags_that_no_table_shows(logs, capsys):
+    assert main(["report", str(logs), "--tags", "loss"]) == 0
+    assert "No table shows these tags; --csv -" in capsys.readouterr().out
+    assert main(["report", str(logs), "--tags", "rank/*"]) == 0
+    assert "No table" not in capsys.readouterr().out
+
+
 def test_patterns_that_match_nothing(logs, capsys, tmp_path):
     for command in ("report", "compare"):
         assert main([command, str(logs), "--tags", "rank/H_M"]) == 2
@@ -445,7 +452,12 @@ def test_one_line_says_what_does_not_fit(tmp_path, monkeypatch, capsys, argument
         (["predict", "6", "--residual", "2,x"], "rankmon predict", ["--residual", "'x'"]),
         (["predict", "--conv", "3,2"], "rankmon predict", ["--conv", "'3,2'"]),
         (["predict", "6", "--tied", "W"], "rankmon predict", ["--tied", "'W'"]),
-        (["predict", "6", "--tied", "2", "--residual"], "rankmon predict", ["--residual"]),
+        (
+            ["predict", "6", "--tied", "2", "--residual"],
+            "rankmon predict",
+            ["--tied or --resid"],
+        ),
+        (["predict", "6", "--json"], "rankmon predict", ["a value after --json", "none"]),
         (["completions", "ksh"], "rankmon completions", ["shell", "bash, fish", "'ksh'"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -456,7 +468,7 @@ def test_one_line_says_which_argument_does_not_fit(capsys, arguments, program, k
     assert stopped.value.code == 2
     line = one_line(capsys.readouterr())
     assert line.startswith(f"{program}: ")
-    assert [key for key in keys if key not in line] == []
+    assert_explains(line, *keys)
 
 
 @pytest.mark.slow

@@ -119,7 +119,7 @@ def test_what_is_not_finite_and_dead_units():
     ]
     assert alarms[0].message.startswith("75%")
     assert "W1" in alarms[0].message
-    assert alarms[1].message.startswith("12 parameters")
+    assert alarms[1].message.startswith("12 NaN or infinite parameters")
 
 
 def test_a_loss_that_is_not_finite():

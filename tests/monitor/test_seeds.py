@@ -175,12 +175,12 @@ def test_the_last_parameters_are_measured_or_missed_aloud():
         (
             lambda: SeedsMonitor(PROBLEM, seeds=4, every=1)(0, stacked()),
             ValueError,
-            ["leading axis", "4 seeds", "shape"],
+            ["leading axis", "length 4", "shape"],
         ),
         (
             lambda: SeedsMonitor(PROBLEM, seeds=3, every=1, background=True),
             TypeError,
-            ["'background'", "seeds"],
+            ["got background", "RankMonitor"],
         ),
     ],
     ids=["none", "axis", "option"],

@@ -431,7 +431,7 @@ REFUSED_AT_ONCE = {
         partial(problem, inputs={"nodes": X, "senders": np.arange(9), "n_edge": np.array([9])}),
         ValueError,
         "{n_edge (1,), nodes (6, 4), senders (9,)}",
-        "close over",
+        "keep the others",
         "inputs=nodes",
     ),
     "key": (
@@ -462,14 +462,14 @@ REFUSED_AT_ONCE = {
         ValueError,
         "finite inputs",
         "1 ",
-        "clean",
+        "1 NaN or infinite value",
     ),
     "inf": (
         partial(problem, targets=np.where(Y == Y[2, 1], np.inf, Y).astype(ml_dtypes.bfloat16)),
         ValueError,
         "finite targets",
         "1 ",
-        "clean",
+        "1 NaN or infinite value",
     ),
     "object": (
         partial(problem, inputs=np.array([None] * N)),

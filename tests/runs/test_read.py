@@ -198,7 +198,7 @@ def test_a_reference_run_is_what_tensorboard_reads():
 def test_other_programs_runs_are_left_out(tmp_path):
     with TensorBoardWriter(tmp_path / "other") as writer:
         writer.write(Record(0, 1, 0.0, {"accuracy": 0.5, "ranking/ndcg": 0.1}, {}))
-    with refused(ValueError, "runs of rankmon", "1 folders"):
+    with refused(ValueError, "runs of rankmon", "1 folder"):
         read_runs(tmp_path)
     write_both(tmp_path / "mine", record(0))
     assert [run.name for run in read_runs(tmp_path)] == ["mine"]

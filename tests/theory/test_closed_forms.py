@@ -655,17 +655,17 @@ FORMULAS = [
 
 
 BAD_INPUTS = {
-    "one_width": ((5,), {}, ValueError, ("d and K", "(5,)")),
-    "no_width": ((), {}, ValueError, ("d and K", "()")),
+    "one_width": ((5,), {}, ValueError, ("two widths", "(5,)")),
+    "no_width": ((), {}, ValueError, ("two widths", "()")),
     "zero_width": ((5, 0, 3), {}, ValueError, ("at least 1", "(5, 0, 3)")),
     "negative_width": ((5, 4, -3), {}, ValueError, ("at least 1", "(5, 4, -3)")),
     "float_width": ((5, 4.0, 3), {}, TypeError, ("integer", "4.0", "float")),
     "float_r": ((5, 4, 3), {"r": 2.5}, TypeError, ("r to be an integer", "2.5")),
     "string_s": ((5, 4, 3), {"s": "2"}, TypeError, ("s to be an integer", "'2'")),
-    "r_above_d": ((5, 4, 3), {"r": 6}, ValueError, ("r within", "d = 5", "got 6")),
-    "negative_r": ((5, 4, 3), {"r": -1}, ValueError, ("r within", "d = 5", "got -1")),
-    "s_above_K": ((5, 4, 3), {"s": 4}, ValueError, ("s within", "min(K, r) = 3", "got 4")),
-    "negative_s": ((5, 4, 3), {"s": -1}, ValueError, ("s within", "got -1")),
+    "r_above_d": ((5, 4, 3), {"r": 6}, ValueError, ("r from 0", "d = 5", "got 6")),
+    "negative_r": ((5, 4, 3), {"r": -1}, ValueError, ("r from 0", "d = 5", "got -1")),
+    "s_above_K": ((5, 4, 3), {"s": 4}, ValueError, ("s from 0", "min(K, r) = 3", "got 4")),
+    "negative_s": ((5, 4, 3), {"s": -1}, ValueError, ("s from 0", "got -1")),
     "s_above_r": ((5, 4, 3), {"r": 1, "s": 2}, ValueError, ("min(K, r) = 1", "got 2")),
     "s_above_r_plus_1": (
         ((5, 4, 3), {"r": 1, "s": 3, "bias": True}, ValueError, ("min(K, r + 1) = 2", "got 3"))
@@ -761,7 +761,7 @@ def test_bounds_reject_what_they_do_not_cover() -> None:
         theory.rank_outer_bound((5, 4, 4, 3))
     with refused(ValueError, "active", "M_1 = 4", "got 5"):
         theory.rank_outer_bound((5, 4, 3), active=5)
-    with refused(ValueError, "s within", "min(K, r) = 2", "got 3"):
+    with refused(ValueError, "s from 0", "min(K, r) = 2", "got 3"):
         theory.rank_functional_bound((5, 4, 3), r=2, s=3)
-    with refused(ValueError, "d and K", "(5,)"):
+    with refused(ValueError, "two widths", "(5,)"):
         theory.number_of_parameters((5,))

@@ -203,10 +203,10 @@ def test_volumes_shrink_as_it_says(dims) -> None:
 
 
 BAD = {
-    "above": ((3, 2, 4), 3, ValueError, ("rank within", "smallest width = 2", "got 3")),
-    "negative": ((3, 2, 4), -1, ValueError, ("rank within", "got -1")),
+    "above": ((3, 2, 4), 3, ValueError, ("rank from 0", "smallest width = 2", "got 3")),
+    "negative": ((3, 2, 4), -1, ValueError, ("rank from 0", "got -1")),
     "float": ((3, 2, 4), 1.0, TypeError, ("rank to be an integer", "1.0")),
-    "one_width": ((3,), 1, ValueError, ("d and K", "(3,)")),
+    "one_width": ((3,), 1, ValueError, ("two widths", "(3,)")),
     "none": (None, 1, TypeError, ("dims", "None")),
 }
 

@@ -161,7 +161,7 @@ def test_the_facts_of_a_family() -> None:
 
 
 def test_input_errors() -> None:
-    with refused(ValueError, "d and K", "(5,)"):
+    with refused(ValueError, "two widths", "(5,)"):
         ResidualChain((5,))
     with refused(TypeError, "inner", "3"):
         ResidualBlocks(4, inner=3)
@@ -174,9 +174,9 @@ def test_input_errors() -> None:
     with refused(TypeError, "d to be an integer", "2.5"):
         ResidualBlocks(2.5, inner=(2,))
     for family in (ResidualChain((4, 3, 4)), ResidualBlocks(4, inner=(2, 2))):
-        with refused(ValueError, "r within", "d = 4", "got 5"):
+        with refused(ValueError, "r from 0", "d = 4", "got 5"):
             family.ranks(r=5)
-        with refused(ValueError, "s within", "min(K - 1, r) = 3", "got 4"):
+        with refused(ValueError, "s from 0", "min(K - 1, r) = 3", "got 4"):
             family.ranks(s=4, loss="cross_entropy")
         with refused(ValueError, "loss", "'hinge'"):
             family.ranks(loss="hinge")

@@ -39,7 +39,7 @@ def test_a_family_without_a_formula_for_every_part():
     assert forms.per_parameter == {"H_L": 59 / 60, "H_o": 35 / 60, "H_f": 36 / 60}
     assert list(forms.bases) == ["H_L", "H_o", "H_f"]
     assert family_forms(ResidualBlocks(6, inner=(3,)), loss="cross_entropy").s == 5
-    with refused(ValueError, "r within", "got 7"):
+    with refused(ValueError, "r from 0", "got 7"):
         family_forms(ResidualBlocks(6, inner=(3,)), r=7)
 
 
@@ -87,7 +87,7 @@ def test_few_examples_lower_the_rank_of_the_inputs(n, bias):
 
 
 def test_what_theory_refuses_is_refused():
-    with refused(ValueError, "r within", "d = 8", "got 9"):
+    with refused(ValueError, "r from 0", "d = 8", "got 9"):
         closed_forms((8, 6, 3), r=9)
     with refused(ValueError, "dims", "(8,)"):
         closed_forms((8,))
@@ -102,5 +102,5 @@ def test_the_learning_coefficient_needs_its_conditions():
     for options in ({"bias": True}, {"loss": "cosh"}, {"r": 7}, {"n": 7}):
         with refused(ValueError, *full):
             closed_forms((8, 6, 3), rank_true=2, **options)
-    with refused(ValueError, "rank within", "smallest width = 3", "got 4"):
+    with refused(ValueError, "rank from 0", "smallest width = 3", "got 4"):
         closed_forms((8, 6, 3), rank_true=4)

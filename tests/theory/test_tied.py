@@ -108,9 +108,9 @@ def test_input_errors() -> None:
     with refused(ValueError, "outputs", "at least 1", "got -1"):
         TiedChain(4, 3, -1, 2)
     for family in (TiedChain(4, 3, 4, 2), MatrixPower(4, 2), TiedAutoencoder(4, 3)):
-        with refused(ValueError, "r within", "d = 4", "got 5"):
+        with refused(ValueError, "r from 0", "d = 4", "got 5"):
             family.ranks(r=5)
-        with refused(ValueError, "s within", "min(K - 1, r) = 3", "got 4"):
+        with refused(ValueError, "s from 0", "min(K - 1, r) = 3", "got 4"):
             family.ranks(s=4, loss="cross_entropy")
         with refused(ValueError, "loss", "'hinge'"):
             family.ranks(loss="hinge")
