@@ -72,7 +72,10 @@ def test_a_reader_that_raises_is_left_out_with_one_warning(monkeypatch, reader):
     problem = Problem(case.apply, **case.statement, lift_dtype=reader == "lifting")
     with warned(words, "renamed_in_the_next_jax", "report") as caught:
         record = monitored(problem, case.params, FeaturesProbe(), engine=engine)
-    assert sum("report" in str(warning.message) for warning in caught) == 1
+    reported = [str(warning.message) for warning in caught if "report" in str(warning.message)]
+    assert sum(words in message for message in reported) == 1
+    # A second reader may need what the first one finds; it says so itself, once.
+    assert len(reported) == len(set(reported)) <= 2
     assert_ranks(record, case)
     assert record.scalars["rank_weights/0/w"] == 4
 
