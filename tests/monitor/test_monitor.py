@@ -171,7 +171,7 @@ def test_nonfinite_weights_are_data(ready, tmp_path):
         probes=["hessian", "weights", rankmon.Lemma8Probe(0.1)],
     )
     monitor(0, params)
-    with pytest.warns(RankmonWarning, match="step 1: 3 parameters") as caught:
+    with pytest.warns(RankmonWarning, match="step 1: 3 NaN or infinite parameters") as caught:
         for step in (1, 2, 3):
             record = monitor(step, broken)
     assert len(caught) == 1

@@ -280,7 +280,7 @@ def test_seeds_are_sessions_and_the_median_is_none(tmp_path):
     ended = {group.sessions[0].name: status(group) for group in page.groups.values()}
     assert ended == dict.fromkeys(("seed_0", "seed_1", "seed_2"), FAILURE)
     assert {values(group)["lr"] for group in page.groups.values()} == {0.1}
-    with refused(TypeError, "'queue'"):
+    with refused(TypeError, "got queue"):
         SeedsMonitor(PROBLEM, seeds=3, every=1, queue=2)
 
 
