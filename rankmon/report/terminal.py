@@ -84,7 +84,7 @@ def _agreement(summary: RunSummary) -> str | None:
         f"{curve.tag.partition('/')[2]} {curve.agreed_certain_steps}/{curve.certain_steps}"
         for curve in disagree
     )
-    return f"Of the steps with low = rank = high, these agree with theory: {', '.join(found)}."
+    return f"Agreement at the steps with low = rank = high: {', '.join(found)}."
 
 
 def _rank_cells(curve: RankCurve) -> list[Text]:

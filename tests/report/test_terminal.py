@@ -193,7 +193,7 @@ def test_disagreement_says_at_which_steps_the_cut_leaves_no_doubt():
         "rank_high/H_o": series([3, 3]),
     }
     text = shown(terminal.report(summary_of(RunSeries("run", tags))))
-    assert "Of the steps with low = rank = high, these agree with theory: H_L 2/3." in text
+    assert "Agreement at the steps with low = rank = high: H_L 2/3." in text
     agreeing = {tag: one for tag, one in tags.items() if tag.endswith("H_o")}
     assert "low = rank" not in shown(terminal.report(summary_of(RunSeries("run", agreeing))))
 
