@@ -361,6 +361,7 @@ def test_a_long_run_as_a_whole_keeps_no_more_spectra_than_a_heat_map():
 def test_a_run_of_nothing():
     made = sent(payload.whole(RunSeries(".")))
     nothing = {"scalars": [], "spectra": [], "weights": [], "texts": [], "latest": None}
+    nothing["hparams"] = {}
     assert made["overview"] == {"name": "."} | nothing
     assert made["counts"]["parts"] == made["spectra"] == made["texts"] == {}
 
