@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rankmon.linalg.sketch import SketchedRank
     from rankmon.linalg.spectrum import reconstruction_error
     from rankmon.measure import (
+        MeshOperator,
         PartOperator,
         PredictedRanks,
         hessian_eigenpairs,
@@ -64,6 +65,7 @@ _NAMES = {
     "linalg.sketch": ["SketchedRank"],
     "linalg.spectrum": ["reconstruction_error"],
     "measure": [
+        "MeshOperator",
         "PartOperator",
         "PredictedRanks",
         "hessian_eigenpairs",
@@ -103,6 +105,7 @@ __all__ = [
     "JsonlWriter",
     "Lemma8Probe",
     "MemoryWriter",
+    "MeshOperator",
     "NumericalRank",
     "OuterRank",
     "PartOperator",

@@ -45,7 +45,7 @@ from rankmon.linalg.numerical_rank import (
     numerical_rank,
     undefined_rank,
 )
-from rankmon.problem.flat import FlatProblem
+from rankmon.problem.flat import FlatProblem, Vector
 from rankmon.problem.output_hessians import ROOTED_ALIVE, OutputHessians, Roots
 
 METHODS = ("auto", "gram", "qr")
@@ -69,13 +69,13 @@ def pushed_forward(pull_back: Callable[[Any], Any], z: Any, v: Any) -> Any:
 
 def outer_product(
     flat: FlatProblem,
-    theta: Float[Array, " p"],
+    theta: Vector,
     fixed: Any,
     inputs: Any,
     targets: Any,
     weights: Float[Array, " n"],
-    v: Float[Array, " p"],
-) -> Float[Array, " p"]:
+    v: Vector,
+) -> Vector:
     """Return H_o v; traceable."""
     z, pull_back = jax.vjp(lambda t: flat.outputs(t, fixed, inputs), theta)
     jv = pushed_forward(pull_back, z, v)

@@ -16,7 +16,7 @@ from rankmon._util.expected_time import Pace
 from rankmon.hessian.batching import OneByOne, is_of_whole_batch
 from rankmon.hessian.jacobian_rows import JacobianRows
 from rankmon.linalg.gram import Block
-from rankmon.problem.flat import FlatProblem
+from rankmon.problem.flat import FlatProblem, Vector
 from rankmon.problem.output_hessians import Roots
 
 _Leaves = Sequence[Any]
@@ -24,11 +24,11 @@ _Leaves = Sequence[Any]
 
 def weighted_gradient(
     flat: FlatProblem,
-    theta: Float[Array, " p"],
+    theta: Vector,
     fixed: Any,
     inputs: Any,
     weighted: Float[Array, "n k"],
-) -> Float[Array, " p"]:
+) -> Vector:
     """Return grad_theta sum_i <weighted_i, F(x_i)>; traceable."""
     return jax.grad(lambda t: jnp.vdot(weighted, flat.outputs(t, fixed, inputs)))(theta)
 

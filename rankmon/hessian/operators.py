@@ -29,7 +29,7 @@ from rankmon.hessian.example_chunks import Compiled, ExampleChunks
 from rankmon.hessian.gauss_newton import outer_product
 from rankmon.hessian.jacobian import weighted_gradient
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
-from rankmon.problem.flat import FlatProblem
+from rankmon.problem.flat import FlatProblem, Vector
 from rankmon.problem.precision import abstract_array
 
 # More vectors at once take longer each: the arrays between two layers no longer fit in the cache.
@@ -41,12 +41,12 @@ _MOST_ROWS = 128
 
 def functional_product(
     flat: FlatProblem,
-    theta: Float[Array, " p"],
+    theta: Vector,
     fixed: Any,
     inputs: Any,
     weighted: Float[Array, "n k"],
-    v: Float[Array, " p"],
-) -> Float[Array, " p"]:
+    v: Vector,
+) -> Vector:
     """Return H_f v, given the residuals times the weights of the mean; traceable."""
 
     def gradient(t: Any) -> Any:
@@ -59,14 +59,14 @@ def functional_product(
 
 def loss_product(
     flat: FlatProblem,
-    theta: Float[Array, " p"],
+    theta: Vector,
     fixed: Any,
     inputs: Any,
     targets: Any,
     weights: Float[Array, " n"],
     weighted: Float[Array, "n k"],
-    v: Float[Array, " p"],
-) -> Float[Array, " p"]:
+    v: Vector,
+) -> Vector:
     """Return H_L v = H_o v + H_f v, if possible in one pass; arguments as for both; traceable.
 
     Ranks are never counted in these products: H_f is formed by itself.
@@ -74,7 +74,7 @@ def loss_product(
     known = (flat, theta, fixed, inputs)
     if holds(flat.program.jaxpr, CUSTOM_VJP_CALLS):  # such functions have no forward mode
         outer = outer_product(*known, targets, weights, v)
-        return outer + functional_product(*known, weighted, v)
+        return jax.tree.map(jnp.add, outer, functional_product(*known, weighted, v))
     z, jv = jax.jvp(lambda t: flat.outputs(t, fixed, inputs), (theta,), (v,))
     bjv = jax.vmap(flat.problem.loss.hessian_product)(z, targets, jv)
     moved = (weights[:, None] * bjv).astype(weighted.dtype)

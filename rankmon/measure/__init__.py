@@ -1,6 +1,7 @@
 """Functions that measure once, at given parameters, without a monitor."""
 
 from rankmon.measure.hessian import hessian_ranks, hessian_spectra
+from rankmon.measure.mesh_operator import MeshOperator
 from rankmon.measure.ntk import ntk_gram, ntk_rank
 from rankmon.measure.operator import PartOperator, hessian_eigenpairs, hessian_operator
 from rankmon.measure.outer import outer_rank
@@ -8,6 +9,7 @@ from rankmon.measure.predicted import PredictedRanks, predicted_ranks
 from rankmon.measure.stochastic import stochastic_spectra
 
 __all__ = [
+    "MeshOperator",
     "PartOperator",
     "PredictedRanks",
     "hessian_eigenpairs",

@@ -2,11 +2,12 @@
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import jax
 import numpy as np
 import scipy.sparse.linalg
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Float
 
 from rankmon._util.tags import HESSIAN_PARTS
@@ -24,6 +25,7 @@ from rankmon.linalg.eigenpairs import (
     krylov_size,
     undefined_eigenpairs,
 )
+from rankmon.measure.mesh_operator import MeshOperator, mesh_operator
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Point
 from rankmon.problem.problem import Problem
@@ -133,6 +135,32 @@ class PartOperator:
         return array.astype(np.float64, copy=False)
 
 
+@overload
+def hessian_operator(
+    problem: Problem,
+    params: Any,
+    part: str = ...,
+    *,
+    reference: Float[np.ndarray, "n k"] | None = ...,
+    memory_limit: int = ...,
+    mesh: None = ...,
+    batch_spec: None = ...,
+) -> PartOperator: ...
+
+
+@overload
+def hessian_operator(
+    problem: Problem,
+    params: Any,
+    part: str = ...,
+    *,
+    reference: Float[np.ndarray, "n k"] | None = ...,
+    memory_limit: int = ...,
+    mesh: Mesh,
+    batch_spec: PartitionSpec | None = ...,
+) -> MeshOperator: ...
+
+
 def hessian_operator(
     problem: Problem,
     params: Any,
@@ -140,7 +168,9 @@ def hessian_operator(
     *,
     reference: Float[np.ndarray, "n k"] | None = None,
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
-) -> PartOperator:
+    mesh: Mesh | None = None,
+    batch_spec: PartitionSpec | None = None,
+) -> PartOperator | MeshOperator:
     """Return the loss Hessian, or a part of it, at given parameters as a linear operator.
 
     H_L = H_o + H_f, the Hessian of the mean loss over the probe batch, in float64. A product takes
@@ -152,11 +182,17 @@ def hessian_operator(
       params: the parameters, any pytree of arrays.
       part: "H_L", "H_o", "H_f" or "H_f_fixed".
       reference: residuals [N, k] to hold, for H_f_fixed; N counts every position.
-      memory_limit: bytes of temporary memory of a product.
+      memory_limit: bytes of temporary memory of a product, on each device.
+      mesh: the mesh of sharded parameters, to multiply on it; by default they are copied
+        to one device.
+      batch_spec: with mesh, the axes over which the examples are split; by default those that
+        split no parameter, as far as they divide n. Axes that split both make devices gather
+        weights.
 
     Returns:
       An operator with `shape`, `dtype`, `matvec`, `matmat` and `to_scipy()`; its products are NaN
-      if the weights or the Hessian are not finite.
+      if the weights or the Hessian are not finite. With mesh, a `MeshOperator`, whose vectors are
+      pytrees like the parameters; a batch that does not fit is then not summed over chunks.
 
     Raises:
       TypeError, ValueError: for input that does not fit, before anything is computed.
@@ -179,6 +215,10 @@ def hessian_operator(
             "expected reference residuals for H_f_fixed, got none; pass "
             "reference=problem.residuals(params) of the parameters whose residuals it holds"
         )
+    if mesh is not None:
+        return mesh_operator(problem, params, part, reference, memory_limit, mesh, batch_spec)
+    if batch_spec is not None:
+        raise ValueError(f"expected a mesh with batch_spec={batch_spec!r}, got none; pass mesh=")
     point = Point.of(problem, params, reference)
     one, block = (_programs(point.flat, part, batch, memory_limit) for batch in (1, _BLOCK))
     with differentiated_twice():

@@ -25,6 +25,9 @@ from rankmon.problem.output_hessians import DenseHessians, FactoredHessians, Out
 from rankmon.problem.precision import Precision, abstract_array, abstract_arrays
 from rankmon.problem.pytree import LeafSpec, leaf_specs, passing_names
 
+# theta in R^p: one vector, or the differentiated leaves with the shapes and shardings they have.
+Vector = Float[Array, " p"] | tuple[Float[Array, "..."], ...]
+
 _EVALUATION = "evaluation"  # a key of `FlatProblem.memo`
 
 
@@ -162,9 +165,7 @@ class FlatProblem:
         """Return the network's outputs at a list of leaves, one row per position; traceable."""
         return self.network(list(leaves), inputs).reshape(-1, self.k)
 
-    def outputs(
-        self, theta: Float[Array, " p"], fixed: Sequence[Any], inputs: Any
-    ) -> Float[Array, "n k"]:
+    def outputs(self, theta: Vector, fixed: Sequence[Any], inputs: Any) -> Float[Array, "n k"]:
         """Return the network's outputs at theta, one row per position of the batch; traceable."""
         return self.apply_leaves(self.joined(theta, fixed), inputs)
 
@@ -368,6 +369,8 @@ def _common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype:
 
 def _split(theta: Any, sizes: Sequence[int]) -> Sequence[Any]:
     """Return consecutive parts of theta; those of NumPy stay in NumPy, in their precision."""
+    if isinstance(theta, tuple):
+        return theta
     if isinstance(theta, np.ndarray):
         return np.split(theta, np.cumsum(sizes)[:-1])
     # Not slices: the derivative of each would be a vector of p entries, mostly zeros.

@@ -17,6 +17,27 @@ from rankmon.problem.output_hessians import OutputHessians
 from rankmon.problem.problem import Problem, check_problem
 
 
+def checked(
+    problem: Problem, params: Any, reference: Any
+) -> tuple[FlatProblem, Float[np.ndarray, "n k"] | None]:
+    """Check the problem, the parameters and the reference, and return problem and reference.
+
+    Raises:
+      TypeError, ValueError: for invalid input; the message says how to fix it.
+    """
+    check_problem(problem, params)
+    flat = problem.flat(params)
+    check_uses_parameters(flat)
+    if reference is not None:
+        reference = np.array(reference, np.float64)
+        if reference.shape != (flat.positions, flat.k):
+            raise ValueError(
+                f"expected reference residuals of shape {(flat.positions, flat.k)}, got "
+                f"{reference.shape}; pass one row for each position of the outputs"
+            )
+    return flat, reference
+
+
 @dataclass(frozen=True, eq=False)
 class Snapshot:
     """The parameters at one step, copied to the host.
@@ -120,16 +141,7 @@ class Point(Snapshot):
         Raises:
           TypeError, ValueError: for invalid input; the message says how to fix it.
         """
-        check_problem(problem, params)
-        flat = problem.flat(params)
-        check_uses_parameters(flat)
-        if reference is not None:
-            reference = np.array(reference, np.float64)
-            if reference.shape != (flat.positions, flat.k):
-                raise ValueError(
-                    f"expected reference residuals of shape {(flat.positions, flat.k)}, got "
-                    f"{reference.shape}; pass one row for each position of the outputs"
-                )
+        flat, reference = checked(problem, params, reference)
         return cls(flat, 0, flat.leaves(params), reference, wanted).without_unwanted()
 
     def without_unwanted(self) -> "Point":

@@ -1,0 +1,99 @@
+"""The Hessian's parts at sharded parameters, with vectors that stay on the parameters' mesh."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Float
+
+from rankmon._util.arrays import check_concrete
+from rankmon.engines.base import differentiated_twice
+from rankmon.hessian.mesh_products import MeshProducts
+from rankmon.problem.placement import Placement
+from rankmon.problem.point import checked
+from rankmon.problem.problem import Problem
+
+
+@dataclass(frozen=True, eq=False)
+class MeshOperator:
+    """One part of the Hessian at sharded parameters, as a symmetric linear operator.
+
+    Vectors are pytrees like the parameters. Each leaf is sharded like its parameter, in float64
+    if the network can be traced in it; compute with them under `jax.enable_x64(True)`.
+
+    Attributes:
+      part: "H_L", "H_o", "H_f" or "H_f_fixed".
+    """
+
+    part: str
+    _products: MeshProducts
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(p, p)."""
+        p = self._products.flat.p
+        return p, p
+
+    @property
+    def sharding(self) -> Any:
+        """The sharding of each leaf of a vector, as a pytree like the parameters."""
+        flat, placement = self._products.flat, self._products.placement
+        return jax.tree.unflatten(flat.structure, placement.leaves)
+
+    def matvec(self, v: Any) -> Any:
+        """Return the product with a vector; both are pytrees like the parameters.
+
+        Leaves held fixed are ignored in v, and None in the product.
+
+        Raises:
+          ValueError: if the structure or a shape is not that of the parameters.
+        """
+        flat = self._products.flat
+        tree = flat.problem.unpack(v)
+        check_concrete("a vector to be multiplied", tree)
+        try:
+            leaves = flat.structure.flatten_up_to(tree)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"expected a vector as a pytree like the parameters, {flat.structure}, got "
+                f"{jax.tree.structure(tree)}; make one by jax.tree.map over the parameters"
+            ) from error
+        moving = [x for x, s in zip(leaves, flat.specs, strict=True) if s.differentiated]
+        shapes = [getattr(x, "shape", None) for x in moving]
+        known = [spec.shape for spec in flat.specs if spec.differentiated]
+        if shapes != known:
+            raise ValueError(
+                f"expected a vector with leaves of shapes {known}, got {shapes}; make one by "
+                "jax.tree.map over the parameters"
+            )
+        product = iter(self._products.mv(moving))
+        found = [next(product) if spec.differentiated else None for spec in flat.specs]
+        return jax.tree.unflatten(flat.structure, found)
+
+    def __matmul__(self, other: Any) -> Any:
+        return self.matvec(other)
+
+
+def mesh_operator(
+    problem: Problem,
+    params: Any,
+    part: str,
+    reference: Float[np.ndarray, "n k"] | None,
+    memory_limit: int,
+    mesh: Mesh,
+    batch_spec: PartitionSpec | None,
+) -> MeshOperator:
+    """Return a part of the loss Hessian at sharded parameters; arguments as `hessian_operator`."""
+    tree = problem.unpack(params)
+    check_concrete("parameters to be measured", tree)
+    flat, reference = checked(problem, params, reference)
+    leaves = jax.tree.leaves(tree)
+    placement = Placement.of(leaves, problem.n, mesh, batch_spec)
+    held = reference if part == "H_f_fixed" else None
+    kind = "H_f" if part == "H_f_fixed" else part
+    with differentiated_twice():
+        products = MeshProducts.of(flat, placement, leaves, kind, held, room=memory_limit)
+    flat.warn_once()
+    return MeshOperator(part, products)

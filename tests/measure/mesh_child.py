@@ -1,0 +1,154 @@
+"""Multiplies with Hessians of sharded networks on eight host devices; prints what it saw as JSON.
+
+For each network and placement: the largest difference from the operator of one device, relative to
+the product's norm, and whether each leaf of the product is sharded like its parameter. Then the
+memory and the collectives of a product with a dense stack under FSDP, on one and on eight devices.
+"""
+
+import json
+import os
+import re
+import sys
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
+
+from rankmon import Problem, hessian_operator  # noqa: E402
+
+RNG = np.random.default_rng(0)
+DEVICES = np.array(jax.devices())
+MESHES = {
+    "replicated": Mesh(DEVICES, ("data",)),
+    "fsdp": Mesh(DEVICES, ("data",)),
+    "tensor": Mesh(DEVICES.reshape(2, 4), ("data", "model")),
+}
+
+
+def gaussian(*shape):
+    return (RNG.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
+
+
+def linear(w, x):
+    return x @ w["a"] @ w["b"]
+
+
+def relu(w, x):
+    return jax.nn.relu(x @ w["a"] + w["c"]) @ w["b"]
+
+
+def cnn(w, x):
+    z = jax.lax.conv_general_dilated(
+        x, w["a"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return jnp.tanh(z).mean((1, 2)) @ w["b"]
+
+
+def transformer(w, tokens):
+    x = w["embedding"][tokens]
+    q, k, v = (x @ w[name] for name in ("q", "k", "v"))
+    scores = jax.nn.softmax(q @ jnp.swapaxes(k, 1, 2) / 4.0)
+    x = x + scores @ v
+    x = x + jax.nn.gelu(x @ w["a"]) @ w["b"]
+    return x @ w["out"]
+
+
+SQUARES = {"q": gaussian(16, 16), "k": gaussian(16, 16), "v": gaussian(16, 16)}
+FEED = {"a": gaussian(16, 32), "b": gaussian(32, 16)}
+X, Y = RNG.standard_normal((16, 16)), RNG.standard_normal((16, 8))
+NETWORKS = {
+    "linear": (linear, {"a": gaussian(16, 16), "b": gaussian(16, 8)}, X, Y, "mse"),
+    "relu": (
+        relu,
+        {"a": gaussian(16, 24), "b": gaussian(24, 8), "c": gaussian(24)},
+        X,
+        RNG.integers(8, size=16),
+        "cross_entropy",
+    ),
+    "cnn": (
+        cnn,
+        {"a": gaussian(3, 3, 2, 16), "b": gaussian(16, 8)},
+        RNG.standard_normal((16, 6, 6, 2)),
+        Y,
+        "mse",
+    ),
+    "transformer": (
+        transformer,
+        {"embedding": gaussian(24, 16), "out": gaussian(16, 24)} | SQUARES | FEED,
+        RNG.integers(24, size=(16, 6)),
+        RNG.integers(24, size=(16, 6)),
+        "cross_entropy",
+    ),
+}
+
+
+def spec_of(way, leaf):
+    """The largest axis over "data" (FSDP), or the last over "model", where it divides."""
+    if way == "replicated":
+        return PartitionSpec()
+    axis = int(np.argmax(leaf.shape)) if way == "fsdp" else leaf.ndim - 1
+    name, size = ("data", 8) if way == "fsdp" else ("model", 4)
+    return PartitionSpec(*[None] * axis, name) if leaf.shape[axis] % size == 0 else PartitionSpec()
+
+
+def compared(name, way):
+    apply, params, x, y, loss = NETWORKS[name]
+    problem, mesh = Problem(apply, loss=loss, inputs=x, targets=y), MESHES[way]
+    placed = jax.tree.map(
+        lambda leaf: jax.device_put(leaf, NamedSharding(mesh, spec_of(way, leaf))), params
+    )
+    vector = jax.tree.map(lambda leaf: RNG.standard_normal(leaf.shape), params)
+    errors, kept = {}, True
+    for part in PARTS if way == "fsdp" else PARTS[:1]:
+        reference = np.ones((16, 8)) if part == "H_f_fixed" else None
+        if reference is not None and name == "transformer":
+            continue
+        alone = hessian_operator(problem, params, part, reference=reference)
+        expected = alone.matvec(
+            np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(vector)])
+        )
+        product = hessian_operator(problem, placed, part, reference=reference, mesh=mesh) @ vector
+        flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(product)])
+        scale = np.linalg.norm(expected) or 1.0
+        errors[part] = float(np.linalg.norm(flat - expected) / scale)
+        for got, leaf in zip(jax.tree.leaves(product), jax.tree.leaves(placed), strict=True):
+            kept &= got.dtype == np.float64
+            kept &= got.sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
+    return {"errors": errors, "kept": bool(kept)}
+
+
+PARTS = ("H_L", "H_o", "H_f", "H_f_fixed")
+WIDTH, DEPTH = 512, 4
+COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-reduce|all-to-all|reduce-scatter)(?:-start)?\(")
+
+
+def stack(weights, x):
+    for w in weights[:-1]:
+        x = jnp.tanh(x @ w)
+    return x @ weights[-1]
+
+
+def measured(devices, spec=None):
+    mesh = Mesh(DEVICES[:devices], ("data",))
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    params = [jax.device_put(gaussian(WIDTH, WIDTH), split) for _ in range(DEPTH)]
+    x = RNG.standard_normal((16, WIDTH))
+    problem = Problem(stack, loss="mse", inputs=x, targets=x)
+    program = hessian_operator(problem, params, mesh=mesh, batch_spec=spec)._products.program
+    memory, largest = program.memory_analysis(), {}
+    for shapes, kind in COLLECTIVE.findall(program.as_text()):
+        for shape in re.findall(r"\[([\d,]+)\]", shapes):
+            size = int(np.prod([int(d) for d in shape.split(",")]))
+            largest[kind] = max(largest.get(kind, 0), size)
+    parts = [memory.temp_size_in_bytes, memory.argument_size_in_bytes, memory.output_size_in_bytes]
+    return {"bytes": sum(parts), "parts": parts, "largest": largest}
+
+
+if len(sys.argv) > 1:
+    found = {str(d): measured(d) for d in (1, 8)} | {"layer": WIDTH**2, "p": DEPTH * WIDTH**2}
+else:
+    found = {f"{name}-{way}": compared(name, way) for name in NETWORKS for way in MESHES}
+print(json.dumps(found))
