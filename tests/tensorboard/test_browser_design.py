@@ -75,7 +75,9 @@ def address(tmp_path_factory):
         targets=np.ones((3, 2)),
         exclude=["held"],
     )
-    with rankmon.RankMonitor(problem, logdir=logs / "held", hparams={"lr": 0.1}) as monitor:
+    with rankmon.RankMonitor(
+        problem, logdir=logs / "held", every=1, hparams={"lr": 0.1}
+    ) as monitor:
         monitor(0, {"held": np.eye(3), "w": np.ones((3, 2))})
     with server(logs) as address:
         yield address
