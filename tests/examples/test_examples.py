@@ -8,6 +8,7 @@ import importlib.util
 import json
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import pytest
@@ -48,7 +49,9 @@ def main_of(monkeypatch):
     def main(name, *options):
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, options)])
         monkeypatch.delitem(sys.modules, name, raising=False)  # its import sets options too
-        importlib.import_module(name).main()
+        # A new thread: its JAX settings are the process's, whatever tests left in this thread.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(importlib.import_module(name).main).result()
 
     yield main
     jax.config.update("jax_enable_x64", before)
