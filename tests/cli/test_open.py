@@ -73,7 +73,9 @@ def test_it_serves_the_tab_on_a_free_port_until_it_is_ended(sent):
             stack.enter_context(socket.create_server(("localhost", 6006)))
         except OSError:
             pass
-        command = [sys.executable, "-m", "rankmon", "open", str(REFERENCE), "--no-browser"]
+        # A job in the background ignores SIGINT, and so would the processes that it starts.
+        command = ["env", "--default-signal=INT", sys.executable, "-m", "rankmon", "open"]
+        command += [str(REFERENCE), "--no-browser"]
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         try:
             line = process.stdout.readline()

@@ -108,6 +108,10 @@ def test_intervals_that_do_not_fit(capsys, seconds):
     assert "positive number of seconds" in capsys.readouterr().err
 
 
+# A job in the background ignores SIGINT, and so would the processes that it starts.
+DEFAULT_SIGINT = ("env", "--default-signal=INT")
+
+
 class Terminal:
     """A process in a pseudo-terminal."""
 
@@ -115,14 +119,24 @@ class Terminal:
         self.end, other = os.openpty()
         self.text = ""
         self.process = subprocess.Popen(
-            command, stdin=other, stdout=other, stderr=other, cwd=ROOT, start_new_session=True,
+            DEFAULT_SIGINT + command,
+            stdin=other,
+            stdout=other,
+            stderr=other,
+            cwd=ROOT,
+            start_new_session=True,
             env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"},
-        )  # fmt: skip
+        )
         os.close(other)
+
+    @property
+    def words(self) -> str:
+        """The text without colors and line breaks, which depend on the length of the path."""
+        return " ".join(re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", self.text).split())
 
     def wait_for(self, expected: str) -> None:
         deadline = time.monotonic() + 60
-        while expected not in self.text:
+        while expected not in self.words:
             assert time.monotonic() < deadline, self.text
             assert self.read() or self.process.poll() is None, self.text
 
@@ -170,4 +184,5 @@ def test_in_a_terminal_while_a_run_is_written(tmp_path):
         assert "5 probes, steps 0 to 4" in left
     finally:
         terminal.process.kill()
+        terminal.process.wait()
         os.close(terminal.end)

@@ -784,7 +784,7 @@ def test_what_waits_for_a_broken_writer_is_bounded(ready, mended):
         monitor.close()
     messages = [str(warning.message) for warning in caught]
     assert len(messages) == 3
-    lost = 3 if mended else count
+    lost = f"{3 if mended else count:,}"
     for message, what in zip(messages, ("disk full", f"{MOST_WAITING} records", lost), strict=True):
         assert "Broken" in message
         assert str(what) in message

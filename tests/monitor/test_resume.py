@@ -242,7 +242,7 @@ def test_the_seeds_states_have_digests_too():
     with refused(ValueError, "probe batch"):
         rankmon.SeedsMonitor(problem_of(2 * X, Y), **options, state=monitor.state)
     for state in (7, {"seed_0": monitor.state["seed_0"]}):
-        with refused(ValueError, "2 seeds", "state"):
+        with refused(ValueError, "seeds=2", "state"):
             rankmon.SeedsMonitor(PROBLEM, **options, state=state)
 
 

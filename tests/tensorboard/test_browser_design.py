@@ -166,9 +166,10 @@ def test_medians_have_bounds_and_landmarks(driver, address):
 def test_common_folders_of_runs_are_written_once(driver, address):
     opened(driver, address, *SWEEP)
     chart(driver, "ranks-H_L")
-    names = driver.find_elements(By.CSS_SELECTOR, "[data-testid=chart-ranks-H_L] .legend .name")
-    assert [name.text for name in names][:3] == ["lr_0.003", "lr_0.01", "lr_0.1"]
-    assert names[0].get_attribute("title") == "sweep/lr_0.003"
+    names = "[...document.querySelectorAll('[data-testid=chart-ranks-H_L] .legend .name')]"
+    shown = driver.execute_script(f"return {names}.map((n) => [n.innerText, n.title])")
+    assert [name for name, _ in shown][:3] == ["lr_0.003", "lr_0.01", "lr_0.1"]
+    assert shown[0][1] == "sweep/lr_0.003"
 
 
 @pytest.mark.parametrize("theme", THEMES)
