@@ -318,7 +318,7 @@ export class App {
   /** Draws the visible sections that depend on the cut; others are drawn when they become visible. */
   drawAtCut() {
     for (const { section, box } of this.sections) {
-      if (section.followsCut && isNear(box)) section.draw();
+      if (section.followsCut && isNear(box)) (section.drawLater ?? section.draw).call(section);
     }
   }
 

@@ -134,7 +134,7 @@ export class Chart {
     const { min, max } = this.uplot.scales.x;
     const zoomed = this.isZoomed();
     this.data = aligned(this.spec.lines);
-    this.legend.show(this.spec, (at) => this.uplot.series[at + 1].show);
+    this.legend.spec = this.spec; // of the same shape: its entries stay
     this.uplot.batch(() => {
       this.uplot.setData(placed(this.data, this.spec), true);
       if (zoomed) this.uplot.setScale("x", { min, max });

@@ -114,7 +114,7 @@ function ofSeveralRuns(look, quantity, runs) {
     if (values) lines.push({ ...values, label: name, dash, color: ink().muted, width: 1, isReference: true });
   }
   const all = runs.map(({ name }) => quantity.of(name));
-  const widths = nested(all, runs.length > MANY ? 1 : 2);
+  const widths = runs.length > MANY ? all.map(() => 1) : nested(all, 2);
   const names = unshared(runs.map(({ name }) => name));
   runs.forEach(({ name, color }, at) => {
     const series = all[at];

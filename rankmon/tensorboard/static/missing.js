@@ -25,6 +25,7 @@ export function wordsOnMissing(lines) {
 
 /** Returns the number of steps at which neither a value nor its bounds are known. */
 function missingIn({ steps, values, bounds }, lines) {
+  if (values instanceof Uint16Array || values instanceof Uint32Array) return 0; // counts
   let missing = steps.filter((_, at) => !Number.isFinite(values[at]));
   if (missing.length && bounds) {
     const low = lines[bounds[0]];

@@ -9,6 +9,8 @@ import { brief, shown } from "./values.js";
 
 const SHARPNESS = "eigenvalue_max/H_L";
 
+const RESTING_MS = 150;
+
 export class OverviewSection {
   id = "overview";
   title = "Now";
@@ -23,6 +25,12 @@ export class OverviewSection {
 
   isFor(tags) {
     return tags.some((tag) => tag.startsWith("rank/H_"));
+  }
+
+  /** Draws the table once the slider rests: a table of many runs takes longer than its steps. */
+  drawLater() {
+    clearTimeout(this.later);
+    this.later = setTimeout(() => this.draw(), RESTING_MS);
   }
 
   draw() {
