@@ -105,7 +105,8 @@ def pytest_unconfigure():
 
 
 # Messages of TensorBoard's own page, and of a browser without a GPU.
-_NOISE = ("Three.js", "WebGL")
+# The last two: a page may ask for news while its server ends.
+_NOISE = ("Three.js", "WebGL", "ERR_CONTENT_LENGTH_MISMATCH", "ERR_CONNECTION_REFUSED")
 
 
 @pytest.fixture(scope="module")
