@@ -13,7 +13,7 @@ from rankmon._util.tags import HESSIAN_PARTS
 from rankmon.runs.series import ScalarSeries
 
 BLUE, VERMILION, GREEN, PURPLE, BROWN, OLIVE, GRAY = LINES["light"]
-BLACK, SKY, ORANGE = "#000000", "#56b4e9", "#e69f00"
+BLACK, ORANGE = "#000000", "#e69f00"
 
 _SYMBOLS = {part: f"${part}$" for part in HESSIAN_PARTS}
 _SYMBOLS["H_f_fixed"] = r"$H_f^{\mathrm{fixed}}$"

@@ -66,6 +66,22 @@ class NetworkFamily(Protocol):
         ...
 
 
+class SquareMap:
+    """The sizes of a family whose outputs have as many entries as its inputs."""
+
+    d: int
+
+    @property
+    def inputs(self) -> int:
+        """The number of inputs, d."""
+        return self.d
+
+    @property
+    def outputs(self) -> int:
+        """The number of outputs, also d."""
+        return self.d
+
+
 def chain_ranks(
     dims: Sequence[int], *, r: int | None = None, s: int | None = None, loss: str = "mse"
 ) -> dict[str, FormulaRank]:

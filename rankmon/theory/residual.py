@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from rankmon._util.validate import as_integer
 from rankmon.theory.closed_forms import number_of_parameters
-from rankmon.theory.families import FormulaRank, chain_ranks
+from rankmon.theory.families import FormulaRank, SquareMap, chain_ranks
 from rankmon.theory.symbols import symbols_of, widths_of
 
 _CHECKED = "checked exactly on 1,000 networks"
@@ -81,7 +81,7 @@ class ResidualChain:
 
 
 @dataclass(frozen=True)
-class ResidualBlocks:
+class ResidualBlocks(SquareMap):
     """F(x) = (I + B_L A_L) ... (I + B_1 A_1) x, with A_l: m_l x d and B_l: d x m_l.
 
     With K = d, S = m_1 + ... + m_L and q = min(r, K, S),
@@ -142,16 +142,6 @@ class ResidualBlocks:
     def name(self) -> str:
         """The name in sentences."""
         return f"residual blocks {self.d} ({', '.join(map(str, self.inner))})"
-
-    @property
-    def inputs(self) -> int:
-        """The number of inputs, d."""
-        return self.d
-
-    @property
-    def outputs(self) -> int:
-        """The number of outputs, also d."""
-        return self.d
 
     def number_of_parameters(self) -> int:
         """Return the number of parameters, 2 d (m_1 + ... + m_L)."""

@@ -10,7 +10,7 @@ equal for all examples, and in float64 with softmax. Under cosh the ranks are th
 from dataclasses import dataclass
 
 from rankmon._util.validate import as_integer
-from rankmon.theory.families import FormulaRank, chain_ranks
+from rankmon.theory.families import FormulaRank, SquareMap, chain_ranks
 from rankmon.theory.symbols import symbols_of
 
 _CHECKED = "checked exactly on 1,000 networks"
@@ -95,7 +95,7 @@ class TiedChain:
 
 
 @dataclass(frozen=True)
-class MatrixPower:
+class MatrixPower(SquareMap):
     """F(x) = W^L x, with one d x d matrix W used L times; K = d.
 
     With e = max(d - s (L - 1), 0) and a = min(s, e), for L >= 2,
@@ -134,16 +134,6 @@ class MatrixPower:
         """The name in sentences."""
         return f"matrix power {self.d} x {self.d} ({self.repeats} repeats)"
 
-    @property
-    def inputs(self) -> int:
-        """The number of inputs, d."""
-        return self.d
-
-    @property
-    def outputs(self) -> int:
-        """The number of outputs, also d."""
-        return self.d
-
     def number_of_parameters(self) -> int:
         """Return the number of parameters, d^2."""
         return self.d**2
@@ -173,7 +163,7 @@ class MatrixPower:
 
 
 @dataclass(frozen=True)
-class TiedAutoencoder:
+class TiedAutoencoder(SquareMap):
     """F(x) = W^T W x, with W: M x d; K = d.
 
     Let T(n) = n (n + 1) / 2, m = min(M, d), k = min(d, 2 s), the rank of Omega + Omega^T for
@@ -213,16 +203,6 @@ class TiedAutoencoder:
     def name(self) -> str:
         """The name in sentences."""
         return f"tied autoencoder {self.d}-{self.hidden}-{self.d}"
-
-    @property
-    def inputs(self) -> int:
-        """The number of inputs, d."""
-        return self.d
-
-    @property
-    def outputs(self) -> int:
-        """The number of outputs, also d."""
-        return self.d
 
     def number_of_parameters(self) -> int:
         """Return the number of parameters, M d."""

@@ -4,7 +4,7 @@ import { ChartGrid } from "./grid.js";
 import { layerMap } from "./layermap.js";
 import { allTags, isKept, isMapped } from "./layernames.js";
 import { layerName, naturally, unshared } from "./names.js";
-import { isSummary, summarized } from "./seeds.js";
+import { plainTags } from "./seeds.js";
 import { lineColor } from "./theme.js";
 
 const THEORY = /_theory\//;
@@ -30,7 +30,7 @@ export class GuidedSection {
   }
 
   isFor(tags) {
-    const plain = isSummary(tags) ? tags.map(summarized) : tags;
+    const plain = plainTags(tags);
     return this.charts.some((chart) => plain.some((tag) => isOf(chart, tag)));
   }
 

@@ -1,7 +1,7 @@
 // The layers of the selected runs: which there are, which the filter keeps, and what their names share.
 
 import { naturally } from "./names.js";
-import { isSummary, summarized } from "./seeds.js";
+import { plainTags } from "./seeds.js";
 
 // With more layers, a run has a map of layers by steps in place of lines that nobody can tell apart.
 export const MOST_LINES = 10;
@@ -11,7 +11,7 @@ export function allTags(app) {
   const found = new Set();
   for (const { name } of app.runs) {
     const tags = app.tags(name);
-    for (const tag of isSummary(tags) ? tags.map(summarized) : tags) found.add(tag);
+    for (const tag of plainTags(tags)) found.add(tag);
   }
   return [...found];
 }

@@ -7,6 +7,9 @@ export const isSummary = (tags) =>
     return of && tags.includes(`${of}/low`) && tags.includes(`${of}/high`);
   });
 
+/** Returns tags without the suffixes of a summary of seeds; those of other runs as they are. */
+export const plainTags = (tags) => (isSummary(tags) ? tags.map(summarized) : tags);
+
 /** Removes the suffix for the median, the lowest or the highest value from a tag. */
 export const summarized = (tag) => tag.replace(/\/(median|low|high)$/, "");
 
