@@ -1,6 +1,6 @@
 """Probes that measure on each of several probe batches, and give medians and ranges."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from rankmon.probes.base import (
     PreparedProbe,
     Probe,
     State,
+    WrappingProbe,
 )
 from rankmon.probes.hessian import HessianProbe
 from rankmon.probes.ntk import NtkProbe
@@ -74,7 +75,7 @@ def _on_each(probe: Probe, problems: Sequence[Problem]) -> "OverBatches":
 
 
 @dataclass(frozen=True)
-class OverBatches:
+class OverBatches(WrappingProbe):
     """A probe that measures on each of several probe batches, one after the other.
 
     The arrays of its state are those of the probe, stacked over the batches.
@@ -84,23 +85,7 @@ class OverBatches:
       problems: the problem of each batch.
     """
 
-    probe: Probe
     problems: tuple[Problem, ...]
-
-    @property
-    def name(self) -> str:
-        """The name of the probe."""
-        return self.probe.name
-
-    @property
-    def optional_state(self) -> Collection[str]:
-        """The entries of the probe's state that older states lack."""
-        return getattr(self.probe, "optional_state", ())
-
-    @property
-    def wants_optimizer(self) -> bool:
-        """Whether the probe measures the optimizer's state too."""
-        return getattr(self.probe, "wants_optimizer", False)
 
     def placeholder_state(self, problem: Problem) -> State:
         """Return the placeholders of the probe for all batches."""

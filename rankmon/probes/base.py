@@ -6,7 +6,7 @@ stores it. A probe may have an attribute `optional_state`: the entries that a re
 lack, because an earlier version saved it. They are then NaN.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -143,3 +143,29 @@ def rank_scalars(prefix: str, name: str, rank: NumericalRank) -> dict[str, float
         f"rank_high/{name}": count_scalar(rank.high),
         f"gap/{name}": rank.gap,
     }
+
+
+@dataclass(frozen=True)
+class WrappingProbe:
+    """A part of a probe that measures by another one: what the monitor asks before measuring.
+
+    Attributes:
+      probe: the other probe.
+    """
+
+    probe: Probe
+
+    @property
+    def name(self) -> str:
+        """The name of the probe."""
+        return self.probe.name
+
+    @property
+    def optional_state(self) -> Collection[str]:
+        """The entries of the probe's state that older states lack."""
+        return getattr(self.probe, "optional_state", ())
+
+    @property
+    def wants_optimizer(self) -> bool:
+        """Whether the probe measures the optimizer's state too."""
+        return getattr(self.probe, "wants_optimizer", False)

@@ -1,10 +1,10 @@
 """The probes that users can select by name: "hessian", "weights", ..., or all that apply: "all"."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rankmon.linalg.numerical_rank import Tolerance
-from rankmon.probes.base import NotApplicableError, PreparedProbe, Probe, State
+from rankmon.probes.base import NotApplicableError, PreparedProbe, Probe, State, WrappingProbe
 from rankmon.probes.collapse import CollapseProbe
 from rankmon.probes.features import FeaturesProbe
 from rankmon.probes.gradients import GradientsProbe
@@ -18,28 +18,11 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
-class OptionalProbe:
+class OptionalProbe(WrappingProbe):
     """A probe that is left out of the run if it cannot measure the problem.
 
     Its state stays the placeholder then, so that `monitor.state` has the same keys in any case.
     """
-
-    probe: Probe
-
-    @property
-    def name(self) -> str:
-        """The name of the probe."""
-        return self.probe.name
-
-    @property
-    def optional_state(self) -> Collection[str]:
-        """The entries of the probe's state that older states lack."""
-        return getattr(self.probe, "optional_state", ())
-
-    @property
-    def wants_optimizer(self) -> bool:
-        """Whether the probe measures the optimizer's state too."""
-        return getattr(self.probe, "wants_optimizer", False)
 
     @property
     def per_batch(self) -> bool:
