@@ -54,13 +54,18 @@ class Pace:
 
     def say(self, what: str, seconds: float) -> None:
         """Log the expected seconds of a computation, once and only if they are many."""
+        self._say(
+            what,
+            seconds,
+            "(a rough estimate); measure less often, on a smaller probe batch, or fewer parameters "
+            "with include=",
+        )
+
+    def _say(self, what: str, seconds: float, consequence: str) -> None:
         if seconds > WORTH_SAYING and what not in self.said:
             self.said.add(what)
             _log.warning(
-                "rankmon: %s: expected to take about %s (a rough estimate); measure less often, on "
-                "a smaller probe batch, or fewer parameters with include=",
-                what,
-                _duration(seconds),
+                "rankmon: %s: expected to take about %s %s", what, _duration(seconds), consequence
             )
 
     def over(self, what: str, rounds: "Iterable[_T]", count: int | None = None) -> Iterator[_T]:
@@ -81,10 +86,12 @@ class Pace:
         for done, item in enumerate(rounds):
             if done:
                 expected = (time.monotonic() - begun) * count / done
+                if expected > self.limit:
+                    limit = _duration(self.limit)
+                    self._say(what, expected, f"where it may take {limit}: it is left out")
+                    raise OutOfTimeError(what)
                 if done == 1:
                     self.say(what, expected)
-                if expected > self.limit:
-                    raise OutOfTimeError(what)
             yield item
 
 

@@ -6,7 +6,7 @@ parts are estimated by `linalg.krylov`; their ranks at the cut of float64 are on
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,7 +24,7 @@ from rankmon.hessian.gauss_newton import OuterRank, OuterSpectrum
 from rankmon.linalg.estimate import Estimate
 from rankmon.linalg.gram import BoundedSpectrum
 from rankmon.linalg.krylov import Limits, krylov_spectrum
-from rankmon.linalg.krylov_spectrum import KrylovSpectrum
+from rankmon.linalg.krylov_spectrum import KrylovSpectrum, ends_of_norm
 from rankmon.linalg.numerical_rank import NumericalRank, Tolerance, numerical_rank
 from rankmon.linalg.signed_spectrum import SignedSpectrum
 from rankmon.network.coordinates import Coordinates
@@ -36,6 +36,10 @@ _MOST_ROWS, _LEAST_ROWS = 768, 32
 
 # Leaves that are tried for a zero diagonal block, with a product each.
 _MOST_LEAVES = 64
+
+# A norm within this factor gives the cut of a rank: low and high are those at ten times the cut and
+# a tenth of it.
+_KNOWN_NORM = 2.0
 
 # Of the time limit: the rest is for the bounds on ranks, and for steps that take longer than the
 # ones before them.
@@ -107,8 +111,8 @@ class LanczosEngine:
 
     def ranks(self, point: Point, tolerance: Tolerance) -> Ranks | None:
         """Return bounds on the ranks, and the curvature; None if something overflows."""
-        begun = time.monotonic()
         self.compile(cotangents=len(point.functional_residuals))
+        begun = time.monotonic()  # the time limit is one after compilation
         outer = self._outer(point, tolerance) if "H_o" in point.asked else None
         if outer is not None and outer.spectrum is None:
             return None
@@ -118,12 +122,14 @@ class LanczosEngine:
         spectra = self._spectra(reduced, begun, needed)
         if spectra is None:
             return None
-        norms = {part: spectrum.norm for part, spectrum in spectra.items()}
+        least = {part: spectrum.norm for part, spectrum in spectra.items()}
+        norms = {part: _norm_of_cut(spectrum) for part, spectrum in spectra.items()}
         if outer is not None:
-            norms["H_o"] = outer.norm
+            least["H_o"] = norms["H_o"] = outer.norm
         found = HessianCuts.of(norms, tolerance, point.flat)
         cuts = {part: cut.value for part, cut in found.parts.items()}
-        most = most_ranks(reduced, min(cuts.values()) / 10)
+        lowest = HessianCuts.of(least, tolerance, point.flat).parts.values()
+        most = most_ranks(reduced, min(cut.value for cut in lowest) / 10)
         ranks: dict[str, NumericalRank] = {
             part: _rank(spectrum, found.parts[part], most[part], point.flat.p)
             for part, spectrum in spectra.items()
@@ -131,18 +137,30 @@ class LanczosEngine:
         curvature: dict[str, SignedSpectrum] = {}
         if outer is not None:
             ranks["H_o"] = outer.rank(cuts["H_o"])
+        whole = spectra["H_L"].norm, spectra["H_L"].most_norm
         if outer is not None and outer.is_positive:
-            curvature["H_o"] = outer.curvature(norms["H_L"], cuts["H_o"], point.flat.p)
+            curvature["H_o"] = outer.curvature(whole, cuts["H_o"], point.flat.p)
         traceless = self.traceless and self._blocks_are_zero(reduced)
         for part, spectrum in spectra.items():
             trace = _known_trace(part, curvature.get("H_o")) if traceless else None
-            signed = spectrum.signed(norms["H_L"], trace=trace)
-            curvature[part] = signed if self.coordinates.is_whole else signed.with_zeros()
+            signed = spectrum.signed(whole, trace=trace)
+            signed = signed if self.coordinates.is_whole else signed.with_zeros()
+            curvature[part] = signed.told()
         return Ranks(
             {part: ranks[part] for part in point.asked},
             None,
-            warnings=below_rounding(found.parts.values()),
+            warnings=(*below_rounding(found.parts.values()), *self._short_of_time(curvature)),
             curvature={part: curvature[part] for part in point.asked},
+        )
+
+    def _short_of_time(self, curvature: Mapping[str, SignedSpectrum]) -> tuple[str, ...]:
+        """Return a warning if the largest eigenvalue of a part is not known; always the same."""
+        if not any(math.isnan(spectrum.largest.value) for spectrum in curvature.values()):
+            return ()
+        return (
+            f"time_limit = {self.time_limit:g} s allowed too few products to find the largest "
+            "eigenvalues: they are NaN, with intervals. Measure fewer examples, or some layers "
+            "alone (HessianProbe(include=...)), or raise the limit (HessianProbe(time_limit=...))",
         )
 
     @cached_property
@@ -260,9 +278,24 @@ class _Outer:
         assert self.spectrum is not None
         return self.of.counted(self.spectrum, Tolerance(absolute=cut), self.own.method)
 
-    def curvature(self, norm: float, cut: float, p: int) -> SignedSpectrum:
-        """Return the summary of the eigenvalues, for this norm of H_L."""
-        return SignedSpectrum.of_eigenvalues(self._values, norm=norm, cut=cut, size=p)
+    def curvature(self, norms: tuple[float, float], cut: float, p: int) -> SignedSpectrum:
+        """Return the summary of the eigenvalues, for a norm of H_L in this interval."""
+        first, *others = (
+            SignedSpectrum.of_eigenvalues(self._values, norm=norm, cut=cut, size=p)
+            for norm in ends_of_norm(*norms)
+        )
+        for other in others:
+            first = first.spanning_counts(other)
+        return first.told()
+
+
+def _norm_of_cut(spectrum: KrylovSpectrum) -> float:
+    """Return the norm that a part's cut is relative to; if it is hardly known, its upper end.
+
+    A bound from below on a rank is then one at the cut of the true norm, too.
+    """
+    known = spectrum.most_norm <= _KNOWN_NORM * spectrum.norm
+    return spectrum.norm if known else spectrum.most_norm
 
 
 def _known_trace(part: str, outer: SignedSpectrum | None) -> Estimate | None:

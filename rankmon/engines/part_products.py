@@ -1,12 +1,14 @@
 """Products of rows with a part of the Hessian, in float32 if that is precise enough."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from rankmon._util.warnings import warn_user
 from rankmon.hessian.operators import HessianOperator, HessianPrograms
 from rankmon.linalg.block_lanczos import Product
 from rankmon.linalg.krylov import WIDTH
@@ -14,6 +16,8 @@ from rankmon.network.coordinates import Coordinates, coordinates_of
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Point
 from rankmon.problem.precision import SINGLE
+
+_T = TypeVar("_T")
 
 # Products in float32 are taken if their error, relative to ||H||_2, is below this. For a random v
 # ||dH v|| / ||H v|| is about ||dH||_F / ||H||_F: a factor allows for norms that differ by part.
@@ -31,6 +35,7 @@ class PartProducts:
       width: the vectors that a product takes at once.
       single: the problem in these coordinates, in float32.
       programs: the compiled products, by part and whether they are in float32.
+      refused: the parts whose products cannot be computed in float32.
     """
 
     coordinates: Coordinates
@@ -38,6 +43,7 @@ class PartProducts:
     width: int
     single: FlatProblem
     programs: dict[tuple[str, bool], HessianPrograms] = field(default_factory=dict, compare=False)
+    refused: set[str] = field(default_factory=set, compare=False)
 
     @classmethod
     def of(cls, flat: FlatProblem, *, memory_limit: int, width: int = WIDTH) -> "PartProducts":
@@ -57,8 +63,8 @@ class PartProducts:
     def compile(self, parts: Iterable[str]) -> None:
         """Compile the products with these parts."""
         for part in parts:
-            self._programs(part, self.single).block  # noqa: B018  compiles it
-            self._programs(part, self.reduced).one  # noqa: B018
+            self._programs(part, self.reduced).one  # noqa: B018  compiles it
+            self._in_single(part, lambda programs: programs.block)
 
     def operator(self, part: str, point: Point, deltas: Sequence[np.ndarray]) -> HessianOperator:
         """Return one part at this point, in the precision of the point's problem."""
@@ -90,16 +96,20 @@ class PartProducts:
         v = np.zeros(whole)
         v[at] = np.random.default_rng(0).standard_normal(v[at].size)
         operator, noise = self.operator(part, point, deltas), math.inf
-        if not double:
-            single = self.operator(part, self._in_float32(point), deltas)
+        at_single = self._in_float32(point)
+
+        def several(programs: HessianPrograms) -> Float[np.ndarray, "m q"]:
+            scales = (-2.0) ** np.arange(programs.block.width)  # float32 scales exactly
+            single = programs.at(at_single.theta, at_single.fixed, deltas)
+            return single.matmat(scales[:, None] * v)[0][:, at] / scales[:, None]
+
+        if not double and (found := self._in_single(part, several)) is not None:
             want = operator.mv(v)[at]
-            scales = (-2.0) ** np.arange(single.programs.block.width)  # float32 scales exactly
-            found = single.matmat(scales[:, None] * v)[0][:, at] / scales[:, None]
             off = float(np.max(np.linalg.norm(found - want, axis=1)))
             size = max(float(np.linalg.norm(want)), 1e-300)
             noise = _NOISE_FACTOR * max(off / size, SINGLE.eps)
         if noise <= _MOST_NOISE:
-            operator = single
+            operator = self.operator(part, at_single, deltas)
         else:
             noise = NOISE_OF_DOUBLE
         width = operator.programs.block.width
@@ -114,6 +124,27 @@ class PartProducts:
             return product(padded)[:, at]
 
         return product if places is None else within, noise
+
+    def _in_single(self, part: str, use: Callable[[HessianPrograms], _T]) -> _T | None:
+        """Return what this use of the products in float32 gives; None if it raises, or one did.
+
+        A network may compute in float64 of its own accord, for instance from an integer counter,
+        and convolutions take arguments of one type only.
+        """
+        if part in self.refused:
+            return None
+        try:
+            return use(self._programs(part, self.single))
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001  whatever the error, float64 may work
+            self.refused.add(part)
+            text = (str(error).strip().splitlines() or [""])[0][:200]
+            warn_user(
+                f"products with {part} are computed in float64 and take longer, because those in "
+                f"float32 raise {type(error).__name__}: {text}"
+            )
+            return None
 
     def _in_float32(self, point: Point) -> Point:
         """Return the point with all arrays in float32."""

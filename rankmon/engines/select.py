@@ -139,12 +139,12 @@ def _first_exact(flat: FlatProblem, name: str, memory_limit: int) -> ExactEngine
 
 
 def _instead(engine: SketchEngine | LanczosEngine, reason: str, how: str) -> Choice:
-    exact = "" if engine.outer is None else " H_o's are exact."
+    exact = "" if engine.outer is None else ", but for H_o's if its rows take less than half of it"
     warning = (
-        f"the ranks of the Hessian {how}, because {reason}.{exact} A probe may take "
-        f"{engine.time_limit:g} s; RankMonitor(overhead=0.05) limits probes to that fraction of "
-        "the time, time_limit= and memory_limit= of the HessianProbe raise the limits, and "
-        "engine='dense' forces matrices"
+        f"the ranks of the Hessian {how}, because {reason}. A probe may take "
+        f"{engine.time_limit:g} s{exact}. For exact ranks measure fewer examples or some layers "
+        "alone, HessianProbe(include=...), or raise its time_limit= and memory_limit=; "
+        "RankMonitor(overhead=0.05) limits probes to that fraction of the time"
     )
     return Choice(engine, reason, (warning,))
 

@@ -219,7 +219,7 @@ class SketchEngine:
         begun = time.monotonic()
         products[0](np.ones(self.flat.p))
         seconds = (time.monotonic() - begun) * (_NORM_PRODUCTS + 2 * self.progress.side)
-        self.flat.pace.say("the least that a sketch shows", seconds)
+        self.flat.pace.say("a sketch of the Hessian", seconds)
         return {
             part: spectral_norm(product, self.flat.p, seed=_SEED)
             for part, product in zip(point.parts, products, strict=True)

@@ -1,7 +1,7 @@
 """A number with its confidence interval."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -34,3 +34,15 @@ class Estimate:
     def is_exact(self) -> bool:
         """Whether the interval has no width."""
         return self.low == self.value == self.high
+
+    def unless_wider(self, width: float) -> "Estimate":
+        """Return the estimate; with NaN as its value if the interval is wider than this.
+
+        A value anywhere in an interval that tells nothing would be read as a measurement.
+        """
+        return self if self.high - self.low <= width else replace(self, value=math.nan)
+
+    def spanning(self, other: "Estimate") -> "Estimate":
+        """Return this value in the smallest interval that contains both intervals."""
+        low, high = min(self.low, other.low), max(self.high, other.high)
+        return Estimate(self.value, low, high, min(self.confidence, other.confidence))

@@ -6,7 +6,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import scipy.special
@@ -27,6 +27,9 @@ _NEAR = 0.8
 
 # Distances from an extreme Ritz value, relative to the norm, at which a bound is tried.
 _DISTANCES = 10.0 ** np.arange(-6.0, 0.6, 0.5)
+
+# A norm that is known this well gives cuts at shares of it.
+_SAME_NORM = 1.01
 
 # Moments have wider intervals than those of 95 % of a normal distribution: theirs is skew.
 _LEVEL = 0.99
@@ -106,6 +109,11 @@ class KrylovSpectrum:
         """The largest |Ritz value|: ||H||_2 from below."""
         return float(np.max(np.abs(self.first.values), initial=0.0))
 
+    @cached_property
+    def most_norm(self) -> float:
+        """The upper end of the interval of ||H||_2."""
+        return max(self.largest().high, -self.smallest().low)
+
     def count(self, low: float, high: float) -> Estimate:
         """Estimate the number of eigenvalues below `low` or above `high`, with a 95 % interval."""
         values, noise = self.first.values, self.noise
@@ -167,15 +175,22 @@ class KrylovSpectrum:
 
     def largest(self) -> Estimate:
         """Estimate the largest eigenvalue, with a 95 % interval."""
-        value = float(max(self.first.values[-1], np.max(self.last, initial=-math.inf)))
-        off = self._overshoot(value, lambda c: (-math.inf, c))
-        return Estimate(value, value - self.noise, value + off, CONFIDENCE)
+        return self._extremes[0]
 
     def smallest(self) -> Estimate:
         """Estimate the smallest eigenvalue, with a 95 % interval."""
-        value = float(min(self.first.values[0], np.min(self.last, initial=math.inf)))
-        off = self._overshoot(-value, lambda c: (-c, math.inf))
-        return Estimate(value, value - off, value + self.noise, CONFIDENCE)
+        return self._extremes[1]
+
+    @cached_property
+    def _extremes(self) -> tuple[Estimate, Estimate]:
+        most = float(max(self.first.values[-1], np.max(self.last, initial=-math.inf)))
+        least = float(min(self.first.values[0], np.min(self.last, initial=math.inf)))
+        above = self._overshoot(most, lambda c: (-math.inf, c))
+        below = self._overshoot(-least, lambda c: (-c, math.inf))
+        return (
+            Estimate(most, most - self.noise, most + above, CONFIDENCE),
+            Estimate(least, least - below, least + self.noise, CONFIDENCE),
+        )
 
     def _overshoot(self, value: float, ends: Callable[[float], tuple[float, float]]) -> float:
         """Return by how much the outermost eigenvalue may exceed its Ritz value."""
@@ -233,40 +248,61 @@ class KrylovSpectrum:
 
     def signed(
         self,
-        norm: float | None = None,
+        norms: tuple[float, float] | None = None,
         *,
         trace: Estimate | None = None,
     ) -> SignedSpectrum:
         """Return the summary of the spectrum.
 
         Args:
-          norm: the norm that `SHARES` are shares of; by default that of H.
+          norms: the ends of the interval of the norm that `SHARES` are shares of; by default of
+            that of H.
           trace: the trace if it is known.
         """
-        norm = self.norm if norm is None else norm
+        norms = (self.norm, self.most_norm) if norms is None else norms
         largest, smallest, frobenius = self.largest(), self.smallest(), self.frobenius()
         return SignedSpectrum(
             largest=largest,
             smallest=smallest,
             trace=trace or self.trace(),
             frobenius=frobenius,
-            stable_rank=_stable_rank(frobenius, largest, smallest),
+            stable_rank=self._stable_rank(frobenius, largest, smallest),
             effective_rank=Estimate.unknown(),
-            above={share: self.count(-share * norm, share * norm) for share in SHARES},
-            clearly_negative=self.count(-NEGATIVE_SHARE * norm, math.inf),
+            above={share: self._counted(norms, partial(_both_ends, share)) for share in SHARES},
+            clearly_negative=self._counted(norms, lambda c: (-NEGATIVE_SHARE * c, math.inf)),
             negative=Estimate.unknown(),
         )
 
+    def _counted(
+        self, norms: tuple[float, float], ends: Callable[[float], tuple[float, float]]
+    ) -> Estimate:
+        """Estimate a count at a share of a norm in this interval."""
+        first, *others = (self.count(*ends(norm)) for norm in ends_of_norm(*norms))
+        for other in others:
+            first = first.spanning(other)
+        return first
 
-def _stable_rank(frobenius: Estimate, largest: Estimate, smallest: Estimate) -> Estimate:
-    least = max(largest.low, -smallest.high, 0.0)
-    most = max(largest.high, -smallest.low)
-    value = max(largest.value, -smallest.value)
-    if not least > 0 or math.isnan(frobenius.value):
-        return Estimate.unknown()
-    ratios = (frobenius.value / value, frobenius.low / most, frobenius.high / least)
-    middle, low, high = (ratio**2 for ratio in ratios)
-    return Estimate(middle, low, high, CONFIDENCE)
+    def _stable_rank(self, frobenius: Estimate, largest: Estimate, smallest: Estimate) -> Estimate:
+        least = max(largest.low, -smallest.high, 0.0)
+        if not least > 0 or math.isnan(frobenius.value):
+            return Estimate.unknown()
+        value = max(largest.value, -smallest.value)
+        ratios = (
+            frobenius.value / value,
+            frobenius.low / self.most_norm,
+            frobenius.high / least,
+        )
+        middle, low, high = (min(ratio**2, float(self.p)) for ratio in ratios)
+        return Estimate(middle, low, high, CONFIDENCE)
+
+
+def _both_ends(share: float, norm: float) -> tuple[float, float]:
+    return -share * norm, share * norm
+
+
+def ends_of_norm(low: float, high: float) -> tuple[float, ...]:
+    """Return the norms at which counts are bounded: one if the interval hardly has a width."""
+    return (low, high) if high > _SAME_NORM * low else (low,)
 
 
 def _first(holds: Callable[[float], bool], tried: Float[np.ndarray, " m"]) -> float | None:

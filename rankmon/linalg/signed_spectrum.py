@@ -15,6 +15,10 @@ SHARES = (0.1, 0.01, 0.001)
 # Eigenvalues below minus this share of ||H_L||_2 count as clearly negative.
 NEGATIVE_SHARE = 0.01
 
+# The values of extremes are left out if their intervals are wider than this share of ||X||_2, and
+# those of positive numbers if theirs begin below a quarter of its end; counts may be off by a few.
+_WIDEST, _WIDEST_RATIO, _FEW = 0.5, 0.75, 3.0
+
 
 @dataclass(frozen=True)
 class SignedSpectrum:
@@ -106,4 +110,33 @@ class SignedSpectrum:
             self,
             largest=clipped(self.largest, 0.0, np.inf),
             smallest=clipped(self.smallest, -np.inf, 0.0),
+        )
+
+    def spanning_counts(self, other: "SignedSpectrum") -> "SignedSpectrum":
+        """Return the summary with intervals of counts that contain those of another one as well."""
+        return replace(
+            self,
+            above={share: n.spanning(other.above[share]) for share, n in self.above.items()},
+            clearly_negative=self.clearly_negative.spanning(other.clearly_negative),
+        )
+
+    def told(self) -> "SignedSpectrum":
+        """Return the summary with NaN for the values whose intervals say too little.
+
+        Their intervals stay: an extreme that is the end of a wide interval, as after a few steps of
+        an estimating engine, would be read as a measurement.
+        """
+        widest = _WIDEST * max(self.largest.high, -self.smallest.low)
+
+        def positive(estimate: Estimate, least: float = 0.0) -> Estimate:
+            return estimate.unless_wider(max(least, _WIDEST_RATIO * estimate.high))
+
+        return replace(
+            self,
+            largest=self.largest.unless_wider(widest),
+            smallest=self.smallest.unless_wider(widest),
+            frobenius=positive(self.frobenius),
+            stable_rank=positive(self.stable_rank),
+            above={share: positive(count, _FEW) for share, count in self.above.items()},
+            clearly_negative=positive(self.clearly_negative, _FEW),
         )

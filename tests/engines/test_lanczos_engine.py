@@ -73,6 +73,59 @@ def test_intervals_hold(name):
         assert (rank.rank is None) == (part != "H_o")
 
 
+def true_numbers(values, norm):
+    return {
+        "largest": values[-1],
+        "smallest": values[0],
+        "clearly_negative": np.sum(values < -0.01 * norm),
+        **{share: np.sum(np.abs(values) > share * norm) for share in SHARES},
+    }
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_with_too_little_time_values_are_left_out_and_intervals_hold(name):
+    found, matrices, engine = measured(NETWORKS[name], time_limit=1e-9)
+    norm = np.linalg.norm(matrices["H_L"], 2)
+    left_out = 0
+    for part, curvature in found.curvature.items():
+        values = np.linalg.eigvalsh(matrices[part])
+        for number, true in true_numbers(values, norm).items():
+            is_count = isinstance(number, float)
+            e = curvature.above[number] if is_count else getattr(curvature, number)
+            assert e.low - 1e-9 * norm <= true <= e.high + 1e-9 * norm, (part, number)
+            if np.isnan(e.value):
+                left_out += not np.isnan(e.confidence)
+            elif is_count or number == "clearly_negative":
+                assert e.value <= max(4 * true, true + 3), (part, number)
+            else:
+                assert abs(e.value - true) <= 0.5 * np.max(np.abs(values)), (part, number)
+        assert not curvature.stable_rank.high > engine.coordinates.flat.p
+        rank, cut = found.parts[part], np.finfo(float).eps * len(values) * norm
+        assert rank.low <= np.sum(np.abs(values) > cut)
+    assert left_out
+    assert any("too few products" in text for text in found.warnings)
+
+
+def test_with_enough_time_nothing_is_said():
+    found, *_ = measured(NETWORKS["tanh"])
+    assert not found.warnings
+    assert not np.isnan(found.curvature["H_L"].largest.value)
+
+
+def test_a_network_that_float32_cannot_compute_is_multiplied_in_float64():
+    """A counter of integers, for instance of batch statistics, is float64 with x64."""
+    case = network(jnp.tanh)
+
+    def apply(params, x):
+        kernel = jnp.full((1, 1, 1), jnp.asarray(3) / 3)
+        return case.apply(params, jax.lax.conv(x[:, None], kernel, (1,), "SAME")[:, 0])
+
+    with pytest.warns(UserWarning, match="computed in float64 .* float32 raise TypeError"):
+        found, matrices, _ = measured(replace(case, apply=apply))
+    values = np.linalg.eigvalsh(matrices["H_L"])
+    assert found.curvature["H_L"].largest.value == pytest.approx(values[-1], rel=1e-4)
+
+
 def test_a_piecewise_linear_network_has_a_known_trace():
     found, matrices, _ = measured(NETWORKS["relu"])
     assert found.curvature["H_f"].trace.is_exact

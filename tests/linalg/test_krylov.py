@@ -149,7 +149,7 @@ def test_a_norm_and_a_trace_from_elsewhere():
 
     found = krylov_spectrum(product, P, norm=1.0)
     assert sum(products) < 200
-    signed = found.signed(1.0, trace=Estimate.exact(0.0))
+    signed = found.signed((1.0, 1.0), trace=Estimate.exact(0.0))
     assert all(count.high == 0 for count in signed.above.values())
     assert signed.trace.low == signed.trace.high == 0
 

@@ -1,6 +1,7 @@
 """Summaries of signed spectra that are known, against exact sums and counts one at a time."""
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -121,3 +122,32 @@ def test_the_order_of_the_values_does_not_matter():
     for key, number in numbers(one).items():
         assert number.value == pytest.approx(numbers(other)[key].value, rel=1e-15), key
     np.testing.assert_array_equal(values, kept)
+
+
+def test_values_whose_intervals_say_too_little_are_left_out():
+    exact = SignedSpectrum.of_eigenvalues(np.array([2.0, -1.0, 0.5]), norm=2.0, cut=1e-9)
+    assert exact.told() == exact
+    wide = Estimate(0.001, 0.001, 3.6, 0.95)
+    short = replace(
+        exact,
+        largest=wide,
+        smallest=Estimate(-0.5, -0.7, -0.5, 0.95),
+        stable_rank=Estimate(40.0, 11.0, 41.0, 0.95),
+        above={0.1: Estimate(400.0, 13.0, 900.0, 0.95), 0.01: Estimate(1.0, 0.0, 3.0, 0.95)},
+    ).told()
+    assert math.isnan(short.largest.value)
+    assert (short.largest.low, short.largest.high) == (0.001, 3.6)
+    assert short.smallest.value == -0.5
+    assert short.stable_rank.value == 40
+    assert math.isnan(short.above[0.1].value)
+    assert short.above[0.01].value == 1  # off by two at the most
+    assert short.trace == exact.trace
+
+
+def test_counts_at_shares_of_a_norm_that_is_hardly_known():
+    values = np.array([1.0, 0.5, 0.05, 0.02, 1e-4])
+    low, high = (SignedSpectrum.of_eigenvalues(values, norm=n, cut=1e-9) for n in (0.3, 1.0))
+    both = low.spanning_counts(high)
+    assert (both.above[0.1].low, both.above[0.1].high) == (2, 3)
+    assert (both.above[0.01].low, both.above[0.01].high) == (4, 4)
+    assert both.largest == low.largest
