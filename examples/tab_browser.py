@@ -8,10 +8,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from selenium import webdriver
-from selenium.webdriver.common.by import By
+from selenium.common.exceptions import JavascriptException, NoSuchFrameException
 
+SECONDS = 60
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu")
 # No network requests of the browser's own while pages are tested and timed.
 QUIET = ("--no-first-run", "--disable-background-networking", "--disable-component-update")
@@ -47,15 +49,34 @@ def open_tab(driver: webdriver.Chrome, address: str) -> None:
     """Open the tab and switch to its frame as soon as TensorBoard has created it."""
     driver.get("about:blank")
     driver.get(f"{address}#ranks")
-    while not (frames := driver.find_elements(By.TAG_NAME, "iframe")):
+    enter_tab(driver)
+
+
+def enter_tab(driver: webdriver.Chrome) -> None:
+    """Switch to the tab's frame as soon as TensorBoard has created it."""
+    deadline = time.monotonic() + SECONDS
+    while True:
+        try:
+            return driver.switch_to.frame(0)
+        except NoSuchFrameException:
+            if time.monotonic() > deadline:
+                raise
         time.sleep(0.01)
-    driver.switch_to.frame(frames[0])
 
 
-def until(driver: webdriver.Chrome, script: str, *arguments) -> None:
-    """Wait until a script returns a true value; raise TimeoutError after a minute."""
-    deadline = time.monotonic() + 60
-    while not driver.execute_script(script, *arguments):
+def until(driver: webdriver.Chrome, script: str, *arguments: Any) -> Any:
+    """Return what a script returns once that is true; raise TimeoutError after a minute.
+
+    A script that fails is asked again: what it reads may be about to be drawn.
+    """
+    deadline = time.monotonic() + SECONDS
+    while True:
+        error = None
+        try:
+            if found := driver.execute_script(script, *arguments):
+                return found
+        except JavascriptException as failed:
+            error = failed
         if time.monotonic() > deadline:
-            raise TimeoutError(f"expected yes within a minute, got no from: {script}")
+            raise TimeoutError(f"expected yes within a minute, got no from: {script}") from error
         time.sleep(0.01)

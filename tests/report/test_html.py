@@ -11,12 +11,9 @@ import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
-from selenium.webdriver.common.action_chains import ActionChains
-from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import Select
 
-from chromium import agrees, chart, show
+from chromium import agrees, chart, click, hover, pick, press, read, saved, show, text
 from rankmon.report.html import standalone_page
 from rankmon.runs.series import ArraySeries, RunSeries, ScalarSeries
 from tab_browser import until
@@ -27,7 +24,8 @@ HOSTILE = '</script><img src=x onerror=window.pwned=1> "Ränge"'
 STEPS = np.arange(0, 60, 10)
 RNG = np.random.default_rng(3)
 LOGS = tuple(np.sort(RNG.uniform(-16, 1, 30))[::-1].astype(np.float32) for _ in STEPS)
-CUT = 1e-9
+LOGGED_CUT = 1e-9
+CUT = "[data-testid=cut]"
 
 
 def scalar(values) -> ScalarSeries:
@@ -36,15 +34,15 @@ def scalar(values) -> ScalarSeries:
 
 def run(name: str, **more: ScalarSeries) -> RunSeries:
     """One run, of which a loss is infinite and another is no number; and more scalars."""
-    ranks = [int((logs > np.log10(CUT)).sum()) for logs in LOGS]
-    scalars = {"rank/H_L": scalar(ranks), "tolerance/H_L": scalar(CUT)}
+    ranks = [int((logs > np.log10(LOGGED_CUT)).sum()) for logs in LOGS]
+    scalars = {"rank/H_L": scalar(ranks), "tolerance/H_L": scalar(LOGGED_CUT)}
     scalars["loss"] = scalar([3.0, np.inf, 2.0, np.nan, 1e-30, 0.0])
     arrays = {"spectrum/H_L": ArraySeries(STEPS, tuple(x.astype(np.float64) for x in LOGS))}
     return RunSeries(name, scalars | more, arrays, {"rankmon/card": {0: f"# {name}"}})
 
 
 def counted(decades: float) -> list[int]:
-    return [int((logs.astype(float) > np.log10(CUT) + decades).sum()) for logs in LOGS]
+    return [int((logs.astype(float) > np.log10(LOGGED_CUT) + decades).sum()) for logs in LOGS]
 
 
 def opened(driver, tmp_path, *runs):
@@ -64,9 +62,8 @@ def test_charts_hold_the_runs(driver, tmp_path):
 
 def test_the_slider_recounts(driver, tmp_path):
     opened(driver, tmp_path, run("mine"))
-    slider = driver.find_element(By.CSS_SELECTOR, "[data-testid=cut]")
     for keys, decades in (([Keys.ARROW_LEFT] * 12, -1.2), ([Keys.END], 8), ([Keys.HOME], -8)):
-        slider.send_keys(*keys)
+        press(driver, CUT, *keys)
         until(driver, "return rankmonApp.position === arguments[0]", round(80 + 10 * decades))
         agrees(chart(driver, "ranks")["H_L"], (STEPS.tolist(), counted(decades)))
 
@@ -75,8 +72,7 @@ def test_the_spectrum_at_each_step(driver, tmp_path):
     opened(driver, tmp_path, run("mine"))
     show(driver, "spectrum")
     chart(driver, "spectrum")
-    slider = driver.find_element(By.CSS_SELECTOR, "[data-testid=spectrum-step]")
-    slider.send_keys(Keys.HOME, *[Keys.ARROW_RIGHT] * 2)
+    press(driver, "[data-testid=spectrum-step]", Keys.HOME, *[Keys.ARROW_RIGHT] * 2)
     until(driver, "return rankmonCharts.get('spectrum').spec.title.includes('step 20')")
     values = chart(driver, "spectrum")["log10 |eigenvalue|"][2]
     np.testing.assert_array_equal(np.float32(values), LOGS[2])
@@ -85,7 +81,7 @@ def test_the_spectrum_at_each_step(driver, tmp_path):
 def test_names_are_text(driver, tmp_path):
     opened(driver, tmp_path, run(HOSTILE), run("other"))
     chart(driver, "ranks-H_L")
-    assert HOSTILE in driver.find_element(By.TAG_NAME, "aside").text
+    assert HOSTILE in text(driver, "aside")
     show(driver, "notes")
     until(driver, "return document.querySelector('.markdown') !== null")
     assert driver.execute_script("return window.pwned === undefined && !document.images.length")
@@ -94,25 +90,11 @@ def test_names_are_text(driver, tmp_path):
 
 def test_a_page_of_no_runs_says_what_to_do(driver, tmp_path):
     opened(driver, tmp_path)
-    assert "RankMonitor(" in driver.find_element(By.CSS_SELECTOR, ".empty").text
-
-
-def saved(driver, name: str, kind: str) -> bytes:
-    """What a chart saves as "svg", "png" or "csv"."""
-    return bytes(
-        driver.execute_async_script(
-            "const [name, kind, done] = arguments;"
-            "Promise.resolve(rankmonCharts.get(name)[kind]())"
-            ".then((saved) => new Response(saved).arrayBuffer())"
-            ".then((bytes) => done([...new Uint8Array(bytes)]))",
-            name,
-            kind,
-        )
-    )
+    assert "RankMonitor(" in text(driver, ".empty")
 
 
 def names_shown(driver) -> list[str]:
-    return driver.execute_script("return rankmonApp.runs.map((run) => run.name)")
+    return read(driver, "return rankmonApp.runs.map((run) => run.name)")
 
 
 def test_a_table_has_an_empty_cell_where_nothing_was_logged(driver, tmp_path):
@@ -131,15 +113,15 @@ def test_a_saved_drawing_has_a_path_a_line(driver, tmp_path):
     opened(driver, tmp_path, run("one"), run(HOSTILE))
     lines = chart(driver, "ranks-H_L")
     root = ElementTree.fromstring(saved(driver, "ranks-H_L", "svg"))
-    colors = driver.execute_script(
-        "return rankmonCharts.get('ranks-H_L').visible().map((line) => line.color)"
+    colors = read(
+        driver, "return rankmonCharts.get('ranks-H_L').visible().map((line) => line.color)"
     )
     drawn = [path.get("stroke") for path in root.iter("{http://www.w3.org/2000/svg}path")]
     # One in the plot and one in the legend.
     assert len(colors) == len(lines) == 2
     assert all(drawn.count(color) >= 2 for color in colors)
-    texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"one", HOSTILE, "Ranks: ", "H", "L"} <= set(texts)
+    words = {one.text for one in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"one", HOSTILE, "Ranks: ", "H", "L"} <= words
 
 
 def test_a_saved_drawing_shows_the_lines_of_the_chart(driver, tmp_path):
@@ -167,7 +149,7 @@ def test_a_line_of_many_points_keeps_its_extremes(driver, tmp_path):
     series = {"rank/H_L": ScalarSeries(steps, values)}
     opened(driver, tmp_path, RunSeries("long", series, {}, {}))
     chart(driver, "ranks")
-    top, bottom, elsewhere = driver.execute_script("""
+    script = """
         const { uplot } = rankmonCharts.get("ranks");
         const row = (value) => Math.round(uplot.valToPos(value, "y", true));
         const column = (at) => Math.round(uplot.valToPos(at, "x", true));
@@ -177,8 +159,8 @@ def test_a_line_of_many_points_keeps_its_extremes(driver, tmp_path):
             return [...data.keys()].some((i) => i % 4 === 0 && isBlue(i));
         };
         return [inked(3001, 899), inked(4500, 101), inked(2000, 700)];
-    """)
-    assert (top, bottom, elsewhere) == (True, True, False)
+    """
+    assert read(driver, script) == [True, True, False]  # the top, the bottom, and elsewhere
 
 
 def test_a_heat_map_is_saved_with_its_colors(driver, tmp_path):
@@ -194,7 +176,7 @@ def test_a_heat_map_is_saved_with_its_colors(driver, tmp_path):
     address = images[2].get("href").partition("base64,")[2]
     column = np.asarray(Image.open(io.BytesIO(base64.b64decode(address))).convert("RGB"))
     assert column.shape[:2] == (len(LOGS[2]), 1)
-    low, high = np.log10(CUT) - 5, max(logs.max() for logs in LOGS)
+    low, high = np.log10(LOGGED_CUT) - 5, max(logs.max() for logs in LOGS)
     shares = np.clip((LOGS[2][::-1] - low) / (high - low), 0, 1)  # the first index is at the bottom
     expected = 255 * matplotlib.colormaps["viridis"](shares)[:, :3]
     np.testing.assert_allclose(column[:, 0], expected, atol=20)  # ours has eight points
@@ -207,7 +189,7 @@ def test_dark_charts_have_light_ink(driver, tmp_path):
     chart(driver, "ranks")
     brightest = {}
     for theme in ("light", "dark"):
-        Select(driver.find_element(By.CSS_SELECTOR, "[data-testid=theme]")).select_by_value(theme)
+        pick(driver, "theme", theme)
         chart(driver, "ranks")
         picture = Image.open(io.BytesIO(saved(driver, "ranks", "png"))).convert("L")
         ground = picture.getpixel((1, 1))
@@ -220,27 +202,24 @@ def test_dark_charts_have_light_ink(driver, tmp_path):
 def test_a_line_is_hidden_by_its_legend(driver, tmp_path):
     opened(driver, tmp_path, run("mine"))
     chart(driver, "ranks")
-    rows = driver.find_elements(By.CSS_SELECTOR, "[data-testid=chart-ranks] .legend .entry")
-    next(row for row in rows if row.text.startswith("loss")).click()
+    click(driver, "[data-testid=chart-ranks] .legend .entry:has([title^=loss])")
     for _ in range(2):  # and stays hidden when data are new
         header = saved(driver, "ranks", "csv").decode().splitlines()[0]
         assert header == '"step","H_L"'
-        driver.find_element(By.CSS_SELECTOR, "[data-testid=cut]").send_keys(Keys.ARROW_LEFT)
+        press(driver, CUT, Keys.ARROW_LEFT)
         until(driver, "return rankmonApp.position === 79")
         chart(driver, "ranks")
-        driver.find_element(By.CSS_SELECTOR, "[data-testid=cut-reset]").click()
+        click(driver, "[data-testid=cut-reset]")
 
 
 def test_hovering_a_heat_map_reads_an_eigenvalue(driver, tmp_path):
     opened(driver, tmp_path, run("mine"))
     show(driver, "spectrum")
     chart(driver, "heatmap")
-    plot = driver.find_element(By.CSS_SELECTOR, "[data-testid=chart-heatmap] .u-over")
-    ActionChains(driver).move_to_element(plot).perform()
-    read = "return document.querySelector('[data-testid=chart-heatmap] figcaption').textContent"
-    until(driver, f"{read} !== ''")
+    reading = "return document.querySelector('[data-testid=chart-heatmap] figcaption').textContent"
+    said = hover(driver, "[data-testid=chart-heatmap] .u-over", reading)
     step, index, value = re.match(
-        r"step (\d+), index (\d+): log10 \|eigenvalue\| (\S+)$", driver.execute_script(read)
+        r"step (\d+), index (\d+): log10 \|eigenvalue\| (\S+)$", said
     ).groups()
     logged = LOGS[STEPS.tolist().index(int(step))][int(index) - 1]
     assert float(value) == pytest.approx(float(logged), abs=1e-3)
@@ -291,7 +270,7 @@ def test_the_last_choice_of_a_spectrum_is_shown(driver, tmp_path):
     until(driver, "return asked.includes('slow')")
     driver.execute_script("rankmonApp.choose({ run: 'quick' })")
     until(driver, "return answered.includes('slow') && answered.includes('quick')")
-    assert driver.execute_script(shown)
+    assert read(driver, shown)
 
 
 def test_a_spectrum_that_fails_is_said_and_asked_for_again(driver, tmp_path):
@@ -306,7 +285,7 @@ def test_a_spectrum_that_fails_is_said_and_asked_for_again(driver, tmp_path):
     until(driver, "return rankmonApp.status.textContent === 'Not updated: <b>gone</b>'")
     driver.execute_script("rankmonApp.source.heatmap = own; return rankmonApp.refresh()")
     until(driver, "return rankmonCharts.get('spectrum').spec.title.startsWith('other:')")
-    assert driver.execute_script("return rankmonApp.status.textContent") == ""
+    assert read(driver, "return rankmonApp.status.textContent") == ""
 
 
 def test_a_step_that_fails_is_said(driver, tmp_path):
@@ -314,7 +293,7 @@ def test_a_step_that_fails_is_said(driver, tmp_path):
     show(driver, "spectrum")
     chart(driver, "spectrum")
     driver.execute_script("rankmonApp.source.spectrum = () => Promise.reject(new Error('gone'))")
-    driver.find_element(By.CSS_SELECTOR, "[data-testid=spectrum-step]").send_keys(Keys.HOME)
+    press(driver, "[data-testid=spectrum-step]", Keys.HOME)
     until(driver, "return rankmonApp.status.textContent === 'Not updated: gone'")
 
 
@@ -326,13 +305,11 @@ def test_counts_that_fail_are_said_and_asked_for_again(driver, tmp_path):
         "source.counts = () => Promise.reject(new Error('gone'));"
         "counts.clear(); countedTo.clear()"
     )
-    slider = driver.find_element(By.CSS_SELECTOR, "[data-testid=cut]")
-    slider.send_keys(Keys.ARROW_LEFT)
+    press(driver, CUT, Keys.ARROW_LEFT)
     until(driver, "return rankmonApp.status.textContent === 'Not updated: gone'")
-    label = driver.find_element(By.CSS_SELECTOR, "[data-testid=cut-label]")
-    assert label.text.startswith("× 10^-0.1: ")
+    assert text(driver, "[data-testid=cut-label]").startswith("× 10^-0.1: ")
     driver.execute_script("rankmonApp.source.counts = own")
-    slider.send_keys(Keys.ARROW_LEFT)
+    press(driver, CUT, Keys.ARROW_LEFT)
     until(driver, "return rankmonApp.counts.has('mine')")
     agrees(chart(driver, "ranks")["H_L"], (STEPS.tolist(), counted(-0.2)))
 
@@ -349,11 +326,10 @@ def test_counts_are_asked_for_once_and_drawn_when_they_come(driver, tmp_path):
         "  return own(run); };"
         "rankmonApp.fetchCounts()"
     )
-    slider = driver.find_element(By.CSS_SELECTOR, "[data-testid=cut]")
-    slider.send_keys(*[Keys.ARROW_LEFT] * 3)
+    press(driver, CUT, *[Keys.ARROW_LEFT] * 3)
     until(driver, "return rankmonApp.position === 77 && rankmonApp.counts.has('mine')")
     agrees(chart(driver, "ranks")["H_L"], (STEPS.tolist(), counted(-0.3)))
-    assert driver.execute_script("return asked") == 1
+    assert read(driver, "return asked") == 1
 
 
 def test_a_median_is_taken_where_all_runs_have_a_value(driver, tmp_path):
@@ -364,8 +340,7 @@ def test_a_median_is_taken_where_all_runs_have_a_value(driver, tmp_path):
         for at, one in enumerate(zip(steps, values, strict=True))
     ]
     opened(driver, tmp_path, *runs)
-    spread = driver.find_element(By.CSS_SELECTOR, "[data-testid=spread]")
-    Select(spread).select_by_value("median and range")
+    pick(driver, "spread", "median and range")
     common = [0, 20, 30]
     table = np.array([y[np.isin(x, common)] for x, y in zip(steps, values, strict=True)])
     lines = chart(driver, "ranks")
@@ -373,8 +348,7 @@ def test_a_median_is_taken_where_all_runs_have_a_value(driver, tmp_path):
     agrees(lines["H_L, low"], (common, table.min(0).tolist()))
     agrees(lines["H_L, high"], (common, table.max(0).tolist()))
     for left_out in ("seed_1", "seed_2"):  # until it is one run, which has no range
-        box = f"li[data-run={left_out}] input"
-        driver.find_element(By.CSS_SELECTOR, box).click()
+        click(driver, f"li[data-run={left_out}] input")
     until(driver, "return rankmonApp.runs.length === 1")
     lines = chart(driver, "ranks")
     agrees(lines["H_L"], (steps[0].tolist(), values[0].tolist()))
@@ -388,9 +362,8 @@ def test_buttons_save_files(driver, tmp_path, kind):
     driver.execute_cdp_cmd(
         "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)}
     )
-    where = f"//*[@data-testid='chart-ranks']//button[.='{kind}']"
-    driver.find_element(By.CSS_SELECTOR, "[data-testid=chart-ranks] .saving summary").click()
-    driver.find_element(By.XPATH, where).click()
+    click(driver, "[data-testid=chart-ranks] .saving summary")
+    click(driver, f"[data-testid=chart-ranks] .saving button[title$='as {kind}']")
     path = tmp_path / f"ranks.{kind.lower()}"
     deadline = time.monotonic() + 20
     while not path.exists():

@@ -10,12 +10,24 @@ from functools import cache
 import numpy as np
 import pytest
 from PIL import Image
-from selenium.webdriver.common.action_chains import ActionChains
-from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import Select
 
-from chromium import agrees, chart, show
+from chromium import (
+    agrees,
+    attributes,
+    chart,
+    click,
+    hover,
+    leaving,
+    pick,
+    press,
+    read,
+    saved,
+    served,
+    show,
+    text,
+    texts,
+)
 from generated_logs import record, write_run
 from paths import REFERENCE
 from rankmon._util.tags import HESSIAN_PARTS
@@ -30,6 +42,12 @@ HOSTILE = '<img src=x onerror=window.pwned=1> "Ränge" \'%2F'
 LAYER = "<b>blöck</b>/'0'"
 PROBES, EIGENVALUES = 12, 40
 SELECTED = "return rankmonApp.runs.map((run) => run.name)"
+CUT = "[data-testid=cut]"
+# The legend and the index of the point, once the pointer is on one.
+POINTED = """
+    const { host, uplot } = rankmonCharts.get("ranks"), { idx, left } = uplot.cursor;
+    return left >= 0 && idx !== null && [host.querySelector(".legend").innerText, idx];
+"""
 FIRST_CHOICES = {"hidden": [], "closed": [], "median": False, "logX": False, "theme": "auto"}
 FIRST_CHOICES |= {"axis": "step", "layers": "", "split": False}
 
@@ -44,13 +62,13 @@ def generated(tmp_path_factory):
         scalars = {f"rank_weights/{LAYER}": 3, f"stable_rank/{LAYER}": 2.5, "rank/H_L": 7}
         texts = {"rankmon/alerts": f"rank of {LAYER}: <script>window.pwned=1</script>"}
         writer.write(Record(0, 1, 1.8e9, scalars=scalars, arrays={}, texts=texts))
-    with server(logs, "--reload_interval=1") as address:
+    with served(logs, "--reload_interval=1") as address:
         yield logs, address
 
 
 @pytest.fixture(scope="module")
 def reference():
-    with server(REFERENCE) as address:
+    with served(REFERENCE) as address:
         yield address
 
 
@@ -63,11 +81,11 @@ def opened(driver, address, *runs):
 
 
 def select(driver, *runs):
-    driver.find_element(By.CSS_SELECTOR, "[data-testid=runs-none]").click()
-    for row in driver.find_elements(By.CSS_SELECTOR, "li[data-run]"):
-        if row.get_attribute("data-run") in runs:
-            row.find_element(By.TAG_NAME, "input").click()
-    until(driver, f"{SELECTED}.join('|') === arguments[0]", "|".join(runs))
+    click(driver, "[data-testid=runs-none]")
+    until(driver, f"{SELECTED}.length === 0")
+    for name in runs:
+        click(driver, f"li[data-run={json.dumps(name, ensure_ascii=False)}] input")
+    until(driver, f"{SELECTED}.sort().join('|') === arguments[0]", "|".join(sorted(runs)))
 
 
 def log(folder):
@@ -108,10 +126,12 @@ def counted(folder, part, decades):
 
 def test_the_tab_is_one_of_tensorboards(driver, reference):
     driver.get(reference)
-    found = "return [...document.querySelectorAll('[role=tab]')]"
-    found += ".find((tab) => /^ranks$/i.test(tab.textContent.trim()))"
-    until(driver, found)
-    driver.execute_script(found).click()
+    until(
+        driver,
+        "const tabs = [...document.querySelectorAll('[role=tab]')];"
+        "const tab = tabs.find((tab) => /^ranks$/i.test(tab.textContent.trim()));"
+        "tab?.click(); return tab !== undefined",
+    )
     until(driver, "return document.querySelector('iframe') !== null")
 
 
@@ -136,8 +156,7 @@ def test_several_runs_are_compared(driver, generated):
     expected = {run: scalars(logs / run, "rank/H_f") for run in ("seed_0", "seed_1")}
     for run, series in expected.items():
         agrees(lines[run], series)
-    spread = driver.find_element(By.CSS_SELECTOR, "[data-testid=spread]")
-    spread.send_keys("median")
+    pick(driver, "spread", "median and range")
     lines = chart(driver, "ranks")
     steps = expected["seed_0"][0]
     values = np.array([series for _, series in expected.values()])
@@ -149,7 +168,6 @@ def test_several_runs_are_compared(driver, generated):
 def test_the_slider_recounts_what_was_logged(driver, generated):
     logs, address = generated
     opened(driver, address, "seed_0")
-    slider = driver.find_element(By.CSS_SELECTOR, "[data-testid=cut]")
     label = "return document.querySelector('[data-testid=cut-label]').textContent"
     for keys, decades in (
         ([Keys.ARROW_RIGHT] * 3, 0.3),
@@ -158,8 +176,8 @@ def test_the_slider_recounts_what_was_logged(driver, generated):
         ([Keys.END], 8.0),
         ([Keys.PAGE_DOWN] * 2, None),
     ):
-        slider.send_keys(*keys)
-        place = int(slider.get_attribute("value"))
+        press(driver, CUT, *keys)
+        place = read(driver, "return Number(document.querySelector(arguments[0]).value)", CUT)
         moved = (place - 80) / 10
         assert decades is None or moved == pytest.approx(decades)
         until(driver, f"{label}.startsWith(arguments[0])", f"× 10^{moved:.1f}")
@@ -170,15 +188,14 @@ def test_the_slider_recounts_what_was_logged(driver, generated):
             low, high = (np.clip(moved + by, -8, 8) for by in (1, -1))
             agrees(lines[f"{name}, low"], counted(logs / "seed_0", part, low))
             agrees(lines[f"{name}, high"], counted(logs / "seed_0", part, high))
-    driver.find_element(By.CSS_SELECTOR, "[data-testid=cut-reset]").click()
+    click(driver, "[data-testid=cut-reset]")
     until(driver, f"{label}.startsWith('as logged')")
     agrees(chart(driver, "ranks")["H_L"], scalars(logs / "seed_0", "rank/H_L"))
 
 
 def test_the_slider_recounts_the_reference(driver, reference):
     opened(driver, reference, "linear_teacher")
-    slider = driver.find_element(By.CSS_SELECTOR, "[data-testid=cut]")
-    slider.send_keys(*[Keys.ARROW_LEFT] * 15)
+    press(driver, CUT, *[Keys.ARROW_LEFT] * 15)
     until(driver, "return rankmonApp.counts.has('linear_teacher') && rankmonApp.position === 65")
     until(driver, "return rankmonCharts.get('ranks').drawn.lines[2].values.length === 41")
     lines = chart(driver, "ranks")
@@ -190,21 +207,20 @@ def test_runs_are_selected_and_searched(driver, generated):
     _, address = generated
     opened(driver, address, HOSTILE, "seed_0", "seed_1")
     names = SELECTED
-    search = driver.find_element(By.CSS_SELECTOR, "[data-testid=run-search]")
-    search.send_keys("SEED")
-    rows = driver.find_elements(By.CSS_SELECTOR, "li[data-run]")
-    assert sum(row.is_displayed() for row in rows) == 2
-    driver.find_element(By.CSS_SELECTOR, "[data-testid=runs-none]").click()
+    search = "[data-testid=run-search]"
+    press(driver, search, "SEED")
+    listed = "[...document.querySelectorAll('li[data-run]')].filter((row) => !row.hidden)"
+    assert read(driver, f"return {listed}.map((row) => row.checkVisibility())") == [True, True]
+    click(driver, "[data-testid=runs-none]")
     until(driver, f"{names}.length === 1")  # the one that was not listed
-    search.clear()
-    search.send_keys(Keys.SPACE, Keys.BACKSPACE)
-    row = next(row for row in rows if row.get_attribute("data-run") == "seed_1")
-    ActionChains(driver).move_to_element(row).perform()
-    row.find_element(By.TAG_NAME, "button").click()
+    press(driver, search, *[Keys.BACKSPACE] * 4)
+    row = "li[data-run=seed_1]"
+    hover(driver, row, f"return document.querySelector('{row}').matches(':hover')")
+    click(driver, f"{row} button")
     until(driver, f"{names}.join() === 'seed_1'")
-    driver.find_element(By.CSS_SELECTOR, "[data-testid=runs-none]").click()
+    click(driver, "[data-testid=runs-none]")
     until(driver, "return rankmonApp.empty.textContent.includes('No run is selected')")
-    driver.find_element(By.CSS_SELECTOR, "[data-testid=runs-all]").click()
+    click(driver, "[data-testid=runs-all]")
     until(driver, f"{names}.length === 3")
 
 
@@ -212,11 +228,10 @@ def test_spectra_with_the_cut(driver, generated):
     logs, address = generated
     opened(driver, address, "seed_1")
     chart(driver, "heatmap")
-    parts = driver.find_element(By.CSS_SELECTOR, "[data-testid=spectrum-part]")
-    Select(parts).select_by_value("H_o")
+    pick(driver, "spectrum-part", "H_o")
     until(driver, "return rankmonCharts.get('spectrum')?.spec.title.includes('H_o')")
-    steps = driver.find_element(By.CSS_SELECTOR, "[data-testid=spectrum-step]")
-    steps.send_keys(Keys.HOME, *[Keys.ARROW_RIGHT] * 4)
+    chart(driver, "spectrum")
+    press(driver, "[data-testid=spectrum-step]", Keys.HOME, *[Keys.ARROW_RIGHT] * 4)
     until(driver, "return rankmonCharts.get('spectrum').spec.title.includes('step 40')")
     lines = chart(driver, "spectrum")
     _, indices, values = lines["log10 |eigenvalue|"]
@@ -232,11 +247,10 @@ def test_negative_eigenvalues_are_drawn_apart(driver, generated):
     logs, address = generated
     opened(driver, address, "seed_1")
     chart(driver, "heatmap")
-    parts = driver.find_element(By.CSS_SELECTOR, "[data-testid=spectrum-part]")
-    Select(parts).select_by_value("H_L")
+    pick(driver, "spectrum-part", "H_L")
     until(driver, "return rankmonCharts.get('spectrum')?.spec.title.includes('H_L')")
-    steps = driver.find_element(By.CSS_SELECTOR, "[data-testid=spectrum-step]")
-    steps.send_keys(Keys.HOME, *[Keys.ARROW_RIGHT] * 3)
+    chart(driver, "spectrum")
+    press(driver, "[data-testid=spectrum-step]", Keys.HOME, *[Keys.ARROW_RIGHT] * 3)
     until(driver, "return rankmonCharts.get('spectrum').spec.title.includes('step 30')")
     events = log(logs / "seed_1").Tensors("spectrum_negative/H_L/values")
     (logged,) = [e.tensor_proto.tensor_content for e in events if e.step == 30]
@@ -245,7 +259,7 @@ def test_negative_eigenvalues_are_drawn_apart(driver, generated):
     _, indices, values = chart(driver, "spectrum")["negative eigenvalues only"]
     assert [value for value in values if value is not None] == expected.astype(float).tolist()
     assert indices[: len(expected)] == list(range(1, len(expected) + 1))
-    title = driver.execute_script("return rankmonCharts.get('spectrum').spec.title")
+    title = read(driver, "return rankmonCharts.get('spectrum').spec.title")
     assert f"{len(expected)} negative" in title
 
 
@@ -284,7 +298,7 @@ def estimated(tmp_path_factory):
     logs = tmp_path_factory.mktemp("estimated") / "logs"
     estimated_run(logs / "bounds", known=())
     estimated_run(logs / "mixed", known=(2, 3))
-    with server(logs) as address:
+    with served(logs) as address:
         yield logs, address
 
 
@@ -296,22 +310,17 @@ def test_an_unknown_rank_is_drawn_as_an_interval(driver, estimated):
     agrees(lines["H_L, low"], scalars(logs / "bounds", "rank_low/H_L"))
     agrees(lines["H_L, high"], scalars(logs / "bounds", "rank_high/H_L"))
     agrees(lines["H_o"], scalars(logs / "bounds", "rank/H_o"))
-    plot = driver.find_element(By.CSS_SELECTOR, "[data-testid=chart-ranks] .u-over")
-    ActionChains(driver).move_to_element_with_offset(
-        plot, -plot.size["width"] // 2 + 2, 0
-    ).perform()
-    legend = driver.find_element(By.CSS_SELECTOR, "[data-testid=chart-ranks] .legend").text
+    legend, _ = hover(driver, "[data-testid=chart-ranks] .u-over", POINTED, share=0.005)
     assert re.search(r"H\s*L\W*1,024–19,968", legend)
     assert re.search(r"H\s*o\W*300\b", legend)
     # Bars in the color of the part, in the exported picture too.
-    there = "return rankmonCharts.get('ranks')"
-    drawing = driver.execute_async_script(f"{there}.svg().then(arguments[0])")
+    drawing = saved(driver, "ranks", "svg")
     root = ElementTree.fromstring(drawing)
     paths = [p.get("d") for p in root.iter("{http://www.w3.org/2000/svg}path")
              if p.get("stroke") == "#0072b2"]  # fmt: skip
     assert any(path.count("M") == 3 * 6 for path in paths)  # a bar and two ends at each step
     # The table of the chart has no rank.
-    table = list(csv.DictReader(io.StringIO(driver.execute_script(f"{there}.csv()"))))
+    table = list(csv.DictReader(io.StringIO(saved(driver, "ranks", "csv").decode())))
     assert {row["H_L"] for row in table} == {""}
 
 
@@ -324,7 +333,7 @@ def test_unknown_ranks_of_several_runs(driver, estimated):
     assert [value for value in lines["mixed"][2] if value is not None] == [1500, 1500]
     unknown = [at for at in range(6) if at not in (2, 3)]
     agrees(lines["mixed, low"], ([steps[at] for at in unknown], [lows[at] for at in unknown]))
-    driver.find_element(By.CSS_SELECTOR, "[data-testid=spread]").send_keys("median")
+    pick(driver, "spread", "median and range")
     lines = chart(driver, "ranks")
     assert all(value is None for value in lines["H_L"][2])  # no median of unknown ranks
     agrees(lines["H_L, low"], (steps, lows))
@@ -342,16 +351,14 @@ def test_curvature_with_and_without_intervals(driver, generated, estimated):
     agrees(lines["H_L, high"], scalars(folder, f"interval_high/{tag}"))
     assert lines["stability threshold"][2] == [None, *(pytest.approx(4 / at) for at in range(1, 6))]
     assert set(chart(driver, "curvature-rank_0.01")) == {"H_L", "H_L, low", "H_L, high"}
-    assert "curvature-trace" not in driver.execute_script("return [...rankmonCharts.keys()]")
+    assert "curvature-trace" not in read(driver, "return [...rankmonCharts.keys()]")
     logs, address = generated
     opened(driver, address, "seed_0")
     show(driver, "curvature")
     lines = chart(driver, "curvature-eigenvalue_min")
     assert set(lines) == {"H_L", "H_o", "H_f", "H_f, residual fixed"}
     agrees(lines["H_f"], scalars(logs / "seed_0", "eigenvalue_min/H_f"))
-    weights = driver.execute_script(
-        "return [...rankmonCharts.keys()].filter((k) => /^weights/.test(k))"
-    )
+    weights = read(driver, "return [...rankmonCharts.keys()].filter((k) => /^weights/.test(k))")
     assert not [name for name in weights if "H_" in name]
 
 
@@ -389,7 +396,7 @@ def many_layers(tmp_path_factory):
             for name in ("min", "median", "max"):
                 scalars[f"layers/rank_weights/{name}"] = float(getattr(np, name)(ranks))
             writer.write(Record(step, 1, 1.8e9 + step, scalars=scalars, arrays={}))
-    with server(logs) as address:
+    with served(logs) as address:
         yield logs, address
 
 
@@ -406,9 +413,9 @@ def test_many_layers_have_one_chart_for_each_family(driver, many_layers):
     for i in range(40):  # TensorBoard has an array in place of their curves
         shown = [float(rank) for rank in table[f"block_{i}"]]
         assert shown == [ranks[i] for ranks in RANKS_OF_LAYERS.values()]
-    driver.find_element(By.CSS_SELECTOR, "[data-testid=layer-filter]").send_keys("BLOCK_1")
+    press(driver, "[data-testid=layer-filter]", "BLOCK_1")
     until(driver, "return rankmonCharts.get('weights-rank_weights').spec.rowNames.length === 11")
-    driver.find_element(By.CSS_SELECTOR, "[data-testid=split]").click()
+    click(driver, "[data-testid=split]")
     ranks = [float(ranks[10]) for ranks in RANKS_OF_LAYERS.values()]
     agrees(chart(driver, "weights-block_10")["rank"], (list(RANKS_OF_LAYERS), ranks))
     driver.execute_script("rankmonApp.choose({ layers: '', split: false })")
@@ -416,9 +423,8 @@ def test_many_layers_have_one_chart_for_each_family(driver, many_layers):
 
 def mapped(driver, name):
     """The rows of a map of layers by steps, and the steps, as the chart's CSV has them."""
-    until(driver, "return rankmonCharts.has(arguments[0])", name)
-    text = driver.execute_script("return rankmonCharts.get(arguments[0]).csv()", name)
-    head, *rows = csv.reader(io.StringIO(text))
+    table = read(driver, "return rankmonCharts.get(arguments[0]).csv()", name)
+    head, *rows = csv.reader(io.StringIO(table))
     return dict(zip(head, zip(*rows, strict=True), strict=True))
 
 
@@ -431,8 +437,8 @@ def test_lemma8_says_what_is_met(driver, reference):
         agrees(both[f"gradient_flow/{run}"], scalars(folder, "log_abs_det/1"))
         predicted = scalars(folder, "lemma8/predicted_log_abs_det/1")
         agrees(both[f"gradient_flow/{run}, predicted"], predicted)
-    rows = driver.find_elements(By.CSS_SELECTOR, "[data-testid=section-lemma8] tbody tr")
-    said = {row.get_attribute("data-testid"): row.get_attribute("textContent") for row in rows}
+    rows = "[data-testid=section-lemma8] tbody tr"
+    said = dict(zip(attributes(driver, rows, "data-testid"), texts(driver, rows), strict=True))
     assert said["lemma8-run-gradient_flow/flow"].count("✓ met") == 3
     # Steps of a finite size unbalance the weights.
     assert "✗" in said["lemma8-run-gradient_flow/descent"]
@@ -448,10 +454,7 @@ def test_hovering_shows_exact_values(driver, generated):
     logs, address = generated
     opened(driver, address, "seed_0")
     chart(driver, "ranks")
-    plot = driver.find_element(By.CSS_SELECTOR, "[data-testid=chart-ranks] .u-over")
-    ActionChains(driver).move_to_element(plot).perform()
-    legend = driver.find_element(By.CSS_SELECTOR, "[data-testid=chart-ranks] .legend").text
-    shown = int(driver.execute_script("return rankmonCharts.get('ranks').uplot.cursor.idx"))
+    legend, shown = hover(driver, "[data-testid=chart-ranks] .u-over", POINTED)
     for part in ("H_L", "H_o"):
         steps, values = scalars(logs / "seed_0", f"rank/{part}")
         letters = r"\s*".join(part.split("_"))
@@ -463,22 +466,16 @@ def test_charts_are_saved(driver, generated):
     logs, address = generated
     opened(driver, address, "seed_0")
     chart(driver, "ranks")
-    there = "const chart = rankmonCharts.get('ranks');"
-    table = list(csv.DictReader(io.StringIO(driver.execute_script(f"{there} return chart.csv()"))))
+    table = list(csv.DictReader(io.StringIO(saved(driver, "ranks", "csv").decode())))
     steps, values = scalars(logs / "seed_0", "rank/H_L")
     assert [int(row["step"]) for row in table] == steps
     assert [float(row["H_L"]) for row in table] == values
-    drawing = driver.execute_async_script(f"{there} chart.svg().then(arguments[0])")
-    root = ElementTree.fromstring(drawing)
-    texts = {text.text for text in root.iter("{http://www.w3.org/2000/svg}text")}
-    assert {"Ranks", "H", "L", "o", "f", ", residual fixed", "loss", "step", "rank"} <= texts
+    root = ElementTree.fromstring(saved(driver, "ranks", "svg"))
+    words = {one.text for one in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"Ranks", "H", "L", "o", "f", ", residual fixed", "loss", "step", "rank"} <= words
     strokes = {path.get("stroke") for path in root.iter("{http://www.w3.org/2000/svg}path")}
     assert {"#0072b2", "#009e73", "#d55e00", "#cc79a7"} <= strokes
-    pixels = driver.execute_async_script(
-        f"const done = arguments[0]; {there} chart.png().then((blob) => blob.arrayBuffer())"
-        ".then((bytes) => done([...new Uint8Array(bytes)]))"
-    )
-    picture = Image.open(io.BytesIO(bytes(pixels))).convert("RGB")
+    picture = Image.open(io.BytesIO(saved(driver, "ranks", "png"))).convert("RGB")
     colors = {color for _, color in picture.getcolors(1 << 24)}
     assert {(0x00, 0x72, 0xB2), (0x00, 0x9E, 0x73), (255, 255, 255)} <= colors
 
@@ -487,17 +484,18 @@ def test_dark_and_logarithmic(driver, generated):
     _, address = generated
     opened(driver, address, "seed_0")
     ground = "return getComputedStyle(document.body).backgroundColor"
-    light = driver.execute_script(ground)
-    driver.find_element(By.CSS_SELECTOR, "[data-testid=theme]").send_keys("dark")
-    assert driver.execute_script(ground) != light == "rgb(255, 255, 255)"
-    driver.find_element(By.CSS_SELECTOR, "[data-testid=log-steps]").click()
+    assert read(driver, ground) == "rgb(255, 255, 255)"
+    pick(driver, "theme", "dark")
+    assert read(driver, ground) != "rgb(255, 255, 255)"
+    click(driver, "[data-testid=log-steps]")
     chart(driver, "ranks")
-    places = driver.execute_script(
+    places = read(
+        driver,
         "const { uplot } = rankmonCharts.get('ranks');"
-        "return [10, 20, 100].map((step) => uplot.valToPos(step, 'x'))"
+        "return [10, 20, 100].map((step) => uplot.valToPos(step, 'x'))",
     )
     assert places[1] - places[0] > 0.2 * (places[2] - places[0])  # an eighth of it were linear
-    driver.find_element(By.CSS_SELECTOR, "[data-testid=theme]").send_keys("auto")
+    pick(driver, "theme", "auto")
 
 
 def test_a_run_that_goes_on(driver, tmp_path):
@@ -505,6 +503,7 @@ def test_a_run_that_goes_on(driver, tmp_path):
     with (
         TensorBoardWriter(tmp_path / "live") as writer,
         server(tmp_path, "--reload_interval=1") as address,
+        leaving(driver),
     ):
         writer.write(record(0, 0, EIGENVALUES, rng))
         writer.write(record(10, 0.5, EIGENVALUES, rng))
@@ -516,12 +515,11 @@ def test_a_run_that_goes_on(driver, tmp_path):
         drawn = "return rankmonCharts.get('ranks').drawn.lines.find(({ label }) => label === 'H_L')"
         reload_until(driver, f"{drawn}.steps.length === 3")
         agrees(chart(driver, "ranks")["H_L"], scalars(tmp_path / "live", "rank/H_L"))
-        driver.find_element(By.CSS_SELECTOR, "[data-testid=cut]").send_keys(*[Keys.ARROW_LEFT] * 30)
+        press(driver, CUT, *[Keys.ARROW_LEFT] * 30)
         until(driver, "return rankmonApp.position === 50")
         writer.write(record(30, 1, EIGENVALUES, rng))
         reload_until(driver, f"{drawn}.steps.length === 4")
         agrees(chart(driver, "ranks")["H_L"], counted(tmp_path / "live", "H_L", -3))
-        driver.get("about:blank")  # before the server ends: the page asks it again and again
 
 
 def reload_until(driver, script):
@@ -536,18 +534,17 @@ def test_names_are_text(driver, generated):
     lines = chart(driver, f"weights-{LAYER}")
     assert lines["rank"][2] == [3]
     assert lines["stable rank"][2] == [2.5]
-    page = driver.find_element(By.TAG_NAME, "body").text
+    page = text(driver, "body")
     assert HOSTILE in page
     assert LAYER in page
     show(driver, "notes")
-    notes = driver.find_element(By.CSS_SELECTOR, "[data-testid=section-notes]")
-    until(driver, "return arguments[0].querySelector('.markdown') !== null", notes)
-    assert driver.execute_script("return window.pwned === undefined")
-    assert not driver.find_elements(By.CSS_SELECTOR, "img, .markdown script")
+    assert "window.pwned" in text(driver, "[data-testid=section-notes] .markdown")
+    assert read(driver, "return window.pwned === undefined")
+    assert not texts(driver, "img, .markdown script")
 
 
 def test_a_folder_without_runs_says_what_to_do(driver, tmp_path):
     (tmp_path / "logs").mkdir()
-    with server(tmp_path / "logs") as address:
+    with server(tmp_path / "logs") as address, leaving(driver):
         open_tab(driver, address)
         until(driver, "return document.body.textContent.includes('RankMonitor(')")

@@ -7,16 +7,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import Select
 
 import rankmon
-from chromium import agrees, chart, show
+from chromium import (
+    agrees,
+    attributes,
+    chart,
+    click,
+    leaving,
+    pick,
+    press,
+    press_focused,
+    read,
+    served,
+    show,
+    text,
+    texts,
+)
 from paths import REFERENCE
 from rankmon.writers.base import Record
 from rankmon.writers.tensorboard import TensorBoardWriter
-from tab_browser import open_tab, server, until
+from tab_browser import open_tab, until
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +91,7 @@ def address(tmp_path_factory):
         problem, logdir=logs / "held", every=1, hparams={"lr": 0.1}
     ) as monitor:
         monitor(0, {"held": np.eye(3), "w": np.ones((3, 2))})
-    with server(logs) as address:
+    with served(logs) as address:
         yield address
 
 
@@ -103,20 +115,8 @@ def opened(driver, address, *runs, **choices):
     until(driver, SELECTED, "|".join(sorted(runs)))
 
 
-def found(driver, selector):
-    return driver.find_element(By.CSS_SELECTOR, selector)
-
-
-def text(driver, selector):
-    return found(driver, selector).get_attribute("innerText")
-
-
-def choose(driver, name, value):
-    Select(found(driver, f"select[data-testid={name}]")).select_by_visible_text(value)
-
-
 def colors(driver):
-    return driver.execute_script("return rankmonApp.runs.map(({ name, color }) => [name, color])")
+    return read(driver, "return rankmonApp.runs.map(({ name, color }) => [name, color])")
 
 
 def luminance(color):
@@ -132,11 +132,12 @@ def test_the_legend_explains_circles_dashes_and_bands(driver, address, theme):
     key = text(driver, "[data-testid=chart-ranks] .key")
     for words in ("theory", "upper bound", "linear counterpart", "a tenth of the cut"):
         assert words in key
-    marked = driver.execute_script(
+    marked = read(
+        driver,
         "const { spec, uplot } = rankmonCharts.get('ranks');"
         "const isMarked = (at) => uplot.series[at].points.show(uplot, at) === true;"
         "return spec.lines.filter((_, at) => isMarked(at + 1))"
-        ".map(({ label }) => label)"
+        ".map(({ label }) => label)",
     )
     assert "H_o, upper bound" not in marked  # points on it would look like measurements
     assert "H_o" in marked
@@ -145,13 +146,16 @@ def test_the_legend_explains_circles_dashes_and_bands(driver, address, theme):
 def test_values_of_the_legend_are_selected_and_copied(driver, address):
     opened(driver, address, "other")
     chart(driver, "ranks")
-    copied = driver.execute_script(
+    copied = read(
+        driver,
         "const row = document.querySelector('[data-testid=chart-ranks] .legend .value');"
-        "getSelection().selectAllChildren(row); return String(getSelection())"
+        "getSelection().selectAllChildren(row); return String(getSelection())",
     )
     assert copied.startswith("26")
-    assert driver.execute_script(
-        "return [...document.querySelectorAll('.legend .value')].every((e) => !e.closest('button'))"
+    assert read(
+        driver,
+        "return [...document.querySelectorAll('.legend .value')]"
+        ".every((one) => !one.closest('button'))",
     )
 
 
@@ -167,7 +171,7 @@ def test_common_folders_of_runs_are_written_once(driver, address):
     opened(driver, address, *SWEEP)
     chart(driver, "ranks-H_L")
     names = "[...document.querySelectorAll('[data-testid=chart-ranks-H_L] .legend .name')]"
-    shown = driver.execute_script(f"return {names}.map((n) => [n.innerText, n.title])")
+    shown = read(driver, f"return {names}.map((n) => [n.innerText, n.title])")
     assert [name for name, _ in shown][:3] == ["lr_0.003", "lr_0.01", "lr_0.1"]
     assert shown[0][1] == "sweep/lr_0.003"
 
@@ -176,7 +180,7 @@ def test_common_folders_of_runs_are_written_once(driver, address):
 def test_runs_are_colored_by_a_hyperparameter(driver, address, theme):
     opened(driver, address, *SWEEP, theme=theme)
     by_name = dict(colors(driver))
-    choose(driver, "color-by", "lr")
+    pick(driver, "color-by", "lr")
     until(driver, "return rankmonApp.state.colorBy === 'lr' && rankmonApp.runs[0].color[0] === '#'")
     by_rate = dict(colors(driver))
     assert by_rate != by_name
@@ -187,10 +191,10 @@ def test_runs_are_colored_by_a_hyperparameter(driver, address, theme):
     contrast = [(max(ground, one) + 0.05) / (min(ground, one) + 0.05) for one in light]
     assert min(contrast) >= 3
     assert text(driver, "li[data-run='sweep/lr_0.003'] small") == "0.003"
-    options = [one.text for one in Select(found(driver, "[data-testid=color-by]")).options]
+    options = texts(driver, "[data-testid=color-by] option")
     assert options[:2] == ["run", "lr"]
     assert "net" not in options  # the same everywhere
-    choose(driver, "color-by", "run")
+    pick(driver, "color-by", "run")
     until(driver, "return rankmonApp.state.colorBy === ''")
     assert dict(colors(driver)) == by_name
 
@@ -198,7 +202,7 @@ def test_runs_are_colored_by_a_hyperparameter(driver, address, theme):
 def test_ranks_are_shares_of_p_only_if_it_is_certain(driver, address):
     opened(driver, address, *SWEEP)
     until(driver, "return rankmonApp.texts.size === 3")
-    choose(driver, "share", "share of p")
+    pick(driver, "share", "share of p")
     until(driver, "return rankmonCharts.get('ranks-H_L')?.spec.left === 'rank / p'")
     lines = chart(driver, "ranks-H_L")
     agrees(lines[SWEEP[0]], (list(STEPS), [(30.0 - at) / P for at in range(5)]))
@@ -217,11 +221,10 @@ def test_p_is_the_number_of_differentiated_parameters(driver, address):
     p = "import(new URL('static/perparameter.js', document.baseURI))"
     p += ".then(({ parametersOf }) => parametersOf(rankmonApp, rankmonApp.runs[0]))"
     assert driver.execute_async_script(f"{p}.then(arguments[0])") == 6
-    with server(REFERENCE) as older:
+    with served(REFERENCE) as older, leaving(driver):
         opened(driver, older, "linear_teacher")
         until(driver, "return rankmonApp.texts.size === 1")
         assert driver.execute_async_script(f"{p}.then(arguments[0])") == 1700
-        driver.get("about:blank")  # before the server ends: the page asks it again and again
 
 
 def test_a_far_threshold_does_not_flatten_the_curves(driver, address):
@@ -231,7 +234,7 @@ def test_a_far_threshold_does_not_flatten_the_curves(driver, address):
     where = "[data-testid=chart-curvature-eigenvalue_max]"
     assert "38 or more, is above this chart" in text(driver, f"{where} .missing")
     top = "return rankmonCharts.get('curvature-eigenvalue_max').uplot.scales.y.max"
-    assert driver.execute_script(top) < 2
+    assert read(driver, top) < 2
 
 
 def test_labels_of_a_logarithmic_axis_are_exact(driver, address):
@@ -269,37 +272,37 @@ def test_a_figure_is_a_column_wide_and_light(driver, address, theme):
     strokes = {path.get("stroke") for path in root.iter("{http://www.w3.org/2000/svg}path")}
     assert {"#0072b2", "#009e73", "#d55e00"} <= strokes
     assert "#4aa8e8" not in strokes
-    texts = {one.text for one in root.iter("{http://www.w3.org/2000/svg}text")}
-    assert "step" in texts
-    assert "Ranks" not in texts  # a figure has a caption
-    assert driver.execute_script("return document.documentElement.dataset.theme") == theme
+    words = {one.text for one in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert "step" in words
+    assert "Ranks" not in words  # a figure has a caption
+    assert read(driver, "return document.documentElement.dataset.theme") == theme
 
 
 def test_the_menu_opens_and_closes_by_keyboard_and_mouse(driver, address):
     opened(driver, address, "other")
     chart(driver, "ranks")
-    menu = found(driver, "[data-testid=chart-ranks] .saving")
-    opener = menu.find_element(By.TAG_NAME, "summary")
-    opener.send_keys(Keys.ENTER)
-    assert menu.get_attribute("open")
-    labels = [button.text for button in menu.find_elements(By.TAG_NAME, "button")]
-    assert labels == ["PNG", "SVG", "Figure", "CSV", "Copy"]
-    menu.find_element(By.TAG_NAME, "button").send_keys(Keys.ESCAPE)
-    assert not menu.get_attribute("open")
-    assert driver.switch_to.active_element == opener
-    opener.click()
-    found(driver, "[data-testid=section-ranks] > summary h2").click()
-    assert not menu.get_attribute("open")
+    menu = "[data-testid=chart-ranks] .saving"
+    is_open = f"return document.querySelector('{menu}').open"
+    is_closed = is_open.replace("return ", "return !")
+    press(driver, f"{menu} summary", Keys.ENTER)
+    until(driver, is_open)
+    assert texts(driver, f"{menu} button") == ["PNG", "SVG", "Figure", "CSV", "Copy"]
+    press(driver, f"{menu} button", Keys.ESCAPE)
+    until(driver, is_closed)
+    until(driver, f"return document.activeElement.matches('{menu} summary')")
+    click(driver, f"{menu} summary")
+    until(driver, is_open)
+    click(driver, "[data-testid=section-ranks] > summary h2")
+    until(driver, is_closed)
 
 
 def test_the_table_leaves_room_for_the_chart(driver, address):
     opened(driver, address, *SWEEP, "other", "other_p")
     show(driver, "overview")
-    heads = [head.text for head in driver.find_elements(By.CSS_SELECTOR, ".facts thead th")]
-    assert any("eigenvalue" in head for head in heads)
-    region = found(driver, "[data-testid=section-overview] [role=region]")
-    assert region.size["height"] <= 300
-    assert region.get_attribute("tabindex") == "0"
+    assert any("eigenvalue" in head for head in texts(driver, ".facts thead th"))
+    region = "[data-testid=section-overview] [role=region]"
+    assert 0 < read(driver, f"return document.querySelector('{region}').offsetHeight") <= 300
+    assert attributes(driver, region, "tabindex") == ["0"]
 
 
 @pytest.mark.parametrize("theme", THEMES)
@@ -308,7 +311,7 @@ def test_the_tab_key_reaches_all_with_a_visible_focus(driver, address, theme):
     chart(driver, "ranks-H_L")
     until(driver, "return rankmonApp.texts.size === 3")  # cards, for `share`
     driver.execute_script("window.scrollTo(0, 0); document.activeElement.blur()")
-    found(driver, "[data-testid=run-search]").click()
+    click(driver, "[data-testid=run-search]")
     reached = []
     script = """
         const one = document.activeElement, look = getComputedStyle(one);
@@ -318,8 +321,8 @@ def test_the_tab_key_reaches_all_with_a_visible_focus(driver, address, theme):
         return [name, seen || one.tagName === "BODY"];
     """
     for _ in range(40):
-        driver.switch_to.active_element.send_keys(Keys.TAB)
-        reached.append(driver.execute_script(script))
+        press_focused(driver, Keys.TAB)
+        reached.append(read(driver, script))
     assert all(seen for _, seen in reached), reached
     order = [name for name, _ in reached]
     wanted = ["runs-all", "color-by", "cut", "axis", "log-steps", "share", "spread", "theme"]
@@ -332,9 +335,8 @@ def test_equal_cards_are_one(driver, address):
     show(driver, "notes")
     until(driver, "return rankmonApp.texts.size === 3")
     until(driver, "return document.querySelector('.notes .card')?.textContent.includes('3 runs')")
-    cards = driver.find_elements(By.CSS_SELECTOR, ".notes .card > summary")
-    assert len(cards) == 1
-    assert re.search(r"3 runs, all alike\): card", cards[0].text)
+    (card,) = texts(driver, ".notes .card > summary")
+    assert re.search(r"3 runs, all alike\): card", card)
 
 
 @pytest.mark.parametrize("theme", THEMES)
@@ -342,7 +344,7 @@ def test_axe_finds_nothing_serious_in_more_sections(driver, address, theme):
     opened(driver, address, *SWEEP, theme=theme, colorBy="lr")
     for section in ("overview", "ranks", "weights", "determinants", "curvature", "layers", "notes"):
         show(driver, section)
-    found(driver, "[data-testid=section-ranks] .saving summary").send_keys(Keys.ENTER)
+    press(driver, "[data-testid=section-ranks] .saving summary", Keys.ENTER)
     (folder,) = find_spec("axe_core_python").submodule_search_locations
     driver.execute_script((Path(folder) / "axe.min.js").read_text())
     result = driver.execute_async_script("axe.run(document).then(arguments[0])")

@@ -9,18 +9,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from selenium.webdriver.common.action_chains import ActionChains
-from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import Select
 
 import rankmon
-from chromium import agrees, chart, show
+from chromium import (
+    agrees,
+    attributes,
+    chart,
+    click,
+    drag,
+    is_shown,
+    leaving,
+    pick,
+    press,
+    read,
+    saved,
+    served,
+    show,
+    text,
+    texts,
+)
 from paths import REFERENCE, ROOT
 from rankmon.writers.base import Record
 from rankmon.writers.tensorboard import TensorBoardWriter
 from reading import legacy_events
-from tab_browser import open_tab, server, until
+from tab_browser import enter_tab, open_tab, until
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +41,7 @@ NAN = float("nan")
 READ = "return window.rankmonApp?.status.textContent.startsWith('Read')"
 SELECTED = "return rankmonApp.runs.map((run) => run.name)"
 PARTS = ("H_L", "H_o", "H_f")
+CUT = "[data-testid=cut]"
 
 
 def write(folder, steps, start, scalars, arrays=lambda at: {}):
@@ -76,7 +90,7 @@ def logs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(logs):
-    with server(logs) as address:
+    with served(logs) as address:
         yield address
 
 
@@ -97,10 +111,6 @@ def opened(driver, address, *runs, **choices):
         until(driver, f"{SELECTED}.sort().join('|') === arguments[0]", "|".join(sorted(runs)))
 
 
-def text(driver, selector):
-    return driver.find_element(By.CSS_SELECTOR, selector).get_attribute("innerText")
-
-
 def logged(folder, tag):
     events = legacy_events(folder).Scalars(tag)
     return [event.step for event in events], [event.value for event in events]
@@ -108,24 +118,21 @@ def logged(folder, tag):
 
 def test_the_first_look_shows_the_newest_run_with_ranks(driver, address):
     opened(driver, address)
-    assert driver.execute_script(SELECTED) == ["lr_0.003"]
+    assert read(driver, SELECTED) == ["lr_0.003"]
     assert text(driver, "[data-testid=runs-count]") == "1 of 7 runs shown"
-    rows = [
-        row.get_attribute("data-run")
-        for row in driver.find_elements(By.CSS_SELECTOR, "li[data-run]")
-    ]
+    rows = attributes(driver, "li[data-run]", "data-run")
     assert rows[:3] == ["lr_0.003", "lr_0.01", "lr_0.1"]
-    driver.find_element(By.CSS_SELECTOR, "[data-testid=runs-all]").click()
+    click(driver, "[data-testid=runs-all]")
     until(driver, f"{SELECTED}.length === 7")
     open_tab(driver, address)  # the choice is remembered
     until(driver, READ)
-    assert len(driver.execute_script(SELECTED)) == 7
+    assert len(read(driver, SELECTED)) == 7
 
 
 def test_the_reference_logs_open_on_the_run_of_figure_s1(driver):
-    with server(REFERENCE) as address:
+    with served(REFERENCE) as address, leaving(driver):
         opened(driver, address)
-        assert driver.execute_script(SELECTED) == ["linear_teacher"]
+        assert read(driver, SELECTED) == ["linear_teacher"]
         agrees(chart(driver, "ranks")["H_L"], logged(REFERENCE / "linear_teacher", "rank/H_L"))
 
 
@@ -140,10 +147,9 @@ def test_seeds_are_selected_together(driver, tmp_path):
         lambda at: {f"rank/H_L/{end}": 3.0 for end in ends},
     )
     write(tmp_path / "other", range(3), 1.5e9, ranks)
-    with server(tmp_path) as address:
+    with served(tmp_path) as address, leaving(driver):
         opened(driver, address)
-        assert driver.execute_script(SELECTED) == [f"seeds/seed_{seed}" for seed in range(3)]
-        driver.get("about:blank")  # before the server ends: the page asks it again and again
+        assert read(driver, SELECTED) == [f"seeds/seed_{seed}" for seed in range(3)]
 
 
 def test_runs_of_different_lengths_share_an_axis(driver, address):
@@ -151,9 +157,7 @@ def test_runs_of_different_lengths_share_an_axis(driver, address):
     lines = chart(driver, "ranks-H_L")
     for run in ("lr_0.1", "lr_0.003"):
         agrees(lines[run], ([0, 0.25, 0.5, 0.75, 1], [20, 19, 18, 17, 16]))
-    Select(
-        driver.find_element(By.CSS_SELECTOR, "[data-testid=axis] , select[data-testid=axis]")
-    ).select_by_value("hours")
+    pick(driver, "axis", "hours")
     until(driver, "return rankmonCharts.get('ranks-H_L').spec.x === 'hours'")
     steps, values = [0, 0.01, 0.02, 0.03, 0.04], [20, 19, 18, 17, 16]
     kind, shown, found = chart(driver, "ranks-H_L")["lr_0.1"]
@@ -171,7 +175,7 @@ def test_a_run_of_nan_says_so(driver, address):
     opened(driver, address, "nan/later", "lr_0.01")
     chart(driver, "ranks-H_o")
     assert text(driver, "[data-testid=chart-ranks-H_o] .missing") == "▲ NaN at 2 steps: nan/later."
-    drawing = driver.execute_async_script("rankmonCharts.get('ranks-H_o').svg().then(arguments[0])")
+    drawing = saved(driver, "ranks-H_o", "svg").decode()
     assert len(re.findall(r'd="M[^"]*L[^"]*L[^"]*Z" fill="#', drawing)) == 2  # triangles
     assert "NaN" in text(driver, "[data-testid='overview-nan/later']")
 
@@ -183,21 +187,17 @@ def test_runs_that_coincide_are_counted_and_stay_visible(driver, address):
         text(driver, "[data-testid=chart-ranks-H_L] .missing")
         == "2 runs coincide: lr_0.003; lr_0.01."
     )
-    widths = driver.execute_script(
-        "return rankmonCharts.get('ranks-H_L').spec.lines.map((l) => l.width)"
-    )
+    widths = read(driver, "return rankmonCharts.get('ranks-H_L').spec.lines.map((l) => l.width)")
     assert widths[0] > widths[1]
-    names = "[...document.querySelectorAll('[data-testid=chart-ranks-H_L] .legend .name')]"
-    shown = driver.execute_script(f"return {names}.map((name) => name.innerText)")
+    shown = texts(driver, "[data-testid=chart-ranks-H_L] .legend .name")
     assert shown == ["lr_0.003", "lr_0.01"]  # without the pointer
 
 
 def test_the_cut_recounts_weights_and_marks_the_others(driver, address):
     opened(driver, address, "spectra")
-    slider = driver.find_element(By.CSS_SELECTOR, "[data-testid=cut]")
-    slider.send_keys(*[Keys.PAGE_DOWN] * 2, *[Keys.ARROW_RIGHT] * 3)
+    press(driver, CUT, *[Keys.PAGE_DOWN] * 2, *[Keys.ARROW_RIGHT] * 3)
     until(driver, "return rankmonApp.counts.has('spectra')")
-    place = int(slider.get_attribute("value"))
+    place = read(driver, "return Number(document.querySelector(arguments[0]).value)", CUT)
     cut = -10 + (place - 80) / 10
     expected = float(sum(value > cut for value in (2.0, 0.0, -3.0, -9.0, -14.0)))
     until(
@@ -207,9 +207,9 @@ def test_the_cut_recounts_weights_and_marks_the_others(driver, address):
     )
     chart(driver, "weights-w")
     stale = "return document.querySelector('[data-testid=chart-weights-{}]').matches('.stale')"
-    assert not driver.execute_script(stale.format("w"))
-    assert driver.execute_script(stale.format("v"))  # its singular values are not logged
-    driver.find_element(By.CSS_SELECTOR, "[data-testid=cut-reset]").click()
+    assert not read(driver, stale.format("w"))
+    assert read(driver, stale.format("v"))  # its singular values are not logged
+    click(driver, "[data-testid=cut-reset]")
     until(driver, "return !document.querySelector('.stale')")
 
 
@@ -220,39 +220,34 @@ def test_sections_of_the_guide_appear_when_logged(driver, logs, address):
     agrees(lines["w"], logged(logs / "spectra", "rank_columns/H_f/w"))
     agrees(lines["w, theory"], logged(logs / "spectra", "rank_columns_theory/H_f/w"))
     show(driver, "neural-collapse")
-    ask = driver.find_element(By.CSS_SELECTOR, "[data-testid=chart-collapse] .ask")
-    ask.send_keys(Keys.ENTER)
+    press(driver, "[data-testid=chart-collapse] .ask", Keys.ENTER)
     assert "class" in text(driver, "[data-testid=chart-collapse] p.help")
     opened(driver, address, "lr_0.1")
-    hidden = driver.find_element(By.CSS_SELECTOR, "[data-testid=section-layer-blocks]")
-    assert not hidden.is_displayed()
+    assert not is_shown(driver, "[data-testid=section-layer-blocks]")
 
 
 def test_the_legend_hides_lines_by_keyboard(driver, address):
     opened(driver, address, "lr_0.1")
     chart(driver, "ranks")
-    entry = driver.find_element(By.CSS_SELECTOR, "[data-testid=chart-ranks] .legend .entry")
-    entry.send_keys(Keys.SPACE)
-    assert entry.get_attribute("aria-pressed") == "false"
-    head = next(
-        csv.reader(io.StringIO(driver.execute_script("return rankmonCharts.get('ranks').csv()")))
-    )
+    entry = "[data-testid=chart-ranks] .legend .entry"
+    press(driver, entry, Keys.SPACE)
+    assert attributes(driver, entry, "aria-pressed") == ["false", "true", "true", "true"]
+    head = next(csv.reader(io.StringIO(saved(driver, "ranks", "csv").decode())))
     assert head == ["step", "H_o", "H_f", "loss"]
-    entry.send_keys(Keys.ENTER)
-    assert entry.get_attribute("aria-pressed") == "true"
+    press(driver, entry, Keys.ENTER)
+    assert attributes(driver, entry, "aria-pressed") == ["true"] * 4
 
 
 def test_charts_zoom_together(driver, address):
     opened(driver, address, "lr_0.1", "lr_0.003")
     for part in ("H_L", "H_o"):
         chart(driver, f"ranks-{part}")
-    plot = driver.find_element(By.CSS_SELECTOR, "[data-testid=chart-ranks-H_o] .u-over")
-    mouse = ActionChains(driver).move_to_element(plot).click_and_hold()
-    mouse.move_by_offset(plot.size["width"] // 4, 0).release().perform()
+    drag(driver, "[data-testid=chart-ranks-H_o] .u-over", 0.25)
+    until(driver, "return rankmonCharts.get('ranks-H_L').isZoomed()")
     ends = "return ['min', 'max'].map((end) => rankmonCharts.get('ranks-H_L').uplot.scales.x[end])"
-    low, high = driver.execute_script(ends)
+    low, high = read(driver, ends)
     assert (low, high) == (pytest.approx(2000, rel=0.02), pytest.approx(3000, rel=0.02))
-    driver.find_element(By.CSS_SELECTOR, "[data-testid=chart-ranks-H_o] .zoom").click()
+    click(driver, "[data-testid=chart-ranks-H_o] .zoom")
     until(
         driver,
         "const { x } = rankmonCharts.get('ranks-H_o').uplot.scales; return x.max - x.min === 4000",
@@ -260,47 +255,44 @@ def test_charts_zoom_together(driver, address):
 
 
 def test_a_pinned_spectrum_stays(driver):
-    with server(REFERENCE) as address:
+    with served(REFERENCE) as address, leaving(driver):
         opened(driver, address)
         show(driver, "spectrum")
         chart(driver, "spectrum")
         first = chart(driver, "spectrum")["log10 |eigenvalue|"]
-        driver.find_element(By.CSS_SELECTOR, "[data-testid=pin]").click()
-        driver.find_element(By.CSS_SELECTOR, "[data-testid=spectrum-step]").send_keys(Keys.HOME)
+        click(driver, "[data-testid=pin]")
+        press(driver, "[data-testid=spectrum-step]", Keys.HOME)
         until(driver, "return rankmonCharts.get('spectrum').spec.title.includes('step 0')")
         lines = chart(driver, "spectrum")
         assert lines["pinned: H_L at step 2000"][2][: len(first[2])] == first[2]
         assert lines["log10 |eigenvalue|"][2][: len(first[2])] != first[2]
-        driver.find_element(By.CSS_SELECTOR, "[data-testid=pin]").click()
+        click(driver, "[data-testid=pin]")
         assert "pinned: H_L at step 2000" not in chart(driver, "spectrum")
 
 
 def test_a_link_shows_what_i_see(driver):
-    with server(REFERENCE) as address:
+    with served(REFERENCE) as address, leaving(driver):
         opened(driver, address, "relu_mnist", axis="share of the run", closed=["weights"])
-        slider = driver.find_element(By.CSS_SELECTOR, "[data-testid=cut]")
-        slider.send_keys(*[Keys.ARROW_RIGHT] * 5)
+        press(driver, CUT, *[Keys.ARROW_RIGHT] * 5)
         until(driver, "return rankmonApp.position === 85 && rankmonApp.counts.has('relu_mnist')")
         show(driver, "spectrum")
-        driver.find_element(By.CSS_SELECTOR, "[data-testid=spectrum-step]").send_keys(Keys.HOME)
+        press(driver, "[data-testid=spectrum-step]", Keys.HOME)
         until(driver, "return rankmonCharts.get('spectrum').spec.title.includes('step 0')")
-        link = driver.execute_script("return window.parent.location.href")
+        link = read(driver, "return window.parent.location.href")
         opened(driver, address)
-        assert driver.execute_script(SELECTED) == ["linear_teacher"]
+        assert read(driver, SELECTED) == ["linear_teacher"]
         driver.execute_script("sessionStorage.clear()")
         driver.get("about:blank")
         driver.get(link)
-        until(driver, "return document.querySelector('iframe') !== null")
-        driver.switch_to.frame(driver.find_element(By.TAG_NAME, "iframe"))
+        enter_tab(driver)
         until(driver, READ)
-        assert driver.execute_script(SELECTED) == ["relu_mnist"]
-        state = driver.execute_script("return [rankmonApp.state.axis, rankmonApp.state.closed]")
+        assert read(driver, SELECTED) == ["relu_mnist"]
+        state = read(driver, "return [rankmonApp.state.axis, rankmonApp.state.closed]")
         assert state == ["share of the run", ["weights"]]
         label = "[data-testid=cut-label]"
         assert text(driver, label).startswith("× 10^0.5")
         show(driver, "spectrum")
         until(driver, "return rankmonCharts.get('spectrum')?.spec.title.includes('step 0')")
-        driver.get("about:blank")
 
 
 def test_the_legend_explains_the_parts(driver, address):
@@ -346,12 +338,12 @@ def test_nothing_scrolls_sideways(driver, address, width):
         opened(driver, address, "spectra", "lr_0.1")
         show(driver, "weights")
         wide = "return document.documentElement.scrollWidth - window.innerWidth"
-        assert driver.execute_script(wide) <= 0
-        runs = driver.find_element(By.CSS_SELECTOR, "[data-testid=run-search]")
-        assert runs.is_displayed() == (width > 720)
+        assert read(driver, wide) <= 0
+        search = "[data-testid=run-search]"
+        assert is_shown(driver, search) == (width > 720)
         if width < 720:
-            driver.find_element(By.CSS_SELECTOR, "aside .fold").send_keys(Keys.ENTER)
-            assert runs.is_displayed()
+            press(driver, "aside .fold", Keys.ENTER)
+            assert is_shown(driver, search)
     finally:
         driver.set_window_size(size["width"], size["height"])
 

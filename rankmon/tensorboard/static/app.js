@@ -57,6 +57,7 @@ export class App {
     this.runs = [];
     this.scalars = new Map();
     this.reading = 0;
+    this.busy = 0; // actions that have not ended; tests wait for them
     this.have = new Map();
     this.texts = new Map();
     this.counts = new Map();
@@ -220,11 +221,14 @@ export class App {
 
   /** Runs an action that may send requests, and shows its error if it fails. */
   async reported(action) {
+    this.busy += 1;
     try {
       await action();
     } catch (error) {
       this.status.textContent = `Not updated: ${error.message}`;
       this.status.classList.add("error");
+    } finally {
+      this.busy -= 1;
     }
   }
 
