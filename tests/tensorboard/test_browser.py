@@ -126,12 +126,9 @@ def counted(folder, part, decades):
 
 def test_the_tab_is_one_of_tensorboards(driver, reference):
     driver.get(reference)
-    until(
-        driver,
-        "const tabs = [...document.querySelectorAll('[role=tab]')];"
-        "const tab = tabs.find((tab) => /^ranks$/i.test(tab.textContent.trim()));"
-        "tab?.click(); return tab !== undefined",
-    )
+    tab = "[role=tab] [data-plugin-id=ranks]"
+    assert text(driver, tab).strip().lower() == "ranks"
+    click(driver, tab)
     until(driver, "return document.querySelector('iframe') !== null")
 
 
