@@ -31,6 +31,10 @@ def server(folder: Path, *flags: str) -> Iterator[str]:
             yield next(filter(None, (re.search(r"http://\S+/", line) for line in lines)))[0]
         finally:
             process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:  # now and then TensorBoard misses the signal
+                process.kill()
 
 
 def browser(width: int, height: int) -> webdriver.Chrome:

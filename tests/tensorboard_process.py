@@ -32,7 +32,11 @@ def tensorboard_server(logdir: Path, *flags: str, python: str = sys.executable, 
         yield found[0]
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=30)
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:  # now and then TensorBoard misses the signal
+            process.kill()
+            process.wait()
 
 
 def fetch(address: str, route: str, **query: str):
