@@ -218,7 +218,9 @@ class LanczosEngine:
         for done, part in enumerate(jobs):
             programs, deltas = all_jobs[part]
             now = time.monotonic()
-            limits = Limits(now + (deadline - now) / (len(jobs) - done), self.rows)
+            parts = len(jobs) - done + (part == "H_L")  # H_L twice: the others' cuts need its norm
+            share = 2 if part == "H_L" else 1
+            limits = Limits(now + (deadline - now) * share / parts, self.rows)
             norm = found["H_L"].norm if found else None
             # A complete basis gives exact ranks.
             complete = point.flat.p <= self.rows
