@@ -138,12 +138,13 @@ class PartProducts:
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001  whatever the error, float64 may work
+            if not self.refused:
+                text = (str(error).strip().splitlines() or [""])[0][:200]
+                warn_user(
+                    "products with the Hessian are computed in float64 and take longer, because "
+                    f"those in float32 raise {type(error).__name__}: {text}"
+                )
             self.refused.add(part)
-            text = (str(error).strip().splitlines() or [""])[0][:200]
-            warn_user(
-                f"products with {part} are computed in float64 and take longer, because those in "
-                f"float32 raise {type(error).__name__}: {text}"
-            )
             return None
 
     def _in_float32(self, point: Point) -> Point:

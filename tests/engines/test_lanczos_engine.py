@@ -120,8 +120,9 @@ def test_a_network_that_float32_cannot_compute_is_multiplied_in_float64():
         kernel = jnp.full((1, 1, 1), jnp.asarray(3) / 3)
         return case.apply(params, jax.lax.conv(x[:, None], kernel, (1,), "SAME")[:, 0])
 
-    with pytest.warns(UserWarning, match="computed in float64 .* float32 raise TypeError"):
+    with pytest.warns(UserWarning, match="computed in float64 .* float32 raise TypeError") as said:
         found, matrices, _ = measured(replace(case, apply=apply))
+    assert len(said) == 1
     values = np.linalg.eigvalsh(matrices["H_L"])
     assert found.curvature["H_L"].largest.value == pytest.approx(values[-1], rel=1e-4)
 
