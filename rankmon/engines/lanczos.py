@@ -19,11 +19,11 @@ from rankmon._util.text import bytes_text
 from rankmon.engines.base import Ranks
 from rankmon.engines.cuts import Cut, HessianCuts, below_rounding
 from rankmon.engines.most_ranks import most_ranks
-from rankmon.engines.part_products import NOISE_OF_DOUBLE, PartProducts
+from rankmon.engines.part_products import NARROW, NOISE_OF_DOUBLE, PartProducts
 from rankmon.hessian.gauss_newton import OuterRank, OuterSpectrum
 from rankmon.linalg.estimate import Estimate
 from rankmon.linalg.gram import BoundedSpectrum
-from rankmon.linalg.krylov import Limits, krylov_spectrum
+from rankmon.linalg.krylov import WIDTH, Limits, krylov_spectrum
 from rankmon.linalg.krylov_spectrum import KrylovSpectrum, ends_of_norm
 from rankmon.linalg.numerical_rank import NumericalRank, Tolerance, numerical_rank
 from rankmon.linalg.signed_spectrum import SignedSpectrum
@@ -40,6 +40,9 @@ _MOST_LEAVES = 64
 # A norm within this factor gives the cut of a rank: low and high are those at ten times the cut and
 # a tenth of it.
 _KNOWN_NORM = 2.0
+
+# Steps of a wide space that resolve most extremes, for two spaces.
+_LEAST_STEPS = 20
 
 # Of the time limit: the rest is for the bounds on ranks, and for steps that take longer than the
 # ones before them.
@@ -230,6 +233,7 @@ class LanczosEngine:
                 point.flat.p,
                 norm=norm,
                 limits=limits,
+                width=self._width(programs, limits.deadline - time.monotonic()),
                 dtype=np.float64 if noise == NOISE_OF_DOUBLE else np.float32,
                 noise=noise,
             )
@@ -239,6 +243,11 @@ class LanczosEngine:
         if copied:
             found["H_f_fixed"] = found["H_f"]
         return found
+
+    def _width(self, programs: str, seconds: float) -> int:
+        """Return the vectors from which spaces start: few find extremes in the least products."""
+        step = self.products.seconds.get(programs, 0.0)
+        return WIDTH if _LEAST_STEPS * step <= seconds else NARROW
 
     def describe(self) -> str:
         """Return the engine's line of the run's card."""

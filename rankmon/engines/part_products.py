@@ -1,6 +1,7 @@
 """Products of rows with a part of the Hessian, in float32 if that is precise enough."""
 
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -19,6 +20,9 @@ from rankmon.problem.precision import SINGLE
 
 _T = TypeVar("_T")
 
+# Rows that are multiplied one by one.
+NARROW = 2
+
 # Products in float32 are taken if their error, relative to ||H||_2, is below this. For a random v
 # ||dH v|| / ||H v|| is about ||dH||_F / ||H||_F: a factor allows for norms that differ by part.
 _MOST_NOISE, _NOISE_FACTOR = 1e-4, 16.0
@@ -36,6 +40,7 @@ class PartProducts:
       single: the problem in these coordinates, in float32.
       programs: the compiled products, by part and whether they are in float32.
       refused: the parts whose products cannot be computed in float32.
+      seconds: the time that the last product of `width` rows took, by part.
     """
 
     coordinates: Coordinates
@@ -44,6 +49,7 @@ class PartProducts:
     single: FlatProblem
     programs: dict[tuple[str, bool], HessianPrograms] = field(default_factory=dict, compare=False)
     refused: set[str] = field(default_factory=set, compare=False)
+    seconds: dict[str, float] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, flat: FlatProblem, *, memory_limit: int, width: int = WIDTH) -> "PartProducts":
@@ -64,7 +70,8 @@ class PartProducts:
         """Compile the products with these parts."""
         for part in parts:
             self._programs(part, self.reduced).one  # noqa: B018  compiles it
-            self._in_single(part, lambda programs: programs.block)
+            if self._in_single(part, lambda programs: programs.block) is None:
+                self._programs(part, self.reduced).block  # noqa: B018
 
     def operator(self, part: str, point: Point, deltas: Sequence[np.ndarray]) -> HessianOperator:
         """Return one part at this point, in the precision of the point's problem."""
@@ -95,16 +102,20 @@ class PartProducts:
         at = slice(None) if places is None else places
         v = np.zeros(whole)
         v[at] = np.random.default_rng(0).standard_normal(v[at].size)
-        operator, noise = self.operator(part, point, deltas), math.inf
+        exact = operator = self.operator(part, point, deltas)
+        noise = math.inf
         at_single = self._in_float32(point)
 
         def several(programs: HessianPrograms) -> Float[np.ndarray, "m q"]:
             scales = (-2.0) ** np.arange(programs.block.width)  # float32 scales exactly
             single = programs.at(at_single.theta, at_single.fixed, deltas)
-            return single.matmat(scales[:, None] * v)[0][:, at] / scales[:, None]
+            begun = time.monotonic()
+            found = single.matmat(scales[:, None] * v)[0]
+            self.seconds[part] = time.monotonic() - begun
+            return found[:, at] / scales[:, None]
 
         if not double and (found := self._in_single(part, several)) is not None:
-            want = operator.mv(v)[at]
+            want = exact.mv(v)[at]
             off = float(np.max(np.linalg.norm(found - want, axis=1)))
             size = max(float(np.linalg.norm(want)), 1e-300)
             noise = _NOISE_FACTOR * max(off / size, SINGLE.eps)
@@ -115,6 +126,8 @@ class PartProducts:
         width = operator.programs.block.width
 
         def product(rows: Float[np.ndarray, "m q"]) -> Float[np.ndarray, "m q"]:
+            if len(rows) <= NARROW and exact.programs.one is not None:
+                return np.stack([exact.mv(row) for row in rows])  # a block's other rows cost too
             pieces = [operator.matmat(rows[i : i + width])[0] for i in range(0, len(rows), width)]
             return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
 

@@ -15,6 +15,7 @@ so that no array of size p x p or p x N k is needed. If p < N k, H_o itself is t
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -165,11 +166,11 @@ class OuterSpectrum:
 
         There are no eigenvalues (None) if something is not finite.
         """
+        begun, found, spectrum = time.monotonic(), None, None
         seconds = _SECONDS * self._order**3
         if seconds > time_limit:
             raise OutOfTimeError(f"the spectrum of {self._order:,} rows")
         self._flat.pace.say(f"the spectrum of {self._order:,} rows", seconds)
-        pace = replace(self._flat.pace, limit=time_limit)  # shares the set of logged messages
         # Arrays of JAX stay on their devices, where they may be sharded.
         leaves = [leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for leaf in leaves]
         b = self._output_hessians(leaves)
@@ -179,12 +180,20 @@ class OuterSpectrum:
         if roots is None:
             return self._undefined(method), None, False
         for way in self._ways(tolerance, method, convex=roots.signs is None):
-            spectrum = self._spectrum(way, leaves, roots, pace)
+            left = time_limit - (time.monotonic() - begun)
+            pace = replace(self._flat.pace, limit=left)  # shares the set of logged messages
+            try:
+                spectrum = self._spectrum(way, leaves, roots, pace)
+            except OutOfTimeError:
+                if found is None:
+                    raise
+                break  # the method before has bounds on the rank at least
             if spectrum is None:
                 return self._undefined(way), None, False
             found = self.counted(spectrum, tolerance, way)
             if found.finest_cut <= found.tolerance:  # else the next method resolves smaller cuts
                 break
+        assert found is not None
         return found, spectrum, roots.signs is None
 
     def _ways(self, tolerance: Tolerance, method: str, *, convex: bool) -> list[str]:

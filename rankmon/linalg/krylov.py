@@ -224,7 +224,8 @@ class _Job:
     def _with_more(self, rest: Rest | None, first: BlockLanczos, blocks: int) -> Rest | None:
         """Return the moments with those of more vectors, as far as there is time."""
         for _ in range(blocks):
-            if self.limits.clock() + 2 * first.seconds > self.limits.deadline:
+            seconds = first.seconds * max(1, WIDTH // self.width)
+            if self.limits.clock() + 2 * seconds > self.limits.deadline:
                 break
             more = Rest.outside(first.rows, self.product, self._drawn(WIDTH))
             rest = more if rest is None else rest + more

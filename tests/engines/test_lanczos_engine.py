@@ -9,6 +9,8 @@ import pytest
 
 from oracles import CASES, Case, cross_entropy, dense_parts, mlp, student_t
 from rankmon import HessianProbe, Problem, RankMonitor, hessian_ranks
+from rankmon.engines.lanczos import LanczosEngine
+from rankmon.engines.part_products import NARROW
 from rankmon.engines.select import select_engine
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
 from rankmon.linalg.numerical_rank import Tolerance
@@ -104,6 +106,28 @@ def test_with_too_little_time_values_are_left_out_and_intervals_hold(name):
         assert rank.low <= np.sum(np.abs(values) > cut)
     assert left_out
     assert any("too few products" in text for text in found.warnings)
+
+
+def test_slow_products_are_of_few_vectors_and_find_the_extremes(monkeypatch):
+    widths = []
+
+    def slow(engine, programs, seconds):
+        engine.products.seconds[programs] = seconds
+        widths.append(width(engine, programs, seconds))
+        return widths[-1]
+
+    width = LanczosEngine._width
+    monkeypatch.setattr(LanczosEngine, "_width", slow)
+    found, matrices, _ = measured(NETWORKS["tanh"])
+    assert set(widths) == {NARROW}
+    norm = np.linalg.norm(matrices["H_L"], 2)
+    for part, curvature in found.curvature.items():
+        values = np.linalg.eigvalsh(matrices[part])
+        assert curvature.largest.value == pytest.approx(values[-1], abs=1e-4 * norm)
+        for number, true in true_numbers(values, norm).items():
+            is_count = isinstance(number, float)
+            e = curvature.above[number] if is_count else getattr(curvature, number)
+            assert e.low - 1e-9 * norm <= true <= e.high + 1e-9 * norm, (part, number)
 
 
 def test_with_enough_time_nothing_is_said():
