@@ -245,6 +245,7 @@ export class App {
       if (!isNear(box)) continue;
       await this.fetch(section);
       await this.fetch(section); // a section may need more once it has data
+      if (!this.runs.length) return; // the last run was hidden meanwhile
       section.draw();
     }
     this.toolbar.describeCut();

@@ -185,7 +185,7 @@ export class Chart {
     const hidden = new Set(
       this.uplot ? this.uplot.series.filter((one) => !one.show).map((one) => one.label) : [],
     );
-    this.uplot?.destroy();
+    this.discard();
     this.data = aligned(this.spec.lines);
     this.inPlot = this.spec; // until the next drawing, while `spec` may be newer
     const given = options(this, this.width(), hidden);
@@ -207,10 +207,17 @@ export class Chart {
     else this.uplot.setSize({ width: this.width(), height: this.spec.height ?? 300 });
   }
 
+  /** Removes the drawing, with its hooks: a drawing that it still owes would be made from newer lines. */
+  discard() {
+    if (!this.uplot) return;
+    for (const name of Object.keys(this.uplot.hooks)) this.uplot.hooks[name] = [];
+    this.uplot.destroy();
+  }
+
   destroy() {
     this.resizing.disconnect();
     this.seeing.disconnect();
-    this.uplot?.destroy();
+    this.discard();
     Chart.all.delete(this.id);
   }
 
