@@ -5,6 +5,7 @@ import { aligned, placed } from "./aligned.js";
 import { button, element } from "./dom.js";
 import { wordsOnMissing } from "./missing.js";
 import { Legend, linesOf } from "./legend.js";
+import { MapCursor } from "./mapcursor.js";
 import { axisOf, options } from "./plotoptions.js";
 import { pngOf, svgOf } from "./pictures.js";
 import { rich } from "./richtext.js";
@@ -50,8 +51,8 @@ import { saveMenu } from "./savemenu.js";
  * @property {boolean} [many] whether each line is a run; the legend is sorted by value
  * @property {Line[]} lines
  * @property {[number, number, string][]} [bands] indices of the upper and the lower line, and the color
- * @property {(u: uPlot) => string} [reading] returns a text on the point under the pointer, if the
- *   legend does not show its value
+ * @property {{steps: number[], indices: number[], first: number, words: (step: number, row: number) => string}} [map]
+ *   the places of a map's columns and rows, the row to read first, and a text on a place
  * @property {(u: uPlot) => void} [under] draws below the lines
  * @property {(u: uPlot) => void} [over] draws above the lines
  * @property {Function} [rangeY] the range of the left axis, as for uPlot's scales
@@ -81,6 +82,7 @@ export class Chart {
     this.resizing.observe(this.plot);
     this.seeing = new IntersectionObserver(([{ isIntersecting }]) => this.seen(isIntersecting), NEAR);
     this.seeing.observe(this.host);
+    this.cursor = new MapCursor(this);
     this.spec = spec;
     Chart.all.set(id, this);
   }
@@ -90,6 +92,7 @@ export class Chart {
     this.spec = spec;
     this.title.replaceChildren(...rich(spec.title));
     if (!this.uplot) this.plot.setAttribute("aria-label", spec.title);
+    this.cursor.follow(spec.map);
     this.plot.style.minHeight = `${spec.height ?? 300}px`;
     this.help.textContent = spec.help ?? "";
     this.helpButton.hidden = !spec.help;
@@ -139,6 +142,7 @@ export class Chart {
       this.uplot.setData(placed(this.data, this.spec), true);
       if (zoomed) this.uplot.setScale("x", { min, max });
     });
+    this.cursor.renew();
     this.read();
   }
 
@@ -147,8 +151,15 @@ export class Chart {
     const { idx, left } = this.uplot.cursor;
     const isPointed = left >= 0 && idx !== null && idx !== undefined;
     this.legend.read(this.data, idx, isPointed);
-    this.plot.setAttribute("aria-label", `${this.inPlot.title}. ${this.legend.words()}`);
-    this.reading.textContent = isPointed ? (this.inPlot.reading?.(this.uplot) ?? "") : "";
+    if (!this.cursor.place) this.plot.setAttribute("aria-label", this.words());
+    this.reading.textContent = isPointed ? this.cursor.words() : "";
+  }
+
+  /** Returns title and values, for those who cannot see the chart. */
+  words() {
+    const { title, map } = this.inPlot;
+    const keys = map ? " Arrow keys, Home and End read the map; Escape leaves it." : "";
+    return `${title}. ${this.legend.words()}${keys}`;
   }
 
   /** Hides or shows an entry of the legend, with its band and its theory. */
@@ -194,6 +205,7 @@ export class Chart {
     this.uplot = new uPlot(given, placed(this.data, this.spec), this.plot);
     this.legend.show(this.spec, (at) => this.uplot.series[at + 1].show);
     this.zoomAsOthers();
+    this.cursor.renew();
     this.read();
   }
 

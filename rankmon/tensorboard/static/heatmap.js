@@ -21,20 +21,11 @@ export function drawHeatMap(u, { steps, indices }, image) {
   ctx.restore();
 }
 
-/** Returns the places in the table of the step and the index under the pointer; null if it is outside. */
+/** Returns the places in the table of the step and the row under the pointer; null if it is outside. */
 export function placeAt(u, { steps, indices }) {
   const { left, top } = u.cursor;
   if (left === null || left < 0 || !steps.length || !indices.length) return null;
   return [nearest(steps, u.posToVal(left, "x")), nearest(indices, u.posToVal(top, "y") - 1)];
-}
-
-/** Returns a text with step, index and eigenvalue under the pointer. */
-export function readingAt(u, map, shown) {
-  const [step, index] = placeAt(u, map) ?? [];
-  if (step === undefined) return "";
-  const value = map.values[step * map.indices.length + index];
-  const what = Number.isNaN(value) ? "exactly zero or missing" : shown(Number(value.toFixed(3)));
-  return `step ${map.steps[step]}, index ${map.indices[index] + 1}: log10 |eigenvalue| ${what}`;
 }
 
 /** Draws the table, one pixel per value, with the first index at the bottom; null if it is empty. */

@@ -1,6 +1,6 @@
 // A map of layers by steps: one row of colors for each layer, in place of many lines.
 
-import { drawHeatMap, painted, placeAt } from "./heatmap.js";
+import { drawHeatMap, painted } from "./heatmap.js";
 import { shortened } from "./names.js";
 import { heatGradient, ink } from "./theme.js";
 import { brief, shown } from "./values.js";
@@ -31,16 +31,17 @@ export function layerMap(app, look, quantities) {
     x: app.state.axis,
     logX: app.state.logX && app.state.axis === "step",
     left: "",
-    isMap: true,
     rowNames: names.map((name) => shortened(name, 22)),
     height: Math.min(Math.max(rows.length * ROW + 60, LEAST), MOST),
     lines: [{ label: "layers", color: ink().text, kind: "silent", steps: places, values: steps.map(() => NaN) }],
     rangeY: () => [0.5, rows.length + 0.5],
     under: (u) => drawHeatMap(u, map, image),
     colors: { gradient: heatGradient(), low: brief(low), high: brief(high), unit: look.left },
-    reading: (u) => {
-      const [step, row] = placeAt(u, map) ?? [];
-      return row === undefined ? "" : `${names[row]}: ${shown(values[step * rows.length + row])}`;
+    map: {
+      steps: places,
+      indices: map.indices,
+      first: rows.length - 1, // on top
+      words: (step, row) => `${app.state.axis} ${shown(places[step])}, ${names[row]}: ${shown(values[step * rows.length + row])}`,
     },
     table: () => ({ steps: places, rows: rows.map((_, at) => [names[at], rowOf(at)]).reverse() }),
   };

@@ -3,7 +3,7 @@
 import { ChartGrid } from "./grid.js";
 import { shown } from "./values.js";
 import { button, choice, element } from "./dom.js";
-import { drawHeatMap, painted, readingAt } from "./heatmap.js";
+import { drawHeatMap, painted } from "./heatmap.js";
 import { factor } from "./recount.js";
 import { faint, heatGradient, ink, lineColor, negativeColor, partColor, partName } from "./theme.js";
 
@@ -164,6 +164,14 @@ export class SpectrumSection {
     return negative?.length ? [all, line(`${name}, negative`, negative, { dash: [2, 3], width: 1.5 })] : [all];
   }
 
+  /** Returns a text on a place of the heat map. */
+  words(step, row) {
+    const { steps, indices, values } = this.map;
+    const value = values[step * indices.length + row];
+    const what = Number.isNaN(value) ? "exactly zero or missing" : shown(Number(value.toFixed(3)));
+    return `step ${steps[step]}, index ${indices[row] + 1}: log10 |eigenvalue| ${what}`;
+  }
+
   heatMapChart() {
     const { run, part, steps, indices } = this.map;
     const [low, high] = this.range;
@@ -188,7 +196,7 @@ export class SpectrumSection {
       lines,
       colors: { gradient: heatGradient(), low: low.toFixed(1), high: high.toFixed(1), unit: "log10 |eigenvalue|" },
       ground: "#277f8e", // of the color map, so that the white line is seen in the legend
-      reading: (u) => readingAt(u, this.map, shown),
+      map: { steps, indices, first: 0, words: (step, row) => this.words(step, row) },
       rangeY: () => [0.5, (indices.at(-1) ?? 0) + 1.5],
       under: (u) => drawHeatMap(u, this.map, this.painted),
     };
