@@ -401,7 +401,7 @@ def test_many_layers_have_one_chart_for_each_family(driver, many_layers):
     logs, address = many_layers
     opened(driver, address, "deep")
     lines = chart(driver, "layers-rank_weights")
-    label = "median over the layers"
+    label = "median"
     for shown, name in ((label, "median"), (f"{label}, low", "min"), (f"{label}, high", "max")):
         agrees(lines[shown], scalars(logs / "deep", f"layers/rank_weights/{name}"))
     table = mapped(driver, "weights-rank_weights")

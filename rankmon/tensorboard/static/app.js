@@ -194,7 +194,7 @@ export class App {
       this.all = await this.source.runs();
       this.selectAtFirst();
       this.reading += 1;
-      const now = new Date().toLocaleTimeString();
+      const now = new Date().toLocaleTimeString([], { timeStyle: "short" });
       this.status.textContent = this.source.isLive ? `Read at ${now}` : "";
       this.status.classList.remove("error"); // before the update, which may report a new error
       await this.update();
@@ -350,7 +350,7 @@ export class App {
     this.empty.hidden = this.runs.length > 0;
     if (this.runs.length) return;
     const words = this.all.length
-      ? [element("p", {}, "No run is selected. Select one or more runs on the left.")]
+      ? [element("p", {}, "No run is selected. Select one or more in the list of runs.")]
       : [
           element("p", {}, "No run in this log folder has ranks yet. To log them, add three lines to the training loop:"),
           element("pre", {}, NO_RUNS),

@@ -8,7 +8,7 @@ export function interval(low, high) {
   const word = (value) =>
     Number.isInteger(value) ? value.toLocaleString("en-US") : String(Number(value.toPrecision(6)));
   const words = [low, high].map(word);
-  return low === high ? words[0] : words.join("–");
+  return low === high ? words[0] : words.join(low < 0 ? " to " : "–");
 }
 
 /**

@@ -18,6 +18,8 @@ const CHARTS = [
   ["effective_rank", "Effective rank", "rank"],
 ];
 
+const MANY = 12; // several runs have charts for each part: the rest on demand
+
 const INTERVAL = "interval of an estimate, or range over the seeds";
 const THRESHOLD = "eigenvalue_max_threshold";
 
@@ -34,7 +36,7 @@ export class CurvatureSection {
 
   constructor(app) {
     this.app = app;
-    this.grid = new ChartGrid("medium");
+    this.grid = new ChartGrid("medium", MANY);
     this.host = this.grid.host;
   }
 

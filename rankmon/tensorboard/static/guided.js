@@ -2,8 +2,8 @@
 
 import { ChartGrid } from "./grid.js";
 import { layerMap } from "./layermap.js";
-import { allTags, isKept, isMapped } from "./layernames.js";
-import { layerName, naturally, unshared } from "./names.js";
+import { allTags, isKept, isMapped, layerColors } from "./layernames.js";
+import { axisLabel, layerName, naturally, unshared } from "./names.js";
 import { plainTags } from "./seeds.js";
 import { lineColor } from "./theme.js";
 
@@ -51,7 +51,7 @@ export class GuidedSection {
     if (!tags.length) return [];
     const { unit, meaning } = this.app.explained(tags[0]);
     const isRank = unit === "count" && /^rank|\/rank/.test(tags[0]);
-    const look = { title: chart.title, left: unit.replace(/^as the (\w+)s$/, "$1"), fromZero: unit === "count", height: 240, help: meaning };
+    const look = { title: chart.title, left: isRank ? "rank" : axisLabel(unit), fromZero: unit === "count", height: 240, help: meaning };
     const stale = { ...look, isStale: isRank && !this.app.isAtCut() };
     const quantities = chart.margin ? [this.banded(chart)] : this.lines(chart, tags);
     const id = tags[0].split("/").slice(0, -1).join("-") || tags[0];
@@ -70,10 +70,12 @@ export class GuidedSection {
     const families = new Set(tags.map((tag) => tag.slice(0, -restOf(chart, tag).length || undefined)));
     const place = (tag) => (families.size === 1 ? restOf(chart, tag) : tag);
     const names = unshared(tags.map(place));
+    const colors = layerColors(this.app, tags.map(place));
+    const isAlone = tags.length === 1 && place(tags[0]) === tags[0]; // the title says what it is
     return tags.map((tag, at) => ({
       id: place(tag),
-      label: layerName(names[at]),
-      color: lineColor(at),
+      label: isAlone ? chart.title : layerName(names[at]),
+      color: colors[at],
       of: (run) => this.app.series(run, tag),
       margin: (run) => this.app.range(run, tag),
       theory: (run) => this.app.series(run, theoryOf(tag)),

@@ -56,7 +56,7 @@ export class HessianSection {
     const isSpread = runs.length === 1 && this.app.position === LOGGED && this.app.range(runs[0].name, "rank/H_L").low;
     const [title, band] = isSpread ? SPREAD : ["Ranks", MARGIN];
     const look = { title, left, fromZero: true, height: 340, band };
-    this.wide.host.classList.toggle("wide", runs.length === 1 || state.median);
+    this.wide.columns.classList.toggle("wide", runs.length === 1 || state.median);
     this.wide.show([
       ...this.app.charts("ranks", this.withLoss(look), quantities),
       ...(runs.length === 1 ? [] : this.lossCharts()),

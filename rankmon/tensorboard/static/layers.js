@@ -2,10 +2,10 @@
 
 import { ChartGrid } from "./grid.js";
 import { allTags } from "./layernames.js";
-import { naturally } from "./names.js";
+import { axisLabel, naturally } from "./names.js";
 import { lineColor } from "./theme.js";
 
-// Title and unit of the families that default probes log; others are shown by their tag.
+// Title and unit of the families that default probes log; others have those of the guide, or their tag.
 const NAMES = {
   rank_weights: ["Rank of weights", "rank"],
   stable_rank: ["Stable rank of weights", "rank"],
@@ -35,12 +35,20 @@ export class LayersSection {
 
   draw() {
     const charts = this.families().flatMap((family) => {
-      const [title, left] = NAMES[family] ?? [family.replaceAll("_", " "), "value"];
-      const quantity = { id: family, label: "median over the layers", color: lineColor(0), width: 2, ...this.logged(family) };
-      const look = { title, left, height: 200, band: "lowest to highest layer" };
+      const [title, left] = NAMES[family] ?? this.guided(family);
+      const quantity = { id: family, label: "median", color: lineColor(0), width: 2, ...this.logged(family) };
+      const look = { title, left, fromZero: this.app.explained(`${family}/layer`).unit === "count", leftLog: family === "condition_number", height: 200, band: "lowest to highest layer" };
       return this.app.charts(`layers-${family}`, look, [quantity]);
     });
     this.grid.show(charts);
+  }
+
+  /** Returns title and axis label of a family, from the guide if it has a chart of the family. */
+  guided(family) {
+    const tag = `${family}/layer`;
+    const charts = this.app.guide.sections.flatMap((section) => section.charts);
+    const found = charts.find(({ tags }) => tags?.some((pattern) => new RegExp(pattern, "s").test(tag)));
+    return [found?.title ?? family.replaceAll("_", " "), axisLabel(this.app.explained(tag).unit)];
   }
 
   /** Returns the median over the layers, with the lowest and the highest value as its margin. */

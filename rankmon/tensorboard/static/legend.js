@@ -6,7 +6,7 @@ import { shortened } from "./names.js";
 import { rich } from "./richtext.js";
 import { shown } from "./values.js";
 
-const [WIDTH, HEIGHT] = [28, 14];
+const [WIDTH, HEIGHT] = [40, 14]; // two dashes, one of which no circle hides
 const SVG = "http://www.w3.org/2000/svg";
 
 /** Returns whether a line has an entry of its own; bands, and theory of a line, belong to its entry. */
@@ -30,7 +30,7 @@ export class Legend {
     this.list = element("ul");
     this.where = element("p", { class: "where" });
     this.key = element("p", { class: "key" });
-    this.host = element("div", { class: "legend" }, this.where, this.list, this.key);
+    this.host = element("div", { class: "legend" }, this.where, element("div", { class: "entries" }, this.list, this.key));
     this.rows = new Map();
   }
 
@@ -156,7 +156,7 @@ function picture({ line, ground, circled }) {
   const look = { stroke: line.color, "stroke-width": thick, "stroke-dasharray": (line.dash ?? []).join(" ") };
   if (line.kind !== "markers") svg.append(made("line", { x1: 0, x2: WIDTH, y1: middle, y2: middle, ...look }));
   if (circled) {
-    const circle = { cx: WIDTH / 2, cy: middle, r: 3.5, fill: "var(--page)", stroke: circled.color };
+    const circle = { cx: WIDTH / 2, cy: middle, r: 3.5, fill: circled.fill ?? "var(--page)", stroke: circled.color };
     svg.append(made("circle", { ...circle, "stroke-width": 1.4 }));
   }
   return svg;

@@ -24,7 +24,8 @@ export class Lemma8Section {
     this.app = app;
     this.table = element("table", { class: "facts" });
     this.grid = new ChartGrid("medium");
-    this.host = element("div", {}, this.table, this.grid.host);
+    const scrolled = element("div", { class: "scrolled", tabindex: 0, role: "region", "aria-label": "assumptions of Lemma 8" }, this.table);
+    this.host = element("div", {}, scrolled, this.grid.host);
   }
 
   isFor(tags) {
@@ -37,11 +38,11 @@ export class Lemma8Section {
     const layers = layersOf(this.app, PREDICTED);
     const look = { height: 240 };
     const predicted = runs.filter(({ scalars }) => scalars.some((tag) => tag.startsWith(PREDICTED)));
+    const isOne = predicted.length === 1 || state.median;
     const paths = layers.flatMap((layer) => {
       const title = `${layerTitle(layer)}: measured and predicted by Lemma 8`;
       const measured = this.quantity("measured", "measured", lineColor(0), `log_abs_det/${layer}`, { width: 4 });
       const prediction = this.quantity("predicted", "predicted", lineColor(1), PREDICTED + layer, { dash: [6, 4] });
-      const isOne = predicted.length === 1 || state.median;
       const quantities = isOne
         ? [measured, prediction]
         : [{ ...measured, label: title, theory: prediction.of, expected: "predicted" }];
@@ -53,7 +54,7 @@ export class Lemma8Section {
         dash: [2, 4],
       }),
     ]);
-    const title = "Prediction error and quadrature error";
+    const title = isOne ? "Prediction error and quadrature error" : "Lemma 8"; // followed by which of them
     const off = { ...look, title, left: "|error of log|det||", leftLog: true };
     this.grid.show([...paths, ...this.app.charts("lemma8-errors", off, errors, predicted)]);
   }
@@ -74,7 +75,7 @@ export class Lemma8Section {
       element(
         "tr",
         { "data-testid": `lemma8-run-${name}` },
-        element("th", { scope: "row" }, name),
+        element("th", { scope: "row" }, element("span", { class: "name" }, name)),
         ...ASSUMPTIONS.map(([tag, , size]) => this.verdict(name, tag, size(this, name))),
       );
     this.table.replaceChildren(

@@ -1,4 +1,4 @@
-// The order of names of runs and layers, and words in singular and plural.
+// The order of names of runs and layers, words in singular and plural, and labels of axes.
 
 // A number with decimals, as in lr_0.003; digits between dots, as in a version or a path, are whole.
 const NUMBER = /((?<![\d.])\d+(?:\.\d+(?!\.?\d))?(?:e[-+]?\d+)?|\d+)/i;
@@ -51,4 +51,10 @@ export function unshared(names) {
   let to = 0;
   while (to < shortest - 1 - from && isShared(-1 - to)) to++;
   return parts.map((one) => one.slice(from, one.length - to).join("/"));
+}
+
+/** Returns the label of an axis from a unit of the legend. */
+export function axisLabel(unit) {
+  if (unit === "soft count") return "rank"; // stable and effective ranks
+  return unit.replace("as the eigenvalues", "eigenvalue").replace(/^as the /, "unit of the ");
 }

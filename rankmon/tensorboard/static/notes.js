@@ -39,7 +39,7 @@ export class NotesSection {
     const summary = isAlert ? `${whose}: ${counted(events.length, "alert")}` : `${whose}: card`;
     return element(
       "details",
-      { class: isAlert ? "alerts" : "card", open: isAlert || names.length === this.app.runs.length },
+      { class: isAlert ? "alerts" : "card", open: isAlert },
       element("summary", {}, summary),
       ...events.map(({ step, html }) => {
         return element("article", {}, element("h3", {}, `step ${step}`), markdown(html));

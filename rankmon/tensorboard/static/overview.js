@@ -36,29 +36,32 @@ export class OverviewSection {
   draw() {
     const runs = this.app.runs.filter(({ scalars }) => this.isFor(scalars));
     const parts = PARTS.filter((part) => runs.some(({ name }) => this.app.series(name, `rank/${part}`)));
-    const heads = ["run", "step", ...parts.map((part) => `rank ${partName(part)}`)];
+    const ranks = parts.map((part) => `rank\u00a0${partName(part)}`);
     const isSharp = runs.some(({ name }) => this.app.series(name, SHARPNESS));
-    const others = ["equal to theory?", ...(isSharp ? ["largest eigenvalue of H_L"] : []), "loss", "alerts"];
-    const head = [...heads, ...others].map((text) => element("th", { scope: "col" }, ...rich(text)));
+    const numbers = ["step", ...ranks];
+    const ends = [...(isSharp ? ["largest eigenvalue of H_L"] : []), "loss"];
+    const head = (kind, ...texts) => texts.map((text) => element("th", { scope: "col", class: kind }, ...rich(text)));
+    const heads = [...head("", "run"), ...head("number", ...numbers), ...head("wide", "equal to theory?"), ...head("number", ...ends), ...head("", "alerts")];
     const rows = runs.map((run) => this.row(run, parts, isSharp));
-    this.table.replaceChildren(element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows));
+    this.table.replaceChildren(element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...rows));
   }
 
   row({ name, color }, parts, isSharp) {
     const dot = element("span", { class: "dot" });
     dot.style.background = color;
     const cell = (words, kind) => element("td", kind ? { class: kind } : {}, words);
+    const number = (words) => cell(words, "number");
     const now = (tag) => brief(last(this.app.series(name, tag)));
     const alerts = this.app.texts.get(name)?.["rankmon/alerts"]?.length ?? 0;
     return element(
       "tr",
       { "data-testid": `overview-${name}` },
       element("th", { scope: "row" }, element("span", { class: "run" }, dot, element("span", { class: "name" }, name))),
-      cell(String(this.app.lastStep(name))),
-      ...parts.map((part) => cell(this.rank(name, part))),
+      number(String(this.app.lastStep(name))),
+      ...parts.map((part) => number(this.rank(name, part))),
       this.verdict(name, parts),
-      ...(isSharp ? [cell(now(SHARPNESS))] : []),
-      cell(now("loss")),
+      ...(isSharp ? [number(now(SHARPNESS))] : []),
+      number(now("loss")),
       cell(alerts ? counted(alerts, "alert") : "none", alerts ? "unmet" : ""),
     );
   }
@@ -82,7 +85,7 @@ export class OverviewSection {
       const some = known.length < parts.length ? ` for ${listed(known.map(partName))}` : "";
       return element("td", { class: "met" }, ...rich(`✓ met${some}`));
     }
-    const words = missed.flatMap((part, at) => rich(`${at ? "; " : "✗ "}${partName(part)} ${theory(part)}`));
+    const words = missed.flatMap((part, at) => rich(`${at ? "; " : "✗ predicted: "}${partName(part)} ${theory(part)}`));
     return element("td", { class: "unmet", title: "The predicted ranks that differ from the measured ones" }, ...words);
   }
 }

@@ -132,7 +132,7 @@ function drawSwatch(ctx, spec, line, at, x, y) {
   if (!circled) return;
   const ring = new Path2D(); // the context that writes SVG takes circles from paths only
   ring.arc(x + 13, y, 3.5, 0, 2 * Math.PI);
-  Object.assign(ctx, { fillStyle: ink().page, strokeStyle: circled.color, lineWidth: 1.4 });
+  Object.assign(ctx, { fillStyle: circled.fill ?? ink().page, strokeStyle: circled.color, lineWidth: 1.4 });
   ctx.fill(ring);
   ctx.stroke(ring);
 }

@@ -31,8 +31,8 @@ export function options(chart, width, hidden) {
   const within = (u, all) => all.map((value) => (value < u.scales.x.min ? null : value)); // uPlot adds -1 to log steps
   const whole = (isLog) => (isLog ? { splits: logSplits } : {});
   const axes = [
-    axis({ label: spec.x ?? "step", size: 36, space: 80, values: spec.logX ? logSteps : ticks(false), filter: within, ...drawn(within) }),
-    axis({ label: spec.left, size: 62, values: ticks(spec.leftLog), ...whole(spec.leftLog), ...rowsOf(spec) }),
+    axis({ label: spec.x ?? "step", size: 36, space: 55, ...(WHOLE_X.includes(spec.x) && !spec.logX ? { incrs: WHOLE } : {}), values: spec.logX ? logSteps : ticks(false), filter: within, ...drawn(within) }),
+    axis({ label: spec.left, size: 62, values: ticks(spec.leftLog), ...whole(spec.leftLog), ...counts(spec), ...rowsOf(spec) }),
   ];
   if (spec.right) {
     const given = { scale: "right", side: 1, label: spec.right, size: 62, grid: { show: false } };
@@ -70,6 +70,11 @@ export function options(chart, width, hidden) {
   };
 }
 
+// Distances between labels of steps and counts, which have no fractions.
+const WHOLE = Array.from({ length: 15 }, (_, decade) => [1, 2, 5].map((digit) => digit * 10 ** decade)).flat();
+const WHOLE_X = [undefined, "step", "index"];
+const counts = ({ left, fromZero }) => (fromZero && (left === "rank" || left === "count") ? { incrs: WHOLE } : {});
+
 const [ROW_PIXELS, LETTER_PIXELS] = [12, 7];
 
 /** Returns the options of the left axis of a map: a name for each row, or for some of them. */
@@ -93,7 +98,7 @@ function seriesOf(line, hidden) {
   if (line.kind === "edge") return { ...base, width: 0, points: { show: false } };
   if (line.kind === "markers") {
     const size = line.size ?? 7;
-    const points = { show: true, size, stroke: line.color, width: 1.2, fill: "transparent", space: 12 };
+    const points = { show: true, size, stroke: line.color, width: 1.2, fill: line.fill ?? "transparent", space: 12 };
     return { ...base, stroke: line.color, width: 0, paths: () => null, points: { ...points, filter: spaced } };
   }
   const isMeasured = line.kind !== "silent" && !line.meaning && !line.isReference; // points on a bound would look like measurements
@@ -122,8 +127,8 @@ function spaced(u, index, show) {
   return chosen;
 }
 
-function rangeExactly(_, low, high) {
-  return low === high ? [low - 0.5, high + 0.5] : [low, high];
+function rangeExactly({ data: [xs] }, low, high) {
+  return xs?.length === 1 ? [xs[0] - 0.5, xs[0] + 0.5] : [low, high]; // uPlot would put one step at the edge
 }
 
 function rangeFromZero(_, low, high) {

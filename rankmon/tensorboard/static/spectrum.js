@@ -4,12 +4,14 @@ import { ChartGrid } from "./grid.js";
 import { shown } from "./values.js";
 import { button, choice, element } from "./dom.js";
 import { drawHeatMap, painted } from "./heatmap.js";
+import { counted } from "./names.js";
 import { factor } from "./recount.js";
 import { faint, heatGradient, ink, lineColor, negativeColor, partColor, partName } from "./theme.js";
 
 // The axis extends this far below the cut, where eigenvalues are rounding noise.
 const NOISE_DECADES = 5;
 const COUNTERPART = "linear counterpart";
+const OUTLYING = 0.02; // share of the eigenvalues above the cut with the lowest color
 
 export class SpectrumSection {
   id = "spectrum";
@@ -75,8 +77,8 @@ export class SpectrumSection {
       const at = linked >= 0 ? linked : follows ? last : Math.min(this.at, last);
       const spectrum = await this.app.source.spectrum(run, part, map.logged[at]);
       if (this.loaded !== wanted) return;
-      Object.assign(this, { map: { ...map, run, part }, at, spectrum, range: rangeOf(map) });
-      this.painted = painted(this.map, this.range);
+      Object.assign(this, { map: { ...map, run, part }, at, spectrum, range: rangeOf(map), colors: colorsOf(map) });
+      this.painted = painted(this.map, this.colors);
       this.steps.max = last;
       this.steps.value = at;
     } catch (error) {
@@ -134,11 +136,13 @@ export class SpectrumSection {
     lines.push(...this.pinnedLines());
     const [low, high] = this.range;
     const room = (high - low) * 0.05;
+    const small = cut === null ? 0 : (negative ?? []).filter((log) => log <= cut).length;
+    const noise = small === negative?.length ? "all" : `${small} of them`;
     const counts = [
-      ...(negative ? [`${negative.length} negative`] : []),
-      ...(zeros ? [`${zeros} exact zeros`] : []),
+      ...(negative ? [`${negative.length} negative${small ? `, ${noise} below the cut` : ""}`] : []),
+      ...(zeros ? [counted(zeros, "exact zero")] : []),
     ];
-    const none = counts.length ? ` (${counts.join(", ")})` : "";
+    const none = counts.length ? ` (${counts.join("; ")})` : "";
     return {
       title: `${run}: ${partName(part)} at step ${step}${none}`,
       left: "log10 |eigenvalue|",
@@ -174,14 +178,15 @@ export class SpectrumSection {
 
   heatMapChart() {
     const { run, part, steps, indices } = this.map;
-    const [low, high] = this.range;
+    const [low, high] = this.colors;
+    const least = this.range[0] < low ? " or less" : "";
     const rank = this.app.ranks(run, part)?.rank;
     const color = "#ffffff";
     const lines = [{ label: "rank at the cut", color, width: 2, steps, values: steps.map((s) => at(rank, s) ?? NaN) }];
     const theory = this.app.series(run, `rank_theory/${part}`);
     if (theory) {
       const values = steps.map((s) => at(theory, s) ?? NaN);
-      lines.push({ label: "theory", color: "#ff5c5c", kind: "markers", steps, values });
+      lines.push({ label: "theory", color: "#8c0000", fill: "#ffffff", kind: "markers", steps, values });
     }
     const landmark = this.app.series(run, `rank_landmark/${part}`);
     if (landmark) {
@@ -194,7 +199,7 @@ export class SpectrumSection {
       logX: this.app.state.logX,
       height: 320,
       lines,
-      colors: { gradient: heatGradient(), low: low.toFixed(1), high: high.toFixed(1), unit: "log10 |eigenvalue|" },
+      colors: { gradient: heatGradient(), low: `${low.toFixed(1)}${least}`, high: high.toFixed(1), unit: "log10 |eigenvalue|" },
       ground: "#277f8e", // of the color map, so that the white line is seen in the legend
       map: { steps, indices, first: 0, words: (step, row) => this.words(step, row) },
       rangeY: () => [0.5, (indices.at(-1) ?? 0) + 1.5],
@@ -233,6 +238,17 @@ function drawRank(u, rank, name, { dash, line }) {
   const y = top + (4 + 16 * line) * devicePixelRatio;
   ctx.fillText(`${name}: ${rank}`, x + (isRight ? -6 : 6) * devicePixelRatio, y);
   ctx.restore();
+}
+
+/**
+ * Returns the range of the colors: nearly all eigenvalues above the cut. With the noise below it, which is
+ * many decades lower, the others would all look alike.
+ */
+function colorsOf(map) {
+  const width = map.indices.length;
+  const above = map.values.filter((value, place) => value > (map.cut[Math.floor(place / width)] ?? -Infinity)).sort((a, b) => a - b);
+  const [low, high] = [above[Math.floor(OUTLYING * above.length)], above.at(-1)];
+  return low < high ? [low, high] : rangeOf(map);
 }
 
 /**

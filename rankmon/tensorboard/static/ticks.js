@@ -39,11 +39,17 @@ export function logSteps(u, all) {
 
 const MOST_DIGITS = 12;
 
-/** Returns the labels of an axis, with as many digits as its values need. */
+const decimals = (value) => String(value).split(".")[1]?.length ?? 0;
+
+/** Returns the labels of an axis, all with as many decimals as its values need. */
 export function tickWords(all) {
   const known = all.filter((value) => value !== null);
   const largest = Math.max(...known.map(Math.abs));
-  if (largest < 1e6 && largest >= 1e-3) return all.map((value) => (value === null ? "" : String(Number(value.toPrecision(MOST_DIGITS)))));
+  if (largest < 1e6 && largest >= 1e-3) {
+    const rounded = (value) => (Math.abs(value) < 1e-9 * largest ? 0 : Number(value.toPrecision(MOST_DIGITS)));
+    const most = Math.max(...known.map((value) => decimals(rounded(value))));
+    return all.map((value) => (value === null ? "" : rounded(value).toFixed(most)));
+  }
   const isExact = (digits) => known.every((value) => Math.abs(Number(value.toExponential(digits)) - value) <= 1e-9 * largest);
   let digits = 0;
   while (digits < MOST_DIGITS && !isExact(digits)) digits += 1;

@@ -40,10 +40,10 @@ export class Toolbar {
   make() {
     this.makeCut();
     const log = (logX) => this.app.choose({ logX });
-    this.logSteps = checkbox("log steps", false, log, { "data-testid": "log-steps" });
+    this.logSteps = checkbox("Log steps", false, log, { "data-testid": "log-steps" });
     const place = (axis) => this.app.choose({ axis });
     const axes = this.app.source.times ? AXES : AXES.filter((axis) => axis !== TIME);
-    this.axes = choice("x axis", axes, STEP, place, { "data-testid": "axis" });
+    this.axes = choice("X axis", axes, STEP, place, { "data-testid": "axis" });
     const share = (chosen) => this.app.choose({ share: chosen === SHARE });
     this.sharing = choice("Ranks as", [COUNT, SHARE], COUNT, share, { "data-testid": "share" });
     const spread = (value) => this.app.choose({ median: value === MEDIAN });
@@ -55,7 +55,7 @@ export class Toolbar {
       "data-testid": "layer-filter",
       oninput: () => this.app.choose({ layers: this.layerFilter.value }),
     });
-    this.split = checkbox("one chart for each layer", false, (split) => this.app.choose({ split }), { "data-testid": "split" });
+    this.split = checkbox("One chart per layer", false, (split) => this.app.choose({ split }), { "data-testid": "split" });
     const dress = (theme) => {
       this.app.choose({ theme });
       this.app.applyTheme();

@@ -3,7 +3,7 @@
 import { element } from "./dom.js";
 import { ChartGrid } from "./grid.js";
 import { layerMap } from "./layermap.js";
-import { isMapped, layersOf, MOST_LINES } from "./layernames.js";
+import { isMapped, layerColors, layersOf, MOST_LINES } from "./layernames.js";
 import { layerName, layerTitle, unshared } from "./names.js";
 import { lineColor } from "./theme.js";
 
@@ -41,7 +41,7 @@ export class WeightsSection {
     const layers = layersOf(this.app, "rank_weights/");
     const isSummed = this.app.runs.length > 1 && layers.length > MOST_LINES && !this.app.state.split;
     const isMaps = isMapped(this.app, layers.length);
-    this.grid.host.classList.toggle("small", !isMaps); // names of layers take room
+    this.grid.columns.classList.toggle("small", !isMaps); // names of layers take room
     this.note.textContent = isSummed ? `${layers.length} layers: see their median and range under "All layers".` : "";
     if (isSummed) this.grid.show([]);
     else if (isMaps) this.grid.show(this.maps(layers));
@@ -101,17 +101,19 @@ export class DeterminantsSection {
 
   draw() {
     const { runs, state } = this.app;
-    const quantities = layersOf(this.app, "log_abs_det/").map((layer, at, all) => ({
+    const layers = layersOf(this.app, "log_abs_det/");
+    const colors = layerColors(this.app, layers);
+    const quantities = layers.map((layer, at, all) => ({
       id: layer,
       label: layerName(layer),
-      color: lineColor(at),
+      color: colors[at],
       width: 2 + 2 * Math.min(all.length - 1 - at, 3), // curves of balanced layers coincide
       ...logged(this.app, `log_abs_det/${layer}`),
       marks: (run) => this.signChanges(run, layer),
       marked: "sign changes",
     }));
     const look = { title: "log|det W|", left: "log|det W|", height: 260 };
-    this.grid.host.classList.toggle("wide", runs.length === 1 || state.median);
+    this.grid.columns.classList.toggle("wide", runs.length === 1 || state.median);
     if (isMapped(this.app, quantities.length)) {
       const names = unshared(quantities.map(({ label }) => label));
       const rows = quantities.map((quantity, at) => ({ ...quantity, label: names[at] }));
