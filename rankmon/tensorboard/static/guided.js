@@ -35,6 +35,7 @@ export class GuidedSection {
   }
 
   draw() {
+    this.used = new Set();
     this.grid.show(this.charts.flatMap((chart) => this.chart(chart)));
   }
 
@@ -54,9 +55,17 @@ export class GuidedSection {
     const look = { title: chart.title, left: isRank ? "rank" : axisLabel(unit), fromZero: unit === "count", height: 240, help: meaning };
     const stale = { ...look, isStale: isRank && !this.app.isAtCut() };
     const quantities = chart.margin ? [this.banded(chart)] : this.lines(chart, tags);
-    const id = tags[0].split("/").slice(0, -1).join("-") || tags[0];
+    const id = this.idOf(tags[0]);
     if (isMapped(this.app, quantities.length)) return [[id, layerMap(this.app, stale, quantities)]];
     return this.app.charts(id, stale, quantities);
+  }
+
+  /** Returns an id that no other chart of the section has: its tag's family, or else the whole tag. */
+  idOf(tag) {
+    const family = tag.split("/").slice(0, -1).join("-");
+    const id = !family || this.used.has(family) ? tag.replaceAll("/", "-") : family;
+    this.used.add(id);
+    return id;
   }
 
   /** Returns a line with a band. */
@@ -74,7 +83,7 @@ export class GuidedSection {
     const isAlone = tags.length === 1 && place(tags[0]) === tags[0]; // the title says what it is
     return tags.map((tag, at) => ({
       id: place(tag),
-      label: isAlone ? chart.title : layerName(names[at]),
+      label: isAlone ? chart.title : layerName(names[at].replace(/^_/, "")), // of nc2_means and nc2_classifier
       color: colors[at],
       of: (run) => this.app.series(run, tag),
       margin: (run) => this.app.range(run, tag),
