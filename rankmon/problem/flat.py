@@ -23,12 +23,14 @@ from rankmon.problem.checks import check_moving, leaves_fit, leaves_text
 from rankmon.problem.losses import Loss, Root
 from rankmon.problem.output_hessians import DenseHessians, FactoredHessians, OutputHessians
 from rankmon.problem.precision import Precision, abstract_array, abstract_arrays
+from rankmon.problem.probabilities import are_probabilities, takes_logits, warn_of_probabilities
 from rankmon.problem.pytree import LeafSpec, leaf_specs, passing_names
 
 # theta in R^p: one vector, or the differentiated leaves with the shapes and shardings they have.
 Vector = Float[Array, " p"] | tuple[Float[Array, "..."], ...]
 
-_EVALUATION = "evaluation"  # a key of `FlatProblem.memo`
+# Keys of `FlatProblem.memo`.
+_EVALUATION, _PROBABILITIES = "evaluation", "probabilities"
 
 
 @runtime_checkable
@@ -43,6 +45,7 @@ class Statement(Protocol):
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     lift_dtype: bool
+    warnings_given: set[Any]
 
     def unpack(self, params: Any, extra: Any = None) -> Any:
         """Return the pytree to measure."""
@@ -291,9 +294,17 @@ class FlatProblem:
         """Return loss, residuals, the data of the output Hessians and, with u, (dF/dtheta)^T u."""
         known = (theta, tuple(fixed), self.inputs, self.targets, self.typed_weights)
         if u is None and (_EVALUATION, True) not in self.memo:
-            return self._evaluation(gradient=False)(*known)
-        u = np.zeros((self.positions, self.k)) if u is None else u
-        return self._evaluation(gradient=True)(*known, u.astype(self.dtype))
+            results, flags = self._evaluation(gradient=False)(*known)
+        else:
+            u = np.zeros((self.positions, self.k)) if u is None else u
+            results, flags = self._evaluation(gradient=True)(*known, u.astype(self.dtype))
+        self.memo.setdefault(_PROBABILITIES, any(map(bool, flags)))
+        return results
+
+    def warn_of_outputs(self) -> None:
+        """Warn if the first outputs were probabilities and the loss takes logits."""
+        if self.memo.get(_PROBABILITIES):
+            warn_of_probabilities(self.problem.warnings_given)
 
     def _evaluation(self, *, gradient: bool) -> Callable[..., Any]:
         """Return the program of `evaluated`, compiled once."""
@@ -312,7 +323,8 @@ class FlatProblem:
             delta = jnp.where(weights[:, None] > 0, delta, 0.0)
             data = self.hessian_data(z, targets)
             products = [back(v.astype(z.dtype))[0] for back, v in zip(pullback, u, strict=True)]
-            return jnp.sum(weights * values), delta, data, *products
+            flags = [are_probabilities(z, weights)] if takes_logits(loss) else []
+            return (jnp.sum(weights * values), delta, data, *products), flags
 
         key = (_EVALUATION, gradient)
         if key not in self.memo:

@@ -3,14 +3,19 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
+
 from rankmon.problem.equinox_keras import as_arrays, kinds
 from rankmon.problem.pytree import Bundle
 
 
 def keras_network(
-    model: Any, arguments: Mapping[str, Any]
+    model: Any, arguments: Mapping[str, Any], loss: Any = None
 ) -> tuple[Callable[..., Any], Callable[[Any], Any]]:
     """Return apply(trainable, inputs, non_trainable), and a function that unpacks the model.
+
+    If the loss takes logits and the last layer is a softmax, apply returns the logarithm of its
+    probabilities, which are logits of the same probabilities.
 
     Raises:
       TypeError: if it is not a model or layer of Keras.
@@ -35,10 +40,12 @@ def keras_network(
         )
 
     network: Any = model
+    takes_log = loss == "cross_entropy" and _ends_in_softmax(model)
 
     def apply(trainable: Any, inputs: Any, others: Any = None) -> Any:
         rest = network.non_trainable_variables if others is None else others
-        return network.stateless_call(trainable, rest, inputs, training=False, **arguments)[0]
+        outputs = network.stateless_call(trainable, rest, inputs, training=False, **arguments)[0]
+        return jnp.log(outputs) if takes_log else outputs
 
     def unpack(params: Any) -> Any:
         if not isinstance(params, kinds("keras", "Layer")):
@@ -57,3 +64,19 @@ def has_one_dtype(model: Any) -> bool:
     """Return whether the layers compute in the dtype of their variables (no mixed precision)."""
     layers = [model, *getattr(model, "layers", ())]
     return all(layer.compute_dtype == layer.variable_dtype for layer in layers)
+
+
+def _ends_in_softmax(model: Any) -> bool:
+    """Return whether the model's only output is that of a layer with a softmax."""
+    import keras
+
+    outputs: list[Any] = list(getattr(model, "outputs", None) or ())
+    for layer in getattr(model, "layers", ()) if len(outputs) == 1 else ():
+        try:
+            is_last = layer.output is outputs[0]
+        except (AttributeError, ValueError):  # the layer is called several times, or never
+            continue
+        if is_last:
+            own = isinstance(layer, keras.layers.Softmax) and layer.axis == -1
+            return own or getattr(layer, "activation", None) is keras.activations.softmax
+    return False

@@ -91,7 +91,9 @@ class Snapshot:
 
     @cached_property
     def _loss_and_residuals(self) -> tuple[float, Float[np.ndarray, "n k"]]:
-        return self.flat.loss_and_residuals(self.theta, self.fixed)
+        found = self.flat.loss_and_residuals(self.theta, self.fixed)
+        self.flat.warn_of_outputs()
+        return found
 
     @property
     def loss(self) -> float:

@@ -133,6 +133,7 @@ class Problem:
             check_finite(name, tree)
         if self.weights is not None:
             check_weights(self.weights, self.n)
+        self.warnings_given: set[Any] = set()  # also those given for other probe batches
         self._flat: dict[Any, FlatProblem] = {}
         self._unpack: Callable[[Any], Any] = plain
 
@@ -241,8 +242,9 @@ class Problem:
         """Return the problem of a Keras model on the JAX backend, evaluated in inference mode.
 
         The parameters to measure are the model itself, or the values of its trainable variables.
-        Non-trainable variables are read from the model at each measurement and held fixed. For
-        `model.fit` use `rankmon.keras.RankCallback`.
+        Non-trainable variables are read from the model at each measurement and held fixed. With
+        loss "cross_entropy" and a softmax as the last layer, the outputs are the logarithms of its
+        probabilities, which are logits too. For `model.fit` use `rankmon.keras.RankCallback`.
 
         Args:
           model: the model or layer, with weights; the loss that it is compiled with is not used.
@@ -252,7 +254,7 @@ class Problem:
         Raises:
           TypeError, ValueError: for invalid arguments; the message says how to fix them.
         """
-        network = keras_network(model, arguments)
+        network = keras_network(model, arguments, options.get("loss"))
         # Keras casts all inputs to the dtype of its layers, so that nothing would be in float64.
         return cls._of(network, {"lift_dtype": has_one_dtype(model), **options})
 
