@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+# The fact that says which parameters the Hessian is of, which reports read back from a card.
+HESSIAN_OF = "Hessian of"
+
 
 class Fact(NamedTuple):
     """A line of a run's card, in plain text."""

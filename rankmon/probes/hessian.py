@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rankmon._util.facts import Fact
+from rankmon._util.facts import HESSIAN_OF, Fact
 from rankmon._util.hparams import Hparam
 from rankmon._util.tags import HESSIAN_PARTS
 from rankmon._util.validate import as_flag, as_parts, check_engine, check_time_limit
@@ -36,6 +36,7 @@ from rankmon.problem.diagnosis import check_uses_parameters
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.point import Point, Snapshot
 from rankmon.problem.problem import Problem
+from rankmon.problem.pytree import differentiated_text
 
 # Seconds: a probe is one of many and delays training; `hessian_ranks` is asked for its result.
 DEFAULT_TIME_LIMIT = 10.0
@@ -302,6 +303,7 @@ class PreparedHessian:
         return Description(
             facts=[
                 *claims.facts,
+                *self._part_fact(),
                 Fact("p", f"{self.flat.p:,} differentiated parameters"),
                 Fact("Hessian dtype", self._arithmetic()),
                 Fact("Hessian cut", self._cut()),
@@ -313,6 +315,11 @@ class PreparedHessian:
             reservation=claims.reservation,
             hparams=self._hparams(claims),
         )
+
+    def _part_fact(self) -> list[Fact]:
+        """Return the line on the measured parameters; an empty list if these are all."""
+        text = differentiated_text(self.flat.specs)
+        return [] if text is None else [Fact(HESSIAN_OF, f"only {text}, p = {self.flat.p:,}")]
 
     def _arithmetic(self) -> str:
         precision = self.flat.precision
@@ -329,7 +336,7 @@ class PreparedHessian:
     def _hparams(self, claims: Claims) -> dict[str, Hparam]:
         flat = self.flat
         hparams: dict[str, Hparam] = {"engine": self.choice.engine.name, "eps": flat.precision.eps}
-        if flat.p != sum(spec.size for spec in flat.specs):
+        if flat.p != sum(spec.size for spec in flat.specs if spec.is_trainable):
             hparams["differentiated"] = flat.p
         if self.measured.stack is not None:
             hparams["widths"] = widths_text(self.measured.stack)

@@ -15,6 +15,7 @@ import numpy as np
 
 from rankmon._util.globs import as_patterns, matching
 from rankmon._util.tags import made_unique
+from rankmon._util.text import listed
 from rankmon._util.warnings import warn_user
 
 
@@ -23,7 +24,8 @@ class LeafSpec:
     """Name, shape and dtype of one parameter leaf, and whether it is differentiated.
 
     A `chosen` leaf passes the filters, but may be an integer array. `is_number` marks a Python
-    number: a setting that is held fixed and that an optimizer may turn into an array.
+    number: a setting that is held fixed and that an optimizer may turn into an array. `is_extra`
+    marks a variable beside the parameters, such as a running mean.
     """
 
     name: str
@@ -32,11 +34,18 @@ class LeafSpec:
     differentiated: bool
     chosen: bool = True
     is_number: bool = False
+    is_extra: bool = False
 
     @property
     def size(self) -> int:
         """The number of entries."""
         return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether this is a parameter that gradients can train, differentiated here or not."""
+        floating = bool(jnp.issubdtype(self.dtype, jnp.floating))
+        return floating and not self.is_number and not self.is_extra
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("params", "extra"), meta_fields=())
@@ -101,7 +110,8 @@ def leaf_specs(
 
     def spec(place: int, name: str, leaf: Any) -> LeafSpec:
         dtype = _dtype_of(name, leaf)
-        chosen, is_number = place < len(own) and name in passing, not hasattr(leaf, "dtype")
+        is_extra, is_number = place >= len(own), not hasattr(leaf, "dtype")
+        chosen = not is_extra and name in passing
         if chosen and jnp.issubdtype(dtype, jnp.complexfloating):
             raise TypeError(
                 f"expected real parameters, got {dtype} at {name!r}; complex weights have no "
@@ -110,10 +120,31 @@ def leaf_specs(
             )
         floating = bool(jnp.issubdtype(dtype, jnp.floating))
         moves = floating and chosen and not is_number
-        return LeafSpec(name, tuple(np.shape(leaf)), dtype, moves, chosen, is_number)
+        return LeafSpec(name, tuple(np.shape(leaf)), dtype, moves, chosen, is_number, is_extra)
 
     leaves = jax.tree_util.tree_leaves(params)
     return tuple(spec(i, *pair) for i, pair in enumerate(zip(names, leaves, strict=True)))
+
+
+def differentiated_text(specs: Sequence[LeafSpec]) -> str | None:
+    """Return the differentiated leaves as globs, "Dense_1/*, head/bias"; None for all parameters.
+
+    A folder of names of which all parameters are differentiated is one glob.
+    """
+    names = {spec.name: spec.differentiated for spec in specs if spec.is_trainable}
+    if all(names.values()):
+        return None
+    globs: dict[str, None] = {}
+    for name in (name for name, moves in names.items() if moves):
+        parts = name.split("/")
+        folders = ["/".join(parts[:i]) + "/" for i in range(1, len(parts))]
+        whole = (
+            f"{folder}*"
+            for folder in folders
+            if all(moves for other, moves in names.items() if other.startswith(folder))
+        )
+        globs[next(whole, name)] = None
+    return listed([*globs])
 
 
 def passing_names(

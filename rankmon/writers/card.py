@@ -14,6 +14,7 @@ from rankmon._util.tags import CARD
 from rankmon._util.text import counted, listed
 from rankmon.probes.base import Description, Prediction
 from rankmon.problem.flat import FlatProblem
+from rankmon.problem.pytree import LeafSpec
 from rankmon.writers.legend import HEADER, LEGEND, OVER_SEEDS
 
 _SEEDS_SUFFIXES = ("/median", "/low", "/high")
@@ -116,7 +117,7 @@ class Card:
             return {}
         hparams: dict[str, Hparam] = {
             "loss": self._flat.problem.loss.name,
-            "parameters": sum(spec.size for spec in self._flat.specs),
+            "parameters": sum(spec.size for spec in self._flat.specs if spec.is_trainable),
             "examples": self._flat.problem.n,
             "outputs": self._flat.k,
         }
@@ -202,17 +203,25 @@ def _without_suffix(tag: str) -> str:
 def _facts_of(flat: FlatProblem) -> list[Fact]:
     """Return the facts about the problem: parameters, dtypes, probe batch, outputs and loss."""
     problem = flat.problem
-    arrays = listed([f"{spec.name} {'x'.join(map(str, spec.shape))}" for spec in flat.specs])
-    dtypes = dict.fromkeys(str(spec.dtype) for spec in flat.specs)
+    trained = [spec for spec in flat.specs if spec.is_trainable]
+    others = [spec for spec in flat.specs if not spec.is_trainable]
+    dtypes = dict.fromkeys(str(spec.dtype) for spec in trained)
     weighted = "" if problem.weights is None else ", weighted"
     positions = "" if flat.positions == problem.n else f", {flat.positions:,} positions in all"
     return [
-        Fact("parameters", f"{sum(spec.size for spec in flat.specs):,}: {arrays}"),
+        Fact("parameters", _arrays_text(trained)),
+        *([Fact("variables beside them", _arrays_text(others))] if others else []),
         Fact("training dtype", ", ".join(dtypes)),
         Fact("n", f"{counted(problem.n, 'example')} in the probe batch{positions}{weighted}"),
         Fact("k", counted(flat.k, "output")),
         Fact("loss", f"{problem.loss.name}, mean over the probe batch"),
     ]
+
+
+def _arrays_text(specs: Sequence[LeafSpec]) -> str:
+    """Return the number of entries, and names and shapes of the arrays."""
+    arrays = [f"{spec.name} {'x'.join(map(str, spec.shape)) or 'scalar'}" for spec in specs]
+    return f"{sum(spec.size for spec in specs):,}: {listed(arrays)}"
 
 
 def _fact_row(fact: Fact) -> tuple[str, str]:

@@ -438,6 +438,38 @@ def test_a_part_of_the_parameters_other_cuts_and_engines():
     assert "at most 0.05 of the wall time" in facts["schedule"]
 
 
+def test_the_hessian_of_some_parameters_says_so():
+    problem, params = stack((4, 4, 4), bias=True)
+    facts = pairs(card_of(problem, params, probes=["hessian"])[0])
+    assert "Hessian of" not in facts
+    facts = pairs(card_of(problem, params, probes=[HessianProbe(include="?2")])[0])
+    assert facts["Hessian of"] == "only W2, b2, p = 20"
+
+
+def test_variables_beside_the_parameters_are_no_parameters():
+    def apply(params, x, extra):
+        return (x - extra["mean"]) @ params["head"]["kernel"] + params["head"]["bias"]
+
+    params = {
+        "head": {"kernel": jnp.ones((4, 3), jnp.float32), "bias": jnp.zeros(3, jnp.float32)},
+        "scale": jnp.ones((3, 3), jnp.float32),
+        "table": jnp.ones(5, jnp.int32),
+    }
+    problem = problem_of(apply, (4, 3), exclude="scale")
+    extra = {"mean": jnp.zeros(4, jnp.float32), "seed": jnp.zeros(2, jnp.uint32)}
+    memory = MemoryWriter()
+    with RankMonitor(problem, every=1, probes=["hessian"], writers=[memory], hparams={}) as monitor:
+        monitor(0, params, extra=extra)
+    (record,) = memory.records
+    facts = pairs(rendered(record.texts["rankmon/card"]))
+    assert facts["parameters"] == "24: head/bias 3, head/kernel 4x3, scale 3x3"
+    beside = "11: table 5, extra/mean 4, extra/seed 2"
+    assert facts["variables beside them"] == beside
+    assert facts["training dtype"] == "float32"
+    assert facts["Hessian of"] == "only head/*, p = 15"
+    assert (record.hparams["parameters"], record.hparams["differentiated"]) == (24, 15)
+
+
 # What a user may put in
 
 
