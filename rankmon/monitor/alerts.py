@@ -4,7 +4,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from rankmon._util.errors import ErrorPolicy
 from rankmon._util.globs import as_patterns, matches
@@ -61,7 +61,8 @@ class Alert(Protocol):
 
         Args:
           scalars: the record's scalars by tag.
-          first: the first finite value of each tag in this run.
+          first: the first finite value of each tag in this run; for an alert with an attribute
+            `since_alarm` that is true, the largest since its last alarm on the tag.
         """
 
 
@@ -93,7 +94,11 @@ class _WithShare(_WithAction):
 class RankBelow(_WithShare):
     """An alert if a rank falls below a share of its first value.
 
-    After a restart the first values are read from the run folder.
+    It gives one alarm until the rank has recovered. By default it watches numerical ranks, which
+    fall if layers lose directions exactly (dead units, features that coincide). Training fills a
+    matrix that is close to a low rank with small singular values, so that its numerical rank is
+    full again after a few steps: use `EffectiveRankDrop` to learn of such a collapse. After a
+    restart the first values are read from the run folder.
 
     Args:
       share: the share of the first value, in (0, 1].
@@ -112,14 +117,48 @@ class RankBelow(_WithShare):
         return {
             tag: f"{tag} is {value:g}, below {self.share:g} times its first value ({first[tag]:g})"
             for tag, value in scalars.items()
-            if self._watches(tag) and value < self.share * first.get(tag, 0)
+            if _are_matched(tag, self.tags) and value < self.share * first.get(tag, 0)
         }
 
-    def _watches(self, tag: str) -> bool:
-        patterns = as_patterns(self.tags)
-        if tag in _SOFT_RANKS_OF_PARTS:
-            patterns = tuple(glob for glob in patterns if "H_" in glob)
-        return matches(tag, patterns)
+
+def _are_matched(tag: str, patterns: str | Sequence[str]) -> bool:
+    """Return whether a glob means the tag; soft ranks of the Hessian's parts have to be named."""
+    globs = as_patterns(patterns)
+    if tag in _SOFT_RANKS_OF_PARTS:
+        globs = tuple(glob for glob in globs if "H_" in glob)
+    return matches(tag, globs)
+
+
+@dataclass(frozen=True)
+class EffectiveRankDrop(_WithShare):
+    """An alert if the effective rank of a weight falls below a share of its largest value.
+
+    It finds collapses that leave the numerical rank full, which `RankBelow` does not see. The
+    largest value is that since the last alarm on the same weight: a further fall by the same share
+    is a new alarm, and so is one after a recovery. It needs the probe "weights", which measures by
+    default. Healthy training lowers the effective rank of most layers slowly and little; that of
+    features ("effective_rank_features/*") and stable ranks ("stable_rank/*") often halve in it.
+    Small initial weights learn a low rank first: there, use a smaller share.
+
+    Args:
+      share: the share of the largest value, in (0, 1].
+      tags: globs over tags, as for `RankBelow`; by default the effective ranks of weights.
+      action: as for `RankBelow`.
+    """
+
+    share: float = 0.5
+    tags: str | Sequence[str] = "effective_rank/*"
+    action: Action = "warn"
+    since_alarm: ClassVar[bool] = True
+
+    def found(self, scalars: Mapping[str, float], first: Mapping[str, float]) -> dict[str, str]:
+        """Return tag -> message, as `Alert.found` does, for the largest values in `first`."""
+        return {
+            tag: f"{tag} is {value:.4g}, below {self.share:g} times its largest value so far, or "
+            f"since the last alarm ({first[tag]:.4g})"
+            for tag, value in scalars.items()
+            if _are_matched(tag, self.tags) and value < self.share * first.get(tag, 0)
+        }
 
 
 @dataclass(frozen=True)
@@ -205,6 +244,7 @@ class Watch:
     def __init__(self, alerts: Sequence[Alert]) -> None:
         self._alerts = list(alerts)
         self._first: dict[str, float] = {}
+        self._largest: list[dict[str, float]] = [{} for _ in self._alerts]
         self._holding: set[tuple[int, str]] = set()
 
     def __bool__(self) -> bool:
@@ -218,6 +258,7 @@ class Watch:
           earlier: step and scalars of the earlier records.
         """
         self._first, self._holding = {}, set()
+        self._largest = [{} for _ in self._alerts]
         for step, scalars in earlier:
             self.look(step, scalars)
 
@@ -228,11 +269,18 @@ class Watch:
         for tag, value in scalars.items():
             if math.isfinite(value):
                 self._first.setdefault(tag, value)
+                for largest in self._largest:
+                    largest[tag] = max(value, largest.get(tag, value))
         begun, holding = [], set()
-        for index, alert in enumerate(self._alerts):
-            for tag, message in alert.found(scalars, self._first).items():
+        for index, (alert, largest) in enumerate(zip(self._alerts, self._largest, strict=True)):
+            since_alarm = getattr(alert, "since_alarm", False)
+            for tag, message in alert.found(
+                scalars, largest if since_alarm else self._first
+            ).items():
                 holding.add((index, tag))
-                if (index, tag) not in self._holding:
+                if since_alarm and tag in scalars:
+                    largest[tag] = scalars[tag]
+                if since_alarm or (index, tag) not in self._holding:
                     begun.append((alert.action, Alarm(step, tag, message)))
         # A report has only some of the tags; keep the state of all others.
         silent = {key for key in self._holding if key[1] not in scalars}

@@ -1,12 +1,22 @@
 """Test alerts: conditions, one alarm for each, actions, and unchanged training."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from tensorboard.util import tensor_util
 
 from rankmon import MemoryWriter, Problem, RankMonitor, RankmonWarning, read_jsonl
-from rankmon.monitor.alerts import Alarm, DeadUnits, NonFinite, RankBelow, StopTraining
+from rankmon.monitor.alerts import (
+    Alarm,
+    DeadUnits,
+    EffectiveRankDrop,
+    NonFinite,
+    RankBelow,
+    StopTraining,
+    Watch,
+)
 from reading import legacy_events
 from refusals import refused, warned
 
@@ -98,6 +108,49 @@ def test_the_soft_ranks_of_weights_are_not_those_of_the_hessian(tags, found):
     kinds = ("stable_rank/W", "stable_rank/H_f", "effective_rank/W", "effective_rank/H_f")
     first = dict.fromkeys(kinds, 10.0)
     assert RankBelow(0.5, tags=tags).found(dict.fromkeys(kinds, 1.0), first).keys() == found
+
+
+def test_a_collapse_that_training_fills_is_found_by_the_effective_rank():
+    """A layer is projected to rank 5 and trained on: its numerical rank is full again."""
+    rng = np.random.default_rng(2)
+    x, y = (rng.standard_normal((32, n)).astype(np.float32) for n in (64, 10))
+    shapes = {"W1": (64, 64), "W2": (64, 10)}
+    params = {k: rng.standard_normal(s).astype(np.float32) / 8 for k, s in shapes.items()}
+    optimizer, alarms, silent, memory = optax.adamw(1e-4), [], [], MemoryWriter()
+
+    @jax.jit
+    def train(params, state):
+        loss = lambda params: jnp.mean((relu(params, x) - y) ** 2)  # noqa: E731
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    problem = Problem(relu, loss="mse", inputs=x, targets=y)
+    alerts = [EffectiveRankDrop(action=alarms.append), RankBelow(0.9, action=silent.append)]
+    options = {"probes": ["weights"], "writers": [memory], "alerts": alerts}
+    with RankMonitor(problem, every=30, **options) as monitor:
+        state = optimizer.init(params)
+        for step in range(121):
+            if step == 61:
+                u, s, vt = np.linalg.svd(params["W1"])
+                params["W1"] = jnp.asarray((u[:, :5] * s[:5]) @ vt[:5])
+            monitor(step, params)
+            params, state = train(params, state)
+    ranks = [record.scalars["rank_weights/W1"] for record in memory.records]
+    assert ranks == [64] * 5
+    assert silent == []
+    assert [(alarm.step, alarm.tag) for alarm in alarms] == [(90, "effective_rank/W1")]
+
+
+def test_an_effective_rank_that_falls_further_or_again_is_told_again():
+    watch = Watch([EffectiveRankDrop(0.5, tags="stable_rank/*")])
+    values = [39, 40, 19, 18, 16, 9, 5, 30, 25, 14, float("nan"), 14, 6]
+    tag = "stable_rank/W"
+    found = [step for step, value in enumerate(values) if watch.look(step, {tag: value})]
+    assert found == [2, 5, 9, 12]  # below 40 / 2, 19 / 2, 30 / 2 and 14 / 2
+    watch.resume([(step, {tag: value}) for step, value in enumerate(values[:5])])
+    (found,) = watch.look(5, {tag: 9, "stable_rank/H_L": 1})
+    assert found[1].tag == tag
+    assert "9, below 0.5 times" in found[1].message
 
 
 def test_what_is_not_finite_and_dead_units():
