@@ -113,7 +113,8 @@ class _Backlog:
 class Fanout:
     """The writers of one run.
 
-    If it is dropped without `close`, the files in logdir are closed and its lock is released.
+    If it is dropped without `close`, the files in logdir are closed and its lock is released. Files
+    without a record, as after a first call that raised an error, are removed at the end.
 
     Args:
       logdir: run folder for TensorBoard events and rankmon.jsonl, locked while open; None to write
@@ -153,6 +154,7 @@ class Fanout:
         except BaseException:
             _give_back([], lock)
             raise
+        self._own = own
         self._give_back = weakref.finalize(self, _give_back, own, lock)
         self._backlogs = [_Backlog(writer) for writer in (*own, *writers)]
         self._closed = False
@@ -246,6 +248,9 @@ class Fanout:
                 if isinstance(writer, SessionWriter):
                     what = f"the end of {backlog.name}'s session"
                     stack.callback(self._errors.guard, what, writer.end_session, outcome)
+            for each in self._own:
+                name = type(each).__name__
+                stack.callback(self._errors.guard, f"close of {name}", each.discard_blank)
             stack.callback(self._report_losses)
             self.flush()
 
@@ -260,7 +265,7 @@ def _folder_writers(
     layout: layout_pb2.Layout,
     layers: Sequence[str] | None,
     warn: Callable[[str], None],
-) -> list[Writer]:
+) -> list[TensorBoardWriter | JsonlWriter]:
     """Open the writers of a run folder; return an empty list without a folder."""
     if folder is None:
         return []
@@ -273,9 +278,11 @@ def _folder_writers(
         raise
 
 
-def _give_back(writers: Sequence[Writer], lock: RunLock | None) -> None:
+def _give_back(writers: Sequence[TensorBoardWriter | JsonlWriter], lock: RunLock | None) -> None:
     """Close the files and release the lock without warnings, often during garbage collection."""
     for writer in writers:
+        with suppress(Exception):
+            writer.discard_blank()
         with suppress(Exception):
             writer.close()
     if lock is not None:

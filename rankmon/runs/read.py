@@ -16,14 +16,19 @@ from tensorboard.backend.event_processing import io_wrapper
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-from rankmon._util.files import PathLike, check_no_pipe
+from rankmon._util.files import LOCK_NAME, PathLike, check_no_pipe
 from rankmon._util.tags import is_rankmons, natural_order
-from rankmon._util.text import counted
+from rankmon._util.text import counted, listed
 from rankmon._util.warnings import warn_user
 from rankmon.runs.series import ArraySeries, RunSeries, ScalarSeries
 from rankmon.writers.base import Record
 from rankmon.writers.jsonl import JSONL_NAME, read_jsonl
 
+# The reasons for a run without a record.
+_BLANK = (
+    "its first measurement has not ended yet, or its first call raised an error, which the "
+    "training program has shown"
+)
 _Steps = dict[int, Any]  # step -> the value that was logged last
 
 
@@ -58,6 +63,16 @@ def read_runs(logdir: PathLike) -> list[RunSeries]:
         (run for run in found if is_rankmons((*run.scalars, *run.arrays, *run.texts))),
         key=lambda run: natural_order(run.name),
     )
+    blank = [
+        run.name for run, (folder, *_) in zip(found, folders, strict=True) if _is_blank(run, folder)
+    ]
+    if not runs and (blank or (top / LOCK_NAME).exists()):
+        raise ValueError(
+            f"expected runs of rankmon in {str(top)!r}, got a run without any record; {_BLANK}"
+        )
+    if blank:
+        names = listed(sorted(blank, key=natural_order))
+        warn_user(f"expected records in each run, got none in {names}; {_BLANK}")
     if not runs:
         others = (
             f"none in {counted(len(folders), 'folder')} of logs" if folders else "no logs at all"
@@ -67,6 +82,11 @@ def read_runs(logdir: PathLike) -> list[RunSeries]:
             "RankMonitor(..., logdir=...) first, or pass another folder"
         )
     return runs
+
+
+def _is_blank(run: RunSeries, folder: Path) -> bool:
+    """Return whether a monitor began a run in this folder and wrote no record."""
+    return not (run.scalars or run.arrays or run.texts) and (folder / JSONL_NAME).is_file()
 
 
 def read_several(folders: Sequence[PathLike]) -> list[RunSeries]:

@@ -49,6 +49,7 @@ class JsonlWriter(ClosesOnExit):
         """
         path = Path(made_folder(Path(path).parent), Path(path).name)
         self._path, self._warn = path, warn
+        self._is_new = not path.exists()
         self._file = WholeFile(path, mode="ab")
         try:
             entries = jsonl_entries(path, warn=warn)
@@ -87,6 +88,12 @@ class JsonlWriter(ClosesOnExit):
     def flush(self) -> None:
         """Continue in a new file if the old one is lost; written lines need no flushing."""
         self._regain()
+
+    def discard_blank(self) -> None:
+        """Remove the file if this writer created it and wrote nothing."""
+        file = self._file
+        if not (file.closed or file.is_lost()) and self._is_new and file.size == 0:
+            file.discard()
 
     def close(self) -> None:
         """Close the file."""

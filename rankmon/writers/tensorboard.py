@@ -80,6 +80,7 @@ class TensorBoardWriter(ClosesOnExit):
         self._resumes = any(map(is_own, names))
         self._has_predecessor = self._resumes
         self._file, self._records = _begun(new_event_file(folder, names))
+        self._blank = self._file.size
 
     def start(self, step: int) -> None:
         """Begin an attempt: supersede earlier records from this step on, and write the layout.
@@ -165,6 +166,12 @@ class TensorBoardWriter(ClosesOnExit):
     def flush(self) -> None:
         """Continue in a new file if the old one is lost; written records need no flushing."""
         self._regain()
+
+    def discard_blank(self) -> None:
+        """Remove the file if nothing was written: TensorBoard would show a run without data."""
+        file = self._file
+        if not (file.closed or file.is_lost()) and file.size == self._blank:
+            file.discard()
 
     def close(self) -> None:
         """Close the file."""

@@ -26,6 +26,7 @@ from rankmon import (
 from rankmon._util.errors import ErrorPolicy
 from rankmon.monitor.fanout import MOST_WAITING, Fanout
 from rankmon.probes.base import Measurement
+from rankmon.runs.read import read_runs
 from reading import legacy_events
 from refusals import refused, warned
 from small_probes import Light, Remembering
@@ -428,6 +429,38 @@ def test_two_live_monitors_on_one_folder_are_refused(ready, tmp_path):
 
 
 # Bad input
+
+
+@pytest.mark.parametrize("closes", [True, False], ids=["closed", "dropped"])
+def test_a_rejected_first_call_leaves_no_run(ready, tmp_path, closes):
+    problem, params, *_ = ready
+
+    def begin(params):
+        monitor = RankMonitor(problem, logdir=tmp_path, every=1, probes=["weights"])
+        try:
+            monitor(0, params)
+        finally:
+            if closes:
+                monitor.close()
+
+    def visible():
+        return {path.name for path in tmp_path.iterdir() if path.name != ".rankmon.lock"}
+
+    with refused(TypeError, "str"):
+        begin({"W": "no array"})
+    gc.collect()
+    assert visible() == set()
+    with refused(ValueError, "a run without any record", "first call raised an error"):
+        read_runs(tmp_path)
+    begin(params)
+    gc.collect()
+    before = visible()
+    assert len(before) == 2
+    with refused(TypeError, "str"):  # nor does it touch the records of an earlier run
+        begin({"W": "no array"})
+    gc.collect()
+    assert visible() == before
+    assert [run.name for run in read_runs(tmp_path)] == ["."]
 
 
 def test_bad_arguments_are_explained(ready, tmp_path):

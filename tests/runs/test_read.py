@@ -15,7 +15,7 @@ from rankmon import JsonlWriter, Problem, RankMonitor, Record, TensorBoardWriter
 from rankmon.runs.read import read_runs, read_several
 from rankmon.runs.series import ArraySeries, RunSeries
 from reading import legacy_events
-from refusals import refused
+from refusals import refused, warned
 from run_records import NAMES, record, small_record, write_both
 
 
@@ -208,6 +208,18 @@ def test_a_monitor_without_the_hessian_is_rankmons(tmp_path):
     with TensorBoardWriter(tmp_path) as writer:
         writer.write(Record(0, 1, 0.0, {"rank_weights/W": 3.0}, {}))
     assert [run.name for run in read_runs(tmp_path)] == ["."]
+
+
+def test_a_run_without_any_record_is_named(tmp_path):
+    write_both(tmp_path / "run", record(0))
+    for name in ("m10", "m2"):  # as a killed process leaves them
+        TensorBoardWriter(tmp_path / name).close()
+        JsonlWriter(tmp_path / name / "rankmon.jsonl").close()
+    with warned("got none in m2, m10", "first call raised an error"):
+        (run,) = read_runs(tmp_path)
+    assert run.name == "run"
+    with refused(ValueError, "m2", "a run without any record"):
+        read_runs(tmp_path / "m2")
 
 
 def test_folders_that_are_none(tmp_path):
