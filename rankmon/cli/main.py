@@ -15,7 +15,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import TextIO
 
 from rich.console import Console, RenderableType
 from rich.text import Text
@@ -28,7 +28,8 @@ from rankmon.cli.parser import arguments, parser
 from rankmon.cli.tags import check_patterns
 from rankmon.report import export, terminal
 from rankmon.report.compare import comparison_of, only_ranks
-from rankmon.report.summary import RunSummary, as_single_run, only_tags, summary_of
+from rankmon.report.medians import as_single_run
+from rankmon.report.summary import only_tags, summary_of
 from rankmon.runs.series import RunSeries
 from rankmon.theory.tables import closed_forms, family_forms
 
@@ -107,8 +108,12 @@ def _report(args: argparse.Namespace) -> int:
         raise ValueError("expected file names with --watch, got '-'; name files, or omit --watch")
     if args.png is not None:
         _expect("matplotlib", extra="plots")
+    if args.tables and args.watch:
+        raise ValueError("expected --tables or --watch, got both; --watch shows the tables anyway")
     if not args.watch:
-        _hand_out(*_reported(args))
+        tables, outputs = _reported(args)
+        is_asked = args.tables or not any(path for path, _ in outputs)
+        _hand_out(tables if is_asked else (), outputs)
         return 0
     from rankmon.cli.watch import watch
 
@@ -127,7 +132,7 @@ def _reported(args: argparse.Namespace) -> tuple[list[RenderableType], "_Outputs
     from rankmon.runs.read import read_runs
 
     patterns = args.tags or ["*"]
-    runs = read_runs(args.logdir)
+    runs = [_named(run, args.logdir) for run in read_runs(args.logdir)]
     summaries = [summary_of(run) for run in runs]
     if args.tags:
         tags = {tag for run in runs for tag in (*run.scalars, *run.arrays)}
@@ -143,8 +148,7 @@ def _reported(args: argparse.Namespace) -> tuple[list[RenderableType], "_Outputs
         from rankmon.report.plot import FORMATS, picture_of
 
         suffix = Path(args.png).suffix.lower()
-        named = [_named(run, args.logdir) for run in runs]
-        return picture_of(named, suffix=suffix if suffix in FORMATS else ".png")
+        return picture_of(runs, suffix=suffix if suffix in FORMATS else ".png")
 
     def as_csv() -> bytes:
         return export.csv_of(runs, patterns).encode(errors="surrogateescape")
@@ -152,7 +156,7 @@ def _reported(args: argparse.Namespace) -> tuple[list[RenderableType], "_Outputs
     def as_json() -> bytes:
         return export.report_json(runs, summaries, patterns).encode()
 
-    shown = [_named(only_tags(one, patterns), args.logdir) for one in summaries]
+    shown = [only_tags(one, patterns) for one in summaries]
     outputs = [(args.html, html), (args.png, png), (args.csv, as_csv), (args.json, as_json)]
     tables: list[RenderableType] = [terminal.report(one) for one in shown]
     if args.tags and not any(one.has_curves for one in shown):
@@ -270,10 +274,7 @@ def _show(shown: Sequence[RenderableType]) -> None:
         print(*([""] if i else []), *lines, sep="\n")
 
 
-_Named = TypeVar("_Named", RunSeries, RunSummary)
-
-
-def _named(run: _Named, logdir: str) -> _Named:
+def _named(run: RunSeries, logdir: str) -> RunSeries:
     """Return the run, named after its folder if the log folder itself is the run."""
     return replace(run, name=Path(logdir).resolve().name) if run.name == "." else run
 

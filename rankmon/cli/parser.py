@@ -98,16 +98,19 @@ def _add_report(commands: _Commands) -> None:
         "summarize the runs in a log folder, live or finished",
         """\
 Columns of the table, for each rank:
-  first, last, min   the first, the last and the lowest value; the bounds of the
-                     last rank, as 1,024–19,968, if only these are known
+  first, last, min   the first, the last and the lowest value; last is empty if
+                     only bounds of the last rank are known: low..high are these
   theory             the last prediction
+  linear             the rank of the same layers without activations, a reference
   agrees             the number of steps at which the rank equals the prediction,
                      out of all steps with a prediction; if it is not all of them,
                      a line below the table counts those of the steps at which
                      low = rank = high: elsewhere, the cut decides about the rank
   low..high          the last ranks at 10 times the cut and at a tenth of the cut;
-                     they are equal if no singular value lies near the cut
+                     they are equal if no singular value lies near the cut; for
+                     medians over seeds or probe batches, the range of the ranks
   changed            the first step at which the rank differs from its first value
+Columns that are empty in all rows are left out.
 
 examples:
   rankmon report logs                      all runs, in the terminal
@@ -133,6 +136,9 @@ that are not finite are the strings "NaN", "Infinity" and "-Infinity".""",
     )
     command.add_argument("--csv", metavar="FILE", help="write all scalars, one per line")
     command.add_argument("--json", metavar="FILE", help="write the summary and all series")
+    command.add_argument(
+        "--tables", action="store_true", help="print the tables too if a file is written"
+    )
     command.add_argument(
         "--watch", action="store_true", help="show the report again as the runs grow, until Ctrl-C"
     )

@@ -7,7 +7,8 @@ from math import isfinite, isnan, nan
 import numpy as np
 
 from rankmon._util.globs import matches
-from rankmon.report.summary import Curve, is_over_seeds, rank_curve, rank_tags, summary_of
+from rankmon.report.medians import is_over_seeds, margin_tags
+from rankmon.report.summary import Curve, rank_curve, rank_tags, summary_of
 from rankmon.runs.series import RunSeries, ScalarSeries
 
 
@@ -138,10 +139,11 @@ def _bounds(run: RunSeries, tag: str) -> tuple[float, float] | None:
 
 def _where_known(run: RunSeries, tag: str) -> ScalarSeries:
     """Return a curve without the steps at which only bounds of its value are known."""
-    series, name = run.scalars[tag], tag.partition("/")[2]
-    low, high = (run.scalars.get(f"rank_{end}/{name}") for end in ("low", "high"))
-    if low is None or high is None:
+    series = run.scalars[tag]
+    margin = [run.scalars.get(end) for end in margin_tags(tag)]
+    if not margin or margin[0] is None or margin[1] is None:
         return series
+    low, high = margin[0], margin[1]
     bounded = np.intersect1d(
         low.steps[np.isfinite(low.values)], high.steps[np.isfinite(high.values)]
     )

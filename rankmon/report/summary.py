@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from rankmon._util.facts import HESSIAN_OF
 from rankmon._util.globs import matches
 from rankmon._util.tags import (
     ALERTS,
@@ -19,13 +20,13 @@ from rankmon._util.tags import (
     INTERVAL_LOW,
     natural_order,
 )
+from rankmon.report.card_facts import card_facts
+from rankmon.report.medians import as_single_run, is_over_batches, is_over_seeds, margin_tags
 from rankmon.runs.series import RunSeries, ScalarSeries
 
 NAN = float("nan")
 
-# Not "rank_features/": rank_low/<layer> and rank_high/<layer> belong to the layer's weight.
-_WITH_MARGIN = ("rank/", "rank_weights/")
-_ENDS = ("low", "high")
+_OWN = "rank_self/H_f"
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,10 @@ class RankCurve:
       first: the first rank.
       last: the last rank; NaN if only its bounds low and high are known.
       lowest: the lowest rank.
-      low: the last count at 10 times the cut; over seeds, the lowest last rank of a seed.
-      high: the last count at a tenth of the cut; over seeds, the highest last rank of a seed.
+      low: the last count at 10 times the cut; over seeds or batches, their lowest last rank.
+      high: the last count at a tenth of the cut; over seeds or batches, their highest last rank.
       theory: the last rank that theory predicted.
+      landmark: the last closed form for the same layers without activations.
       predicted_steps: the number of steps with both a measured and a predicted rank.
       agreed_steps: the number of these steps at which the two are equal.
       certain_steps: the number of the predicted steps at which low = rank = high: the cut leaves no
@@ -72,6 +74,7 @@ class RankCurve:
     low: float
     high: float
     theory: float
+    landmark: float
     predicted_steps: int
     agreed_steps: int
     certain_steps: int
@@ -89,7 +92,8 @@ class EstimatedCurve(Curve):
     """The summary of a curve whose values may be estimates.
 
     Attributes:
-      low: the lower end of the interval of the last value; NaN for a value without an interval.
+      low: the lower end of the interval of the last value, over batches of its range; NaN for a
+        value without an interval.
       high: its upper end.
     """
 
@@ -146,6 +150,9 @@ class RunSummary:
     Attributes:
       name: the run's name.
       over_seeds: whether each number is a median over seeds, with the range over seeds as margin.
+      batches: the number of probe batches, if each number is a median over them, with the range
+        over them as margin; 0 if the card does not say it, None for a single batch.
+      measured: the parameters that the Hessian is of; empty if these are all.
       probes: the number of steps with measurements.
       first_step: the first of these steps.
       last_step: the last of these steps.
@@ -156,10 +163,14 @@ class RunSummary:
       determinants: the determinants of the square weights.
       alerts: the texts of the alerts, in the order of their steps.
       errors: the number of errors in the monitor.
+      vanished: the step from which on all eigenvalues of H_f are below a tenth of the cut, if any:
+        `rank_self/H_f` then counts rounding errors.
     """
 
     name: str
     over_seeds: bool
+    batches: int | None
+    measured: str
     probes: int
     first_step: int
     last_step: int
@@ -170,6 +181,7 @@ class RunSummary:
     determinants: tuple[Determinant, ...]
     alerts: tuple[AlertText, ...]
     errors: int
+    vanished: int | None
 
     @property
     def has_curves(self) -> bool:
@@ -178,16 +190,20 @@ class RunSummary:
 
 
 def summary_of(run: RunSeries) -> RunSummary:
-    """Return the summary of one run; for a run over seeds, of its medians."""
+    """Return the summary of one run; for a run over seeds or batches, of its medians."""
     values, steps = as_single_run(run), _all_steps(run)
+    facts, vanished = card_facts(run), _vanished(values)
+    ranks = [rank_curve(values, tag) for tag in rank_tags(values)]
     return RunSummary(
         name=run.name,
         over_seeds=is_over_seeds(run),
+        batches=_batches(facts.get("batches", "")) if is_over_batches(run) else None,
+        measured=facts.get(HESSIAN_OF, ""),
         probes=len(steps),
         first_step=steps[0],
         last_step=steps[-1],
         loss=_curve(values, "loss"),
-        ranks=tuple(rank_curve(values, tag) for tag in rank_tags(values)),
+        ranks=tuple(curve for curve in ranks if _is_worth_a_row(curve, vanished, steps[0])),
         curvature=tuple(
             _estimated_curve(values, tag)
             for family in CURVATURE
@@ -215,7 +231,29 @@ def summary_of(run: RunSeries) -> RunSummary:
         ),
         alerts=tuple(AlertText(*item) for item in run.texts.get(ALERTS, {}).items()),
         errors=int(np.nan_to_num(_curve(run, "monitor/errors").last)),
+        vanished=vanished,
     )
+
+
+def _batches(fact: str) -> int:
+    """Return the number that begins the card's line on the probe batches, 0 if there is none."""
+    number = fact.partition(" ")[0]
+    return int(number) if number.isdecimal() else 0
+
+
+def _vanished(run: RunSeries) -> int | None:
+    """Return the step from which on all eigenvalues of H_f are below a tenth of the cut, if any."""
+    series = run.scalars.get("rank_high/H_f")
+    if series is None or not len(series.steps) or series.values[-1] != 0:
+        return None
+    others = np.flatnonzero(series.values != 0)
+    return int(series.steps[others[-1] + 1 if others.size else 0])
+
+
+def _is_worth_a_row(curve: RankCurve, vanished: int | None, first_step: int) -> bool:
+    """Return whether a rank is shown: H_f's own is not if unknown or if H_f is always rounding."""
+    is_known = not (np.isnan(curve.first) and np.isnan(curve.last))
+    return curve.tag != _OWN or (is_known and vanished != first_step)
 
 
 def rank_tags(*runs: RunSeries) -> list[str]:
@@ -250,49 +288,6 @@ def only_tags(summary: RunSummary, patterns: Sequence[str]) -> RunSummary:
             if matches(one.sign.tag, patterns) or matches(one.log_abs.tag, patterns)
         ),
     )
-
-
-def is_over_seeds(run: RunSeries) -> bool:
-    """Return whether a run is one that `SeedsMonitor` writes: medians and ranges over seeds."""
-    bases = [tag.removesuffix("/median") for tag in run.scalars if tag.endswith("/median")]
-    expected = {f"{base}/{kind}" for base in bases for kind in ("median", "low", "high")}
-    return bool(bases) and expected == run.scalars.keys()
-
-
-def as_single_run(run: RunSeries) -> RunSeries:
-    """Return a run over seeds with the tags of a single run; return other runs unchanged.
-
-    Medians become the values, the range of a rank over the seeds becomes its margin, and the
-    interval of an estimate becomes one that contains the intervals of all seeds.
-    """
-    if not is_over_seeds(run):
-        return run
-    scalars = {
-        tag.removesuffix("/median"): series
-        for tag, series in run.scalars.items()
-        if tag.endswith("/median")
-    }
-    for tag in [tag for tag in scalars if tag.startswith(_WITH_MARGIN)]:
-        name = tag.partition("/")[2]
-        for end in ("low", "high"):
-            bound = run.scalars.get(f"rank_{end}/{name}/{end}")
-            scalars[f"rank_{end}/{name}"] = _where_known(run.scalars[f"{tag}/{end}"], bound)
-    for tag in [tag for tag in scalars if tag.partition("/")[0] in CURVATURE]:
-        for prefix, end in ((INTERVAL_LOW, "low"), (INTERVAL_HIGH, "high")):
-            if f"{prefix}/{tag}" in scalars:
-                scalars[f"{prefix}/{tag}"] = run.scalars[f"{prefix}/{tag}/{end}"]
-    return replace(run, scalars=scalars)
-
-
-def _where_known(series: ScalarSeries, bound: ScalarSeries | None) -> ScalarSeries:
-    """Return the series; at steps at which it is NaN, the values of a bound, if there is one."""
-    if bound is None:
-        return series
-    values = series.values.copy()
-    _, mine, other = np.intersect1d(series.steps, bound.steps, return_indices=True)
-    unknown = np.isnan(values[mine])
-    values[mine[unknown]] = bound.values[other[unknown]]
-    return ScalarSeries(series.steps, values)
 
 
 def _all_steps(run: RunSeries) -> list[int]:
@@ -335,16 +330,21 @@ def rank_curve(run: RunSeries, tag: str) -> RankCurve:
     """Summarize a curve of ranks, with its margin and prediction if they were logged."""
     series = run.scalars[tag]
     group, _, name = tag.partition("/")
-    has_margin = tag.startswith(_WITH_MARGIN)
-    theory = run.scalars.get(f"rank_theory/{name}") if group == "rank" else None
-    margin = [run.scalars.get(f"rank_{end}/{name}") if has_margin else None for end in _ENDS]
+    ends = margin_tags(tag)
+    theory, landmark = (
+        run.scalars.get(f"{family}/{name}") if group == "rank" else None
+        for family in ("rank_theory", "rank_landmark")
+    )
+    margin = [run.scalars.get(end) for end in ends]
     counts = _agreement(series, theory, margin) if theory else (0, 0, 0, 0)
     predicted, agreed, certain, agreed_certain = counts
+    low, high = (_curve(run, end).last for end in ends) if ends else (NAN, NAN)
     return RankCurve(
         **vars(_curve(run, tag)),
-        low=_curve(run, f"rank_low/{name}").last if has_margin else NAN,
-        high=_curve(run, f"rank_high/{name}").last if has_margin else NAN,
+        low=low,
+        high=high,
         theory=float(theory.values[-1]) if theory else NAN,
+        landmark=float(landmark.values[-1]) if landmark else NAN,
         predicted_steps=predicted,
         agreed_steps=agreed,
         certain_steps=certain,

@@ -3,7 +3,8 @@
 Names come from files and may hold any characters: those that cannot be printed are escaped.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from math import isnan
 
@@ -16,7 +17,7 @@ from rankmon._util.facts import Finding
 from rankmon._util.tags import EPSILON_RANKS, HESSIAN_PARTS
 from rankmon._util.text import counted, printable
 from rankmon.report.compare import ComparedTag, Comparison
-from rankmon.report.intervals import count_text, estimate_text, interval_text
+from rankmon.report.intervals import count_text, estimate_text, interval_text, range_text
 from rankmon.report.names import Name, add_rows, common_beginning
 from rankmon.report.summary import (
     Curve,
@@ -31,6 +32,7 @@ from rankmon.theory.tables import ClosedForms, FamilyForms
 COLORS = {"ok": "green", "missing": "yellow", "broken": "bold red"}
 RUNS_A_TABLE = 4  # more columns would not fit next to tag, median, range and first difference
 STEPS_SHOWN = 6
+_NUMBERED = re.compile(r"_\d+(?=/|$)")  # the number of a layer, as in dense_2/kernel
 
 
 def report(summary: RunSummary) -> RenderableType:
@@ -38,10 +40,10 @@ def report(summary: RunSummary) -> RenderableType:
     parts: list[RenderableType] = [_headline(summary)]
     if summary.ranks:
         parts.append(_ranks(summary))
-        if (sentence := _agreement(summary)) is not None:
-            parts.append(Text(sentence))
+        if notes := [*_notes(summary)]:
+            parts.append(Text("\n".join(notes)))
     if summary.curvature:
-        parts += _curvature(summary.curvature)
+        parts += _curvature(summary.curvature, over_batches=summary.batches is not None)
     if summary.weights:
         parts.append(_weights(summary.weights))
     if summary.determinants:
@@ -58,27 +60,48 @@ def _headline(summary: RunSummary) -> Text:
         lines.append(f"loss {loss.first:.4g} to {loss.last:.4g}, lowest {loss.lowest:.4g}")
     if summary.over_seeds:
         lines.append("medians over seeds; low..high is their range")
+    if summary.batches is not None:
+        count = f"{summary.batches} " if summary.batches else "the "
+        lines.append(f"medians over {count}probe batches; low..high is their range")
     if summary.errors:
         lines.append(f"{counted(summary.errors, 'error')} in the monitor")
-    return Text.assemble((printable(summary.name), "bold"), "\n" + "; ".join(lines))
+    of = f"\nHessian: {printable(summary.measured)}" if summary.measured else ""
+    return Text.assemble((printable(summary.name), "bold"), "\n" + "; ".join(lines), of)
 
 
 def _ranks(summary: RunSummary) -> Table:
-    headings = ("first", "last", "min", "theory", "agrees", "low..high", "changed")
-    table = _table("rank", *headings)
-    for group, found in groupby(summary.ranks, key=lambda curve: curve.tag.partition("/")[0]):
-        curves = [*found]
-        names = [curve.tag.partition("/")[2] for curve in curves]
-        rows = [_rank_cells(curve) for curve in curves]
-        add_rows(table, names, rows, below=f"{group}/")
+    """Return the table of ranks, without the columns that are empty in every row."""
+    headings = ("first", "last", "min", "theory", "agrees", "linear", "low..high", "changed")
+    rows = [_rank_cells(curve) for curve in summary.ranks]
+    optional = ("theory", "agrees", "linear")
+    kept = [i for i, name in enumerate(headings) if name not in optional or any(r[i] for r in rows)]
+    table = _table("rank", *(headings[i] for i in kept))
+    cells = ([Text(row[i]) for i in kept] for row in rows)
+    shown = zip((curve.tag for curve in summary.ranks), cells, strict=True)
+    for group, found in groupby(shown, key=lambda row: _group(row[0])):
+        tags, lines = zip(*found, strict=True)
+        add_rows(table, [tag.removeprefix(group) for tag in tags], lines, below=group)
     return table
+
+
+def _notes(summary: RunSummary) -> Iterator[str]:
+    """Yield the sentences below the table of ranks."""
+    if (agreement := _agreement(summary)) is not None:
+        yield agreement
+    if any(not isnan(curve.landmark) for curve in summary.ranks):
+        yield "linear: the rank of the same layers without activations, for reference."
+    if summary.vanished is not None and any(c.tag == "rank_self/H_f" for c in summary.ranks):
+        yield (
+            f"From step {summary.vanished} on, all of H_f is below a tenth of the cut: "
+            "rank_self/H_f then counts rounding errors."
+        )
 
 
 def _agreement(summary: RunSummary) -> str | None:
     """Return a sentence on the steps at which the cut leaves no doubt, if any rank disagrees."""
     known = [curve for curve in summary.ranks if curve.certain_steps]
     disagree = [curve for curve in known if curve.agreed_steps < curve.predicted_steps]
-    if summary.over_seeds or not disagree:
+    if summary.over_seeds or summary.batches is not None or not disagree:
         return None
     found = (
         f"{curve.tag.partition('/')[2]} {curve.agreed_certain_steps}/{curve.certain_steps}"
@@ -87,43 +110,53 @@ def _agreement(summary: RunSummary) -> str | None:
     return f"Agreement at the steps with low = rank = high: {', '.join(found)}."
 
 
-def _rank_cells(curve: RankCurve) -> list[Text]:
-    agrees = f"{curve.agreed_steps}/{curve.predicted_steps}" if curve.predicted_steps else ""
+def _rank_cells(curve: RankCurve) -> list[str]:
+    """Return the cells of all columns; a rank of which only bounds are known has no last value."""
     first, last, lowest = (count_text(n) for n in (curve.first, curve.last, curve.lowest))
     if curve.is_bounded:
-        last = interval_text(curve.low, curve.high)
+        last = ""
         if isnan(curve.first):  # no rank of this curve is known
             first = lowest = ""
     return [
-        Text(first),
-        Text(last),
-        Text(lowest),
-        Text(count_text(curve.theory) if curve.predicted_steps else ""),
-        Text(agrees),
-        Text("" if curve.is_bounded else _range(curve.low, curve.high)),
-        Text("" if curve.changed is None else f"at {curve.changed}"),
+        first,
+        last,
+        lowest,
+        count_text(curve.theory) if curve.predicted_steps else "",
+        f"{curve.agreed_steps}/{curve.predicted_steps}" if curve.predicted_steps else "",
+        "" if isnan(curve.landmark) else count_text(curve.landmark),
+        _range(curve.low, curve.high),
+        "" if curve.changed is None else f"at {curve.changed}",
     ]
 
 
-def _curvature(curves: Sequence[EstimatedCurve]) -> list[RenderableType]:
-    """Return tables of the last values: numbers with their margins, and counts."""
+def _curvature(curves: Sequence[EstimatedCurve], *, over_batches: bool) -> list[RenderableType]:
+    """Return tables of the last values: numbers with their intervals or ranges, and counts."""
     by_tag = {curve.tag: curve for curve in curves}
     titles = {"eigenvalue_max": "largest", "eigenvalue_min": "smallest", "trace": "trace"}
-    numbers = _table("eigenvalues at the end", *titles.values())
-    negative = {"negative_0.01": "< -0.01"}
-    counts = negative | {family: f"> {family.removeprefix('rank_')}" for family in EPSILON_RANKS}
-    counted = _table("number, cut × ‖H_L‖₂", *counts.values())
+    first = "median (range)" if over_batches else "eigenvalues at the end"
+    numbers = _table(first, *titles.values())
+    shares = {family: 100 * float(family.removeprefix("rank_")) for family in EPSILON_RANKS}
+    counts = {"negative_0.01": "λ < -1%"}
+    counts |= {family: f"|λ| > {share:g}%" for family, share in shares.items()}
+    counted = _table("", *counts.values())
+    number = _median if over_batches else _number
     for part in HESSIAN_PARTS:
-        for table, families, text in ((numbers, titles, _number), (counted, counts, _counted)):
+        for table, families, text in ((numbers, titles, number), (counted, counts, _counted)):
             found = [by_tag.get(f"{family}/{part}") for family in families]
             if any(found):
                 cells = (Text("" if curve is None else text(curve)) for curve in found)
                 table.add_row(_indented(part), *cells)
-    return [table for table in (numbers, counted) if table.row_count]
+    heading = Text("Number of eigenvalues λ at the end, in % of ‖H_L‖₂ (the largest |λ| of H_L)")
+    both = ((numbers, numbers), (counted, Group(heading, counted)))
+    return [shown for table, shown in both if table.row_count]
 
 
 def _number(curve: EstimatedCurve) -> str:
     return estimate_text(curve.last, curve.low, curve.high)
+
+
+def _median(curve: EstimatedCurve) -> str:
+    return range_text(curve.last, curve.low, curve.high)
 
 
 def _counted(curve: EstimatedCurve) -> str:
@@ -236,12 +269,29 @@ def _sentences(compared: Comparison) -> list[str]:
 def _first_difference(compared: Comparison) -> str:
     """Return a sentence that says at which step the runs' ranks begin to differ, and which do."""
     if not any(_is_shared(rank) for rank in compared.ranks):
-        return "No rank was logged by more than one of the runs."
+        alone = "No rank was logged by more than one of the runs."
+        return f"{alone} {_renumbered(compared)}".rstrip()
     first = compared.first_differing
     if not first:
         return "The ranks agree at every step that the runs share."
     tags = ", ".join(printable(rank.tag) for rank in first)
     return f"The ranks differ first at step {first[0].differ}: {tags}."
+
+
+def _renumbered(compared: Comparison) -> str:
+    """Return a sentence on layers whose names differ between the runs in their numbers only."""
+    first: dict[str, tuple[int, str]] = {}
+    for rank in compared.ranks:
+        run = next(i for i, value in enumerate(rank.last) if value is not None)
+        known, tag = first.setdefault(_NUMBERED.sub("", rank.tag), (run, rank.tag))
+        if known != run:
+            names = " and ".join(printable(one.partition("/")[2]) for one in (tag, rank.tag))
+            return (
+                f"Their layers have different numbers, as {names}: Keras goes on counting layers "
+                "within a session. Name the layers, or call keras.backend.clear_session() before "
+                "each model."
+            )
+    return ""
 
 
 def _is_shared(rank: ComparedTag) -> bool:

@@ -85,9 +85,12 @@ def test_report_writes_its_files(logs, tmp_path, capsys):
     paths = {kind: tmp_path / f"out.{kind}" for kind in ("png", "csv", "json")}
     arguments = [part for kind, path in paths.items() for part in (f"--{kind}", str(path))]
     assert main(["report", str(logs), *arguments]) == 0
+    wrote = [f"wrote {path}" for path in paths.values()]
+    assert capsys.readouterr().out.splitlines() == wrote
+    assert main(["report", str(logs), *arguments, "--tables"]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[-3:] == [f"wrote {path}" for path in paths.values()]
     assert out[0] == "a"
+    assert out[-3:] == wrote
     assert Image.open(io.BytesIO(paths["png"].read_bytes())).format == "PNG"
     rows = list(csv.DictReader(io.StringIO(paths["csv"].read_text())))
     b = [float(r["value"]) for r in rows if (r["run"], r["tag"]) == ("b", "rank/H_L")]
@@ -103,6 +106,17 @@ def test_report_writes_a_page_that_holds_the_runs(logs, tmp_path):
     page = (tmp_path / "page.html").read_text("utf-8")
     held = page.partition('id="runs">')[2].partition("</script>")[0]
     assert [run["overview"]["name"] for run in json.loads(held)] == ["a", "b"]
+
+
+def test_a_run_that_is_the_log_folder_has_its_name_everywhere(logs, tmp_path, capfdbinary):
+    files = {kind: tmp_path / f"out.{kind}" for kind in ("html", "svg", "csv", "json")}
+    asked = {"html": "--html", "svg": "--png", "csv": "--csv", "json": "--json"}
+    outputs = [part for kind, path in files.items() for part in (asked[kind], str(path))]
+    assert main(["report", str(logs / "a"), *outputs]) == 0
+    assert "<title>Ranks: a</title>" in files["html"].read_text()
+    assert "<!-- a -->" in files["svg"].read_text()
+    assert files["csv"].read_text().splitlines()[1].startswith("a,")
+    assert json.loads(files["json"].read_text())["runs"][0]["summary"]["name"] == "a"
 
 
 @pytest.mark.parametrize(
@@ -163,7 +177,7 @@ def test_report_replaces_files(logs, tmp_path, capsys):
 def test_report_of_odd_names(tmp_path, capsys):
     for name in NAMES:
         write_both(tmp_path / name, record(0, **{f"rank_weights/{name}": 3.0}))
-    assert main(["report", str(tmp_path), "--png", str(tmp_path / "x.png")]) == 0
+    assert main(["report", str(tmp_path), "--png", str(tmp_path / "x.png"), "--tables"]) == 0
     out = capsys.readouterr().out
     for name in NAMES:
         assert out.splitlines().count(name.replace("\n", "\\n")) == 1

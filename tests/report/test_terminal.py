@@ -10,12 +10,13 @@ from rich.console import Console
 from rankmon._util.facts import Finding
 from rankmon.report import terminal
 from rankmon.report.compare import comparison_of
+from rankmon.report.intervals import estimate_text
 from rankmon.report.summary import summary_of
 from rankmon.runs.series import RunSeries
 from rankmon.theory.tables import closed_forms
 from run_records import series
 
-NAN = float("nan")
+NAN, INF = float("nan"), float("inf")
 
 
 def shown(renderable, *, width: int = 80, terminal: bool = False) -> str:
@@ -79,7 +80,8 @@ UNKNOWN = {
 def test_an_interval_is_shown_as_an_interval():
     run = RunSeries("run", UNKNOWN | {"rank/H_o": series([5, 4]), "rank/H_f": series([7, NAN])})
     found = rows(shown(terminal.report(summary_of(run))))
-    assert ["H_L", "1,024–19,968"] in found
+    assert ["H_L", "1024..19968"] in found
+    assert ["rank", "first", "last", "min", "low..high", "changed"] in found  # and no theory
     assert ["H_o", "5", "4", "4", "at 10"] in found
     assert ["H_f", "7", "NaN", "7"] in found  # nothing is known of it
     compared = comparison_of([run, RunSeries("other", {"rank/H_L": series([30, 20])})])
@@ -107,9 +109,87 @@ def test_curvature_in_two_tables_with_margins_and_intervals():
     assert ["eigenvalues at the end", "largest", "smallest", "trace"] in found
     assert ["H_L", "7.9", "-0.1106 ± 0.0003", "12.5"] in found
     assert ["H_o", "7.8"] in found
-    assert ["number, cut × ‖H_L‖₂", "< -0.01", "> 0.1", "> 0.01", "> 0.001"] in found
+    assert "in % of ‖H_L‖₂ (the largest |λ| of H_L)" in text
+    assert ["λ < -1%", "|λ| > 10%", "|λ| > 1%", "|λ| > 0.1%"] in found
     assert ["H_L", "3", "6", "46–2,056"] in found
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "text"),
+    [
+        (12.5, NAN, NAN, "12.5"),
+        (-0.1106, -0.1109, -0.1105, "-0.1106 ± 0.0003"),
+        (0.0007735, 0.0007735, 3.58, "0.00077 … 3.6"),
+        (NAN, 0.0007735, 3.58, "0.00077 … 3.6"),
+        (5.0, 4.0, 6.0, "5 ± 1"),
+        (-44, -144, 56, "-44 ± 100"),
+        (NAN, 1.2341, 1.2389, "1.234 … 1.239"),
+        (NAN, -123.4, 0, "-130 … 0"),
+        (NAN, NAN, NAN, "nan"),
+        (NAN, 0, INF, "0 … inf"),
+    ],
+    ids=[
+        "exact",
+        "near",
+        "one-sided",
+        "unknown",
+        "symmetric",
+        "wide",
+        "narrow",
+        "zero",
+        "NaN",
+        "inf",
+    ],
+)
+def test_intervals_show_both_ends_where_a_distance_would_mislead(value, low, high, text):
+    assert estimate_text(value, low, high) == text
+
+
+def test_a_part_of_the_network_batches_landmarks_and_rounding_errors():
+    card = (
+        "### Ranks\n\n| fact | value |\n| --- | --- |\n"
+        r"| Hessian of | only a\|b/*, Dense\_1/* &lt;, p = 650 |"
+        "\n| batches | 4 disjoint probe batches of 16 examples each: a curve |\n"
+        "\n#### What\n\n| batches | 7 | no fact |"
+    )
+    tags = {
+        "rank/H_L": [144, 143.5],
+        "batches/rank/H_L/low": [140, 139],
+        "batches/rank/H_L/high": [144, 144],
+        "rank_low/H_L": [144, 144],
+        "rank_high/H_L": [144, 144],
+        "rank_landmark/H_L": [47, 46],
+        "rank/H_f": [3, 0],
+        "rank_low/H_f": [3, 0],
+        "rank_high/H_f": [3, 0],
+        "rank_self/H_f": [3, 400],
+        "rank_features/W": [16, 16],
+        "batches/rank_features/W/low": [16, 15],
+        "batches/rank_features/W/high": [16, 16],
+        "eigenvalue_max/H_L": [4, 4.5],
+        "batches/eigenvalue_max/H_L/low": [4, 4.1],
+        "batches/eigenvalue_max/H_L/high": [4, 4.9],
+    }
+    scalars = {tag: series(values) for tag, values in tags.items()}
+    run = RunSeries("run", scalars, texts={"rankmon/card": {0: card}})
+    text = shown(terminal.report(summary_of(run)))
+    found = rows(text)
+    assert "medians over 4 probe batches; low..high is their range" in " ".join(text.split())
+    assert "Hessian: only a|b/*, Dense_1/* <, p = 650" in text
+    assert ["H_L", "144", "143.5", "143.5", "46", "139..144", "at 10"] in found
+    assert "linear: the rank of the same layers without activations" in text
+    assert "From step 10 on, all of H_f is below a tenth of the cut" in text
+    assert ["W", "16", "16", "16", "15..16"] in found
+    assert ["H_L", "4.5 (4.1 … 4.9)"] in found
+
+
+@pytest.mark.parametrize("values", [(NAN, NAN), (470, 410)], ids=["unknown", "rounding"])
+def test_a_rank_of_hf_by_its_own_norm_that_says_nothing_is_left_out(values):
+    always = {tag: series([0, 0]) for tag in ("rank/H_f", "rank_low/H_f", "rank_high/H_f")}
+    tags = always if values[0] > 0 else UNKNOWN
+    run = RunSeries("run", {**tags, "rank_self/H_f": series(values)})
+    assert "rank_self" not in shown(terminal.report(summary_of(run)))
 
 
 def test_the_widest_numbers_fit_in_80_columns():
@@ -168,9 +248,11 @@ def test_names_that_differ_in_their_middle_keep_it():
 
 
 def test_names_that_would_look_alike_continue_in_the_next_line():
-    names = [f"{x}_of_all_the_encoders_{y}_of_words_and_sentences_{x}" for x in "ab" for y in "cd"]
+    middle = "of_all_the_encoders_and_all_the_decoders"
+    names = [f"{x}_{middle}_{y}_{middle}_{x}" for x in "ab" for y in "cd"]
     text = shown(terminal.report(summary_of(with_weights(names))))
-    column = "".join(line[:17].strip() for line in text.splitlines() if "…" not in line)
+    assert "…" not in text
+    column = "".join(line.strip().split(" ")[0] for line in text.splitlines())
     assert all(name in column for name in names)
 
 
@@ -263,6 +345,21 @@ def test_a_comparison_of_long_names_and_large_ranks():
     assert names == [f"seed={i}" for i in range(4)]
     assert "123453..123453" in text
     assert "No rank was logged by more than one of the runs." in text
+
+
+def test_a_comparison_of_one_network_whose_layers_were_numbered_twice():
+    names = ("conv2d", "conv2d_1"), ("conv2d_2", "conv2d_3")
+    pair = [
+        RunSeries(f"run_{i}", {f"rank_weights/{name}/kernel": series([9]) for name in layers})
+        for i, layers in enumerate(names)
+    ]
+    text = " ".join(shown(terminal.comparison(comparison_of(pair))).split())
+    assert "different numbers, as conv2d/kernel and conv2d_2/kernel" in text
+    assert "clear_session()" in text
+    other = RunSeries("other", {"rank_weights/head/kernel": series([9])})
+    text = shown(terminal.comparison(comparison_of([pair[0], other])))
+    assert "No rank was logged by more than one of the runs." in text
+    assert "numbers" not in text
 
 
 def test_a_comparison_of_equal_runs_and_of_missing_ranks():

@@ -352,7 +352,7 @@ def test_what_is_damaged_in_a_record_is_left_out_and_said(tmp_path, capsys, chan
     assert all(isinstance(value, float) for value in second.scalars.values())
     assert all(isinstance(text, str) for text in second.texts.values())
     html = tmp_path / "report.html"
-    assert main(["report", str(tmp_path), "--html", str(html)]) == 0
+    assert main(["report", str(tmp_path), "--html", str(html), "--tables"]) == 0
     said = capsys.readouterr()
     assert name in said.err
     assert "Traceback" not in said.err
@@ -364,7 +364,9 @@ def test_halves_of_characters_in_texts_and_tags_break_no_page(tmp_path, capsys):
     change = {"texts": {"rankmon/alerts": "* \ud800"}, "scalars": {"rank/\udfff": 2.0}}
     (tmp_path / "rankmon.jsonl").write_text(line_of(0, **change) + "\n")
     for kind in ("html", "csv", "json"):
-        assert main(["report", str(tmp_path), f"--{kind}", str(tmp_path / "report")]) == 0
+        assert (
+            main(["report", str(tmp_path), f"--{kind}", str(tmp_path / "report"), "--tables"]) == 0
+        )
         assert "step 0" in capsys.readouterr().out
 
 
