@@ -9,13 +9,19 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from rankmon._util.tags import natural_order
+from rankmon._util.facts import HESSIAN_OF
+from rankmon._util.tags import HESSIAN_PARTS, natural_order
 from rankmon._util.text import printable
+from rankmon.report.card_facts import card_facts
+from rankmon.report.medians import as_single_run
+from rankmon.report.names import shortened
 from rankmon.report.style import (
     CIRCLE,
     GRAY,
     LAYERS,
+    OF_CUTS,
     PARTS,
     REFERENCES,
     STYLE,
@@ -24,10 +30,16 @@ from rankmon.report.style import (
     draw_nan,
     draw_ranks,
 )
-from rankmon.report.summary import as_single_run
 from rankmon.runs.series import RunSeries
 
-LABEL = 20  # characters of a weight's name
+LABEL = 24  # characters of a weight's name
+NAMED = 24  # lines of weights with a name: as many as there are colors and dashes
+_DASHES = ("-", "--", ":", "-.")
+_OF_WEIGHTS = {
+    "rank_weights": "rank of weights",
+    "stable_rank": "stable rank of weights",
+    "effective_rank": "effective rank of weights",
+}
 # The suffixes that name a format, and what keeps the date out of the file.
 FORMATS: dict[str, Any] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
@@ -35,8 +47,8 @@ FORMATS: dict[str, Any] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"Creatio
 def picture_of(runs: Sequence[RunSeries], *, suffix: str = ".png") -> bytes:
     """Return a picture of the Hessian's ranks over the steps, with one panel per run.
 
-    If there is only one run, a second panel shows the ranks of its weights. For a run without the
-    Hessian's ranks, its panel shows the weights.
+    If there is only one run, further panels show the ranks, stable ranks and effective ranks of its
+    weights. For a run without the Hessian's ranks, its panel shows the weights.
 
     Args:
       runs: one or more runs.
@@ -46,38 +58,49 @@ def picture_of(runs: Sequence[RunSeries], *, suffix: str = ".png") -> bytes:
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # Characters of a name that the font lacks are drawn as boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure = _one_run(singles[0]) if len(runs) == 1 else _panels(singles)
+        band = OF_CUTS if singles == [*runs] else "range over seeds or probe batches"
+        figure = _one_run(singles[0], band) if len(runs) == 1 else _panels(singles, band)
         picture = io.BytesIO()
         figure.savefig(picture, format=suffix[1:], dpi=130, metadata=FORMATS[suffix])
     return picture.getvalue()
 
 
-def _one_run(run: RunSeries) -> Figure:
-    """Draw the ranks of the Hessian and of the weights of one run, if it has both."""
-    both = _has(run, "rank") and _has(run, "rank_weights")
-    figure = Figure(figsize=(11, 4.6) if both else (7.5, 4.6), layout="constrained")
-    if both:
-        left, right = figure.subplots(1, 2, width_ratios=(2.4, 1.2))
-        _draw_hessian(left, run)
-        _draw_weights(right, run)
-        left.set_title("Hessian")
-    else:
+def _one_run(run: RunSeries, band: str) -> Figure:
+    """Draw the Hessian's ranks of one run, and the ranks and soft ranks of its weights."""
+    of_weights = [family for family in _OF_WEIGHTS if _has_layers(run, family)]
+    count = _has(run, "rank") + len(of_weights)
+    if count <= 1:
+        figure = Figure(figsize=(7.5, 4.6), layout="constrained")
         left = figure.subplots()
-        _draw(left, run)
-    left.set_ylabel("rank")
+        _draw(left, run, band)
+        left.set_ylabel("rank")
+        if _has(run, "rank") and HESSIAN_OF in card_facts(run):
+            left.set_title(_hessian_title(run), parse_math=False)
+    else:
+        columns, rows = (2, 2) if count == 4 else (count, 1)
+        figure = Figure(figsize=(5 * columns + 1.5, 4.1 * rows + 0.5), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+        left, others = panels[0], iter(panels)
+        if _has(run, "rank"):
+            _draw_hessian(next(others), run, band)
+            left.set_title(_hessian_title(run), parse_math=False)
+            left.set_ylabel("rank")
+        # One legend for the panels of a row stands beside the last of them.
+        for family, axes in zip(of_weights, others, strict=True):
+            _draw_weights(axes, run, family, named=axes in panels[columns - 1 :: columns])
     add_legend(figure, figure.axes)
     figure.suptitle(printable(run.name), parse_math=False)
     return figure
 
 
-def _panels(runs: Sequence[RunSeries]) -> Figure:
+def _panels(runs: Sequence[RunSeries], band: str) -> Figure:
     """Draw one panel for each run."""
     columns = 2 if len(runs) in (2, 4) else 3
     rows = -(-len(runs) // columns)  # rounded up
     figure = Figure(figsize=(4.8 * columns, 3.6 * rows + 0.5), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for axes, run in zip(panels, runs, strict=False):
-        _draw(axes, run)
+        _draw(axes, run, band)
         axes.set_title(printable(run.name), parse_math=False, fontsize=10)
     for axes in panels[len(runs) :]:
         axes.set_visible(False)
@@ -87,22 +110,30 @@ def _panels(runs: Sequence[RunSeries]) -> Figure:
     return figure
 
 
-def _draw(axes: Axes, run: RunSeries) -> None:
-    draw = _draw_hessian if _has(run, "rank") or not _has(run, "rank_weights") else _draw_weights
-    draw(axes, run)
+def _draw(axes: Axes, run: RunSeries, band: str) -> None:
+    if _has(run, "rank") or not _has(run, "rank_weights"):
+        _draw_hessian(axes, run, band)
+    else:
+        _draw_weights(axes, run)
+
+
+def _hessian_title(run: RunSeries) -> str:
+    """Return the title of the Hessian's panel, with its parameters if these are not all."""
+    measured = card_facts(run).get(HESSIAN_OF)
+    return "Hessian" if measured is None else shortened(f"Hessian: {printable(measured)}", 56)
 
 
 def _has(run: RunSeries, group: str) -> bool:
     return any(tag.startswith(f"{group}/") for tag in run.scalars)
 
 
-def _draw_hessian(axes: Axes, run: RunSeries) -> None:
+def _draw_hessian(axes: Axes, run: RunSeries, band: str) -> None:
     """Draw the ranks as `draw_ranks` does, and the loss in gray."""
     loss = run.scalars.get("loss")
     if loss is not None and np.any(loss.values > 0):
         draw_loss(axes, loss)
     tags = [f"rank/{part}" for part in PARTS if f"rank/{part}" in run.scalars]
-    draw_ranks(axes, run.scalars)
+    draw_ranks(axes, run.scalars, band=band)
     if _has(run, "rank_theory"):
         axes.plot([], [], color=GRAY, label="theory", **CIRCLE)
     for family, name in (("rank_bound", "upper bound"), ("rank_landmark", "linear counterpart")):
@@ -111,51 +142,58 @@ def _draw_hessian(axes: Axes, run: RunSeries) -> None:
     _finish(axes, [step for tag in tags for step in run.scalars[tag].steps.tolist()])
 
 
-def _draw_weights(axes: Axes, run: RunSeries) -> None:
-    """Draw the ranks of the weights, with names at the ends of the lines."""
-    tags = sorted(
-        (tag for tag in run.scalars if tag.startswith("rank_weights/")), key=natural_order
+def _has_layers(run: RunSeries, family: str) -> bool:
+    return bool(_tags_of_layers(run, family))
+
+
+def _tags_of_layers(run: RunSeries, family: str) -> list[str]:
+    """Return the tags of the layers' curves in natural order, without the Hessian's parts."""
+    parts = {f"{family}/{part}" for part in HESSIAN_PARTS}
+    tags = (tag for tag in run.scalars if tag.startswith(f"{family}/") and tag not in parts)
+    return sorted(tags, key=natural_order)
+
+
+def _draw_weights(
+    axes: Axes, run: RunSeries, family: str = "rank_weights", *, named: bool = True
+) -> None:
+    """Draw one curve for each layer, with a legend of all names beside the panel if asked."""
+    layers = [tag.partition("/")[2] for tag in _tags_of_layers(run, "rank_weights")]
+    drawn = _tags_of_layers(run, family)
+    names = list(dict.fromkeys([*layers, *(tag.partition("/")[2] for tag in drawn)]))
+    lines = []
+    for tag in drawn:
+        place, series = names.index(tag.partition("/")[2]), run.scalars[tag]
+        look: Any = {
+            "color": LAYERS[place % len(LAYERS)],
+            "ls": _DASHES[place // len(LAYERS) % len(_DASHES)],
+            "marker": "." if len(series.steps) == 1 else "",
+            "lw": 2.2,
+            "label": "_",  # not for the legend of the figure
+        }
+        lines += axes.plot(series.steps, series.values, **look)
+    if named and lines:
+        _name_lines(axes, lines, [tag.partition("/")[2] for tag in drawn])
+    draw_nan(axes, [run.scalars[tag] for tag in drawn])
+    axes.set(title=_OF_WEIGHTS[family])
+    _finish(axes, [step for tag in drawn for step in run.scalars[tag].steps.tolist()])
+
+
+def _name_lines(axes: Axes, lines: Sequence[Line2D], names: Sequence[str]) -> None:
+    """Add a legend to the right of a panel; it counts the names beyond the first `NAMED`."""
+    shown = [printable(name) for name in names[:NAMED]]
+    shown = [name if len(name) <= LABEL else "\u2026" + name[-LABEL:] for name in shown]
+    more = len(names) - NAMED
+    legend = axes.legend(
+        lines[:NAMED],
+        shown,
+        title=f"and {more} more" if more > 0 else None,
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1),
+        fontsize=9,
+        handlelength=2.2,
     )
-    for i, tag in enumerate(tags):
-        series, dot = run.scalars[tag], "." if len(run.scalars[tag].steps) == 1 else ""
-        color = LAYERS[i % len(LAYERS)]
-        axes.plot(series.steps, series.values, marker=dot, color=color, lw=2.2)
-    for rank, name, color in _labels(run, tags):
-        axes.annotate(
-            name,
-            (1, rank),
-            xycoords=("axes fraction", "data"),
-            xytext=(-4, 3),
-            textcoords="offset points",
-            color=color,
-            ha="right",
-            fontsize=9,
-            parse_math=False,
-        )
-    draw_nan(axes, [run.scalars[tag] for tag in tags])
-    axes.set(title="weights")
-    _finish(axes, [step for tag in tags for step in run.scalars[tag].steps.tolist()])
-
-
-def _labels(run: RunSeries, tags: Sequence[str]) -> list[tuple[float, str, str]]:
-    """Return labels (rank, name, color): one for each last rank of the weights.
-
-    If two labels would overlap, the lower one is left out.
-    """
-    ends: dict[float, list[int]] = {}
-    for i, tag in enumerate(tags):
-        last = float(run.scalars[tag].values[-1])
-        if np.isfinite(last):
-            ends.setdefault(last, []).append(i)
-    labels: list[tuple[float, str, str]] = []
-    for rank in sorted(ends, reverse=True):
-        last_drawn, name = ends[rank][-1], printable(tags[ends[rank][-1]].partition("/")[2])
-        name = name if len(name) <= LABEL else "\u2026" + name[-LABEL:]
-        more = f" and {len(ends[rank]) - 1} more" if len(ends[rank]) > 1 else ""
-        # About the height of a line of text, as a share of the highest rank.
-        if not labels or labels[-1][0] - rank > 0.06 * labels[0][0]:
-            labels.append((rank, name + more, LAYERS[last_drawn % len(LAYERS)]))
-    return labels
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _finish(axes: Axes, steps: Sequence[int]) -> None:

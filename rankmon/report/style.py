@@ -53,12 +53,13 @@ REFERENCES: Mapping[str, Any] = {
 }
 BAND: Any = {"alpha": 0.18, "lw": 0}
 LOSS = "loss (right axis)"
+OF_CUTS = "rank at 10 to 0.1 times the cut"
 _LINE_OF_LOSS: Any = {"color": "#9a9a9a", "linewidth": 1.2}
 _CIRCLES = 9
 _BARS = 25
 
 
-def draw_ranks(axes: Axes, scalars: Mapping[str, ScalarSeries]) -> None:
+def draw_ranks(axes: Axes, scalars: Mapping[str, ScalarSeries], *, band: str = OF_CUTS) -> None:
     """Draw each part's rank, the band from low to high, and theory as open circles.
 
     An upper bound is drawn dashed, and the rank of the linear counterpart of a network with
@@ -69,6 +70,7 @@ def draw_ranks(axes: Axes, scalars: Mapping[str, ScalarSeries]) -> None:
     Args:
       axes: to draw on.
       scalars: tag -> series; `rank/H_L` and so on are drawn.
+      band: the meaning of low and high, for the legend.
     """
     banded, lost = False, []
     for part, (label, color, style, width) in PARTS.items():
@@ -102,7 +104,7 @@ def draw_ranks(axes: Axes, scalars: Mapping[str, ScalarSeries]) -> None:
                 **CIRCLE,
             )
     if banded:
-        axes.fill_between([], [], color=GRAY, label="rank at 10 to 0.1 times the cut", **BAND)
+        axes.fill_between([], [], color=GRAY, label=band, **BAND)
     draw_nan(axes, lost)
 
 

@@ -137,6 +137,34 @@ def test_the_legend_has_what_is_drawn(scalars, entries):
     assert [name for name in LEGEND if name in said] == [LEGEND[i] for i in entries]
 
 
+def test_every_line_of_weights_has_its_name_and_soft_ranks_their_panels():
+    layers = [f"Dense_{i}/kernel" for i in range(8)]
+    ranks = {f"rank_weights/{layer}": series([5, 5]) for layer in layers}
+    soft = {f"effective_rank/{layer}": series([5, 2 + i]) for i, layer in enumerate(layers)}
+    said = words(RunSeries("run", ranks | soft | {"effective_rank/H_L": series([9, 8])}))
+    assert set(layers) <= said
+    assert {"rank of weights", "effective rank of weights"} <= said
+    assert "stable rank of weights" not in said
+    many = words(RunSeries("run", {f"rank_weights/{i}": series([i]) for i in range(40)}))
+    assert {"23", "and 16 more"} <= many
+
+
+def test_a_hessian_of_some_parameters_says_so():
+    card = "| fact | value |\n| Hessian of | only Dense\\_1/*, p = 650 |\n"
+    run = run_of(rank_weights__a=series([5, 4]))
+    said = words(RunSeries("run", run.scalars, texts={"rankmon/card": {0: card}}))
+    assert "Hessian: only Dense_1/*, p = 650" in said
+    assert "Hessian" in words(run)
+
+
+def test_the_band_over_batches_is_no_margin_of_the_cut():
+    tags = {"rank/H_L": [9, 8], "rank_low/H_L": [9, 8], "rank_high/H_L": [9, 8]}
+    ends = {"batches/rank/H_L/low": [7, 8], "batches/rank/H_L/high": [9, 8]}
+    said = words(RunSeries("run", {tag: series(one) for tag, one in {**tags, **ends}.items()}))
+    assert "range over seeds or probe batches" in said
+    assert "rank at 10 to 0.1 times the cut" not in said
+
+
 def test_a_run_of_nan_says_so():
     lost = RunSeries("lost", {"rank/H_L": series([NAN, NAN])})
     assert "NaN at every step" in words(lost)
