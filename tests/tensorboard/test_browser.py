@@ -269,7 +269,7 @@ def test_a_spectrum_of_an_earlier_version_has_no_signs(driver, reference):
 
 
 def estimated_run(folder, *, known):
-    """Ranks of which bounds are known at some steps, and an eigenvalue with its interval."""
+    """Ranks of which bounds are known at some steps, and an eigenvalue or only its interval."""
     with TensorBoardWriter(folder) as writer:
         for at in range(6):
             scalars = {
@@ -279,7 +279,7 @@ def estimated_run(folder, *, known):
                 "rank/H_L": 1500.0 if at in known else float("nan"),
                 "rank_low/H_L": 1024.0 + at,
                 "rank_high/H_L": 19_968.0,
-                "eigenvalue_max/H_L": 8.0 - at,
+                "eigenvalue_max/H_L": float("nan") if known else 8.0 - at,
                 "eigenvalue_max_threshold/H_L": float("inf") if at == 0 else 4.0 / at,
                 "interval_low/eigenvalue_max/H_L": 7.5 - at,
                 "interval_high/eigenvalue_max/H_L": 9.0 - at,
@@ -324,6 +324,7 @@ def test_an_unknown_rank_is_drawn_as_an_interval(driver, estimated):
 def test_unknown_ranks_of_several_runs(driver, estimated):
     logs, address = estimated
     opened(driver, address, "bounds", "mixed")
+    assert "2.5 … 4" in text(driver, "[data-testid=overview-mixed]")  # the eigenvalue, and alone
     until(driver, "return rankmonCharts.get('ranks-H_L')?.drawn?.bands?.length === 2")
     lines = chart(driver, "ranks-H_L")
     steps, lows = scalars(logs / "mixed", "rank_low/H_L")

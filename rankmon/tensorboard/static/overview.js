@@ -8,6 +8,7 @@ import { partName, PARTS } from "./theme.js";
 import { brief, shown } from "./values.js";
 
 const SHARPNESS = "eigenvalue_max/H_L";
+const [LOWEST, HIGHEST] = ["low", "high"].map((end) => `interval_${end}/${SHARPNESS}`);
 
 const RESTING_MS = 150;
 
@@ -15,7 +16,7 @@ export class OverviewSection {
   id = "overview";
   title = "Now";
   followsCut = true;
-  prefixes = ["rank/H_", "rank_low/H_", "rank_high/H_", "rank_theory/", "loss", SHARPNESS];
+  prefixes = ["rank/H_", "rank_low/H_", "rank_high/H_", "rank_theory/", "loss", SHARPNESS, LOWEST, HIGHEST];
 
   constructor(app) {
     this.app = app;
@@ -60,7 +61,7 @@ export class OverviewSection {
       number(String(this.app.lastStep(name))),
       ...parts.map((part) => number(this.rank(name, part))),
       this.verdict(name, parts),
-      ...(isSharp ? [number(now(SHARPNESS))] : []),
+      ...(isSharp ? [number(this.sharpness(name))] : []),
       number(now("loss")),
       cell(alerts ? counted(alerts, "alert") : "none", alerts ? "unmet" : ""),
     );
@@ -72,6 +73,15 @@ export class OverviewSection {
     const value = last(rank);
     if (value === null && [low, high].every((one) => Number.isFinite(last(one)))) return interval(last(low), last(high));
     return shown(value);
+  }
+
+  /** Returns the largest eigenvalue of H_L as a text, or its interval if only this is known. */
+  sharpness(run) {
+    const [one, ...ends] = [SHARPNESS, LOWEST, HIGHEST].map((tag) => this.app.series(run, tag));
+    const [value, low, high] = [one, ...ends].map(last);
+    const isNow = ends.every((end) => end?.steps.at(-1) === one?.steps.at(-1));
+    const isBounded = value === null && isNow && [low, high].every(Number.isFinite);
+    return isBounded ? `${short(low)} … ${short(high)}` : brief(value);
   }
 
   /** Returns a cell that says whether the last ranks equal theory; of a moved cut, nothing. */
@@ -89,6 +99,9 @@ export class OverviewSection {
     return element("td", { class: "unmet", title: "The predicted ranks that differ from the measured ones" }, ...words);
   }
 }
+
+/** Formats an end of an interval: two digits say how wide it is. */
+const short = (value) => String(Number(value.toPrecision(2)));
 
 /** Returns the last value of a series; null if it is not finite, undefined without a series. */
 function last(series) {
