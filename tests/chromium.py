@@ -43,7 +43,7 @@ _READ = """
     const ask = () => { %s };
     const answer = () => {
         const app = window.rankmonApp;
-        if (app?.busy || app?.later) return done(null);
+        if (app?.busy || app?.later || app?.linking) return done(null);
         try {
             done([ask()]);
         } catch (error) {

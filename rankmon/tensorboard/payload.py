@@ -90,7 +90,8 @@ def counts(spectrum: ArraySeries, cuts: ScalarSeries) -> Json:
         # Values and cuts are logarithms, so the slider's factors are added.
         if not np.isnan(log) and not np.isnan(values).any():
             row[:] = len(values) - np.searchsorted(values, log + factors, side="right")
-    bits = 16 if table.max(initial=0) < 2**16 else 32  # half the bytes for most runs
+    most = table.max(initial=0)
+    bits = 8 if most < 2**8 else 16 if most < 2**16 else 32  # few bytes for most runs
     return {
         "steps": steps.tolist(),
         "bits": bits,

@@ -51,7 +51,7 @@ def steps_of(answer, run: str = "long", tag: str = "rank/H_L") -> list[int]:
 def counted(answer, position: int) -> list[int]:
     """One row of the counts of H_L, by the slider's position."""
     part = answer["parts"]["H_L"]
-    table = np.frombuffer(base64.b64decode(part["counts"]), "<u2")
+    table = np.frombuffer(base64.b64decode(part["counts"]), f"<u{part['bits'] // 8}")
     return table.reshape(-1, len(part["steps"]))[position].tolist()
 
 

@@ -1,22 +1,25 @@
 // The data of a chart in uPlot's format: common steps, and one column per line.
 
 import uPlot from "./vendor/uPlot.esm.min.js";
+import { allFinite, sameItems } from "./finite.js";
 
 /** Returns the data in uPlot's format: common steps, and one column per line, with null for gaps. */
 export function aligned(lines) {
   if (!lines.length) return [[]];
   const first = lines[0].steps;
-  const sameSteps = ({ steps }) =>
-    steps === first || (steps.length === first.length && steps.every((s, i) => s === first[i]));
+  const sameSteps = ({ steps }) => sameItems(steps, first);
   const columns = lines.map(({ values }) => withGaps(values));
   if (lines.every(sameSteps)) return [first, ...columns];
   return uPlot.join(lines.map((line, at) => [line.steps, columns[at]]));
 }
 
-/** Replaces NaN and infinite values by null. Counts are always finite and returned unchanged. */
+const gapped = new WeakMap();
+
+/** Replaces NaN and infinite values by null; without such values, returns the same array. */
 function withGaps(values) {
-  const isCounts = values instanceof Uint16Array || values instanceof Uint32Array;
-  return isCounts ? values : Array.from(values, (value) => (Number.isFinite(value) ? value : null));
+  if (allFinite(values)) return values;
+  if (!gapped.has(values)) gapped.set(values, Array.from(values, (value) => (Number.isFinite(value) ? value : null)));
+  return gapped.get(values);
 }
 
 /**

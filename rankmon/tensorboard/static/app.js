@@ -15,7 +15,7 @@ import { RunList } from "./runlist.js";
 import { hiddenAtFirst } from "./selection.js";
 import { SpectrumSection } from "./spectrum.js";
 import { isSummary } from "./seeds.js";
-import { OverviewSection } from "./overview.js";
+import { OverviewSection, RESTING_MS } from "./overview.js";
 import { link, remember, remembered } from "./state.js";
 import { isDark, onHostTheme } from "./theme.js";
 import { Toolbar } from "./toolbar.js";
@@ -69,8 +69,8 @@ export class App {
     this.status = element("span", { class: "status", role: "status", "data-testid": "status" });
     this.toolbar = new Toolbar(this);
     this.empty = element("div", { class: "empty", hidden: true });
-    const update = () => this.all.length && this.reported(() => this.update());
-    this.approaching = new IntersectionObserver(update, NEAR);
+    this.near = new Set();
+    this.approaching = new IntersectionObserver((entries) => this.approached(entries), NEAR);
     this.sections = [];
     this.main = element("main", {}, element("h1", {}, "Ranks"), this.toolbar.host, this.empty);
     document.documentElement.lang = "en";
@@ -215,6 +215,8 @@ export class App {
 
   /** Puts what is shown into the page's address. */
   link() {
+    clearTimeout(this.linking);
+    this.linking = null;
     const runs = this.all.length ? this.all.map(({ name }) => name).filter((n) => !this.state.hidden.includes(n)) : undefined;
     link(this.state, { runs, cut: this.position === LOGGED ? undefined : this.position, step: this.step });
   }
@@ -320,10 +322,17 @@ export class App {
     }
   }
 
+  /** Notes which sections are near the visible part of the page, and draws those that have come near. */
+  approached(entries) {
+    for (const { target, isIntersecting } of entries) this.near[isIntersecting ? "add" : "delete"](target);
+    if (this.all.length) this.reported(() => this.update());
+  }
+
   /** Draws the visible sections that depend on the cut; others are drawn when they become visible. */
   drawAtCut() {
     for (const { section, box } of this.sections) {
-      if (section.followsCut && isNear(box)) (section.drawLater ?? section.draw).call(section);
+      // As last observed: to ask where each box is now would lay out the whole page at each step.
+      if (section.followsCut && box.open && !box.hidden && this.near.has(box)) (section.drawLater ?? section.draw).call(section);
     }
   }
 
@@ -337,7 +346,8 @@ export class App {
       await this.fetchCounts().finally(() => this.toolbar.describeCut());
     }
     this.drawAtCut();
-    this.link();
+    clearTimeout(this.linking); // browsers allow few changes of the address
+    this.linking = setTimeout(() => this.link(), RESTING_MS);
   }
 
   /** Fetches counts of new spectra, and draws the ranks at the moved cut. */

@@ -1,5 +1,7 @@
 // Ranks of which only bounds are known: a band with bars in the place of a line, and the bounds as a text.
 
+import { allFinite } from "./finite.js";
+
 const MOST_BARS = 30;
 const [CAP, SPACING] = [4, 6];
 
@@ -18,7 +20,7 @@ export function interval(low, high) {
  * @typedef {import("./source.js").Series} Series
  */
 export function boundsOnly(series, { low, high }) {
-  if (!low || !high || !series.values.some(Number.isNaN)) return null;
+  if (!low || !high || !hasUnknown(series)) return null;
   const known = new Set(series.steps.filter((_, at) => !Number.isNaN(series.values[at])));
   const rest = ({ steps, values }) => ({ steps, values: steps.map((s, at) => (known.has(s) ? NaN : values[at])) });
   const bounds = { low: rest(low), high: rest(high) };
@@ -27,11 +29,13 @@ export function boundsOnly(series, { low, high }) {
 
 /** Returns the series with one of its bounds, "low" or "high", at the steps without a value. */
 export function orBound(series, bound) {
-  if (!bound || !series.values.some(Number.isNaN)) return series;
+  if (!bound || !hasUnknown(series)) return series;
   const at = new Map(bound.steps.map((step, i) => [step, bound.values[i]]));
   const values = Array.from(series.values, (v, i) => (Number.isNaN(v) ? (at.get(series.steps[i]) ?? NaN) : v));
   return { steps: series.steps, values };
 }
+
+const hasUnknown = ({ values }) => !allFinite(values) && values.some(Number.isNaN);
 
 /** Draws a bar with ends from low to high at some of the steps at which a line has bounds only. */
 export function drawBars(u, lines) {

@@ -90,18 +90,26 @@ export class Chart {
   /** Sets new data, which is drawn once the chart is visible. */
   update(spec) {
     this.spec = spec;
-    this.title.replaceChildren(...rich(spec.title));
-    if (!this.uplot) this.plot.setAttribute("aria-label", spec.title);
+    this.name(spec.title, spec.help ?? "");
     this.cursor.follow(spec.map);
     this.plot.style.minHeight = `${spec.height ?? 300}px`;
-    this.help.textContent = spec.help ?? "";
-    this.helpButton.hidden = !spec.help;
-    this.helpButton.setAttribute("aria-label", `What is this: ${spec.title}`);
     this.showColors(spec.colors);
     this.host.classList.toggle("many", Boolean(spec.many));
     this.host.classList.toggle("stale", Boolean(spec.isStale));
-    this.missing.textContent = [wordsOnMissing(spec.lines), spec.note].filter(Boolean).join(" ");
+    const words = [wordsOnMissing(spec.lines), spec.note].filter(Boolean).join(" ");
+    if (words !== this.missing.textContent) this.missing.textContent = words;
     this.draw();
+  }
+
+  /** Shows title and help, if they are new: each change of the page makes the browser lay it out again. */
+  name(title, help) {
+    if (title === this.named?.title && help === this.named.help) return;
+    this.named = { title, help };
+    this.title.replaceChildren(...rich(title));
+    if (!this.uplot) this.plot.setAttribute("aria-label", title);
+    this.help.textContent = help;
+    this.helpButton.hidden = !help;
+    this.helpButton.setAttribute("aria-label", `What is this: ${title}`);
   }
 
   toggleHelp() {
@@ -112,7 +120,9 @@ export class Chart {
   /** Shows the color scale of a map. */
   showColors(colors) {
     this.scale.hidden = !colors;
-    if (!colors) return;
+    const key = JSON.stringify(colors);
+    if (!colors || key === this.colors) return;
+    this.colors = key;
     const bar = element("span", { class: "bar" });
     bar.style.background = colors.gradient;
     this.scale.replaceChildren(`${colors.unit}: ${colors.low} `, bar, ` ${colors.high}`);
@@ -125,10 +135,10 @@ export class Chart {
 
   /** Draws new data; if the lines are the same, keeps the zoom and the hidden lines. */
   draw() {
-    if (!this.isSeen || this.spec === this.drawn || !this.plot.clientWidth) return;
+    if (!this.isSeen || this.spec === this.drawn || !this.isWide) return;
     const same = this.uplot && shape(this.spec) === shape(this.drawn);
     if (!same) this.rebuild();
-    else if (this.spec.over || this.spec.under || !haveSameData(this.spec, this.drawn)) this.redraw();
+    else if (!haveSameData(this.spec, this.drawn)) this.redraw();
     this.drawn = this.spec;
   }
 
@@ -213,10 +223,11 @@ export class Chart {
     return Math.max(this.plot.clientWidth, 200);
   }
 
+  /** Fits the chart to its place. To ask for the width at each drawing would lay out the whole page again. */
   resize() {
-    if (!this.plot.clientWidth) return;
-    if (!this.uplot) this.draw();
-    else this.uplot.setSize({ width: this.width(), height: this.spec.height ?? 300 });
+    this.isWide = this.plot.clientWidth > 0;
+    if (this.isWide) this.uplot?.setSize({ width: this.width(), height: this.spec.height ?? 300 });
+    this.draw();
   }
 
   /** Removes the drawing, with its hooks: a drawing that it still owes would be made from newer lines. */
@@ -265,6 +276,8 @@ Chart.all = new Map();
 const NEAR = { rootMargin: "200px" };
 
 const haveSameData = (one, other) =>
+  one.over === other.over &&
+  one.under === other.under &&
   one.lines.every((line, at) => line.values === other.lines[at].values && line.steps === other.lines[at].steps);
 
 /** Returns a key of the chart's structure; if it changes, new data does not suffice: see rebuild(). */

@@ -1,5 +1,6 @@
 // Runs whose curves are equal: all stay visible, and a sentence counts them.
 
+import { sameItems } from "./finite.js";
 import { counted, listed } from "./names.js";
 
 const WIDEST = 8;
@@ -19,7 +20,6 @@ function groups(all) {
   return [...byKey.values()].flat().filter((group) => group.length > 1);
 }
 
-const sameItems = (a, b) => a === b || (a.length === b.length && a.every((value, at) => Object.is(value, b[at])));
 const areEqual = (a, b) => sameItems(a.steps, b.steps) && sameItems(a.values, b.values);
 
 /** Returns the width of each line: of equal ones, those below are wider and look out on both sides. */

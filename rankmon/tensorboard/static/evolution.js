@@ -3,6 +3,7 @@
 import { boundsOnly, orBound } from "./bounds.js";
 import { overRuns } from "./seeds.js";
 import { coinciding, nested } from "./coinciding.js";
+import { sameItems } from "./finite.js";
 import { counted, unshared } from "./names.js";
 import { faint, ink, veil } from "./theme.js";
 
@@ -183,7 +184,6 @@ function merged(look, { lines, bands }) {
 function shownByAll(all) {
   const [first, ...others] = all;
   if (!first) return null;
-  const equal = (a, b) => a.length === b.length && a.every((value, at) => Object.is(value, b[at]));
-  const same = (one) => one && equal(one.steps, first.steps) && equal(one.values, first.values);
+  const same = (one) => one && sameItems(one.steps, first.steps) && sameItems(one.values, first.values);
   return others.every(same) ? first : null;
 }

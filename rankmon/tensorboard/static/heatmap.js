@@ -1,12 +1,15 @@
 // A heat map of log10 |eigenvalue| by step and index, drawn below a chart's lines over steps.
 
-import { heat } from "./theme.js";
+import { heatPixels } from "./theme.js";
+
+const EVEN_PIXELS = 0.05;
 
 /** Draws a column per step. It extends halfway to the previous step and halfway to the next one. */
 export function drawHeatMap(u, { steps, indices }, image) {
   if (!image) return;
   const { ctx, bbox } = u;
   const edges = edgesOf(steps.map((step) => u.valToPos(step, "x", true)), bbox);
+  const pieces = evenPieces(edges);
   const top = u.valToPos(indices.at(-1) + 1.5, "y", true);
   const bottom = u.valToPos(0.5, "y", true);
   ctx.save();
@@ -14,9 +17,10 @@ export function drawHeatMap(u, { steps, indices }, image) {
   ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
   ctx.clip();
   ctx.imageSmoothingEnabled = false;
-  for (let at = 0; at < steps.length; at++) {
-    const width = edges[at + 1] - edges[at];
-    if (width > 0) ctx.drawImage(image, at, 0, 1, indices.length, edges[at], top, width, bottom - top);
+  for (let at = 0; at < pieces.length - 1; at++) {
+    const [from, to] = [pieces[at], pieces[at + 1]];
+    const width = edges[to] - edges[from];
+    if (width > 0) ctx.drawImage(image, from, 0, to - from, indices.length, edges[from], top, width, bottom - top);
   }
   ctx.restore();
 }
@@ -35,16 +39,33 @@ export function painted({ steps, indices, values }, [low, high]) {
   const canvas = new OffscreenCanvas(width, height);
   const ctx = canvas.getContext("2d");
   const pixels = ctx.createImageData(width, height);
+  const [shades, colored] = [heatPixels(), new Uint32Array(pixels.data.buffer)];
+  const scale = (shades.length - 1) / (high - low);
   for (let step = 0; step < width; step++) {
     for (let index = 0; index < height; index++) {
       const value = values[step * height + index];
       if (Number.isNaN(value)) continue; // leave the pixel transparent
-      const pixel = 4 * ((height - 1 - index) * width + step);
-      pixels.data.set([...heat((value - low) / (high - low)), 255], pixel);
+      const shade = Math.round(Math.min(Math.max((value - low) * scale, 0), shades.length - 1));
+      colored[(height - 1 - index) * width + step] = shades[shade];
     }
   }
   ctx.putImageData(pixels, 0, 0);
   return canvas;
+}
+
+/**
+ * Returns the ends of pieces, which are drawn at once: columns with the same width. Columns narrower than a
+ * pixel are pieces of their own, since the browser blends pieces, but drops columns within a piece.
+ */
+function evenPieces(edges) {
+  const ends = [0];
+  for (let at = 1; at < edges.length - 1; at++) {
+    const from = ends.at(-1);
+    const width = edges[from + 1] - edges[from];
+    const isUneven = Math.abs(edges[at + 1] - edges[from] - width * (at + 1 - from)) > EVEN_PIXELS;
+    if (width < 1 || isUneven) ends.push(at);
+  }
+  return [...ends, edges.length - 1];
 }
 
 function edgesOf(centers, { left, width }) {

@@ -1,5 +1,6 @@
 // Values that are not finite: triangles at the lower edge of a chart, and a sentence below it.
 
+import { allFinite } from "./finite.js";
 import { counted, listed } from "./names.js";
 
 const MOST_MARKS = 30;
@@ -25,7 +26,7 @@ export function wordsOnMissing(lines) {
 
 /** Returns the number of steps at which neither a value nor its bounds are known. */
 function missingIn({ steps, values, bounds }, lines) {
-  if (values instanceof Uint16Array || values instanceof Uint32Array) return 0; // counts
+  if (allFinite(values)) return 0;
   let missing = steps.filter((_, at) => !Number.isFinite(values[at]));
   if (missing.length && bounds) {
     const low = lines[bounds[0]];

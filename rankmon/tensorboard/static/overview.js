@@ -10,7 +10,8 @@ import { brief, shown } from "./values.js";
 const SHARPNESS = "eigenvalue_max/H_L";
 const [LOWEST, HIGHEST] = ["low", "high"].map((end) => `interval_${end}/${SHARPNESS}`);
 
-const RESTING_MS = 150;
+/** The slider rests after this time without a move. */
+export const RESTING_MS = 150;
 
 export class OverviewSection {
   id = "overview";

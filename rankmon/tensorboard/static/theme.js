@@ -103,6 +103,17 @@ export function heat(share) {
   return HEAT[low].map((value, i) => value + (at - low) * (HEAT[low + 1][i] - value));
 }
 
+const SHADES = 1024;
+let shades;
+
+/** Returns the colors of shares from 0 to 1, in even steps, as pixels of 32 bits, to color whole maps by. */
+export function heatPixels() {
+  if (shades) return shades;
+  const colors = Array.from({ length: SHADES }, (_, at) => [...heat(at / (SHADES - 1)), 255]);
+  shades = new Uint32Array(Uint8ClampedArray.from(colors.flat()).buffer);
+  return shades;
+}
+
 /** Returns the color map as a CSS gradient, for legends. */
 export function heatGradient() {
   return `linear-gradient(to right, ${HEAT.map((rgb) => `rgb(${rgb.join(" ")})`).join(", ")})`;
