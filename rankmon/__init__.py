@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rankmon.linalg.sketch import SketchedRank
     from rankmon.linalg.spectrum import reconstruction_error
     from rankmon.measure import (
+        MeshJacobian,
         MeshOperator,
         PartOperator,
         PredictedRanks,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         hessian_operator,
         hessian_ranks,
         hessian_spectra,
+        jacobian_operator,
         ntk_gram,
         ntk_rank,
         outer_rank,
@@ -65,6 +67,7 @@ _NAMES = {
     "linalg.sketch": ["SketchedRank"],
     "linalg.spectrum": ["reconstruction_error"],
     "measure": [
+        "MeshJacobian",
         "MeshOperator",
         "PartOperator",
         "PredictedRanks",
@@ -72,6 +75,7 @@ _NAMES = {
         "hessian_operator",
         "hessian_ranks",
         "hessian_spectra",
+        "jacobian_operator",
         "ntk_gram",
         "ntk_rank",
         "outer_rank",
@@ -105,6 +109,7 @@ __all__ = [
     "JsonlWriter",
     "Lemma8Probe",
     "MemoryWriter",
+    "MeshJacobian",
     "MeshOperator",
     "NumericalRank",
     "OuterRank",
@@ -127,6 +132,7 @@ __all__ = [
     "hessian_ranks",
     "hessian_spectra",
     "hooks",
+    "jacobian_operator",
     "lemma8",
     "ntk_gram",
     "ntk_rank",

@@ -1,5 +1,6 @@
 """The Hessian's parts at sharded parameters, with vectors that stay on the parameters' mesh."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from rankmon._util.arrays import check_concrete
 from rankmon.engines.base import differentiated_twice
 from rankmon.hessian.mesh_products import MeshProducts
+from rankmon.problem.flat import FlatProblem
 from rankmon.problem.placement import Placement
 from rankmon.problem.point import checked
 from rankmon.problem.problem import Problem
@@ -50,30 +52,46 @@ class MeshOperator:
         Raises:
           ValueError: if the structure or a shape is not that of the parameters.
         """
-        flat = self._products.flat
-        tree = flat.problem.unpack(v)
-        check_concrete("a vector to be multiplied", tree)
-        try:
-            leaves = flat.structure.flatten_up_to(tree)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"expected a vector as a pytree like the parameters, {flat.structure}, got "
-                f"{jax.tree.structure(tree)}; make one by jax.tree.map over the parameters"
-            ) from error
-        moving = [x for x, s in zip(leaves, flat.specs, strict=True) if s.differentiated]
-        shapes = [getattr(x, "shape", None) for x in moving]
-        known = [spec.shape for spec in flat.specs if spec.differentiated]
-        if shapes != known:
-            raise ValueError(
-                f"expected a vector with leaves of shapes {known}, got {shapes}; make one by "
-                "jax.tree.map over the parameters"
-            )
-        product = iter(self._products.mv(moving))
-        found = [next(product) if spec.differentiated else None for spec in flat.specs]
-        return jax.tree.unflatten(flat.structure, found)
+        flat, placement = self._products.flat, self._products.placement
+        moving = placement.settled(leaves_of(flat, v))
+        return tree_of(flat, placement.settled(self._products.mv(moving)))
 
     def __matmul__(self, other: Any) -> Any:
         return self.matvec(other)
+
+
+def leaves_of(flat: FlatProblem, v: Any) -> list[Any]:
+    """Return the differentiated leaves of a vector, a pytree like the parameters.
+
+    Raises:
+      TypeError: for arrays that JAX is tracing.
+      ValueError: if the structure or a shape is not that of the parameters.
+    """
+    tree = flat.problem.unpack(v)
+    check_concrete("a vector to be multiplied", tree)
+    try:
+        leaves = flat.structure.flatten_up_to(tree)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"expected a vector as a pytree like the parameters, {flat.structure}, got "
+            f"{jax.tree.structure(tree)}; make one by jax.tree.map over the parameters"
+        ) from error
+    moving = [x for x, s in zip(leaves, flat.specs, strict=True) if s.differentiated]
+    shapes = [getattr(x, "shape", None) for x in moving]
+    known = [spec.shape for spec in flat.specs if spec.differentiated]
+    if shapes != known:
+        raise ValueError(
+            f"expected a vector with leaves of shapes {known}, got {shapes}; make one by "
+            "jax.tree.map over the parameters"
+        )
+    return moving
+
+
+def tree_of(flat: FlatProblem, moving: Iterable[Any]) -> Any:
+    """Return a vector as a pytree like the parameters, with None for leaves held fixed."""
+    found = iter(moving)
+    leaves = [next(found) if spec.differentiated else None for spec in flat.specs]
+    return jax.tree.unflatten(flat.structure, leaves)
 
 
 def mesh_operator(

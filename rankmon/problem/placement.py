@@ -6,12 +6,16 @@ more memory than on one. Without that, only activations move.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from rankmon.problem.flat import FlatProblem
+from rankmon.problem.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,10 @@ class Placement:
                 f"expected mesh to be a jax.sharding.Mesh, got {type(mesh).__name__}; pass the "
                 "mesh of the parameters' NamedSharding"
             )
-        if any(d.process_index != jax.process_index() for d in mesh.devices.flat):
+        if all(d.process_index != jax.process_index() for d in mesh.devices.flat):
             raise ValueError(
-                "expected a mesh of this process's devices, got one of several processes; leave "
-                "out mesh=, so that every process measures a copy"
+                "expected a mesh with devices of this process, got one of other processes; call "
+                "this only in processes that hold a part of the parameters"
             )
         # Explicit axes would demand shardings of every operation in the network.
         mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
@@ -60,6 +64,26 @@ class Placement:
         taken = {axis for sharding in placed for part in sharding.spec for axis in _names(part)}
         axes = _free_axes(mesh, n, taken) if batch_spec is None else _axes_of(batch_spec, mesh, n)
         return cls(mesh, placed, NamedSharding(mesh, PartitionSpec(axes or None)))
+
+    @contextmanager
+    def scope(self, precision: Precision) -> Iterator[None]:
+        """Enter the mesh, and JAX's settings for a precision."""
+        with precision.scope(), jax.set_mesh(self.mesh):
+            yield
+
+    def moving(self, flat: FlatProblem) -> tuple[NamedSharding, ...]:
+        """Return the shardings of the differentiated leaves."""
+        pairs = zip(self.leaves, flat.specs, strict=True)
+        return tuple(sharding for sharding, spec in pairs if spec.differentiated)
+
+    def settled(self, arrays: Any) -> Any:
+        """Return arrays; on host devices, wait until they are computed.
+
+        Host devices share few threads, so that collectives of two programs at a time may wait for
+        each other until XLA ends the process.
+        """
+        on_host = self.mesh.devices.flat[0].platform == "cpu"
+        return jax.block_until_ready(arrays) if on_host else arrays
 
 
 def _spec(leaf: Any, mesh: Mesh) -> PartitionSpec:
