@@ -18,6 +18,8 @@ of W, so "at least" can be certified only for t above about 1e-5 ||W||_2. N keep
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import scipy.linalg
@@ -26,6 +28,8 @@ from jaxtyping import Float
 from scipy.linalg import lapack
 
 from rankmon.linalg.gram import Gram, sum_rounding
+
+Residual = Callable[[Float[np.ndarray, "s r"]], tuple[Gram, float]]
 
 _UNIT = float(np.finfo(np.float64).eps) / 2
 
@@ -56,7 +60,20 @@ def certified_count(
     Returns:
       r; None if there is no such r, or if rounding prevents certification.
     """
-    s = len(matrix)
+    return certified_count_by(gram, partial(_residual, matrix), above=above, below=below)
+
+
+def certified_count_by(gram: Gram, residual: Residual, *, above: float, below: float) -> int | None:
+    """Return what `certified_count` does, for W that is stored elsewhere.
+
+    Args:
+      gram: W W^T.
+      residual: returns, for U [s, r], the Gram matrix of N = W - U (U^T W) as it is computed, and a
+        bound on the 2-norm of N's rounding errors.
+      above: a cut.
+      below: a second, lower cut.
+    """
+    s = len(gram.matrix)
     if _all_exceed(gram, above):
         return s
     # Pivoting stops between the squares of the two cuts, but not below the rounding of W W^T.
@@ -70,7 +87,10 @@ def certified_count(
     F = np.empty((s, r))
     F[order - 1] = np.tril(factor[:, :r])
     U = _orthonormal(F)
-    return r if U is not None and _has_rank_below(matrix, U, below) else None
+    if U is None:
+        return None
+    rest, error = residual(U)
+    return r if _all_below(rest, below - error) else None
 
 
 def _orthonormal(F: Float[np.ndarray, "s r"]) -> Float[np.ndarray, "s r"] | None:
@@ -86,15 +106,20 @@ def _orthonormal(F: Float[np.ndarray, "s r"]) -> Float[np.ndarray, "s r"] | None
     return scipy.linalg.solve_triangular(R, F.T, lower=True, check_finite=False).T
 
 
-def _has_rank_below(
-    matrix: Float[np.ndarray, "s l"], U: Float[np.ndarray, "s r"], cut: float
-) -> bool:
-    """Return whether all but r singular values are certainly less than the cut."""
+def _residual(matrix: Float[np.ndarray, "s l"], U: Float[np.ndarray, "s r"]) -> tuple[Gram, float]:
+    """Return the Gram matrix of N = W - U (U^T W), and a bound on N's rounding errors."""
     B = U.T @ matrix
     N = matrix - U @ B
-    # Each entry is a sum of r products and one more term, for any U and B.
-    sizes = np.linalg.norm(matrix) + np.linalg.norm(U) * np.linalg.norm(B)
-    return _all_below(Gram.of([N], len(N)), cut - sum_rounding(U.shape[1] + 1) * float(sizes))
+    sizes = float(np.linalg.norm(matrix) + np.linalg.norm(U) * np.linalg.norm(B))
+    return Gram.of([N], len(N)), residual_rounding(U.shape[1], sizes)
+
+
+def residual_rounding(r: int, sizes: float) -> float:
+    """Return a bound on the rounding errors of N = W - U B, given ||W||_F + ||U||_F ||B||_F.
+
+    Each entry is a sum of r products and one more term, for any U and B.
+    """
+    return sum_rounding(r + 1) * sizes
 
 
 def _all_exceed(gram: Gram, cut: float) -> bool:

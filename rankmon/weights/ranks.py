@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,12 @@ from rankmon.linalg.numerical_rank import (
     undefined_rank,
 )
 from rankmon.linalg.spectrum import singular_values
-from rankmon.network.matrix_views import MatrixAxes, Views
+from rankmon.network.matrix_views import MatrixAxes, MatrixView, Views
 from rankmon.problem.precision import DOUBLE, eps_of
 from rankmon.problem.problem import Problem
 from rankmon.weights.matrices import matrices
 from rankmon.weights.rounding import power_of_two
+from rankmon.weights.sharded import certified_rank, count_on_devices, whole_matrix
 
 # From this size on, singular values take seconds, and certifying the rank is faster.
 _LARGE = 1024
@@ -86,7 +88,8 @@ def weight_ranks(
         without soft ranks and determinant; None for no limit. From about a thousand rows and
         columns on, the rank is certified, which is several times faster than computing singular
         values, unless a singular value is within a factor 10 of the cut. The gap of a certified
-        rank is a lower bound: infinite at full rank, else 100.
+        rank is a lower bound: infinite at full rank, else 100. Devices that share such a matrix
+        certify its rank together; any other matrix is gathered, one at a time.
 
     Returns:
       A dict from the leaf's path to its `WeightRank`; layers are numbered, "<path>/0" and so on.
@@ -108,13 +111,19 @@ def weight_ranks(
     tolerance = as_tolerance(tolerance)
     check_concrete("weights to be measured", params)
 
-    def rank(matrix: Float[np.ndarray, "m n"], eps: float) -> WeightRank:
-        if side is None or min(matrix.shape) <= side:
-            return weight_rank(matrix, eps=eps, tolerance=tolerance)
-        return _without_soft_ranks(weight_count(matrix, eps=eps, tolerance=tolerance))
+    def rank(view: MatrixView, leaf: Any, eps: float) -> WeightRank:
+        if side is None or min(view.shape) <= side:
+            return weight_rank(whole_matrix(view, leaf), eps=eps, tolerance=tolerance)
+        count = None
+        if min(view.shape) >= _LARGE:
+            cut_of = partial(_cut, view.shape, eps=eps, tolerance=tolerance, rounding=None)
+            count = count_on_devices(view, leaf, cut_of, least=_LARGE)
+        if count is None:
+            count = weight_count(whole_matrix(view, leaf), eps=eps, tolerance=tolerance)
+        return _without_soft_ranks(count)
 
     return {
-        view.name: replace(rank(view.of(np.asarray(leaf)), eps_of(spec.dtype)), view=view.axes)
+        view.name: replace(rank(view, leaf, eps_of(spec.dtype)), view=view.axes)
         for spec, view, leaf in matrices(params, views=views)
     }
 
@@ -251,9 +260,7 @@ def weight_count(
         found = _certified(live, cut_of)
         if found is not None:
             cut, count = found
-            # The certificate: no singular value lies between a tenth of the cut and ten times it.
-            gap = float("inf") if count == min(live.shape) else 100.0
-            return NumericalRank(count, float(cut * scale), size, count, count, gap)
+            return certified_rank(count, cut * scale, size, min(live.shape))
     values = singular_values(live) if live.size else np.zeros(1)
     norm = float(values[0])
     cut = cut_of(norm, float(np.sum((values / norm) ** 2)) if norm > 0 else 0.0)
