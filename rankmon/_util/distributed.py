@@ -7,6 +7,10 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+from jax.extend.core import ClosedJaxpr
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
+
+from rankmon._util.jaxpr import operations_of
 
 
 def count() -> int:
@@ -29,3 +33,18 @@ def gathered(tree: Any) -> Any:
         return multihost_utils.process_allgather(leaf, tiled=True) if spread else leaf
 
     return tree if count() == 1 else jax.tree.map(whole, tree)
+
+
+def spans_processes(program: ClosedJaxpr) -> bool:
+    """Return whether a program names a mesh of several processes, which have to run it together."""
+    if count() == 1:
+        return False
+    values = (value for eqn in operations_of(program) for value in eqn.params.values())
+    return any(_is_spread(leaf) for value in values for leaf in jax.tree.leaves(value))
+
+
+def _is_spread(value: Any) -> bool:
+    mesh = value.mesh if isinstance(value, NamedSharding) else value
+    if isinstance(mesh, Mesh):
+        return any(device.process_index != jax.process_index() for device in mesh.devices.flat)
+    return isinstance(mesh, AbstractMesh) and mesh.size > jax.local_device_count()

@@ -8,10 +8,11 @@ import jax
 import numpy as np
 
 from rankmon._util.arrays import check_concrete
-from rankmon._util.distributed import count
+from rankmon._util.distributed import count, spans_processes
 from rankmon._util.validate import as_share, check_choice
 from rankmon.monitor.alerts import Alert
 from rankmon.monitor.schedule import EveryN, Schedule
+from rankmon.problem.problem import Problem
 from rankmon.writers.base import Writer
 from rankmon.writers.clu import ScalarsWriter
 
@@ -173,6 +174,17 @@ def check_processes(
             f"expected overhead=None and when_full='block' when {count()} processes train "
             f"together, got {overhead} and {when_full!r}, with which each process would choose "
             "its own steps; choose the steps with every= or schedule="
+        )
+
+
+def check_background(problem: Problem, params: Any) -> None:
+    """Refuse a network whose communication would mix with training's on another thread."""
+    if count() > 1 and spans_processes(problem.flat(params).program):
+        raise ValueError(
+            f"expected a network without sharding constraints over {count()} processes with "
+            "background=True, whose communication could wait for that of training for ever, got "
+            "some; give the Problem an apply without them, since each process measures its own "
+            "copy of the parameters"
         )
 
 

@@ -9,6 +9,7 @@ import jax
 from rankmon._util.arrays import check_concrete
 from rankmon._util.distributed import gathered
 from rankmon._util.errors import ErrorPolicy
+from rankmon.monitor.arguments import check_background
 from rankmon.monitor.due import DueSteps
 from rankmon.monitor.lifecycle import Call, is_unchanged
 from rankmon.monitor.overhead import Overhead
@@ -123,6 +124,8 @@ class Dispatcher:
         check_concrete("parameters to be measured", (call.params, call.extra, call.opt_state))
         with self._overhead.spending():  # compilation counts as overhead
             params = self._problem.unpack(call.params, call.extra)
+            if self.worker is not None:
+                check_background(self._problem, params)
             return self._pipeline.prepare(params, later=later)
 
     def _measure_here(self, call: Call) -> Record:

@@ -17,6 +17,7 @@ from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, Float
 
 from rankmon._util.arrays import check_concrete
+from rankmon._util.distributed import gathered
 from rankmon._util.expected_time import Pace, compiled
 from rankmon._util.warnings import warn_user
 from rankmon.problem.checks import check_moving, leaves_fit, leaves_text
@@ -127,7 +128,8 @@ class FlatProblem:
     def leaves(self, params: Any) -> list[np.ndarray]:
         """Check that parameters have this problem's structure, and copy their leaves to the host.
 
-        The copies are in this problem's precision.
+        The copies are in this problem's precision. Leaves that are spread over processes are
+        gathered, so every process must make this call.
 
         Raises:
           TypeError: for arrays that JAX is tracing.
@@ -145,7 +147,7 @@ class FlatProblem:
                 "shown); use one monitor for each parameter structure"
             )
         with self.precision.scope():  # permits the transfer to the host
-            return [self.precision.lift(leaf) for leaf in jax.tree.leaves(params)]
+            return [self.precision.lift(gathered(leaf)) for leaf in jax.tree.leaves(params)]
 
     def split(self, leaves: list[np.ndarray]) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         """Return theta [p], the raveled differentiated leaves, and the leaves held fixed."""

@@ -1,15 +1,17 @@
 """Trains sharded parameters on several host devices, or in several processes, under a monitor.
 
-Arguments: run folder, number of devices of this process, process, number of processes, port. Prints
-as JSON the ranks that the monitor returned, the rank of the last H_o, and whether training had the
-same result as without a monitor.
+Arguments: run folder, number of devices of this process, process, number of processes, port;
+"background" to measure on a worker; the step at which the last process ends. Prints as JSON the
+ranks that the monitor returned, those that other functions give at the end, the refusals, and
+whether training had the same result as without a monitor.
 """
 
 import json
 import os
 import sys
 
-folder, devices, process, processes, port = sys.argv[1], *map(int, sys.argv[2:])
+folder, devices, process, processes, port = sys.argv[1], *map(int, sys.argv[2:6])
+background, end = "background" in sys.argv[6:], int((*sys.argv[7:], -1)[0])
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
 
 import jax  # noqa: E402
@@ -21,7 +23,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 import rankmon  # noqa: E402
 
 if processes > 1:
-    jax.distributed.initialize(f"localhost:{port}", processes, process)
+    jax.distributed.initialize(
+        f"localhost:{port}", processes, process, heartbeat_timeout_seconds=10
+    )
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((16, 8)).astype(np.float32)
@@ -52,6 +56,8 @@ def train(monitor=None):
     params = {"W1": placed(START["W1"], None, "model"), "W2": placed(START["W2"], "model", None)}
     x, y = placed(X, "model"), placed(Y, "model")
     for step in range(5):
+        if step == end and process == processes - 1:
+            os._exit(3)
         if monitor is not None:
             momenta = (optax.TraceState(trace=params), optax.EmptyState())
             found.append(monitor(step, params, opt_state=momenta))
@@ -69,7 +75,7 @@ monitor = rankmon.RankMonitor(
     logdir=folder,
     every=2,
     probes=["hessian", "weights", gradients],
-    background=processes == 1,
+    background=background,
 )
 watched, bare = train(monitor), train()
 shards = zip(jax.tree.leaves(watched), jax.tree.leaves(bare), strict=True)
@@ -78,12 +84,33 @@ same = all(
     for a, b in shards
     for i in range(jax.local_device_count())
 )
-refused = ""
-if processes > 1:
+
+
+def constrained(params, x):
+    hidden = jnp.tanh(x @ params["W1"])
+    split = NamedSharding(MESH, PartitionSpec(None, "model"))
+    return jax.lax.with_sharding_constraint(hidden, split) @ params["W2"]
+
+
+def refusal(act):
     try:
-        rankmon.RankMonitor(problem, every=2, overhead=0.05)
+        act()
     except ValueError as error:
-        refused = str(error)
-outer = rankmon.outer_rank(problem, watched)
+        return str(error)
+    return ""
+
+
+refused = []
+if processes > 1:
+    other = rankmon.Problem(constrained, loss="mse", inputs=X, targets=Y)
+    refused = [
+        refusal(lambda: rankmon.RankMonitor(problem, every=2, overhead=0.05)),
+        refusal(lambda: rankmon.RankMonitor(other, every=2, background=True)(0, watched)),
+    ]
 ranks = [None if record is None else record.scalars["rank/H_L"] for record in found]
-print(json.dumps({"same": same, "ranks": ranks, "outer": outer.rank, "refused": refused}))
+ends = {
+    "outer": rankmon.outer_rank(problem, watched).rank,
+    "H_L": rankmon.hessian_ranks(problem, watched)["H_L"].rank,
+    "weights": [one.rank for one in rankmon.weight_ranks(watched).values()],
+}
+print(json.dumps({"same": same, "ranks": ranks, "refused": refused} | ends))

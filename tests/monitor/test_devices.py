@@ -58,7 +58,7 @@ def expected():
 
 
 def test_eight_devices(tmp_path):
-    found = result(start(tmp_path, 8, 0, 1, 0))
+    found = result(start(tmp_path, 8, 0, 1, 0, "background"))
     assert found["same"]
     records = read_jsonl(tmp_path / "rankmon.jsonl")
     assert [record.step for record in records] == [0, 2, 4, 5]
@@ -68,21 +68,43 @@ def test_eight_devices(tmp_path):
     assert found["outer"] == records[-1].scalars["rank/H_o"]
 
 
-def test_two_processes_measure_and_one_writes(tmp_path):
+def free_port():
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    running = [start(tmp_path, 2, i, 2, port) for i in range(2)]
+        return free.getsockname()[1]
+
+
+@pytest.mark.parametrize("way", ["here", "background"])
+def test_two_processes_measure_and_one_writes(way, tmp_path):
+    port = free_port()
+    running = [start(tmp_path, 2, i, 2, port, way) for i in range(2)]
     first, second = [result(process) for process in running]
+    assert first == second
     assert first["same"]
-    assert second["same"]
-    assert first["ranks"] == second["ranks"]
-    assert first["ranks"][0] == expected()
-    assert [rank is None for rank in first["ranks"]] == [False, True, False, True, False]
-    for found in (first, second):
-        assert_explains(found["refused"], "2 processes", "0.05")
     records = read_jsonl(tmp_path / "rankmon.jsonl")
     assert [record.step for record in records] == [0, 2, 4, 5]
+    assert records[0].scalars["rank/H_L"] == expected()
+    assert records[0].scalars["monitor/errors"] == 0
+    if way == "here":
+        assert first["ranks"][0] == expected()
+        assert [rank is None for rank in first["ranks"]] == [False, True, False, True, False]
+    overhead, constraints = first["refused"]
+    assert_explains(overhead, "2 processes", "0.05")
+    assert_explains(constraints, "2 processes", "background=True", "apply")
     assert records[0].scalars["update_to_weight/W2"] == pytest.approx(expected_update(), rel=1e-5)
-    assert first["outer"] == second["outer"] == records[-1].scalars["rank/H_o"]
+    last = records[-1].scalars
+    assert [first["outer"], first["H_L"]] == [last["rank/H_o"], last["rank/H_L"]]
+    assert first["weights"] == [last["rank_weights/W1"], last["rank_weights/W2"]]
     assert len(list(tmp_path.glob("*tfevents*"))) == 1
+
+
+def test_a_process_that_ends_is_an_error_of_jax_in_the_others(tmp_path):
+    port = free_port()
+    first, second = [start(tmp_path, 2, i, 2, port, "background", 2) for i in range(2)]
+    second.communicate(timeout=300)
+    assert second.returncode == 3
+    _, errors = first.communicate(timeout=120)  # the heartbeat's timeout is ten seconds
+    assert first.returncode not in (0, 3)
+    assert "distributed service" in errors
+    records = read_jsonl(tmp_path / "rankmon.jsonl")
+    assert records[0].scalars["rank/H_L"] == expected()
