@@ -18,8 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-# Rows v [m, p] -> rows H v [m, p], in their dtype.
-Product = Callable[[Float[np.ndarray, "m p"]], Float[np.ndarray, "m p"]]
+from rankmon.linalg.rows import HostRows, Rows, RowSpace
+
+# Rows v [m, p] -> rows H v [m, p], in their dtype and form.
+Product = Callable[[Rows], Rows]
 
 # A component along the basis that a unit row may have before it is removed: of a larger one,
 # rounding leaves too much beside the little that remains of the row.
@@ -51,7 +53,8 @@ class BlockLanczos:
 
     Args:
       product: the product with H.
-      start: the rows X; their dtype is that of the basis.
+      start: the rows X; on the host their dtype is that of the basis.
+      space: the form of rows; by default NumPy arrays.
       deflated: orthonormal rows Y: H is replaced by P H P with P = I - Y^T Y, X by X P.
       most: the most rows that the basis may have.
       noise: the relative error of a product.
@@ -60,33 +63,36 @@ class BlockLanczos:
     def __init__(
         self,
         product: Product,
-        start: Float[np.ndarray, "s p"],
+        start: Rows,
         *,
-        deflated: Float[np.ndarray, "d p"] | None = None,
+        space: RowSpace | None = None,
+        deflated: Rows | None = None,
         most: int,
         noise: float,
     ) -> None:
         self._product, self._noise = product, noise
         self._deflated = None if deflated is None or not len(deflated) else deflated
-        s, p = start.shape
-        most = min(max(most, s), p)
+        self.space = space or HostRows(start.shape[1], start.dtype)
+        self._most = most = min(max(most, len(start)), self.space.p)
         self.norm, self.steps, self.seconds = 0.0, 0, 0.0
-        self._rows = np.empty((most, p), start.dtype)
+        self._basis = self.space.basis(most)
         self._projection = np.zeros((most, most))
         self._known = 0  # the rows whose images are in the projection
-        start = start.copy()
-        for _ in range(2):
-            self._project(start, 0)
-        block, self.start = orthonormal_rows(start, noise * float(np.linalg.norm(start)))
-        self.first_images: Float[np.ndarray, "s p"] | None = None
+        start = self.space.copied(start)
+        if self._deflated is not None:
+            for _ in range(2):
+                start = self._deflate(start)
+        tiny = noise * self.space.size(start)
+        block, self.start = orthonormal_rows(self.space, start, tiny)
+        self.first_rows, self.first_images = block, None
         self._append(block)
-        self._next = block[:0]
+        self._next: Rows = None  # only after a step
         self._coupling = np.zeros((len(block), 0))
 
     @property
-    def rows(self) -> Float[np.ndarray, "n p"]:
+    def rows(self) -> Rows:
         """The basis Q."""
-        return self._rows[: self._known]
+        return self._basis.between(0, self._known)
 
     @property
     def size(self) -> int:
@@ -99,7 +105,7 @@ class BlockLanczos:
         return self._projection[: self._known, : self._known]
 
     @property
-    def next_rows(self) -> Float[np.ndarray, "s p"]:
+    def next_rows(self) -> Rows:
         """The rows Q_{k+1}; none if the space is invariant."""
         return self._next
 
@@ -114,55 +120,59 @@ class BlockLanczos:
     def can_grow(self) -> bool:
         """Whether there is a next block, and a place for it."""
         return not self.steps or (
-            len(self._next) > 0 and self._known + len(self._next) <= len(self._rows)
+            len(self._next) > 0 and self._known + len(self._next) <= self._most
         )
 
     def grow(self) -> None:
         """Multiply the next block, and find the one after it."""
+        space = self.space
         if self.steps:
             self._append(self._next)
         known, new = self._known, self._known + self._added
-        block = self._rows[known:new]
-        images = np.array(self._product(block), block.dtype)
+        images = space.copied(self._product(self._basis.between(known, new)))
         self.steps += 1
         if self.steps == 1:
-            self.first_images = images.copy()
-        sizes = np.linalg.norm(images.astype(np.float64, copy=False), axis=1)
+            self.first_images = space.copied(images)
+        sizes = space.norms(images)
         if not np.all(np.isfinite(sizes)):
             raise FloatingPointError("expected finite products with the matrix")
         self.norm = max(self.norm, float(np.max(sizes, initial=0.0)))
         last = known - len(self._coupling) if known else 0
-        along = self._project(images, new, since=last)[:, known - last :]
+        images, along = self._projected(images, new, since=last)
+        along = along[:, known - last :]
         tiny = 8 * self._noise * self.norm
-        following, factor = orthonormal_rows(images, tiny)
-        again = self._project(following, new)
+        following, factor = orthonormal_rows(space, images, tiny)
+        following, again = self._projected(following, new)
         if np.max(np.abs(again), initial=0.0) > _LOST:
-            again += self._project(following, new)
-        following, refined = orthonormal_rows(following, 0.1)
+            following, more = self._projected(following, new)
+            again += more
+        following, refined = orthonormal_rows(space, following, 0.1)
         diagonal = along + factor @ again[:, known:]
         self._projection[known:new, known:new] = (diagonal + diagonal.T) / 2
         self._known, self._next = new, following
         self._coupling = factor @ refined
 
-    def _append(self, block: Float[np.ndarray, "s p"]) -> None:
+    def _append(self, block: Rows) -> None:
         known, new = self._known, self._known + len(block)
-        self._rows[known:new] = block
+        self._basis.append(block)
         self._added = len(block)
         if self.steps:
             last = slice(known - len(self._coupling), known)
             self._projection[last, known:new] = self._coupling
             self._projection[known:new, last] = self._coupling.T
 
-    def _project(
-        self, rows: Float[np.ndarray, "s p"], count: int, since: int = 0
-    ) -> Float[np.ndarray, "s n"]:
-        """Subtract the projections to Y and some rows of Q; return the coefficients in Q."""
+    def _projected(
+        self, rows: Rows, count: int, since: int = 0
+    ) -> tuple[Rows, Float[np.ndarray, "s n"]]:
+        """Return rows without the projections to Y and some of Q, and the coefficients in Q."""
         if self._deflated is not None:
-            rows -= (rows @ self._deflated.T) @ self._deflated
-        basis = self._rows[since:count]
-        along = rows @ basis.T
-        rows -= along @ basis
-        return along.astype(np.float64)
+            rows = self._deflate(rows)
+        basis = self._basis.between(since, count)
+        along = self.space.gram(rows, basis)
+        return self.space.less(rows, along, basis), along.astype(np.float64)
+
+    def _deflate(self, rows: Rows) -> Rows:
+        return self.space.less(rows, self.space.gram(rows, self._deflated), self._deflated)
 
     def ritz(self) -> RitzPairs:
         """Return the Ritz pairs."""
@@ -171,14 +181,13 @@ class BlockLanczos:
 
 
 def orthonormal_rows(
-    rows: Float[np.ndarray, "s p"], tiny: float
-) -> tuple[Float[np.ndarray, "r p"], Float[np.ndarray, "s r"]]:
+    space: RowSpace, rows: Rows, tiny: float
+) -> tuple[Rows, Float[np.ndarray, "s r"]]:
     """Return orthonormal rows Q and C with C Q = rows, but for parts of norm `tiny` or less."""
-    if len(rows) == 1 and (size := float(np.linalg.norm(rows))) > tiny:
-        return rows / rows.dtype.type(size), np.array([[size]])  # cheaper than eigenvectors
-    exact = rows.astype(np.float64, copy=False)
-    squares, vectors = np.linalg.eigh(exact @ exact.T)
+    if len(rows) == 1 and (size := space.size(rows)) > tiny:
+        return space.divided(rows, size), np.array([[size]])  # cheaper than eigenvectors
+    squares, vectors = np.linalg.eigh(space.squares(rows))
     sizes = np.sqrt(np.maximum(squares, 0.0))
     kept = sizes > max(tiny, 1e-7 * float(np.max(sizes, initial=0.0)))
     vectors, sizes = vectors[:, kept], sizes[kept]
-    return (vectors / sizes).T.astype(rows.dtype) @ rows, vectors * sizes
+    return space.combined((vectors / sizes).T, rows), vectors * sizes

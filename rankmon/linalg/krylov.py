@@ -29,12 +29,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from numpy.typing import DTypeLike
 
 from rankmon.linalg.block_lanczos import BlockLanczos, Product, RitzPairs
 from rankmon.linalg.krylov_spectrum import KrylovSpectrum, Rest
 from rankmon.linalg.random_measures import Measures
+from rankmon.linalg.rows import HostRows, Rows, RowSpace
 from rankmon.linalg.signed_spectrum import SHARES
 
 # A Ritz vector is taken as an eigenvector if its residual is below this share of the goal.
@@ -89,45 +90,48 @@ def krylov_spectrum(
     accuracy: float = _EXTREMES,
     limits: Limits | None = None,
     certified: bool = True,
-    width: int = WIDTH,
+    width: int | None = None,
     moments: int = _MOMENTS,
     dtype: DTypeLike = np.float64,
     noise: float = 1e-13,
     seed: int = 0,
+    space: RowSpace | None = None,
 ) -> KrylovSpectrum | None:
     """Return the estimates for a symmetric H [p, p]; None if a product is not finite.
 
     Args:
-      product: rows v [m, p] -> rows H v, for up to `WIDTH` rows.
+      product: rows v [m, p] -> rows H v, for up to as many rows as the space's width.
       p: the number of rows of H.
       norm: the norm that counts are asked at shares of; by default that of H.
       goal: the share of this norm down to which eigenvalues are counted exactly if possible.
       accuracy: the residual of extreme Ritz pairs, as a share of this norm, that is small enough.
       limits: time and memory.
       certified: whether spaces after the first one look for the eigenvalues that it has missed.
-      width: the vectors that each space starts from: few find extremes soonest, many count.
-      moments: blocks of `WIDTH` vectors for trace and Frobenius norm, NaN if there are none.
+      width: the vectors that each space starts from: few find extremes soonest, many count; by
+        default the width of the space of rows.
+      moments: blocks of vectors for trace and Frobenius norm, NaN if there are none.
       dtype: the type of vectors.
       noise: the error of products in this type, relative to ||H||_2.
       seed: the seed of the vectors.
+      space: the form of rows, with its own dtype and seed; by default NumPy arrays.
     """
     limits = limits or Limits()
-    rng = np.random.default_rng([seed, 3])
-    job = _Job(
-        product, p, norm, goal, accuracy, limits, width, moments, np.dtype(dtype), noise, rng
-    )
+    space = space or HostRows(p, dtype, width=WIDTH, seed=seed)
+    width = space.width if width is None else width
+    job = _Job(product, space, norm, goal, accuracy, limits, width, moments, noise)
     try:
         if p <= limits.rows:
-            return _complete(product, p, dtype, noise)
+            return _complete(product, space, noise)
         return job.certified() if certified else job.plain()
     except FloatingPointError:
         return None
 
 
-def _complete(product: Product, p: int, dtype: DTypeLike, noise: float) -> KrylovSpectrum:
-    basis = np.eye(p, dtype=dtype)
-    blocks = [product(basis[i : i + WIDTH]) for i in range(0, p, WIDTH)]
-    H = np.concatenate(blocks).astype(np.float64)
+def _complete(product: Product, space: RowSpace, noise: float) -> KrylovSpectrum:
+    p, width = space.p, space.width
+    starts = range(0, p, width)
+    blocks = [space.on_host(product(space.units(i, min(i + width, p)))) for i in starts]
+    H = np.concatenate(blocks)
     if not np.all(np.isfinite(H)):
         raise FloatingPointError("expected finite products with the matrix")
     values, vectors = np.linalg.eigh((H + H.T) / 2)
@@ -141,16 +145,19 @@ class _Job:
     """The arguments of `krylov_spectrum`."""
 
     product: Product
-    p: int
+    space: RowSpace
     given_norm: float | None
     goal: float
     accuracy: float
     limits: Limits
     width: int
     moments: int
-    dtype: np.dtype
     noise: float
-    rng: np.random.Generator
+
+    @property
+    def p(self) -> int:
+        """The number of rows of H."""
+        return self.space.p
 
     def plain(self) -> KrylovSpectrum:
         """Return the measures of the first space alone."""
@@ -173,7 +180,7 @@ class _Job:
         values, vectors, shift = eigen.values, eigen.rows, eigen.shift
         rest: Rest | None = None
         for _ in range(_ROUNDS):
-            space = self._space(deflated=vectors)
+            space = self._new_space(deflated=vectors)
             space.grow()
             if rest is None:
                 rest = self._with_more(Rest.of(first, space), first, self.moments - 1)
@@ -196,13 +203,13 @@ class _Job:
                 break
             eigen = _Eigenpairs(news, space, others)
             values = np.append(values, eigen.values)
-            vectors = np.append(vectors, eigen.rows, axis=0)
+            vectors = self.space.joined(vectors, eigen.rows)
             shift = math.hypot(shift, eigen.shift)
         return spectrum
 
     def _first_space(self, until: float) -> tuple[BlockLanczos, "_First"]:
         """Return a space that shows the eigenvalues down to the goal, if there is time."""
-        space = self._space()
+        space = self._new_space()
         while _grown(space, until, self.limits.clock):
             pairs = space.ritz()
             sizes = np.abs(pairs.values)
@@ -216,10 +223,15 @@ class _Job:
         error = self.noise * most
         return space, _First(pairs, norm, max(_CONVERGED * cut, error), error)
 
-    def _space(self, deflated: Float[np.ndarray, "d p"] | None = None) -> BlockLanczos:
-        start = self._drawn(self.width)
-        most = self.limits.rows
-        return BlockLanczos(self.product, start, deflated=deflated, most=most, noise=self.noise)
+    def _new_space(self, deflated: Rows | None = None) -> BlockLanczos:
+        return BlockLanczos(
+            self.product,
+            self.space.drawn(self.width),
+            space=self.space,
+            deflated=deflated,
+            most=self.limits.rows,
+            noise=self.noise,
+        )
 
     def _with_more(self, rest: Rest | None, first: BlockLanczos, blocks: int) -> Rest | None:
         """Return the moments with those of more vectors, as far as there is time."""
@@ -227,12 +239,9 @@ class _Job:
             seconds = first.seconds * max(1, WIDTH // self.width)
             if self.limits.clock() + 2 * seconds > self.limits.deadline:
                 break
-            more = Rest.outside(first.rows, self.product, self._drawn(WIDTH))
+            more = Rest.outside(first, self.product, self.space.drawn(self.space.width))
             rest = more if rest is None else rest + more
         return rest
-
-    def _drawn(self, width: int) -> Float[np.ndarray, "s p"]:
-        return self.rng.standard_normal((width, self.p)).astype(self.dtype)
 
     def _is_settled(self, spectrum: KrylovSpectrum, norm: float) -> bool:
         """Return whether the counts down to the goal, and the extremes, are known well enough."""
@@ -273,9 +282,9 @@ class _Eigenpairs:
         self.shift = float(np.linalg.norm(coupling, 2)) if coupling.size else 0.0
 
     @property
-    def rows(self) -> Float[np.ndarray, "d p"]:
+    def rows(self) -> Rows:
         """The vectors, computed anew each time."""
-        return self._inside.astype(self._space.rows.dtype) @ self._space.rows
+        return self._space.space.combined(self._inside, self._space.rows)
 
 
 def _grown(space: BlockLanczos, deadline: float, clock: Callable[[], float]) -> bool:

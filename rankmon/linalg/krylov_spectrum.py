@@ -15,6 +15,7 @@ from jaxtyping import Float
 from rankmon.linalg.block_lanczos import BlockLanczos, Product, RitzPairs
 from rankmon.linalg.estimate import Estimate
 from rankmon.linalg.random_measures import Measures
+from rankmon.linalg.rows import Rows
 from rankmon.linalg.signed_spectrum import NEGATIVE_SHARE, SHARES, SignedSpectrum
 
 CONFIDENCE = 0.95
@@ -52,31 +53,29 @@ class Rest:
     def of(cls, first: BlockLanczos, second: BlockLanczos) -> "Rest":
         """Return these numbers after the second space's first step, whose products they use."""
         assert second.first_images is not None
-        start = second.start.astype(second.rows.dtype)
-        x, images = start @ second.rows[: start.shape[1]], start @ second.first_images
-        Q, outside = first.rows, first.next_rows
-        along = x @ Q.T
-        x = x - along @ Q
-        images -= (along @ first.coupling.astype(x.dtype)) @ outside
-        images -= (images @ Q.T) @ Q
-        return cls(_inner(x, images), _inner(images, images))
+        space, start = first.space, second.start
+        x = space.combined(start, second.first_rows)
+        images = space.combined(start, second.first_images)
+        along = space.gram(x, first.rows)
+        coupling = first.coupling.astype(along.dtype)
+        images = space.less(images, along @ coupling, first.next_rows)
+        return cls._beside(first, space.less(x, along, first.rows), images)
 
     @classmethod
-    def outside(
-        cls, Q: Float[np.ndarray, "n p"], product: Product, x: Float[np.ndarray, "s p"]
-    ) -> "Rest":
-        """Return these numbers for Gaussian vectors x, and the rows Q of the first basis."""
-        x = x - (x @ Q.T) @ Q
-        images = np.array(product(x), x.dtype)
-        images -= (images @ Q.T) @ Q
-        return cls(_inner(x, images), _inner(images, images))
+    def outside(cls, first: BlockLanczos, product: Product, x: Rows) -> "Rest":
+        """Return these numbers for Gaussian rows x, outside the first basis."""
+        space = first.space
+        x = space.less(x, space.gram(x, first.rows), first.rows)
+        return cls._beside(first, x, space.copied(product(x)))
+
+    @classmethod
+    def _beside(cls, first: BlockLanczos, x: Rows, images: Rows) -> "Rest":
+        space = first.space
+        images = space.less(images, space.gram(images, first.rows), first.rows)
+        return cls(space.inner(x, images), space.inner(images, images))
 
     def __add__(self, other: "Rest") -> "Rest":
         return Rest(np.append(self.traces, other.traces), np.append(self.squares, other.squares))
-
-
-def _inner(a: Float[np.ndarray, "s p"], b: Float[np.ndarray, "s p"]) -> Float[np.ndarray, " s"]:
-    return np.einsum("ij,ij->i", a, b, dtype=np.float64)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import pytest
 
 from prescribed import orthogonal
 from rankmon.linalg.block_lanczos import BlockLanczos, orthonormal_rows
+from rankmon.linalg.rows import HostRows
 
 P = 60
 VALUES = np.random.default_rng(0).standard_normal(P)
@@ -62,7 +63,7 @@ def test_no_more_rows_than_there_is_place_for():
 
 def test_dependent_rows_count_once():
     rows = np.random.default_rng(5).standard_normal((3, P))
-    Q, C = orthonormal_rows(np.r_[rows, rows[:1] + rows[1:2]], 1e-12)
+    Q, C = orthonormal_rows(HostRows(P), np.r_[rows, rows[:1] + rows[1:2]], 1e-12)
     assert len(Q) == 3
     np.testing.assert_allclose(Q @ Q.T, np.eye(3), atol=1e-12)
     np.testing.assert_allclose(C @ Q, np.r_[rows, rows[:1] + rows[1:2]], atol=1e-12)
