@@ -23,8 +23,9 @@ Source: Halko, Martinsson and Tropp, arXiv 0909.4061, section 4.3, for the bound
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -32,72 +33,110 @@ from jaxtyping import Float
 from rankmon.linalg.sketch import CHANCE
 
 # The number m of random vectors x_j.
-_TRIED = 8
+TRIED = 8
 
 # Columns of the random basis: at first, at most, and in excess of the rank before it is trusted.
 _FEW, _MOST, _SPARE = 64, 1024, 8
 
 
+@runtime_checkable
+class Seen(Protocol):
+    """What is seen of a symmetric matrix, leaf by leaf: images, gradients, diagonal blocks."""
+
+    def is_finite(self) -> bool:
+        """Whether all entries are finite."""
+
+    def images(self, leaf: int) -> Float[np.ndarray, "m s"]:
+        """Return the entries at one leaf of H_f x_j, for `TRIED` Gaussian x_j."""
+
+    def gradients(self, leaf: int) -> Float[np.ndarray, "m s"]:
+        """Return the entries at one leaf of the gradients of sum_i o_i <delta_i, F(x_i)>."""
+
+    def block_norms(self, leaf: int) -> Iterable[float]:
+        """Yield the norms of a diagonal block's images of `TRIED` more Gaussian vectors."""
+
+
+class SeenOnHost:
+    """Images under a product with vectors [p].
+
+    Args:
+      product: the map v -> H_f v.
+      gradients: the gradients, for m draws of o.
+      sizes: the sizes of the leaves.
+      rng: draws the vectors.
+    """
+
+    def __init__(
+        self,
+        product: Callable[[Float[np.ndarray, " p"]], Float[np.ndarray, " p"]],
+        gradients: Float[np.ndarray, "m p"],
+        sizes: Sequence[int],
+        rng: np.random.Generator,
+    ) -> None:
+        *starts, self._p = np.cumsum([0, *sizes]).tolist()
+        self._leaves = [slice(i, i + size) for i, size in zip(starts, sizes, strict=True)]
+        self._product, self._gradients, self._rng = product, gradients, rng
+        self._images = np.stack([product(rng.standard_normal(self._p)) for _ in range(TRIED)])
+
+    def is_finite(self) -> bool:
+        """Whether all entries are finite."""
+        return bool(np.all(np.isfinite(self._images)) and np.all(np.isfinite(self._gradients)))
+
+    def images(self, leaf: int) -> Float[np.ndarray, "m s"]:
+        """Return the images' entries at one leaf."""
+        return self._images[:, self._leaves[leaf]]
+
+    def gradients(self, leaf: int) -> Float[np.ndarray, "m s"]:
+        """Return the gradients' entries at one leaf."""
+        return self._gradients[:, self._leaves[leaf]]
+
+    def block_norms(self, leaf: int) -> Iterator[float]:
+        """Yield the norms of a diagonal block's images of more vectors."""
+        block = self._leaves[leaf]
+        for _ in range(TRIED):
+            x = np.zeros(self._p)
+            x[block] = self._rng.standard_normal(block.stop - block.start)
+            yield float(np.linalg.norm(self._product(x)[block]))
+
+
 def most_rank(
-    product: Callable[[Float[np.ndarray, " p"]], Float[np.ndarray, " p"]],
-    gradients: Float[np.ndarray, "m p"],
+    seen: Seen,
     shapes: Sequence[tuple[int, int]],
     cut: float,
     *,
     eps: float,
-    seed: int,
+    rng: np.random.Generator,
 ) -> int:
     """Return a bound on the number of singular values of H_f above the cut.
 
     It fails with a probability of at most one in a thousand.
 
     Args:
-      product: the map v -> H_f v.
-      gradients: the gradients of sum_i o_i <delta_i, F(x_i)>, for m draws of o.
+      seen: the images and gradients.
       shapes: the leaves' shapes as matrices, in the parameter order; their sizes sum to p.
       cut: the absolute value below which a singular value counts as zero.
       eps: the eps of the arithmetic of products and gradients.
-      seed: the seed of the random vectors.
+      rng: draws the combinations of gradients.
     """
-    rng = np.random.default_rng([seed, 2])
-    *starts, p = np.cumsum([0, *(a * b for a, b in shapes)]).tolist()
-    leaves = [slice(start, start + a * b) for start, (a, b) in zip(starts, shapes, strict=True)]
     # A union bound: four tests for each leaf (`_missed`), and one for the zero block.
-    tau = math.sqrt(math.pi / 2) * (CHANCE / (4 * len(leaves) + 1)) ** (1 / _TRIED)
-    negligible = cut * tau / (4 * math.sqrt(len(leaves)))
-    images = np.stack([product(rng.standard_normal(p)) for _ in range(_TRIED)])
-    if not (np.all(np.isfinite(images)) and np.all(np.isfinite(gradients))):
-        return p
+    tau = math.sqrt(math.pi / 2) * (CHANCE / (4 * len(shapes) + 1)) ** (1 / TRIED)
+    negligible = cut * tau / (4 * math.sqrt(len(shapes)))
+    if not seen.is_finite():
+        return sum(a * b for a, b in shapes)
     reached = [
-        _Spaces.of(gradients[:, leaf].reshape(-1, *shape), eps, rng).reached(
-            images[:, leaf].reshape(-1, *shape), negligible
+        _Spaces.of(seen.gradients(leaf).reshape(-1, *shape), eps, rng).reached(
+            seen.images(leaf).reshape(-1, *shape), negligible
         )
-        for leaf, shape in zip(leaves, shapes, strict=True)
+        for leaf, shape in enumerate(shapes)
     ]
     largest = int(np.argmax(reached))
     others = sum(reached) - reached[largest]
     # With a zero block at one leaf, the rank is at most twice the directions of the other leaves.
-    if 2 * others < sum(reached):
-        block = leaves[largest]
-        if _is_zero(product, p, block, cut * tau / 2, rng):
-            return 2 * others
+    if 2 * others < sum(reached) and all(
+        norm <= cut * tau / 2 for norm in seen.block_norms(largest)
+    ):
+        return 2 * others
     return sum(reached)
-
-
-def _is_zero(
-    product: Callable[[np.ndarray], np.ndarray],
-    p: int,
-    block: slice,
-    negligible: float,
-    rng: np.random.Generator,
-) -> bool:
-    """Return whether the images of all vectors under the diagonal block are negligible."""
-    for _ in range(_TRIED):
-        x = np.zeros(p)
-        x[block] = rng.standard_normal(block.stop - block.start)
-        if not np.linalg.norm(product(x)[block]) <= negligible:
-            return False
-    return True
 
 
 @dataclass(frozen=True)
