@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rankmon.linalg.estimate import Estimate
     from rankmon.linalg.lanczos import StochasticSpectrum
     from rankmon.linalg.numerical_rank import NumericalRank, Tolerance
+    from rankmon.linalg.signed_spectrum import SignedSpectrum
     from rankmon.linalg.sketch import SketchedRank
     from rankmon.linalg.spectrum import reconstruction_error
     from rankmon.measure import (
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         MeshOperator,
         PartOperator,
         PredictedRanks,
+        hessian_curvature,
         hessian_eigenpairs,
         hessian_operator,
         hessian_ranks,
@@ -64,6 +66,7 @@ _NAMES = {
     "linalg.estimate": ["Estimate"],
     "linalg.lanczos": ["StochasticSpectrum"],
     "linalg.numerical_rank": ["NumericalRank", "Tolerance"],
+    "linalg.signed_spectrum": ["SignedSpectrum"],
     "linalg.sketch": ["SketchedRank"],
     "linalg.spectrum": ["reconstruction_error"],
     "measure": [
@@ -71,6 +74,7 @@ _NAMES = {
         "MeshOperator",
         "PartOperator",
         "PredictedRanks",
+        "hessian_curvature",
         "hessian_eigenpairs",
         "hessian_operator",
         "hessian_ranks",
@@ -120,6 +124,7 @@ __all__ = [
     "RankmonWarning",
     "Record",
     "SeedsMonitor",
+    "SignedSpectrum",
     "SketchedRank",
     "StochasticSpectrum",
     "TensorBoardWriter",
@@ -127,6 +132,7 @@ __all__ = [
     "WeightRank",
     "WeightsProbe",
     "alerts",
+    "hessian_curvature",
     "hessian_eigenpairs",
     "hessian_operator",
     "hessian_ranks",

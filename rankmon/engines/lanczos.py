@@ -18,8 +18,8 @@ from rankmon._util.tags import HESSIAN_PARTS
 from rankmon._util.text import bytes_text
 from rankmon.engines.base import Ranks
 from rankmon.engines.cuts import Cut, HessianCuts, below_rounding
-from rankmon.engines.most_ranks import most_ranks
-from rankmon.engines.part_products import NARROW, NOISE_OF_DOUBLE, PartProducts
+from rankmon.engines.mesh_part_products import MeshPartProducts
+from rankmon.engines.part_products import NARROW, PartProducts
 from rankmon.hessian.gauss_newton import OuterRank, OuterSpectrum
 from rankmon.linalg.estimate import Estimate
 from rankmon.linalg.gram import BoundedSpectrum
@@ -27,8 +27,8 @@ from rankmon.linalg.krylov import WIDTH, Limits, krylov_spectrum
 from rankmon.linalg.krylov_spectrum import KrylovSpectrum, ends_of_norm
 from rankmon.linalg.numerical_rank import NumericalRank, Tolerance, numerical_rank
 from rankmon.linalg.signed_spectrum import SignedSpectrum
-from rankmon.network.coordinates import Coordinates
-from rankmon.problem.flat import FlatProblem, gaussian_leaves
+from rankmon.problem.flat import FlatProblem
+from rankmon.problem.placement import Placement
 from rankmon.problem.point import Point
 
 # Rows of a basis: more resolve more eigenvalues, and take time with their square.
@@ -54,14 +54,14 @@ class LanczosEngine:
     """H_o exactly, and the spectra of H_L and H_f as Krylov spaces show them within the limits.
 
     Attributes:
-      products: the products, in the coordinates on which the outputs depend.
+      products: the products, in the coordinates on which the outputs depend, or on a mesh.
       outer: None if the Gram matrix of N k rows does not fit: then H_o is estimated as well.
       rows: the most rows of a basis that memory allows.
       memory_limit: bytes for bases, products and blocks of the Jacobian.
       time_limit: seconds for a measurement.
     """
 
-    products: PartProducts
+    products: PartProducts | MeshPartProducts
     outer: OuterSpectrum | None
     rows: int
     memory_limit: int
@@ -69,15 +69,25 @@ class LanczosEngine:
     name: str = "lanczos"
 
     @classmethod
-    def of(cls, flat: FlatProblem, *, memory_limit: int, time_limit: float) -> "LanczosEngine":
-        """Return the engine for this problem.
+    def of(
+        cls,
+        flat: FlatProblem,
+        *,
+        memory_limit: int,
+        time_limit: float,
+        placement: Placement | None = None,
+    ) -> "LanczosEngine":
+        """Return the engine for this problem, or for its parameters on a mesh.
 
         Raises:
           MemoryError: if not even a small basis fits.
         """
-        products = PartProducts.of(flat, memory_limit=memory_limit)
-        q = products.reduced.p
-        row = cls._bytes_of_row(q)
+        products: PartProducts | MeshPartProducts
+        if placement is None:
+            products = PartProducts.of(flat, memory_limit=memory_limit)
+        else:
+            products = MeshPartProducts.of(flat, placement, memory_limit=memory_limit)
+        q, row = products.p, products.row_bytes
         rows = min(memory_limit // row, _MOST_ROWS)
         if rows < _LEAST_ROWS:
             raise MemoryError(
@@ -93,22 +103,10 @@ class LanczosEngine:
     @classmethod
     def least_bytes(cls, q: int) -> int:
         """Return the bytes of a small basis of q coordinates, without which `of` raises."""
-        return cls._bytes_of_row(q) * _LEAST_ROWS
-
-    @property
-    def coordinates(self) -> Coordinates:
-        """The directions of the parameters on which the outputs depend."""
-        return self.products.coordinates
-
-    @staticmethod
-    def _bytes_of_row(q: int) -> int:
-        # Two bases, the eigenvectors between them, and copies of some of their rows.
-        return 2 * 8 * 3 * q
+        return PartProducts.bytes_of_row(q) * _LEAST_ROWS
 
     def compile(self, *, cotangents: int) -> None:
         """Compile the products with the Hessian, and the gradients for bounds on ranks."""
-        self.coordinates.flat.compile()
-        self.products.reduced.compile()
         self.products.compile(("H_L", "H_f") if self.outer else HESSIAN_PARTS[:3])
         self.traceless  # noqa: B018  measured once
 
@@ -119,7 +117,7 @@ class LanczosEngine:
         outer = self._outer(point, tolerance) if "H_o" in point.asked else None
         if outer is not None and outer.spectrum is None:
             return None
-        reduced = self.coordinates.at(point)
+        reduced = self.products.at(point)
         estimate_outer = outer is None or not outer.is_positive
         needed = [part for part in point.needed if part != "H_o" or estimate_outer]
         spectra = self._spectra(reduced, begun, needed)
@@ -132,7 +130,7 @@ class LanczosEngine:
         found = HessianCuts.of(norms, tolerance, point.flat)
         cuts = {part: cut.value for part, cut in found.parts.items()}
         lowest = HessianCuts.of(least, tolerance, point.flat).parts.values()
-        most = most_ranks(reduced, min(cut.value for cut in lowest) / 10)
+        most = self.products.most_ranks(reduced, min(cut.value for cut in lowest) / 10)
         ranks: dict[str, NumericalRank] = {
             part: _rank(spectrum, found.parts[part], most[part], point.flat.p)
             for part, spectrum in spectra.items()
@@ -147,7 +145,7 @@ class LanczosEngine:
         for part, spectrum in spectra.items():
             trace = _known_trace(part, curvature.get("H_o")) if traceless else None
             signed = spectrum.signed(whole, trace=trace)
-            signed = signed if self.coordinates.is_whole else signed.with_zeros()
+            signed = signed if self.products.is_whole else signed.with_zeros()
             curvature[part] = signed.told()
         return Ranks(
             {part: ranks[part] for part in point.asked},
@@ -166,6 +164,12 @@ class LanczosEngine:
             "alone (HessianProbe(include=...)), or raise the limit (HessianProbe(time_limit=...))",
         )
 
+    @property
+    def placement(self) -> Placement | None:
+        """The mesh of the points to measure; None for points on the host."""
+        products = self.products
+        return products.placement if isinstance(products, MeshPartProducts) else None
+
     @cached_property
     def traceless(self) -> bool:
         """Whether each leaf's diagonal block of H_f is zero, at Gaussian parameters.
@@ -173,18 +177,12 @@ class LanczosEngine:
         The outputs are linear in each leaf if activations are piecewise linear and no weights are
         tied. Every point is tried again, since an activation may be linear in a part of its range.
         """
-        flat, rng = self.coordinates.reduced, np.random.default_rng(1)
-        return self._blocks_are_zero(Point(flat, 0, gaussian_leaves(flat, rng)))
+        return self._blocks_are_zero(self.products.gaussian)
 
     def _blocks_are_zero(self, point: Point) -> bool:
         """Return whether each leaf's diagonal block of H_f maps a random vector to zero."""
-        flat, rng = point.flat, np.random.default_rng(1)
-        delta = rng.standard_normal((flat.positions, flat.k))
-        functional = self.products.operator("H_f", point, [delta])
-        leaves = [leaf for leaf in flat.leaf_slices if leaf.start < leaf.stop]
-        return len(leaves) <= _MOST_LEAVES and all(
-            functional.vanishes_in(leaf, rng) for leaf in leaves
-        )
+        leaves = [leaf for leaf in point.flat.leaf_slices if leaf.start < leaf.stop]
+        return len(leaves) <= _MOST_LEAVES and self.products.zero_blocks(point)
 
     def _outer(self, point: Point, tolerance: Tolerance) -> "_Outer | None":
         """Return the exact eigenvalues of H_o; None if they take memory, or half of the time."""
@@ -226,16 +224,18 @@ class LanczosEngine:
             limits = Limits(now + (deadline - now) * share / parts, self.rows)
             norm = found["H_L"].norm if found else None
             # A complete basis gives exact ranks.
-            complete = point.flat.p <= self.rows
+            complete = self.products.p <= self.rows
             product, noise = self.products.rows(programs, point, deltas, double=complete)
+            width = self._width(programs, limits.deadline - time.monotonic())
+            space = self.products.space(noise, width)
             spectrum = krylov_spectrum(
                 product,
-                point.flat.p,
+                self.products.p,
                 norm=norm,
                 limits=limits,
-                width=self._width(programs, limits.deadline - time.monotonic()),
-                dtype=np.float64 if noise == NOISE_OF_DOUBLE else np.float32,
+                width=min(width, space.width),
                 noise=noise,
+                space=space,
             )
             if spectrum is None:
                 return None
@@ -253,7 +253,8 @@ class LanczosEngine:
         """Return the engine's line of the run's card."""
         outer = "exactly, from the rows of its Jacobian" if self.outer else "in the same way"
         return (
-            f"{self.name}: H_L and H_f by block Lanczos with up to {self.rows} vectors, within "
+            f"{self.name}: H_L and H_f by block Lanczos with up to {self.rows} vectors"
+            f"{' on the mesh of the parameters' if self.placement else ''}, within "
             f"{self.time_limit:g} s per measurement; H_o {outer}"
         )
 

@@ -50,7 +50,7 @@ def most_ranks_of(
     cut: float,
     seen: Callable[[Float[np.ndarray, "n k"], np.random.Generator], Seen],
 ) -> dict[str, int]:
-    """Return `most_ranks` from what is seen of H_f for some residuals."""
+    """Return `most_ranks` from images under H_f for some residuals."""
     flat = point.flat
     rows = min(flat.positions * flat.k, flat.p)  # of H_o
     most = []

@@ -10,11 +10,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rankmon._util.warnings import warn_user
+from rankmon.engines.most_ranks import most_ranks
 from rankmon.hessian.operators import HessianOperator, HessianPrograms
 from rankmon.linalg.block_lanczos import Product
 from rankmon.linalg.krylov import WIDTH
+from rankmon.linalg.rows import HostRows
 from rankmon.network.coordinates import Coordinates, coordinates_of
-from rankmon.problem.flat import FlatProblem
+from rankmon.problem.flat import FlatProblem, gaussian_leaves
 from rankmon.problem.point import Point
 from rankmon.problem.precision import SINGLE
 
@@ -25,7 +27,7 @@ NARROW = 2
 
 # Products in float32 are taken if their error, relative to ||H||_2, is below this. For a random v
 # ||dH v|| / ||H v|| is about ||dH||_F / ||H||_F: a factor allows for norms that differ by part.
-_MOST_NOISE, _NOISE_FACTOR = 1e-4, 16.0
+_MOST_NOISE, NOISE_FACTOR = 1e-4, 16.0
 NOISE_OF_DOUBLE = 1e-13
 
 
@@ -66,8 +68,40 @@ class PartProducts:
         """The problem in these coordinates."""
         return self.coordinates.reduced
 
+    @property
+    def p(self) -> int:
+        """The number of coordinates."""
+        return self.reduced.p
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the coordinates are the parameters."""
+        return self.coordinates.is_whole
+
+    @property
+    def row_bytes(self) -> int:
+        """The bytes of a row of a basis, with those of other bases."""
+        return self.bytes_of_row(self.p)
+
+    @staticmethod
+    def bytes_of_row(q: int) -> int:
+        """Return the bytes of a row of q coordinates, with those of other bases."""
+        # Two bases, the eigenvectors between them, and copies of some of their rows.
+        return 2 * 8 * 3 * q
+
+    def at(self, point: Point) -> Point:
+        """Return the point in these coordinates."""
+        return self.coordinates.at(point)
+
+    @property
+    def gaussian(self) -> Point:
+        """The point at random parameters."""
+        return Point(self.reduced, 0, gaussian_leaves(self.reduced, np.random.default_rng(1)))
+
     def compile(self, parts: Iterable[str]) -> None:
-        """Compile the products with these parts."""
+        """Compile the products with these parts, and the evaluation of the network."""
+        self.coordinates.flat.compile()
+        self.reduced.compile()
         for part in parts:
             self._programs(part, self.reduced).one  # noqa: B018  compiles it
             if self._in_single(part, lambda programs: programs.block) is None:
@@ -76,6 +110,26 @@ class PartProducts:
     def operator(self, part: str, point: Point, deltas: Sequence[np.ndarray]) -> HessianOperator:
         """Return one part at this point, in the precision of the point's problem."""
         return self._programs(part, point.flat).at(point.theta, point.fixed, deltas)
+
+    def space(self, noise: float, width: int) -> HostRows:
+        """Return the space of rows for products of this error; its blocks may have this width."""
+        dtype = np.float64 if noise == NOISE_OF_DOUBLE else np.float32
+        return HostRows(self.p, dtype, width=self.width)
+
+    def zero_blocks(self, point: Point) -> bool:
+        """Return whether each leaf's diagonal block of H_f maps a random vector to zero.
+
+        Residuals are random as well; the point is one in these coordinates.
+        """
+        rng = np.random.default_rng(1)
+        delta = rng.standard_normal((point.flat.positions, point.flat.k))
+        functional = self.operator("H_f", point, [delta])
+        leaves = [leaf for leaf in point.flat.leaf_slices if leaf.start < leaf.stop]
+        return all(functional.vanishes_in(leaf, rng) for leaf in leaves)
+
+    def most_ranks(self, point: Point, cut: float) -> dict[str, int]:
+        """Return bounds on the ranks at a point in these coordinates."""
+        return most_ranks(point, cut)
 
     def rows(
         self,
@@ -118,7 +172,7 @@ class PartProducts:
             want = exact.mv(v)[at]
             off = float(np.max(np.linalg.norm(found - want, axis=1)))
             size = max(float(np.linalg.norm(want)), 1e-300)
-            noise = _NOISE_FACTOR * max(off / size, SINGLE.eps)
+            noise = NOISE_FACTOR * max(off / size, SINGLE.eps)
         if noise <= _MOST_NOISE:
             operator = self.operator(part, at_single, deltas)
         else:

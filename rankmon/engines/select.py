@@ -18,6 +18,7 @@ from rankmon.engines.quadrature import QuadratureEngine
 from rankmon.engines.sketch import SketchEngine
 from rankmon.hessian.memory import dense_bytes
 from rankmon.problem.flat import FlatProblem
+from rankmon.problem.placement import Placement
 
 # In the order in which "auto" tries them.
 _EXACT: tuple[type[ExactEngine], ...] = (DeepLinearEngine, StackEngine, DenseEngine)
@@ -29,6 +30,9 @@ ENGINES = (
     LanczosEngine.name,
     QuadratureEngine.name,
 )
+
+# The engines that measure sharded parameters on their mesh, or choose one that does.
+ON_MESH = ("auto", LanczosEngine.name)
 
 _E = TypeVar("_E", SketchEngine, LanczosEngine)
 
@@ -44,18 +48,33 @@ class Choice:
     warnings: tuple[str, ...] = ()
 
 
-def select_engine(flat: FlatProblem, *, name: str, memory_limit: int, time_limit: float) -> Choice:
+def select_engine(
+    flat: FlatProblem,
+    *,
+    name: str,
+    memory_limit: int,
+    time_limit: float,
+    placement: Placement | None = None,
+) -> Choice:
     """Return the engine of this name; for "auto" the first one that is expected to finish in time.
+
+    With the placement of sharded parameters, this is an exact engine, which takes a copy of them
+    on one device, or estimates on their mesh.
 
     Raises:
       ValueError: if the engine does not apply to the network.
       MemoryError: if its matrices do not fit in memory_limit.
     """
     requested = "it was requested"
+    if placement is not None and name not in ON_MESH:
+        raise ValueError(
+            f"expected engine to be {' or '.join(map(repr, ON_MESH))} with mesh=, got {name!r}; "
+            "leave out mesh=, so that a copy of the parameters on one device is measured"
+        )
     if name == SketchEngine.name:
         return Choice(_kept(flat, SketchEngine, memory_limit, time_limit), requested)
     if name == LanczosEngine.name:
-        return Choice(_kept(flat, LanczosEngine, memory_limit, time_limit), requested)
+        return Choice(_lanczos(flat, memory_limit, time_limit, placement), requested)
     if name == QuadratureEngine.name:
         slq = QuadratureEngine.of(flat, memory_limit=memory_limit, time_limit=time_limit)
         return Choice(slq, requested)
@@ -75,7 +94,7 @@ def select_engine(flat: FlatProblem, *, name: str, memory_limit: int, time_limit
         refusal = error
         reason = f"the matrices of exact engines exceed memory_limit = {bytes_text(memory_limit)}"
     try:
-        return _beyond_matrices(flat, reason, memory_limit, time_limit)
+        return _beyond_matrices(flat, reason, memory_limit, time_limit, placement)
     except MemoryError:
         raise refusal or MemoryError(reason) from None
 
@@ -93,15 +112,20 @@ def certainly_finds_engine(flat: FlatProblem, *, name: str, memory_limit: int) -
 
 
 def _beyond_matrices(
-    flat: FlatProblem, reason: str, memory_limit: int, time_limit: float
+    flat: FlatProblem,
+    reason: str,
+    memory_limit: int,
+    time_limit: float,
+    placement: Placement | None,
 ) -> Choice:
     """Return the sketch if it is expected to show the whole ranks, else estimates."""
-    sketch = _kept(flat, SketchEngine, memory_limit, time_limit)
-    with differentiated_twice():
-        finishes = sketch.is_expected_to_finish()
-    if finishes:
-        return _instead(sketch, reason, "come from a random sketch")
-    lanczos = _kept(flat, LanczosEngine, memory_limit, time_limit)
+    if placement is None:
+        sketch = _kept(flat, SketchEngine, memory_limit, time_limit)
+        with differentiated_twice():
+            finishes = sketch.is_expected_to_finish()
+        if finishes:
+            return _instead(sketch, reason, "come from a random sketch")
+    lanczos = _lanczos(flat, memory_limit, time_limit, placement)
     return _instead(lanczos, reason, "are bounds, with estimates of its largest eigenvalues")
 
 
@@ -147,6 +171,20 @@ def _instead(engine: SketchEngine | LanczosEngine, reason: str, how: str) -> Cho
         "RankMonitor(overhead=0.05) limits probes to that fraction of the time"
     )
     return Choice(engine, reason, (warning,))
+
+
+def _lanczos(
+    flat: FlatProblem, memory_limit: int, time_limit: float, placement: Placement | None
+) -> LanczosEngine:
+    """Return the estimates, on one device or the parameters' mesh; one engine for each."""
+    if placement is None:
+        return _kept(flat, LanczosEngine, memory_limit, time_limit)
+    key = (LanczosEngine, memory_limit, time_limit, placement)
+    if key not in flat.memo:
+        flat.memo[key] = LanczosEngine.of(
+            flat, memory_limit=memory_limit, time_limit=time_limit, placement=placement
+        )
+    return flat.memo[key]
 
 
 def _kept(flat: FlatProblem, kind: type[_E], memory_limit: int, time_limit: float) -> _E:

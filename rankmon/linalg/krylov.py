@@ -236,7 +236,7 @@ class _Job:
     def _with_more(self, rest: Rest | None, first: BlockLanczos, blocks: int) -> Rest | None:
         """Return the moments with those of more vectors, as far as there is time."""
         for _ in range(blocks):
-            seconds = first.seconds * max(1, WIDTH // self.width)
+            seconds = first.seconds * max(1, self.space.width // self.width)
             if self.limits.clock() + 2 * seconds > self.limits.deadline:
                 break
             more = Rest.outside(first, self.product, self.space.drawn(self.space.width))

@@ -41,10 +41,10 @@ _FEW, _MOST, _SPARE = 64, 1024, 8
 
 @runtime_checkable
 class Seen(Protocol):
-    """What is seen of a symmetric matrix, leaf by leaf: images, gradients, diagonal blocks."""
+    """Views of a symmetric matrix, leaf by leaf: images, gradients, diagonal blocks."""
 
     def is_finite(self) -> bool:
-        """Whether all entries are finite."""
+        """Return whether all entries are finite."""
 
     def images(self, leaf: int) -> Float[np.ndarray, "m s"]:
         """Return the entries at one leaf of H_f x_j, for `TRIED` Gaussian x_j."""
@@ -79,7 +79,7 @@ class SeenOnHost:
         self._images = np.stack([product(rng.standard_normal(self._p)) for _ in range(TRIED)])
 
     def is_finite(self) -> bool:
-        """Whether all entries are finite."""
+        """Return whether all entries are finite."""
         return bool(np.all(np.isfinite(self._images)) and np.all(np.isfinite(self._gradients)))
 
     def images(self, leaf: int) -> Float[np.ndarray, "m s"]:

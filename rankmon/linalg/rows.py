@@ -6,7 +6,7 @@ in each case.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike
 Rows = Any
 
 
+@runtime_checkable
 class Basis(Protocol):
     """Rows that are appended block by block."""
 

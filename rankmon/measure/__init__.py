@@ -1,6 +1,6 @@
 """Functions that measure once, at given parameters, without a monitor."""
 
-from rankmon.measure.hessian import hessian_ranks, hessian_spectra
+from rankmon.measure.hessian import hessian_curvature, hessian_ranks, hessian_spectra
 from rankmon.measure.mesh_jacobian_operator import MeshJacobian, jacobian_operator
 from rankmon.measure.mesh_operator import MeshOperator
 from rankmon.measure.ntk import ntk_gram, ntk_rank
@@ -14,6 +14,7 @@ __all__ = [
     "MeshOperator",
     "PartOperator",
     "PredictedRanks",
+    "hessian_curvature",
     "hessian_eigenpairs",
     "hessian_operator",
     "hessian_ranks",

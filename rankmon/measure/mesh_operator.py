@@ -13,6 +13,7 @@ from rankmon._util.arrays import check_concrete
 from rankmon.engines.base import differentiated_twice
 from rankmon.hessian.mesh_products import MeshProducts
 from rankmon.problem.flat import FlatProblem
+from rankmon.problem.mesh_point import MeshPoint
 from rankmon.problem.placement import Placement
 from rankmon.problem.point import checked
 from rankmon.problem.problem import Problem
@@ -112,6 +113,8 @@ def mesh_operator(
     held = reference if part == "H_f_fixed" else None
     kind = "H_f" if part == "H_f_fixed" else part
     with differentiated_twice():
-        products = MeshProducts.of(flat, placement, leaves, kind, held, room=memory_limit)
+        point = MeshPoint.copied(flat, leaves, placement)
+        products = MeshProducts.of(point, kind, held, room=memory_limit)
+        products.program()  # compiled here, so that errors come before the products
     flat.warn_once()
     return MeshOperator(part, products)

@@ -85,6 +85,12 @@ class Placement:
         on_host = self.mesh.devices.flat[0].platform == "cpu"
         return jax.block_until_ready(arrays) if on_host else arrays
 
+    def most_entries(self, flat: FlatProblem) -> int:
+        """Return the entries of a vector on each device."""
+        shapes = [spec.shape for spec in flat.specs if spec.differentiated]
+        pairs = zip(self.moving(flat), shapes, strict=True)
+        return sum(math.prod(sharding.shard_shape(shape)) for sharding, shape in pairs)
+
 
 def _spec(leaf: Any, mesh: Mesh) -> PartitionSpec:
     """Return the partition of a leaf, which its own sharding names."""

@@ -53,7 +53,7 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_intervals_hold(name):
     found, matrices, engine = measured(NETWORKS[name])
-    assert engine.coordinates.reduced.p > engine.rows
+    assert engine.products.p > engine.rows
     norm = np.linalg.norm(matrices["H_L"], 2)
     for part, curvature in found.curvature.items():
         values = np.linalg.eigvalsh(matrices[part])

@@ -2,7 +2,9 @@
 
 For each network and placement: the largest difference from the operator of one device, relative to
 the product's norm, and whether each leaf of the product is sharded like its parameter. Then the
-memory and the collectives of a product with a dense stack under FSDP, on one and on eight devices.
+memory and the collectives of a product with a dense stack under FSDP, on one and on eight devices:
+of one vector, and of a block of rows. Or, with the argument "estimates", how far ranks and
+curvature of the engine "lanczos" on the mesh are from those of one device.
 """
 
 import json
@@ -17,7 +19,11 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
-from rankmon import Problem, hessian_operator  # noqa: E402
+from rankmon import Problem, hessian_curvature, hessian_operator, hessian_ranks  # noqa: E402
+from rankmon.hessian.mesh_products import MeshProducts  # noqa: E402
+from rankmon.hessian.mesh_rows import MeshSpace, row_shardings  # noqa: E402
+from rankmon.linalg.block_lanczos import BlockLanczos  # noqa: E402
+from rankmon.linalg.krylov import Limits, krylov_spectrum  # noqa: E402
 
 RNG = np.random.default_rng(0)
 DEVICES = np.array(jax.devices())
@@ -56,8 +62,8 @@ def transformer(w, tokens):
     return x @ w["out"]
 
 
-SQUARES = {"q": gaussian(16, 16), "k": gaussian(16, 16), "v": gaussian(16, 16)}
-FEED = {"a": gaussian(16, 32), "b": gaussian(32, 16)}
+SQUARES = {"q": gaussian(8, 8), "k": gaussian(8, 8), "v": gaussian(8, 8)}
+FEED = {"a": gaussian(8, 16), "b": gaussian(16, 8)}
 X, Y = RNG.standard_normal((16, 16)), RNG.standard_normal((16, 8))
 NETWORKS = {
     "linear": (linear, {"a": gaussian(16, 16), "b": gaussian(16, 8)}, X, Y, "mse"),
@@ -77,9 +83,9 @@ NETWORKS = {
     ),
     "transformer": (
         transformer,
-        {"embedding": gaussian(24, 16), "out": gaussian(16, 24)} | SQUARES | FEED,
-        RNG.integers(24, size=(16, 6)),
-        RNG.integers(24, size=(16, 6)),
+        {"embedding": gaussian(16, 8), "out": gaussian(8, 16)} | SQUARES | FEED,
+        RNG.integers(16, size=(16, 6)),
+        RNG.integers(16, size=(16, 6)),
         "cross_entropy",
     ),
 }
@@ -94,12 +100,16 @@ def spec_of(way, leaf):
     return PartitionSpec(*[None] * axis, name) if leaf.shape[axis] % size == 0 else PartitionSpec()
 
 
+def placed_on(mesh, way, params):
+    return jax.tree.map(
+        lambda leaf: jax.device_put(leaf, NamedSharding(mesh, spec_of(way, leaf))), params
+    )
+
+
 def compared(name, way):
     apply, params, x, y, loss = NETWORKS[name]
     problem, mesh = Problem(apply, loss=loss, inputs=x, targets=y), MESHES[way]
-    placed = jax.tree.map(
-        lambda leaf: jax.device_put(leaf, NamedSharding(mesh, spec_of(way, leaf))), params
-    )
+    placed = placed_on(mesh, way, params)
     vector = jax.tree.map(lambda leaf: RNG.standard_normal(leaf.shape), params)
     errors, kept = {}, True
     for part in PARTS if way == "fsdp" else PARTS[:1]:
@@ -137,7 +147,11 @@ def measured(devices, spec=None):
     params = [jax.device_put(gaussian(WIDTH, WIDTH), split) for _ in range(DEPTH)]
     x = RNG.standard_normal((16, WIDTH))
     problem = Problem(stack, loss="mse", inputs=x, targets=x)
-    program = hessian_operator(problem, params, mesh=mesh, batch_spec=spec)._products.program
+    products = hessian_operator(problem, params, mesh=mesh, batch_spec=spec)._products
+    return {"one": used(products.program()), "block": used(products.program(4))}
+
+
+def used(program):
     memory, largest = program.memory_analysis(), {}
     for shapes, kind in COLLECTIVE.findall(program.as_text()):
         for shape in re.findall(r"\[([\d,]+)\]", shapes):
@@ -147,7 +161,76 @@ def measured(devices, spec=None):
     return {"bytes": sum(parts), "parts": parts, "largest": largest}
 
 
-if len(sys.argv) > 1:
+def expected_of(name):
+    """Return ranks and curvature of one device, and the eigenvalues of H_L."""
+    apply, params, x, y, loss = NETWORKS[name]
+    problem = Problem(apply, loss=loss, inputs=x, targets=y)
+    ranks = hessian_ranks(problem, params, engine="lanczos", **OPTIONS)
+    curvature = hessian_curvature(problem, params, engine="lanczos", **OPTIONS)
+    operator = hessian_operator(problem, params)
+    return ranks, curvature, np.linalg.eigvalsh(operator.matmat(np.eye(operator.shape[0])))
+
+
+def estimated(name, way, expected):
+    apply, params, x, y, loss = NETWORKS[name]
+    problem, mesh = Problem(apply, loss=loss, inputs=x, targets=y), MESHES[way]
+    placed, (ranks, curvature, values) = placed_on(mesh, way, params), expected
+    options = OPTIONS | {"engine": "lanczos", "mesh": mesh}
+    norm, same, off = float(np.max(np.abs(values))), True, 0.0
+    for part, rank in hessian_ranks(problem, placed, **options).items():
+        alone = ranks[part]
+        same &= abs(rank.tolerance - alone.tolerance) <= 1e-10 * norm
+        same &= (rank.rank, rank.low, rank.high) == (alone.rank, alone.low, alone.high)
+    for part, found in hessian_curvature(problem, placed, **options).items():
+        for end in ("largest", "smallest", "trace", "frobenius"):
+            got, want = getattr(found, end), getattr(curvature[part], end)
+            scale = norm * np.sqrt(values.size)
+            if got.high - got.low <= 1e-9 * scale:
+                off = max(off, abs(got.value - want.value) / scale)
+            same &= got.low <= want.high + 1e-10 * norm and want.low <= got.high + 1e-10 * norm
+    return {"same": bool(same), "off": off} | converged(problem, placed, mesh, values)
+
+
+def converged(problem, placed, mesh, values):
+    """Return the error of Ritz values that have converged, and whether the basis is sharded."""
+    point = hessian_operator(problem, placed, mesh=mesh)._products.point
+    products = MeshProducts.of(point, "H_L", None, room=2**30)
+    space = MeshSpace(point.flat, point.placement, width=4)
+    krylov = BlockLanczos(products.rows, space.drawn(4), space=space, most=96, noise=1e-13)
+    while krylov.can_grow:
+        krylov.grow()
+    limits = Limits(rows=96)
+    bounded = krylov_spectrum(products.rows, values.size, space=space, limits=limits)
+    pairs, norm = krylov.ritz(), float(np.max(np.abs(values)))
+    good = pairs.values[pairs.residuals < 1e-6 * norm]
+    error = max(float(np.min(np.abs(values - one))) for one in good) / norm
+    shardings = row_shardings(point.flat, point.placement)
+    kept = all(
+        leaf.sharding.is_equivalent_to(s, leaf.ndim)
+        for block in krylov.rows.blocks
+        for leaf, s in zip(block, shardings, strict=True)
+    )
+    top = float(pairs.values[-1] - values[-1]) / norm
+    fresh = MeshSpace(point.flat, point.placement, width=4)
+    drawn = [float(np.sum(np.asarray(leaf))) for leaf in fresh.drawn(4).blocks[0]]
+    ends = (
+        (bounded.largest(), values[-1]),
+        (bounded.smallest(), values[0]),
+        (bounded.trace(), values.sum()),
+        (bounded.count(-0.1 * norm, 0.1 * norm), np.sum(np.abs(values) > 0.1 * norm)),
+    )
+    slack = 1e-10 * norm
+    kept &= all(end.low - slack <= true <= end.high + slack for end, true in ends)
+    return {"error": error, "top": top, "count": len(good), "kept": kept, "drawn": drawn}
+
+
+OPTIONS = {"parts": ("H_L", "H_o", "H_f"), "time_limit": 500.0}
+if sys.argv[1:] == ["estimates"]:
+    found = {}
+    for name in ("linear", "relu", "cnn", "transformer"):
+        expected = expected_of(name)
+        found |= {f"{name}-{way}": estimated(name, way, expected) for way in MESHES}
+elif len(sys.argv) > 1:
     found = {str(d): measured(d) for d in (1, 8)} | {"layer": WIDTH**2, "p": DEPTH * WIDTH**2}
 else:
     found = {f"{name}-{way}": compared(name, way) for name in NETWORKS for way in MESHES}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from rankmon import Problem, hessian_operator
+from rankmon import Problem, hessian_curvature, hessian_operator, hessian_ranks
 from refusals import refused
 
 CHILD = Path(__file__).with_name("mesh_child.py")
@@ -38,10 +38,25 @@ def test_products_are_those_of_one_device_and_stay_sharded():
 @pytest.mark.slow
 def test_no_device_holds_all_parameters():
     found = result("memory")
-    one, eight = found["1"], found["8"]
-    assert not one["largest"]
-    assert 0 < max(eight["largest"].values()) <= found["layer"] / 8  # activations alone
-    assert one["bytes"] > 5 * eight["bytes"]
+    for vectors in ("one", "block"):
+        one, eight = found["1"][vectors], found["8"][vectors]
+        assert not one["largest"]
+        assert 0 < max(eight["largest"].values()) <= found["layer"] / 8  # activations alone
+        assert one["bytes"] > 5 * eight["bytes"]
+
+
+@pytest.mark.slow
+def test_estimates_are_those_of_one_device():
+    found = result("estimates")
+    assert len(found) == 12
+    for case, seen in found.items():
+        assert seen["same"], case
+        assert seen["kept"], case
+        assert seen["off"] < 1e-10, (case, seen)
+        assert seen["count"] > 1, (case, seen)
+        assert max(seen["error"], abs(seen["top"])) < 1e-10, (case, seen)
+        alike = found[f"{case.split('-')[0]}-replicated"]
+        np.testing.assert_allclose(seen["drawn"], alike["drawn"], atol=1e-10)
 
 
 def small():
@@ -62,11 +77,45 @@ def test_a_mesh_of_one_device_gives_the_same_products():
     assert jax.tree.structure(operator.sharding) == jax.tree.structure(params)
 
 
+@pytest.mark.parametrize("engine", ["lanczos", "auto"])
+def test_a_mesh_of_one_device_gives_the_same_ranks_and_curvature(engine):
+    problem, params = small()
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
+    reference = np.ones((6, 2))
+    alone = hessian_ranks(problem, params, reference=reference, engine=engine)
+    found = hessian_ranks(problem, params, reference=reference, engine=engine, mesh=mesh)
+    assert found.keys() == alone.keys()
+    for part, rank in alone.items():
+        assert (found[part].rank, found[part].low, found[part].high) == (
+            (rank.rank, rank.low, rank.high)
+        )
+    options = {"reference": reference, "engine": engine}
+    curvature = hessian_curvature(problem, params, **options)
+    for part, one in hessian_curvature(problem, params, mesh=mesh, **options).items():
+        np.testing.assert_allclose(one.largest.value, curvature[part].largest.value, atol=1e-14)
+        np.testing.assert_allclose(one.trace.value, curvature[part].trace.value, atol=1e-14)
+
+
+def test_curvature_of_weights_that_are_not_finite_is_empty():
+    problem, params = small()
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
+    bad = {"W": np.full((4, 2), np.nan)}
+    assert hessian_curvature(problem, bad, engine="lanczos", mesh=mesh) == {}
+    ranks = hessian_ranks(problem, bad, engine="lanczos", mesh=mesh)
+    assert all(rank.rank is None for rank in ranks.values())
+
+
 def test_input_that_does_not_fit_a_mesh_is_refused():
     problem, params = small()
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
     with refused(ValueError, "mesh="):
         hessian_operator(problem, params, batch_spec=PartitionSpec("data"))
+    with refused(ValueError, "mesh="):
+        hessian_ranks(problem, params, batch_spec=PartitionSpec("data"))
+    with refused(ValueError, "leave out mesh="):
+        hessian_ranks(problem, params, engine="dense", mesh=mesh)
+    with refused(MemoryError, "memory_limit"):
+        hessian_ranks(problem, params, engine="lanczos", mesh=mesh, memory_limit=1)
     with refused(TypeError, "NamedSharding"):
         hessian_operator(problem, params, mesh="data")
     with refused(ValueError, "other axes"):
