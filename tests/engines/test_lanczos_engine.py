@@ -101,7 +101,7 @@ def test_with_too_little_time_values_are_left_out_and_intervals_hold(name):
                 assert e.value <= max(4 * true, true + 3), (part, number)
             else:
                 assert abs(e.value - true) <= 0.5 * np.max(np.abs(values)), (part, number)
-        assert not curvature.stable_rank.high > engine.coordinates.flat.p
+        assert not curvature.stable_rank.high > engine.products.coordinates.flat.p
         rank, cut = found.parts[part], np.finfo(float).eps * len(values) * norm
         assert rank.low <= np.sum(np.abs(values) > cut)
     assert left_out
