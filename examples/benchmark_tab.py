@@ -66,7 +66,6 @@ CASES = (
     Case(f"{RUNS} runs of {PROBES} probes", SEEDS, "", "ranks-H_", 4),
     Case(f"{LAYERS} layers x {PROBES} probes, ranks", [DEEP], "", "ranks", 1),
     Case(f"{LAYERS} layers x {PROBES} probes, weights", [DEEP], "weights", "weights-", 3),
-    Case(f"{LAYERS} layers x {PROBES} probes, spectrum", [DEEP], "spectrum", "spectrum", 1),
 )
 
 

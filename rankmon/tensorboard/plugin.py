@@ -17,6 +17,7 @@ from rankmon.runs.series import ArraySeries
 from rankmon.tensorboard import payload
 from rankmon.tensorboard.assets import static_files, static_text
 from rankmon.tensorboard.guide import guide
+from rankmon.tensorboard.pdf_route import can_draw, serve_pdf
 from rankmon.tensorboard.provider import ARRAYS, TEXTS, Stored, Tags
 
 # By default, TensorBoard's readers keep only 10 or 100 samples of such a tag. Keep as many spectra
@@ -50,13 +51,13 @@ class RanksPlugin(base_plugin.TBPlugin):
         self._provider = context.data_provider
 
     def get_plugin_apps(self) -> dict[str, Callable[..., Any]]:
-        """Return the routes: those of the data, and one for each static file."""
+        """Return the routes: those of the data, one for each static file, and the one of PDFs."""
         answers: dict[str, _Answer] = {
             "/runs": _runs,
             "/scalars": _scalars,
             "/counts": _counts,
             "/times": _times,
-            "/guide": lambda *_: guide(),
+            "/guide": lambda *_: guide() | {"pdf": can_draw()},
             "/spectrum": _spectrum,
             "/heatmap": _heatmap,
             "/texts": _texts,
@@ -66,7 +67,8 @@ class RanksPlugin(base_plugin.TBPlugin):
             f"/static/{name}": functools.partial(_serve_file, name, kind)
             for name, kind in static_files().items()
         }
-        return {route: _get_only(serve) for route, serve in {**data, **static}.items()}
+        read = {route: _get_only(serve) for route, serve in {**data, **static}.items()}
+        return {**read, "/pdf": serve_pdf}
 
     def is_active(self) -> bool:
         """Return True: without runs, the tab explains how to write some."""

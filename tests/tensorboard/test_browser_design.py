@@ -286,7 +286,7 @@ def test_the_menu_opens_and_closes_by_keyboard_and_mouse(driver, address):
     is_closed = is_open.replace("return ", "return !")
     press(driver, f"{menu} summary", Keys.ENTER)
     until(driver, is_open)
-    assert texts(driver, f"{menu} button") == ["PNG", "SVG", "Figure", "CSV", "Copy"]
+    assert texts(driver, f"{menu} button") == ["PNG", "SVG", "Figure", "PDF", "CSV", "Copy"]
     press(driver, f"{menu} button", Keys.ESCAPE)
     until(driver, is_closed)
     until(driver, f"return document.activeElement.matches('{menu} summary')")

@@ -13,6 +13,7 @@ import { NotesSection } from "./notes.js";
 import { LOGGED, recounted } from "./recount.js";
 import { RunList } from "./runlist.js";
 import { hiddenAtFirst } from "./selection.js";
+import { offerPdf } from "./savemenu.js";
 import { SpectrumSection } from "./spectrum.js";
 import { isSummary } from "./seeds.js";
 import { OverviewSection, RESTING_MS } from "./overview.js";
@@ -92,6 +93,7 @@ export class App {
 
   async makeSections() {
     this.guide = await this.source.guide();
+    if (this.guide.pdf) offerPdf((svg) => this.reported(() => this.source.pdf(svg), "Not saved"));
     const guided = this.guide.sections.map((section) => new GuidedSection(this, section));
     const [first, last] = [FIRST_SECTIONS, LAST_SECTIONS].map((all) => all.map((Section) => new Section(this)));
     this.sections = [...first, ...guided, ...last].map((section) => this.mounted(section));
@@ -221,13 +223,13 @@ export class App {
     link(this.state, { runs, cut: this.position === LOGGED ? undefined : this.position, step: this.step });
   }
 
-  /** Runs an action that may send requests, and shows its error if it fails. */
-  async reported(action) {
+  /** Runs an action that may send requests, and returns its result; if it fails, shows the error. */
+  async reported(action, what = "Not updated") {
     this.busy += 1;
     try {
-      await action();
+      return await action();
     } catch (error) {
-      this.status.textContent = `Not updated: ${error.message}`;
+      this.status.textContent = `${what}: ${error.message}`;
       this.status.classList.add("error");
     } finally {
       this.busy -= 1;

@@ -6,7 +6,7 @@ import { element } from "./dom.js";
 import { isEntry } from "./legend.js";
 import { options } from "./plotoptions.js";
 import { fillRich } from "./richtext.js";
-import { recorded } from "./svg.js";
+import { recorded, TracedPath } from "./svg.js";
 import { ink, inLight } from "./theme.js";
 
 const FIGURE = { width: 317, height: 210, isFigure: true }; // pixels; 3.3 inches, where 12 pixels are 9 points
@@ -130,7 +130,7 @@ function drawSwatch(ctx, spec, line, at, x, y) {
     ctx.setLineDash([]);
   }
   if (!circled) return;
-  const ring = new Path2D(); // the context that writes SVG takes circles from paths only
+  const ring = new TracedPath(); // the context that writes SVG takes circles from such paths only
   ring.arc(x + 13, y, 3.5, 0, 2 * Math.PI);
   Object.assign(ctx, { fillStyle: circled.fill ?? ink().page, strokeStyle: circled.color, lineWidth: 1.4 });
   ctx.fill(ring);

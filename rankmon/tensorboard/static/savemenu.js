@@ -3,8 +3,18 @@
 import { button, copy, element, save } from "./dom.js";
 import { figureOf } from "./pictures.js";
 
+const offered = { pdf: null };
+
+/** Offers PDFs in the menus of charts made from now on, by a server's function from SVG to PDF. */
+export const offerPdf = (pdfOf) => (offered.pdf = pdfOf);
+
 const fileName = (id) => id.replaceAll(/[^\p{L}\p{N}.-]+/gu, "_");
 const svgBlob = (text) => new Blob([text], { type: "image/svg+xml" });
+
+async function savePdf(name, chart) {
+  const pdf = await offered.pdf(await figureOf(chart));
+  if (pdf) save(name, pdf);
+}
 
 /** Returns the menu; it closes after a choice, on Escape, and when the pointer or the focus is elsewhere. */
 export function saveMenu(chart) {
@@ -13,6 +23,7 @@ export function saveMenu(chart) {
     ["PNG", "Save this chart as PNG", async () => save(named("png"), await chart.png())],
     ["SVG", "Save this chart as SVG", async () => save(named("svg"), svgBlob(await chart.svg()))],
     ["Figure", "Save as SVG for a paper: a column wide (3.3 in), text of 9 pt, on white", async () => save(named("figure.svg"), svgBlob(await figureOf(chart)))],
+    ...(offered.pdf ? [["PDF", "Save as PDF for a paper: the same figure, with its fonts", async () => savePdf(named("pdf"), chart)]] : []),
     ["CSV", "Save the values of this chart as CSV", () => save(named("csv"), new Blob([chart.csv()], { type: "text/csv" }))],
     ["Copy", "Copy the values of this chart as CSV", () => copy(chart.csv())],
   ];

@@ -89,6 +89,12 @@ export function fetched(base) {
       return { steps, values: numbers(values) };
     },
     texts: async (run) => get("texts", [["run", run]]),
+    async pdf(svg) {
+      const asked = { method: "POST", headers: { "Content-Type": "image/svg+xml" }, body: svg };
+      const response = await fetch(new URL("pdf", base), asked);
+      if (!response.ok) throw new Error(`pdf: ${await response.text()}`);
+      return response.blob();
+    },
   };
 }
 
