@@ -206,6 +206,10 @@ def test_files_are_served_as_they_are(trained):
         assert response.headers["X-Content-Type-Options"] == "nosniff"
 
 
+def test_scripts_take_less_than_250_kb():
+    assert sum(path.stat().st_size for path in STATIC.rglob("*.js")) < 250_000
+
+
 def test_a_prefix_of_tensorboards_addresses(tmp_path):
     write(tmp_path / "a", record(0))
     client = served(tmp_path, "--path_prefix=/x/y")

@@ -20,7 +20,9 @@ export function drawHeatMap(u, { steps, indices }, image) {
   for (let at = 0; at < pieces.length - 1; at++) {
     const [from, to] = [pieces[at], pieces[at + 1]];
     const width = edges[to] - edges[from];
-    if (width > 0) ctx.drawImage(image, from, 0, to - from, indices.length, edges[from], top, width, bottom - top);
+    if (!(width > 0)) continue;
+    const piece = narrowed(image, from, to, Math.ceil(width));
+    ctx.drawImage(piece, piece === image ? from : 0, 0, Math.min(to - from, piece.width), indices.length, edges[from], top, width, bottom - top);
   }
   ctx.restore();
 }
@@ -54,16 +56,28 @@ export function painted({ steps, indices, values }, [low, high]) {
 }
 
 /**
- * Returns the ends of pieces, which are drawn at once: columns with the same width. Columns narrower than a
- * pixel are pieces of their own, since the browser blends pieces, but drops columns within a piece.
+ * Returns an image of these columns that has at most so many: neighbors are blended by halves, where the
+ * browser would drop some. With fewer columns, it is the whole image itself.
  */
+function narrowed(image, from, to, most) {
+  if (to - from <= most) return image;
+  let [source, left, width] = [image, from, to - from];
+  while (width > most) {
+    const next = new OffscreenCanvas(Math.max(most, Math.ceil(width / 2)), image.height);
+    next.getContext("2d").drawImage(source, left, 0, width, image.height, 0, 0, next.width, image.height);
+    [source, left, width] = [next, 0, next.width];
+  }
+  return source;
+}
+
+/** Returns the ends of pieces, which are drawn at once: columns with the same width. */
 function evenPieces(edges) {
   const ends = [0];
   for (let at = 1; at < edges.length - 1; at++) {
     const from = ends.at(-1);
     const width = edges[from + 1] - edges[from];
     const isUneven = Math.abs(edges[at + 1] - edges[from] - width * (at + 1 - from)) > EVEN_PIXELS;
-    if (width < 1 || isUneven) ends.push(at);
+    if (isUneven) ends.push(at);
   }
   return [...ends, edges.length - 1];
 }
