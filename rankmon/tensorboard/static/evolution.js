@@ -16,6 +16,7 @@ import { faint, ink, veil } from "./theme.js";
  * @typedef {Object} Quantity
  * @property {string} id
  * @property {string} label
+ * @property {string} [short] the label in the legend, if the title says it all
  * @property {string} color the quantity's color in charts of one run or of medians
  * @property {(run: string) => Series|undefined} of
  * @property {(run: string) => {low?: Series, high?: Series}} [margin]
@@ -137,8 +138,8 @@ function ofSeveralRuns(look, quantity, runs) {
 const MANY = 6;
 const THIN = { dash: [2, 4], width: 1 };
 
-function styled({ label, color, dash, width, help }, series) {
-  return { label, color, dash, width, help, ...series };
+function styled({ label, short, color, dash, width, help }, series) {
+  return { label, short, color, dash, width, help, ...series };
 }
 
 /** Returns a run's series; at steps without a value, with the lower or upper bound there. */

@@ -83,6 +83,7 @@ export class GuidedSection {
     const isAlone = tags.length === 1 && place(tags[0]) === tags[0]; // the title says what it is
     return tags.map((tag, at) => ({
       id: place(tag),
+      short: isAlone ? "value" : undefined,
       label: isAlone ? chart.title : layerName(names[at].replace(/^_/, "")), // of nc2_means and nc2_classifier
       color: colors[at],
       of: (run) => this.app.series(run, tag),
