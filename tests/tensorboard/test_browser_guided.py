@@ -2,11 +2,11 @@
 
 import pytest
 
-from chromium import agrees, chart, show
+from chromium import agrees, chart, leaving, read, served, show
 from rankmon.writers.base import Record
 from rankmon.writers.tensorboard import TensorBoardWriter
 from reading import legacy_events
-from tab_browser import open_tab, server, until
+from tab_browser import open_tab, until
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ def test_each_family_has_its_chart(driver, tmp_path):
         events = reader.Scalars(tag)
         return [event.step for event in events], [event.value for event in events]
 
-    with server(tmp_path) as address:
+    with served(tmp_path) as address, leaving(driver):
         open_tab(driver, address)
         until(driver, "return window.rankmonApp?.status.textContent.startsWith('Read')")
         for section, tags in (("neural-collapse", 5), ("neural-tangent-kernel", 4)):
@@ -43,6 +43,5 @@ def test_each_family_has_its_chart(driver, tmp_path):
         show(driver, "gradients")
         agrees(chart(driver, "rank_gradient")["b"], logged("rank_gradient/b"))
         color = "return rankmonCharts.get(arguments[0]).spec.lines[0].color"
-        second = driver.execute_script(color, "rank_gradient")
-        driver.get("about:blank")  # before the server ends: the page asks it again and again
+        second = read(driver, color, "rank_gradient")
     assert second == "#d55e00"  # of the second of two layers, also where it is alone

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
-from chromium import chart, show
+from chromium import chart, press_focused, read, served, show
 from generated_logs import write_run
 from rankmon.writers.base import Record
 from rankmon.writers.tensorboard import TensorBoardWriter
 from reading import legacy_events
-from tab_browser import open_tab, server, until
+from tab_browser import open_tab, until
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +37,7 @@ def logs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(logs):
-    with server(logs) as address:
+    with served(logs) as address:
         yield address
 
 
@@ -60,12 +59,8 @@ def focus(driver, name):
     chart(driver, name)
     before = "return rankmonCharts.get(arguments[0]).host.querySelector('.saving summary').focus()"
     driver.execute_script(before, name)
-    press(driver, Keys.TAB)
+    press_focused(driver, Keys.TAB)
     until(driver, "return document.activeElement === rankmonCharts.get(arguments[0]).plot", name)
-
-
-def press(driver, *keys):
-    ActionChains(driver).send_keys(*keys).perform()
 
 
 def reading(driver, name):
@@ -74,7 +69,7 @@ def reading(driver, name):
         const { reading } = rankmonCharts.get(arguments[0]);
         return [reading.textContent, reading.getAttribute("aria-live")];
     """
-    text, live = driver.execute_script(script, name)
+    text, live = read(driver, script, name)
     assert live == ("polite" if text else None)
     return text
 
@@ -94,24 +89,24 @@ def test_a_spectrum_over_steps_is_read_by_keyboard(driver, logs, address):
         assert float(found[3]) == pytest.approx(float(logged[step][index - 1]), abs=6e-4)
 
     agrees(LAST, 1)
-    press(driver, Keys.ARROW_UP, Keys.ARROW_UP, Keys.ARROW_LEFT)
+    press_focused(driver, Keys.ARROW_UP, Keys.ARROW_UP, Keys.ARROW_LEFT)
     agrees(LAST - 10, 3)
-    press(driver, Keys.PAGE_UP, Keys.ARROW_DOWN)
+    press_focused(driver, Keys.PAGE_UP, Keys.ARROW_DOWN)
     agrees(LAST - 10, 12)
-    press(driver, Keys.HOME)
+    press_focused(driver, Keys.HOME)
     agrees(0, 12)
-    press(driver, *[Keys.PAGE_UP] * 9, Keys.ARROW_LEFT)  # not beyond the map
+    press_focused(driver, *[Keys.PAGE_UP] * 9, Keys.ARROW_LEFT)  # not beyond the map
     agrees(0, EIGENVALUES)
-    press(driver, Keys.END)
+    press_focused(driver, Keys.END)
     agrees(LAST, EIGENVALUES)
     zoom = "rankmonCharts.get('heatmap').uplot.setScale('x', { min: 10, max: 31 })"
     driver.execute_script(zoom)
-    press(driver, Keys.HOME, Keys.ARROW_RIGHT, Keys.PAGE_DOWN)
+    press_focused(driver, Keys.HOME, Keys.ARROW_RIGHT, Keys.PAGE_DOWN)
     agrees(20, EIGENVALUES - 10)
-    press(driver, Keys.END)
+    press_focused(driver, Keys.END)
     agrees(30, EIGENVALUES - 10)
     driver.execute_script("rankmonCharts.get('heatmap').zoom.click()")
-    press(driver, Keys.ESCAPE)
+    press_focused(driver, Keys.ESCAPE)
     assert reading(driver, "heatmap") == ""
     assert driver.execute_script("return document.activeElement === document.body")
     assert not driver.execute_script("return document.querySelectorAll('.spot').length")
@@ -132,11 +127,11 @@ def test_layers_over_steps_are_read_by_keyboard(driver, logs, address):
         assert shown == f"step {step}, layer_{layer}: {logged[layer][step]:.0f}"
 
     agrees(LAST, 0)  # the first layer is on top
-    press(driver, Keys.ARROW_DOWN, Keys.ARROW_LEFT)
+    press_focused(driver, Keys.ARROW_DOWN, Keys.ARROW_LEFT)
     agrees(LAST - 10, 1)
-    press(driver, Keys.HOME, Keys.PAGE_DOWN, Keys.ARROW_DOWN)
+    press_focused(driver, Keys.HOME, Keys.PAGE_DOWN, Keys.ARROW_DOWN)
     agrees(0, LAYERS - 1)
-    press(driver, Keys.TAB)  # leaves as well
+    press_focused(driver, Keys.TAB)  # leaves as well
     assert reading(driver, "weights-rank_weights") == ""
 
 
@@ -146,7 +141,7 @@ def test_axe_finds_nothing_while_a_map_is_read(driver, address, theme):
     driver.execute_script("rankmonApp.applyTheme()")
     show(driver, "spectrum")
     focus(driver, "heatmap")
-    press(driver, Keys.ARROW_UP)
+    press_focused(driver, Keys.ARROW_UP)
     assert reading(driver, "heatmap")
     (folder,) = find_spec("axe_core_python").submodule_search_locations
     driver.execute_script((Path(folder) / "axe.min.js").read_text())

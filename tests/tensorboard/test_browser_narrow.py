@@ -1,13 +1,12 @@
 """The Ranks tab in a real Chromium as wide as a phone's."""
 
 import pytest
-from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
-from chromium import show
+from chromium import leaving, press_focused, read, served, show
 from generated_logs import write_run
 from paths import REFERENCE
-from tab_browser import open_tab, server, until
+from tab_browser import open_tab, until
 
 pytestmark = pytest.mark.slow
 
@@ -40,10 +39,9 @@ def opened(driver, address, *runs, **choices):
 def test_a_narrow_page_shows_few_charts_of_a_section_at_first(narrow, tmp_path):
     for seed in range(2):
         write_run(tmp_path / f"seed_{seed}", 6, 30, seed)
-    with server(tmp_path) as address:
+    with served(tmp_path) as address, leaving(narrow):
         opened(narrow, address, "seed_0", "seed_1")
         check_more(narrow)
-        narrow.get("about:blank")  # before the server ends: the page asks it again and again
 
 
 def check_more(narrow):
@@ -52,21 +50,19 @@ def check_more(narrow):
     charts = "[...document.querySelectorAll('[data-testid=section-curvature] .chart')]"
     until(narrow, f"return {charts}.length === 4")
     more = "document.querySelector('[data-testid=section-curvature] .more')"
-    assert narrow.execute_script(f"return {more}.textContent") == "Show 4 more charts"
+    assert read(narrow, f"return {more}.textContent") == "Show 4 more charts"
     narrow.execute_script(f"{more}.focus()")
-    ActionChains(narrow).send_keys(Keys.ENTER).perform()
-    assert narrow.execute_script(f"return {charts}.length") == 8
-    script = f"return {charts}[4].contains(document.activeElement) && {more}.hidden"
-    assert narrow.execute_script(script)
+    press_focused(narrow, Keys.ENTER)
+    until(narrow, f"return {charts}.length === 8")
+    assert read(narrow, f"return {charts}[4].contains(document.activeElement) && {more}.hidden")
 
 
 @pytest.mark.parametrize("runs", [("gradient_flow/flow", "gradient_flow/descent"), ("relu_mnist",)])
 def test_nothing_scrolls_sideways_on_a_phone(narrow, runs):
-    with server(REFERENCE) as address:
+    with served(REFERENCE) as address, leaving(narrow):
         opened(narrow, address, *runs)
         shown = "return rankmonApp.sections.filter(({ box }) => !box.hidden)"
-        for section in narrow.execute_script(f"{shown}.map(({{ section }}) => section.id)"):
+        for section in read(narrow, f"{shown}.map(({{ section }}) => section.id)"):
             show(narrow, section)
             wide = "const { scrollWidth, clientWidth } = document.documentElement;"
-            assert narrow.execute_script(f"{wide} return scrollWidth - clientWidth") <= 0, section
-        narrow.get("about:blank")  # before the server ends: the page asks it again and again
+            assert read(narrow, f"{wide} return scrollWidth - clientWidth") <= 0, section
