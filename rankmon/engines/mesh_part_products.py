@@ -169,7 +169,7 @@ class MeshPartProducts:
             flat.memo[key] = jax.jit(gradients, out_shardings=row_shardings(flat, placement))
         with placement.scope(flat.precision):
             us = cotangents.astype(flat.dtype)
-            block = flat.memo[key](point.theta, point.fixed, point.data[0], us)
+            block = placement.settled(flat.memo[key](point.theta, point.fixed, point.data[0], us))
         return MeshRows((block,), (len(us),))
 
     @property

@@ -97,7 +97,10 @@ class MeshProducts:
     def rows(self, rows: MeshRows) -> MeshRows:
         """Return the products with rows."""
         with self.placement.scope(self.flat.precision):
-            products = [self.program(len(b[0]))(*self.known, b) for b in rows.blocks]
+            placement = self.placement
+            products = [
+                placement.settled(self.program(len(b[0]))(*self.known, b)) for b in rows.blocks
+            ]
         return MeshRows(tuple(products), rows.counts)
 
     def _compiled(self, width: int | None) -> Any:

@@ -107,13 +107,16 @@ class MeshSpace(RowSpace):
         """Return a b^T."""
         found = np.empty((len(a), len(b)))
         with self._placement.scope(self._flat.precision):
-            # All are dispatched before the first one is waited for.
-            pieces = [[self._programs.gram(x, y) for y in b.blocks] for x in a.blocks]
+            # Where devices can, all are dispatched before the first one is waited for.
+            pieces = [[self._gram(x, y) for y in b.blocks] for x in a.blocks]
             for row, several in zip(a.spans, pieces, strict=True):
                 for column, one in zip(b.spans, several, strict=True):
                     height, width = row.stop - row.start, column.stop - column.start
                     found[row, column] = np.asarray(one)[:height, :width]
         return found
+
+    def _gram(self, x: Leaves, y: Leaves) -> Array:
+        return self._placement.settled(self._programs.gram(x, y))
 
     def squares(self, a: MeshRows) -> Float[np.ndarray, "m m"]:
         """Return a a^T."""
@@ -123,7 +126,7 @@ class MeshSpace(RowSpace):
         """Return the products of corresponding rows; both have the same blocks."""
         with self._placement.scope(self._flat.precision):
             pieces = [
-                np.diagonal(self._programs.gram(x, y))[:count]
+                np.diagonal(self._gram(x, y))[:count]
                 for x, y, count in zip(a.blocks, b.blocks, a.counts, strict=True)
             ]
         return np.concatenate([np.zeros(0), *pieces])

@@ -194,6 +194,11 @@ def _on_mesh(
 ) -> tuple[Point, Choice]:
     """Return sharded parameters on their mesh, or a copy for an exact engine; and the engine."""
     assert asked.mesh is not None
+    if any(device.process_index != jax.process_index() for device in asked.mesh.devices.flat):
+        raise ValueError(  # each process would end its Krylov spaces at another step
+            "expected a mesh of this process's devices, got one of several processes; leave out "
+            "mesh=, so that every process measures a copy"
+        )
     wanted = _wanted(asked.reference, asked.parts)
     tree = problem.unpack(params)
     check_concrete("parameters to be measured", tree)
