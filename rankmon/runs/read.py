@@ -66,7 +66,7 @@ def read_runs(logdir: PathLike) -> list[RunSeries]:
     blank = [
         run.name for run, (folder, *_) in zip(found, folders, strict=True) if _is_blank(run, folder)
     ]
-    if not runs and (blank or (top / LOCK_NAME).exists()):
+    if not runs and (blank or any(top.rglob(LOCK_NAME))):
         raise ValueError(
             f"expected runs of rankmon in {str(top)!r}, got a run without any record; {_BLANK}"
         )

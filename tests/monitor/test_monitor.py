@@ -434,9 +434,10 @@ def test_two_live_monitors_on_one_folder_are_refused(ready, tmp_path):
 @pytest.mark.parametrize("closes", [True, False], ids=["closed", "dropped"])
 def test_a_rejected_first_call_leaves_no_run(ready, tmp_path, closes):
     problem, params, *_ = ready
+    folder = tmp_path / "run"
 
     def begin(params):
-        monitor = RankMonitor(problem, logdir=tmp_path, every=1, probes=["weights"])
+        monitor = RankMonitor(problem, logdir=folder, every=1, probes=["weights"])
         try:
             monitor(0, params)
         finally:
@@ -444,7 +445,7 @@ def test_a_rejected_first_call_leaves_no_run(ready, tmp_path, closes):
                 monitor.close()
 
     def visible():
-        return {path.name for path in tmp_path.iterdir() if path.name != ".rankmon.lock"}
+        return {path.name for path in folder.iterdir() if path.name != ".rankmon.lock"}
 
     with refused(TypeError, "str"):
         begin({"W": "no array"})
@@ -460,7 +461,7 @@ def test_a_rejected_first_call_leaves_no_run(ready, tmp_path, closes):
         begin({"W": "no array"})
     gc.collect()
     assert visible() == before
-    assert [run.name for run in read_runs(tmp_path)] == ["."]
+    assert [run.name for run in read_runs(tmp_path)] == ["run"]
 
 
 def test_bad_arguments_are_explained(ready, tmp_path):
