@@ -14,6 +14,7 @@ from rankmon._util.facts import HESSIAN_OF
 from rankmon._util.globs import matches
 from rankmon._util.tags import (
     ALERTS,
+    BATCHES,
     CURVATURE,
     HESSIAN_PARTS,
     INTERVAL_HIGH,
@@ -192,7 +193,7 @@ class RunSummary:
 def summary_of(run: RunSeries) -> RunSummary:
     """Return the summary of one run; for a run over seeds or batches, of its medians."""
     values, steps = as_single_run(run), _all_steps(run)
-    facts, vanished = card_facts(run), _vanished(values)
+    facts, vanished = card_facts(run), _vanished(run)
     ranks = [rank_curve(values, tag) for tag in rank_tags(values)]
     return RunSummary(
         name=run.name,
@@ -243,7 +244,10 @@ def _batches(fact: str) -> int:
 
 def _vanished(run: RunSeries) -> int | None:
     """Return the step from which on all eigenvalues of H_f are below a tenth of the cut, if any."""
-    series = run.scalars.get("rank_high/H_f")
+    # Over batches or seeds, the highest count of any of them.
+    high = "rank_high/H_f"
+    tags = (f"{BATCHES}{high}/high", f"{high}/high", high)
+    series = next((run.scalars[tag] for tag in tags if tag in run.scalars), None)
     if series is None or not len(series.steps) or series.values[-1] != 0:
         return None
     others = np.flatnonzero(series.values != 0)

@@ -184,6 +184,15 @@ def test_a_part_of_the_network_batches_landmarks_and_rounding_errors():
     assert ["H_L", "4.5 (4.1 … 4.9)"] in found
 
 
+def test_hf_has_vanished_only_if_it_has_in_all_batches():
+    always = {tag: series([0, 0]) for tag in ("rank/H_f", "rank_high/H_f", "batches/rank/H_f/high")}
+    tags = {**always, "rank_self/H_f": series([9, 8]), "batches/rank/H_f/low": series([0, 0])}
+    run = RunSeries("run", {**tags, "batches/rank_high/H_f/high": series([3, 2])})
+    assert "rank_self" in shown(terminal.report(summary_of(run)))
+    run = RunSeries("run", {**tags, "batches/rank_high/H_f/high": series([0, 0])})
+    assert "rank_self" not in shown(terminal.report(summary_of(run)))
+
+
 @pytest.mark.parametrize("values", [(NAN, NAN), (470, 410)], ids=["unknown", "rounding"])
 def test_a_rank_of_hf_by_its_own_norm_that_says_nothing_is_left_out(values):
     always = {tag: series([0, 0]) for tag in ("rank/H_f", "rank_low/H_f", "rank_high/H_f")}
