@@ -16,6 +16,7 @@ from rankmon._util.text import bytes_text
 from rankmon.hessian.gauss_newton import pushed_forward
 from rankmon.hessian.jacobian import weighted_gradient
 from rankmon.problem.flat import FlatProblem
+from rankmon.problem.mesh_point import MeshPoint
 from rankmon.problem.placement import Placement
 from rankmon.problem.precision import abstract_array
 
@@ -27,34 +28,29 @@ class MeshJacobianProducts:
     """The Jacobian J of all outputs at sharded parameters.
 
     Attributes:
-      flat: the problem.
-      placement: the shardings.
+      point: the parameters.
       known: the arguments of both programs but the vector.
       forward: the compiled product J v of one vector.
       backward: the compiled product J^T u of one array [N, k].
     """
 
-    flat: FlatProblem
-    placement: Placement
+    point: MeshPoint
     known: tuple[Leaves, tuple[Any, ...], Any]
     forward: Any
     backward: Any
 
     @classmethod
-    def of(
-        cls, flat: FlatProblem, placement: Placement, leaves: Sequence[Any], *, room: int
-    ) -> "MeshJacobianProducts":
-        """Return the products at these parameters, of which copies are taken.
+    def of(cls, point: MeshPoint, *, room: int) -> "MeshJacobianProducts":
+        """Return the products at these parameters.
 
         Args:
-          flat: the problem.
-          placement: the shardings.
-          leaves: all parameter leaves, on their devices.
+          point: the parameters.
           room: bytes of temporary memory of a product on each device.
 
         Raises:
           MemoryError: if a product does not fit.
         """
+        flat, placement = point.flat, point.placement
 
         def forward(theta: Any, fixed: Any, inputs: Any, v: Any) -> Any:
             z, pull_back = jax.vjp(lambda t: flat.outputs(t, fixed, inputs), theta)
@@ -63,23 +59,26 @@ class MeshJacobianProducts:
         def backward(theta: Any, fixed: Any, inputs: Any, u: Any) -> Any:
             return weighted_gradient(flat, theta, fixed, inputs, u)
 
-        shardings = list(placement.leaves)
+        known = point.theta, point.fixed, point.data[0]
         with placement.scope(flat.precision):
-            # Copies, because training may donate the originals.
-            stored = jax.device_put(list(leaves), shardings, may_alias=False)
-            lifted = jax.jit(flat.lifted, out_shardings=shardings)(stored)
-            pairs = list(zip(lifted, flat.specs, strict=True))
-            theta = tuple(leaf for leaf, spec in pairs if spec.differentiated)
-            fixed = tuple(leaf for leaf, spec in pairs if not spec.differentiated)
-            known = theta, fixed, jax.device_put(flat.inputs, placement.batch)
             one = abstract_array((flat.positions, flat.k), flat.dtype)
             u = jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=placement.batch)
             ways = (
-                ("J v", forward, theta, placement.batch),
+                ("J v", forward, point.theta, placement.batch),
                 ("J^T u", backward, u, placement.moving(flat)),
             )
             programs = [_compiled(flat, placement, known, *way, room=room) for way in ways]
-        return cls(flat, placement, known, *programs)
+        return cls(point, known, *programs)
+
+    @property
+    def flat(self) -> FlatProblem:
+        """The problem."""
+        return self.point.flat
+
+    @property
+    def placement(self) -> Placement:
+        """The shardings."""
+        return self.point.placement
 
     def mv(self, v: Sequence[Any]) -> Float[Array, "N k"]:
         """Return J v for a vector given by the differentiated leaves."""

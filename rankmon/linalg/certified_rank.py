@@ -64,7 +64,7 @@ def certified_count(
 
 
 def certified_count_by(gram: Gram, residual: Residual, *, above: float, below: float) -> int | None:
-    """Return what `certified_count` does, for W that is stored elsewhere.
+    """Return the result of `certified_count` for W that is stored elsewhere.
 
     Args:
       gram: W W^T.

@@ -12,6 +12,7 @@ from rankmon._util.arrays import check_concrete
 from rankmon.hessian.memory import DEFAULT_MEMORY_LIMIT
 from rankmon.hessian.mesh_jacobian import MeshJacobianProducts
 from rankmon.measure.mesh_operator import leaves_of, tree_of
+from rankmon.problem.mesh_point import MeshPoint
 from rankmon.problem.placement import Placement
 from rankmon.problem.point import checked
 from rankmon.problem.problem import Problem
@@ -124,6 +125,7 @@ def jacobian_operator(
     flat, _ = checked(problem, params, None)
     leaves = jax.tree.leaves(tree)
     placement = Placement.of(leaves, problem.n, mesh, batch_spec)
-    products = MeshJacobianProducts.of(flat, placement, leaves, room=memory_limit)
+    point = MeshPoint.copied(flat, leaves, placement)
+    products = MeshJacobianProducts.of(point, room=memory_limit)
     flat.warn_once()
     return MeshJacobian(products)

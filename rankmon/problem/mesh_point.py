@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from rankmon.problem.flat import FlatProblem
@@ -116,7 +117,9 @@ class MeshPoint(Point):
             return jnp.sum(weights * values), delta, flat.hessian_data(z, targets), bad
 
         if key not in flat.memo:
-            flat.memo[key] = jax.jit(evaluate)
+            # On every device: with several processes none has the shards of the others.
+            whole = NamedSharding(self.placement.mesh, PartitionSpec())
+            flat.memo[key] = jax.jit(evaluate, out_shardings=whole)
         return flat.memo[key]
 
     @property

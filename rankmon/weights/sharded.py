@@ -40,13 +40,13 @@ def whole_matrix(view: MatrixView, leaf: Any) -> np.ndarray:
 def count_on_devices(
     view: MatrixView, leaf: Any, cut_of: Cut, *, least: int
 ) -> NumericalRank | None:
-    """Return the rank of a matrix, certified where it lies.
+    """Return the rank of a matrix, certified on its devices.
 
     Args:
       view: the matrix in the leaf.
       leaf: an array.
       cut_of: returns the cut of a matrix with this norm and stable rank.
-      least: the least number of rows and columns apart from zero ones.
+      least: the least number of rows and columns that are not zero.
 
     Returns:
       The rank; None if the leaf is not shared by devices, or if nothing is certified.

@@ -23,7 +23,7 @@ import numpy as np  # noqa: E402
 from jax.experimental import multihost_utils  # noqa: E402
 from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
-from rankmon import Problem, hessian_operator, jacobian_operator  # noqa: E402
+from rankmon import Problem, hessian_operator, hessian_ranks, jacobian_operator  # noqa: E402
 
 if together:
     process, port = map(int, together)
@@ -149,8 +149,14 @@ def compared(name, way):
         product = hessian_operator(problem, placed, part, mesh=mesh) @ v
         errors[part] = off(product, hessian_operator(problem, params, part) @ raveled(v))
         kept &= are_like(product, placed)
+    refused = ""
+    if together:
+        try:
+            hessian_ranks(problem, placed, mesh=mesh)
+        except ValueError as error:
+            refused = str(error)
     examples = len({str(shard.index) for shard in ahead.addressable_shards})
-    return {"errors": errors, "kept": bool(kept), "examples": examples}
+    return {"errors": errors, "kept": bool(kept), "examples": examples, "refused": refused}
 
 
 WIDTH, DEPTH = 512, 4

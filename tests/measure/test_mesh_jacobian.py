@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import Mesh
 
 from rankmon import Problem, jacobian_operator
-from refusals import refused
+from refusals import assert_explains, refused
 
 CHILD = Path(__file__).with_name("mesh_jacobian_child.py")
 
@@ -54,6 +54,8 @@ def test_two_processes_multiply_together():
         port = free.getsockname()[1]
     first, second = map(result, [started("products", process, port) for process in range(2)])
     assert first == second
+    for seen in first.values():
+        assert_explains(seen["refused"], "several processes", "mesh=")
     assert_agrees(first, 6)
 
 
