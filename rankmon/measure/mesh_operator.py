@@ -10,6 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Float
 
 from rankmon._util.arrays import check_concrete
+from rankmon._util.compile import temporary_bytes
 from rankmon.engines.base import differentiated_twice
 from rankmon.hessian.mesh_products import MeshProducts
 from rankmon.problem.flat import FlatProblem
@@ -44,6 +45,11 @@ class MeshOperator:
         """The sharding of each leaf of a vector, as a pytree like the parameters."""
         flat, placement = self._products.flat, self._products.placement
         return jax.tree.unflatten(flat.structure, placement.leaves)
+
+    @property
+    def temporary_bytes(self) -> int:
+        """The bytes of temporary memory that a product takes on each device, by the compiler."""
+        return temporary_bytes(self._products.program())
 
     def matvec(self, v: Any) -> Any:
         """Return the product with a vector; both are pytrees like the parameters.

@@ -15,13 +15,14 @@ SCALE = [
     "scale_growth",
     "large_cnn",
     "many_classes",
+    "mesh",
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCALE)
 def test_what_is_past_dense_matrices_keeps_its_claims(name, tmp_path):
-    keeps = name in ("scale_growth", "large_cnn")
+    keeps = name in ("scale_growth", "large_cnn", "mesh")
     done = run(name, "--quick", *(["--logdir", str(tmp_path)] if keeps else []))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "holds" in done.stdout
