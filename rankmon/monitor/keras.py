@@ -1,10 +1,14 @@
 """`RankCallback`: monitor a model of Keras while `model.fit` trains it on the JAX backend."""
 
+import inspect
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from rankmon.monitor.alerts import StopTraining
+from rankmon.monitor.arguments import as_writers
 from rankmon.monitor.monitor import RankMonitor
+from rankmon.monitor.state import decode
 from rankmon.problem.problem import Problem, check_problem
 
 try:
@@ -24,8 +28,9 @@ class RankCallback(keras.callbacks.Callback):
     `steps_per_execution`, only the last step of each execution can be measured. Training is
     unchanged; an alert that stops sets `model.stop_training`.
 
-    Each `fit` measures its last step and closes the monitor. Another `fit` with the same callback
-    continues in the same run folder.
+    Each `fit` measures its last step and closes the monitor. Another `fit` with the same callback,
+    or with a new one that is made with `state=callback.monitor.state`, continues in the same run
+    folder, and counts on if `model.compile` has set the optimizer's `iterations` to 0.
 
     Attributes:
       monitor: the monitor of the present or the last `fit`; None before the first.
@@ -39,10 +44,11 @@ class RankCallback(keras.callbacks.Callback):
           options: the arguments of `RankMonitor`: logdir, every, probes and the rest.
 
         Raises:
-          TypeError: for anything but a Problem. The other arguments are checked when `fit` begins.
+          TypeError, ValueError: for invalid arguments, as for `RankMonitor`; a folder that cannot
+            be written is an error when `fit` begins.
         """
         super().__init__()
-        check_problem(problem)
+        _check_arguments(problem, options)
         self.monitor: RankMonitor | None = None
         self._problem, self._options = problem, options
         self._state: Mapping[str, Any] | None = options.pop("state", None)
@@ -51,11 +57,11 @@ class RankCallback(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Open the monitor, and measure the model before its first update if that is due."""
+        self.monitor = RankMonitor(self._problem, state=self._state, **self._options)
         if not self._has_begun:
             updates = self.model.optimizer.iterations  # an array if gradients are accumulated
-            self._step = int(getattr(updates, "value", updates))
+            self._step = int(getattr(updates, "value", updates)) or _last_step(self._state)
             self._has_begun = True
-        self.monitor = RankMonitor(self._problem, state=self._state, **self._options)
         self._measure()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -82,3 +88,30 @@ class RankCallback(keras.callbacks.Callback):
             self.monitor(self._step, self._problem.unpack(self.model))
         except StopTraining:
             self.model.stop_training = True
+
+
+def _check_arguments(problem: Any, options: Mapping[str, Any]) -> None:
+    """Check the arguments of a monitor, without opening its run folder.
+
+    Raises:
+      TypeError, ValueError: for invalid arguments; the message says how to fix them.
+    """
+    check_problem(problem)
+    names = list(inspect.signature(RankMonitor).parameters)[1:]
+    for name in options.keys() - set(names):
+        (close,) = get_close_matches(name, names, 1, 0.0)
+        raise TypeError(
+            f"expected an argument of RankMonitor, got {name!r}; perhaps you mean {close!r} (the "
+            f"arguments are {', '.join(names)})"
+        )
+    as_writers(options.get("writers", ()))
+    later = {"logdir": None, "writers": (), "params": None, "state": None, "background": False}
+    RankMonitor(problem, **{**options, **later}).close()
+
+
+def _last_step(state: Mapping[str, Any] | None) -> int:
+    """Return the last step that a saved state has measured; 0 without one."""
+    if state is None:
+        return 0
+    own: Any = decode({"monitor": state["monitor"]})["monitor"]
+    return max(0, int(own["last_step"]))

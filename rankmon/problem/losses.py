@@ -104,6 +104,14 @@ def as_loss(loss: str | LossFunction) -> Loss:
                 f"loss(output[k], target) -> scalar, got {loss!r}; pass one of these"
             )
         return _BY_NAME[loss]
+    if _is_of_keras(loss):
+        raise TypeError(
+            "expected loss to be a name or a callable loss(output [k], target) of one example, got "
+            f"Keras's {getattr(loss, '__name__', type(loss).__name__)}, which takes (y_true, "
+            "y_pred) of a batch; pass loss='cross_entropy' for (Sparse)CategoricalCrossentropy, "
+            "with logits as outputs or a softmax as the last layer, loss='mse' for "
+            "MeanSquaredError, or write it as lambda z, y: ... for one example"
+        )
     if not callable(loss):
         raise TypeError(
             f"expected loss to be a name or a callable, got {type(loss).__name__}; "
@@ -111,6 +119,12 @@ def as_loss(loss: str | LossFunction) -> Loss:
         )
     name = getattr(loss, "__name__", type(loss).__name__)
     return Loss(f"custom:{name}", loss, jax.grad(loss))
+
+
+def _is_of_keras(loss: Any) -> bool:
+    """Return whether this is one of Keras's own losses, an object or a function."""
+    module = getattr(loss, "__module__", None) or ""
+    return module.startswith(("keras.src.losses", "keras.losses"))
 
 
 def _mse(z: Float[Array, " k"], y: Float[Array, " k"]) -> Float[Array, ""]:

@@ -4,6 +4,8 @@ The whole package uses one parameter order: the differentiated leaves in `jax.tr
 raveled in C order.
 """
 
+import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -160,9 +162,21 @@ def passing_names(
         if names and not matched:
             raise ValueError(
                 f"expected the path filter {pattern!r} to match a parameter, "
-                f"got none among {list(names)}; correct the pattern (globs over these names)"
+                f"got none among {list(names)}; {_how_to_name(names, pattern)}"
             )
     return frozenset().union(*kept.values()).difference(*left.values())
+
+
+def _how_to_name(names: Sequence[str], pattern: str) -> str:
+    """Return the remedy for a pattern that matches none of the names."""
+    without_numbers = [re.sub(r"_\d+(?=/|$)", "", name) for name in names]
+    if "keras" in sys.modules and matching(without_numbers, re.sub(r"_\d+(?=/|$)", "", pattern)):
+        return (
+            "Keras numbers unnamed layers through all models of a session: name the layers, "
+            "keras.layers.Dense(10, name='head'), or call keras.backend.clear_session() before "
+            "the model is made"
+        )
+    return "correct the pattern (globs over these names)"
 
 
 def _dtype_of(name: str, leaf: Any) -> np.dtype:

@@ -64,6 +64,16 @@ def test_another_fit_continues_the_run(tmp_path):
     assert [r.step for r in read_jsonl(tmp_path / "rankmon.jsonl")] == [0, 2, 4, 5, 6, 8, 10]
 
 
+@pytest.mark.parametrize("is_new", [False, True], ids=["same-callback", "state"])
+def test_steps_count_on_after_another_compile(tmp_path, is_new):
+    model = new_model()
+    ranks = callback(model, logdir=tmp_path)
+    fit(model, ranks, epochs=1)
+    model.compile(optimizer="sgd", loss="mse")
+    fit(model, callback(model, logdir=tmp_path, state=ranks.monitor.state) if is_new else ranks)
+    assert [r.step for r in read_jsonl(tmp_path / "rankmon.jsonl")] == [0, 2, 4, 5, 6, 8, 10]
+
+
 def test_several_steps_in_one_execution():
     model, memory = new_model(steps_per_execution=2), MemoryWriter()
     fit(model, callback(model, writers=[memory]), epochs=1)
@@ -82,6 +92,45 @@ def test_an_alert_stops_fit():
 def test_only_problems_are_accepted():
     with refused(TypeError, "rankmon.Problem"):
         import_module("rankmon.keras").RankCallback(new_model())
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "keys"),
+    [
+        ({}, ValueError, ["every=100"]),
+        ({"every": 2, "log_dir": "logs"}, TypeError, ["'log_dir'", "'logdir'"]),
+        ({"every": 2, "probes": ["weight"]}, ValueError, ["weights"]),
+        ({"every": 2, "writers": MemoryWriter()}, TypeError, ["writers=[writer]"]),
+    ],
+    ids=["every", "log_dir", "probes", "writers"],
+)
+def test_arguments_are_checked_before_fit(tmp_path, monkeypatch, options, kind, keys):
+    monkeypatch.chdir(tmp_path)
+    problem = Problem.from_keras(new_model(), loss="mse", inputs=X, targets=Y)
+    with refused(kind, *keys):
+        import_module("rankmon.keras").RankCallback(problem, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_that_keras_numbers_anew():
+    model = new_model()
+    problem = Problem.from_keras(model, loss="mse", inputs=X, targets=Y, include="dense_999/*")
+    with refused(ValueError, "dense_999/*", "name='head'", "clear_session"):
+        problem.flat(model)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        keras.losses.SparseCategoricalCrossentropy(),
+        keras.losses.sparse_categorical_crossentropy,
+        keras.losses.MeanSquaredError(),
+    ],
+    ids=["object", "function", "mse"],
+)
+def test_losses_of_keras_are_not_those_of_one_example(loss):
+    with refused(TypeError, "y_true", "'cross_entropy'", "'mse'"):
+        Problem.from_keras(new_model(), loss=loss, inputs=X, targets=Y)
 
 
 def test_a_missing_keras_is_named(monkeypatch):
