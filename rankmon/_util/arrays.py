@@ -31,9 +31,20 @@ def host_copies(name: str, tree: Any) -> Any:
 def check_concrete(what: str, tree: Any) -> None:
     """Refuse arrays without values, which come from a function that JAX is tracing."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
-        raise TypeError(
-            f"expected {what} outside of jax.jit, jax.vmap and jax.grad, got traced arrays; move "
-            "the call into the Python loop around the compiled step. If the loop itself is "
-            "compiled, as with lax.scan, use monitor.scan, or hooks.report_weights for the weights "
-            "alone"
-        )
+        raise _inside(what, "traced arrays")
+
+
+def check_not_tracing(what: str) -> None:
+    """Refuse a call from a function that JAX is compiling, even with arrays from outside of it."""
+    with jax.transfer_guard("allow"):
+        zero = jnp.zeros(())  # an operation of the program, while one is traced
+    if isinstance(zero, jax.core.Tracer):
+        raise _inside(what, "a call while a program is traced, which happens only once")
+
+
+def _inside(what: str, got: str) -> TypeError:
+    return TypeError(
+        f"expected {what} outside of jax.jit, jax.vmap and jax.grad, got {got}; move the call into "
+        "the Python loop around the compiled step. If the loop itself is compiled, as with "
+        "lax.scan, use monitor.scan, or hooks.report_weights for the weights alone"
+    )

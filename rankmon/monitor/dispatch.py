@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from rankmon._util.arrays import check_concrete
+from rankmon._util.arrays import check_concrete, check_not_tracing
 from rankmon._util.distributed import gathered
 from rankmon._util.errors import ErrorPolicy
 from rankmon.monitor.arguments import check_background
@@ -122,6 +122,7 @@ class Dispatcher:
         if self._pipeline.flat is not None:
             return self._pipeline.flat
         check_concrete("parameters to be measured", (call.params, call.extra, call.opt_state))
+        check_not_tracing("the monitor to be called")
         with self._overhead.spending():  # compilation counts as overhead
             params = self._problem.unpack(call.params, call.extra)
             if self.worker is not None:
@@ -145,6 +146,7 @@ class Dispatcher:
     def _tree(self, call: Call) -> Any:
         """Return the pytree to measure, with all arrays gathered in this process."""
         check_concrete("parameters to be measured", (call.params, call.extra))
+        check_not_tracing("the monitor to be called")
         return gathered(self._problem.unpack(call.params, call.extra))
 
     def _optimizer(self, call: Call) -> Optimizer | None:

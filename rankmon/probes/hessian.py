@@ -81,8 +81,8 @@ class HessianProbe:
     memory_limit: int = DEFAULT_MEMORY_LIMIT
     engine: str = "auto"
     time_limit: float = DEFAULT_TIME_LIMIT
-    include: str | Sequence[str] = ("*",)
-    exclude: str | Sequence[str] = ()
+    include: str | Sequence[str] | None = ("*",)
+    exclude: str | Sequence[str] | None = ()
     name: str = "hessian"
     parts: Sequence[str] = HESSIAN_PARTS
     blocks: bool = False

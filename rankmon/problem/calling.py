@@ -57,8 +57,17 @@ def passing(
             return lambda x: ((), dict(x))
     except TypeError as error:
         alone = error
+    missing = [
+        parameter.name
+        for parameter in list(signature.parameters.values())[len(first) + 1 :]
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and parameter.name not in given
+    ]
+    example = ", ".join(f"{name!r}: None" for name in missing) or "'name': value"
     raise TypeError(
         f"expected a module that is called as module(inputs), got one that takes {signature} "
-        f"({alone}); give several inputs as a tuple or a dict, and constants and switches by "
-        f"arguments={{'name': value}}, or call it yourself: Problem(lambda p, x: {call}, ...)"
+        f"({alone}); give constants and switches by arguments={{{example}}} (a key that inference "
+        "does not use may be None), several inputs as a tuple or a dict, or call it yourself: "
+        f"Problem(lambda p, x: {call}, ...)"
     ) from None

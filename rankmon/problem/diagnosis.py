@@ -15,6 +15,7 @@ import numpy as np
 
 from rankmon._util.jaxpr import CALLS, CUSTOM_CALLS, interpreted, nested
 from rankmon._util.optional_readers import optionally
+from rankmon.problem.constructors import how_to_state_method
 from rankmon.problem.equinox_keras import as_arrays, as_given, kinds
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.flatten import flat_problem
@@ -46,8 +47,9 @@ _BY_NAME = {
         "jax.random.key(0), x), ...)",
     ),
     "ScopeParamShapeError": (
-        "parameters of this module",
-        "pass those that its own init made, with inputs of the probe batch's shape",
+        "parameters and a probe batch that fit this module",
+        "give inputs the shape of those in module.init (a channel axis, the same number of "
+        "features), or pass the parameters that its own init made",
     ),
     "TraceContextError": (
         "a function of the parameters alone",
@@ -70,9 +72,9 @@ def explained(problem: Any, params: Any, error: Exception) -> Exception:
       params: its parameters, unpacked.
       error: the original error; it is returned, with a note, if no mistake is recognized.
     """
-    # Our own errors give a remedy already; only stacked parameters would explain them better.
+    # Our own errors give a remedy already; only these mistakes would explain them better.
     is_ours = str(error).startswith("expected ")
-    for trial in (_stacked,) if is_ours else (_stacked, *_TRIALS):
+    for trial in (_stacked, _for_a_batch, *(() if is_ours else _TRIALS)):
         found = _confirmed(trial, problem, params)
         if found is not None:
             return TypeError(found)
@@ -88,7 +90,14 @@ def explained(problem: Any, params: Any, error: Exception) -> Exception:
     if known is not None:
         expected, remedy = known
         first = (str(error).strip().splitlines() or [""])[0]
-        return TypeError(f"expected {expected}, got {type(error).__name__}: {first}; {remedy}")
+        return TypeError(
+            f"expected {expected}, got {type(error).__name__}: {first} (inputs here: "
+            f"{_shapes(problem.inputs)}); {remedy}"
+        )
+    stated = how_to_state_method(problem.apply)
+    if stated is not None:
+        kind = type(problem.apply.__self__).__name__
+        return TypeError(f"expected apply(params, inputs), got {kind}.apply: {error}; {stated}")
     error.add_note(
         "rankmon: raised by apply(params, inputs), evaluated by shapes at params "
         f"{_shapes(params)} and inputs {_shapes(problem.inputs)}; it has to give outputs [n, k] "
@@ -162,6 +171,14 @@ def _other_arguments(problem: Any, params: Any) -> Iterator[_Trial]:
         "expected apply to take the whole batch of inputs, got a function of one example; write "
         "lambda params, x: jax.vmap(lambda one: apply(params, one))(x)",
     )
+    if isinstance(inputs, np.ndarray) and inputs.ndim in (3, 4):
+        places = {"inputs[..., None]": (..., None), "inputs[:, None]": (slice(None), None)}
+        for code, place in places.items():
+            yield (
+                _with_apply(problem, lambda p, x, *extra, at=place: apply(p, x[at], *extra)),
+                params,
+                f"expected inputs with an axis for channels, got shape {inputs.shape}; pass {code}",
+            )
     if isinstance(inputs, (tuple, list)):
         yield (
             _with_apply(problem, lambda p, x: apply(p, *x)),
@@ -175,6 +192,18 @@ def _other_arguments(problem: Any, params: Any) -> Iterator[_Trial]:
             params,
             f"expected apply(params, inputs) with the inputs in one argument, got a function of "
             f"{sorted(map(str, inputs))}; write lambda params, x: apply(params, **x)",
+        )
+
+
+def _for_a_batch(problem: Any, params: Any) -> Iterator[_Trial]:
+    """Try an Equinox model on the whole batch."""
+    whole = getattr(problem.apply, "on_a_batch", None)
+    if whole is not None:
+        yield (
+            _with_apply(problem, whole),
+            params,
+            "expected an Equinox model of one example, got one that takes a batch; write it for "
+            "one example, or state Problem(lambda model, x: model(x), ...) and pass the model",
         )
 
 

@@ -109,7 +109,9 @@ class FlatProblem:
         moving = [spec.dtype for spec in self.specs if spec.differentiated]
         return jax.dtypes.canonicalize_dtype(_common_dtype(moving))
 
-    def narrowed(self, include: Sequence[str], exclude: Sequence[str]) -> "FlatProblem":
+    def narrowed(
+        self, include: Sequence[str] | None, exclude: Sequence[str] | None
+    ) -> "FlatProblem":
         """Return a problem that differentiates only the leaves that also pass these filters.
 
         Raises:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from rankmon.problem.calling import passing, switches
-from rankmon.problem.equinox_keras import as_arrays, kinds
+from rankmon.problem.equinox_keras import as_arrays
 from rankmon.problem.pytree import Bundle
 
 Apply = Callable[..., Any]
@@ -38,10 +38,10 @@ def linen_apply(
     from flax import linen
 
     if not isinstance(module, linen.Module):
-        raise TypeError(
-            f"expected a flax.linen.Module, got {type(module).__name__}; for an NNX model use "
-            "Problem.from_nnx, for a function of parameters Problem"
-        )
+        remedy = "for an NNX model use Problem.from_nnx, for a function of parameters Problem"
+        if isinstance(getattr(module, "__self__", None), linen.Module):
+            remedy = "pass the module itself, from_linen(module, ...), not its apply"
+        raise TypeError(f"expected a flax.linen.Module, got {type(module).__name__}; {remedy}")
     function = method if callable(method) else getattr(module, method or "__call__", None)
     if function is None:
         raise TypeError(
@@ -149,29 +149,6 @@ def _has_other_variables(state: Any) -> bool:
     variables = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
     kinds = {type(variable) for variable in variables if isinstance(variable, nnx.Variable)}
     return not all(issubclass(kind, nnx.Param) for kind in kinds)
-
-
-def how_to_state(apply: Any) -> str | None:
-    """Return the code to write instead of `Problem(apply)` for a framework's model, or None."""
-    if _is_of("flax.linen", apply) or _is_of("flax.nnx", apply):
-        return "use Problem.from_linen or Problem.from_nnx"
-    if _is_of("equinox", apply):
-        return (
-            "use Problem.from_equinox, or write Problem(lambda model, x: jax.vmap(model)(x), ...), "
-            "and pass the model itself as parameters"
-        )
-    if isinstance(apply, kinds("keras", "Layer")):
-        return (
-            "use Problem.from_keras, or write Problem(lambda p, x: model.stateless_call(p, "
-            "model.non_trainable_variables, x)[0], ...) and pass model.trainable_variables"
-        )
-    if not callable(apply) and hasattr(apply, "init") and hasattr(apply, "apply"):
-        return "use Problem.from_haiku, or write Problem(lambda p, x: net.apply(p, None, x), ...)"
-    return None if callable(apply) else "write a lambda"
-
-
-def _is_of(library: str, value: Any) -> bool:
-    return isinstance(value, kinds(library, "Module"))
 
 
 def _is_train_state(params: Any) -> bool:

@@ -20,12 +20,13 @@ from rankmon._util.distributed import gathered
 from rankmon._util.globs import as_patterns
 from rankmon._util.validate import as_flag
 from rankmon.problem.checks import check_finite, check_some_numbers, check_weights, leading_axis
+from rankmon.problem.constructors import check_options, constructor_of, how_to_state
 from rankmon.problem.diagnosis import explained
-from rankmon.problem.equinox import equinox_network
+from rankmon.problem.equinox import as_column, equinox_network
 from rankmon.problem.equinox_keras import as_arrays, as_given
 from rankmon.problem.flat import FlatProblem
 from rankmon.problem.flatten import flat_problem
-from rankmon.problem.flax import how_to_state, linen_apply, linen_unpack, nnx_network, plain
+from rankmon.problem.flax import linen_apply, linen_unpack, nnx_network, plain
 from rankmon.problem.float64 import lifted
 from rankmon.problem.haiku import haiku_network
 from rankmon.problem.keras import has_one_dtype, keras_network
@@ -46,6 +47,8 @@ def check_problem(problem: Any, params: Any = None) -> None:
     remedy = "build one from apply, loss, inputs and targets"
     if isinstance(params, Problem):
         remedy = "the problem comes first and the parameters second"
+    elif (constructor := constructor_of(problem)) is not None:
+        remedy = f"build one from the model and a probe batch: {constructor}"
     raise TypeError(f"expected a rankmon.Problem, got {type(problem).__name__}; {remedy}")
 
 
@@ -72,8 +75,8 @@ class Problem:
         inputs: Any,
         targets: Any,
         weights: Any = None,
-        include: Sequence[str] = ("*",),
-        exclude: Sequence[str] = (),
+        include: str | Sequence[str] | None = ("*",),
+        exclude: str | Sequence[str] | None = (),
         lift_dtype: bool = False,
     ) -> None:
         """Create the problem, and check everything that does not depend on parameters.
@@ -89,7 +92,7 @@ class Problem:
             arrays whose leading axes are those of the outputs without k.
           weights: None, or non-negative example weights [n, ...]. An example of weight 0 does not
             count in the mean but is evaluated, so its outputs must be finite.
-          include: globs over parameter names; only matching leaves are differentiated.
+          include: globs over parameter names; only matching leaves are differentiated (None: all).
           exclude: globs over parameter names; matching leaves are held fixed.
           lift_dtype: also evaluate in float64 the operations that apply or a callable loss casts to
             a coarser dtype (mixed precision), instead of counting ranks at that dtype's eps. The
@@ -116,7 +119,8 @@ class Problem:
             self.inputs = host_copies("inputs", inputs)
             self.targets = host_copies("targets", targets)
             self.weights = None if weights is None else host_copies("weights", np.array(weights))
-        self.include, self.exclude = as_patterns(include), as_patterns(exclude)
+        self.include = as_patterns("*" if include is None else include)
+        self.exclude = as_patterns(() if exclude is None else exclude)
         self.n = leading_axis("inputs", self.inputs)
         check_some_numbers(self.inputs)
         of_targets = leading_axis("targets", self.targets)
@@ -162,6 +166,7 @@ class Problem:
         Raises:
           TypeError, ValueError: for invalid arguments; the message says how to fix them.
         """
+        check_options(options)
         apply = linen_apply(module, method, arguments, options.get("inputs"))
         problem = cls(apply, **options)
         problem._unpack = linen_unpack
@@ -186,6 +191,7 @@ class Problem:
         Raises:
           TypeError, ValueError: for invalid arguments; the message says how to fix them.
         """
+        check_options(options)
         return cls._of(nnx_network(model, arguments, options.get("inputs")), options)
 
     @classmethod
@@ -196,7 +202,7 @@ class Problem:
 
         The parameters to measure are the model itself, its arrays (`equinox.filter(model,
         equinox.is_array)`), or for a model that takes a `state` the pair (model, state); the state
-        is held fixed.
+        is held fixed. A scalar for each example counts as one output, and targets may be [n] then.
 
         Args:
           model: the equinox.Module, called as model(example); several inputs as for `from_linen`.
@@ -206,7 +212,10 @@ class Problem:
         Raises:
           TypeError, ValueError: for invalid arguments; the message says how to fix them.
         """
-        return cls._of(equinox_network(model, arguments, options.get("inputs")), options)
+        check_options(options)
+        targets = as_column(options["targets"], options["loss"])
+        network = equinox_network(model, arguments, options.get("inputs"))
+        return cls._of(network, {**options, "targets": targets})
 
     @classmethod
     def from_haiku(
@@ -232,6 +241,7 @@ class Problem:
         Raises:
           TypeError, ValueError: for invalid arguments; the message says how to fix them.
         """
+        check_options(options)
         network = haiku_network(transformed, rng, arguments, options.get("inputs"))
         return cls._of(network, options)
 
@@ -254,6 +264,7 @@ class Problem:
         Raises:
           TypeError, ValueError: for invalid arguments; the message says how to fix them.
         """
+        check_options(options)
         network = keras_network(model, arguments, options.get("loss"))
         # Keras casts all inputs to the dtype of its layers, so that nothing would be in float64.
         return cls._of(network, {"lift_dtype": has_one_dtype(model), **options})

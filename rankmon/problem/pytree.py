@@ -150,14 +150,15 @@ def differentiated_text(specs: Sequence[LeafSpec]) -> str | None:
 
 
 def passing_names(
-    names: Sequence[str], include: Sequence[str], exclude: Sequence[str]
+    names: Sequence[str], include: Sequence[str] | None, exclude: Sequence[str] | None
 ) -> frozenset[str]:
-    """Return the names that match a pattern of `include` and none of `exclude`.
+    """Return the names that match a pattern of `include` and none of `exclude`; None is no filter.
 
     Raises:
       ValueError: if a pattern matches no name.
     """
-    kept, left = ({p: matching(names, p) for p in as_patterns(side)} for side in (include, exclude))
+    sides = ("*" if include is None else include, () if exclude is None else exclude)
+    kept, left = ({p: matching(names, p) for p in as_patterns(side)} for side in sides)
     for pattern, matched in (*kept.items(), *left.items()):
         if names and not matched:
             raise ValueError(

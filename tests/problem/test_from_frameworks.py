@@ -96,6 +96,58 @@ def test_equinox_models_that_cannot_be_called(eqx):
         Problem.from_equinox(two, **STATED).flat(mlp(eqx))
 
 
+def test_equinox_models_with_a_scalar_output(eqx):
+    model = eqx.nn.Linear(5, "scalar", key=jax.random.key(0))
+    want = jax.vmap(model)(jnp.asarray(X))[:, None] - Y[:, :1]
+    for targets in (Y[:, 0], Y[:, :1]):
+        problem = Problem.from_equinox(model, loss="mse", inputs=X, targets=targets)
+        np.testing.assert_allclose(problem.residuals(model), want, atol=1e-5)
+
+
+def test_mistakes_with_the_state_of_equinox_models(eqx):
+    model, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(5, "batch", mode="batch")
+    problem = Problem.from_equinox(model, include="no*", **STATED)
+    for pair in ((state, model), (model, {"mu": 0})):
+        with refused(TypeError, "(model, state)", "first"):
+            problem.flat(pair)
+    plain_model = mlp(eqx)
+    with refused(TypeError, "without state", "alone"):
+        Problem.from_equinox(plain_model, **STATED).flat((plain_model, state))
+
+
+def test_mistakes_with_equinox_models(eqx):
+    class Net(eqx.Module):
+        first: eqx.nn.Linear
+        name: str = eqx.field(static=True)
+
+        def __call__(self, x):
+            return self.first(x)
+
+    class Batched(Net):
+        def __call__(self, x):
+            return jax.vmap(self.first)(x)
+
+    class Keyed(Net):
+        def __call__(self, x, key):
+            return self.first(x)
+
+    linear = eqx.nn.Linear(5, 3, key=jax.random.key(0))
+    with refused(TypeError, "model.name", "'b'", "'a'"):
+        Problem.from_equinox(Net(linear, "a"), **STATED).flat(Net(linear, "b"))
+    with refused(TypeError, "one example", "Problem(lambda model, x: model(x)"):
+        Problem.from_equinox(Batched(linear, ""), **STATED).flat(Batched(linear, ""))
+    with refused(TypeError, "arguments={'key': None}"):
+        Problem.from_equinox(Keyed(linear, ""), **STATED)
+    problem = Problem.from_equinox(Keyed(linear, ""), arguments={"key": None}, **STATED)
+    assert problem.flat(Keyed(linear, "")).p == 18
+    conv = eqx.nn.Sequential(
+        [eqx.nn.Conv2d(1, 3, 5, key=jax.random.key(0)), eqx.nn.Lambda(jnp.ravel)]
+    )
+    images = {**STATED, "inputs": np.ones((12, 5, 5), np.float32)}
+    with refused(TypeError, "channels", "inputs[:, None]"):
+        Problem.from_equinox(conv, **images).flat(conv)
+
+
 # Haiku
 
 
@@ -171,6 +223,43 @@ def test_keras_models_that_cannot_be_measured(keras):
         Problem.from_keras(plain, **STATED)
     with refused(ValueError, "not built", "keras.Input"):
         Problem.from_keras(keras.Sequential([keras.layers.Dense(3)]), **STATED)
+
+
+# A model, or a part of one, in a place of another
+
+
+class Switched(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.Dense(3)(x)
+
+
+def test_mistakes_with_linen_modules():
+    module = Switched()
+    variables = module.init(jax.random.key(0), X, False)
+    with refused(TypeError, "'train'", "arguments={'train': value}"):
+        Problem.from_linen(module, train=False, **STATED)
+    with refused(TypeError, "the module itself"):
+        Problem.from_linen(module.apply, **STATED)
+    with refused(TypeError, "targets", "probe batch"):
+        Problem.from_linen(module, loss="mse", inputs=X)
+    with refused(TypeError, "Switched.apply", "Problem.from_linen(module, ...)"):
+        Problem(module.apply, **STATED).flat(variables)
+    with refused(TypeError, "module.init", "float32[12, 4]"):
+        Problem.from_linen(module, **STATED | {"inputs": X[:, :4]}).flat(variables)
+
+
+def test_models_in_place_of_a_problem(eqx, keras):
+    for model, name in (
+        (Switched(), "from_linen"),
+        (nnx.Linear(5, 3, rngs=nnx.Rngs(0)), "from_nnx"),
+        (mlp(eqx), "from_equinox"),
+        (keras_model(keras), "from_keras"),
+    ):
+        with refused(TypeError, f"Problem.{name}(mod"):
+            RankMonitor(model, every=1)
+        with refused(TypeError, f"Problem.{name}(mod"):
+            Problem(model, **STATED)
 
 
 # Several inputs

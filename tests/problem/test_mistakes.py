@@ -90,6 +90,22 @@ def test_an_error_of_the_users_own_passes_with_what_was_evaluated():
     assert any("float64[6, 4]" in note for note in caught.value.__notes__)
 
 
+def test_no_filter_is_none():
+    stated = Problem(apply, loss="mse", inputs=X, targets=Y, include=None, exclude=None)
+    assert stated.flat(PARAMS).narrowed(None, None).p == PROBLEM.flat(PARAMS).p
+
+
+def test_images_without_channels():
+    def network(params, x):
+        return jnp.mean(jax.lax.conv_general_dilated(
+            x, params["K"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        ), axis=(1, 2))  # fmt: skip
+
+    stated = problem(network, inputs=np.ones((6, 5, 5)))
+    with refused(TypeError, "channels", "(6, 5, 5)", "inputs[..., None]"):
+        stated.flat({"K": np.ones((2, 2, 1, 3))})
+
+
 @pytest.mark.parametrize("call", [monitor().__call__, monitor().close])
 def test_parameters_before_the_step(call):
     with refused(TypeError, "dict as step", "monitor(step, params)"):
@@ -119,6 +135,18 @@ def test_a_monitor_that_comes_inside_of_jit_later_on_ends_nothing(background):
         watching.flush()
     watching.close()
     assert memory.records[0].scalars["rank_weights/W"] == 3
+
+
+@pytest.mark.parametrize("background", [False, True], ids=["here", "background"])
+def test_a_monitor_inside_of_jit_with_parameters_from_outside(background):
+    with refused(TypeError, "jax.jit", "monitor.scan"):
+        jax.jit(lambda x: [monitor(background=background)(0, PARAMS), x][1])(1.0)
+    watching = monitor(background=background)
+    watching(0, PARAMS)
+    with warned("jax.jit", "monitor.scan") as caught:
+        jax.jit(lambda x: [watching(1, PARAMS), x][1])(1.0)
+        watching.close()
+    assert not any("report it" in str(warning.message) for warning in caught)
 
 
 def test_the_last_parameters_may_be_traced_ones():
