@@ -113,7 +113,7 @@ def hessian_curvature(
       params: the parameters, any pytree of arrays.
       reference: residuals [N, k] to hold, for H_f_fixed; N counts every position.
       parts: the parts to measure, for example ("H_L",); all by default.
-      engine: as for `hessian_ranks`.
+      engine: as for `hessian_ranks`, but for "sketch" and "slq", which have no such numbers.
       memory_limit: bytes for matrices, vectors and products; with mesh, on each device.
       time_limit: seconds; more of them resolve more eigenvalues.
       mesh: the mesh of sharded parameters, as for `hessian_ranks`.
@@ -137,14 +137,20 @@ def hessian_curvature(
 
     Source: arXiv 2106.16225, section 3.
     """
-    asked = _Asked(reference, parts, None, engine, memory_limit, time_limit, mesh, batch_spec)
+    asked = _Asked(
+        reference, parts, None, engine, memory_limit, time_limit, mesh, batch_spec, _WITH_CURVATURE
+    )
     point, found = _measured(problem, params, asked)
     return {} if found is None else {part: found.curvature[part] for part in point.asked}
 
 
+# Engines that find signed eigenvalues.
+_WITH_CURVATURE = tuple(name for name in ENGINES if name not in ("sketch", "slq"))
+
+
 @dataclass(frozen=True)
 class _Asked:
-    """The options of `hessian_ranks`."""
+    """The options of `hessian_ranks`, and the engines that can answer."""
 
     reference: Any
     parts: Collection[str] | None
@@ -154,22 +160,21 @@ class _Asked:
     time_limit: float
     mesh: Mesh | None
     batch_spec: PartitionSpec | None
+    able: tuple[str, ...] = ENGINES
 
 
 def _measured(problem: Problem, params: Any, asked: _Asked) -> tuple[Point, Ranks | None]:
     """Return the point, and its measurement; None if something is not finite."""
     tolerance = as_tolerance(asked.tolerance)
-    check_engine(asked.engine, ENGINES)
+    check_engine(asked.engine, asked.able)
     check_time_limit(asked.time_limit)
 
     def choose(flat: FlatProblem, placement: Placement | None = None) -> Choice:
-        return select_engine(
-            flat,
-            name=asked.engine,
-            memory_limit=asked.memory_limit,
-            time_limit=asked.time_limit,
-            placement=placement,
-        )
+        limits = {"memory_limit": asked.memory_limit, "time_limit": asked.time_limit}
+        choice = select_engine(flat, name=asked.engine, placement=placement, **limits)
+        if choice.engine.name not in asked.able:  # "auto" took a sketch
+            choice = select_engine(flat, name="lanczos", placement=placement, **limits)
+        return choice
 
     if asked.mesh is None:
         if asked.batch_spec is not None:
