@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -170,10 +171,16 @@ def _measured(problem: Problem, params: Any, asked: _Asked) -> tuple[Point, Rank
     check_time_limit(asked.time_limit)
 
     def choose(flat: FlatProblem, placement: Placement | None = None) -> Choice:
-        limits = {"memory_limit": asked.memory_limit, "time_limit": asked.time_limit}
-        choice = select_engine(flat, name=asked.engine, placement=placement, **limits)
+        select = partial(
+            select_engine,
+            flat,
+            memory_limit=asked.memory_limit,
+            time_limit=asked.time_limit,
+            placement=placement,
+        )
+        choice = select(name=asked.engine)
         if choice.engine.name not in asked.able:  # "auto" took a sketch
-            choice = select_engine(flat, name="lanczos", placement=placement, **limits)
+            choice = select(name="lanczos")
         return choice
 
     if asked.mesh is None:
