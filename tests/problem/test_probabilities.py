@@ -12,7 +12,7 @@ from rankmon import HessianProbe, MemoryWriter, Problem, RankMonitor, hessian_ra
 from refusals import unwarned, warned
 
 X, Y = data(12, 5, 3)
-LABELS = np.arange(12) % 3
+LABELS = np.arange(12, dtype=np.int32) % 3  # JAX 0.12 warns of the int64 that Keras asks for
 PARAMS = data(5, 3, 3)[0]
 STATED = {"loss": "cross_entropy", "inputs": X, "targets": LABELS}
 
