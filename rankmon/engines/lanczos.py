@@ -146,11 +146,17 @@ class LanczosEngine:
             trace = _known_trace(part, curvature.get("H_o")) if traceless else None
             signed = spectrum.signed(whole, trace=trace)
             signed = signed if self.products.is_whole else signed.with_zeros()
-            curvature[part] = signed.told()
+            if part == "H_o" and point.flat.problem.loss.root is not None:  # B_i = C_i C_i^T
+                signed = signed.without_negative()
+            curvature[part] = signed.with_rank_at_most(most[part]).told()
         return Ranks(
             {part: ranks[part] for part in point.asked},
             None,
-            warnings=(*below_rounding(found.parts.values()), *self._short_of_time(curvature)),
+            warnings=(
+                *below_rounding(found.parts.values()),
+                *self._short_of_time(curvature),
+                *self._without_outer(point, outer),
+            ),
             curvature={part: curvature[part] for part in point.asked},
         )
 
@@ -160,8 +166,19 @@ class LanczosEngine:
             return ()
         return (
             f"time_limit = {self.time_limit:g} s allowed too few products to find the largest "
-            "eigenvalues: they are NaN, with intervals. Measure fewer examples, or some layers "
-            "alone (HessianProbe(include=...)), or raise the limit (HessianProbe(time_limit=...))",
+            "eigenvalue of every part: those not found are NaN, with intervals. Measure fewer "
+            "examples, or some layers alone (HessianProbe(include=...)), or raise the limit "
+            "(HessianProbe(time_limit=...))",
+        )
+
+    def _without_outer(self, point: Point, outer: "_Outer | None") -> tuple[str, ...]:
+        """Return a warning if the time did not suffice for an exact H_o."""
+        if outer is not None or self.outer is None or "H_o" not in point.asked:
+            return ()
+        return (
+            f"the rank of H_o is bounded only, because the rows of its Jacobian are expected to "
+            f"take more than half of time_limit = {self.time_limit:g} s; measure fewer examples, "
+            "or raise the limit",
         )
 
     @property

@@ -209,7 +209,8 @@ class PartProducts:
                 text = (str(error).strip().splitlines() or [""])[0][:200]
                 warn_user(
                     "products with the Hessian are computed in float64 and take longer, because "
-                    f"those in float32 raise {type(error).__name__}: {text}"
+                    f"those in float32 raise {type(error).__name__}: {text}. "
+                    "Problem(lift_dtype=True) lifts operations one by one, and may avoid this"
                 )
             self.refused.add(part)
             return None

@@ -5,9 +5,9 @@
 
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -155,6 +155,7 @@ class SketchEngine:
         residuals = len(point.functional_residuals)
         self.compile(cotangents=residuals)
         whole, point = point, self.coordinates.at(point)
+        self._say_expected_time(point)
         norms = self._norms(point)
         if not all(map(math.isfinite, norms.values())):
             return None
@@ -209,17 +210,25 @@ class SketchEngine:
             self.progress.outer_is_slow = True
             return None
 
-    def _norms(self, point: Point) -> dict[str, float]:
-        """Return ||H||_2 of each part."""
+    def _say_expected_time(self, point: Point) -> None:
+        """Log the time that a sketch takes at least, if it is long."""
+        product = self._products_for_norms(point)[0]
+        begun = time.monotonic()
+        product(np.ones(self.flat.p))
+        seconds = (time.monotonic() - begun) * (_NORM_PRODUCTS + 2 * self.progress.side)
+        self.flat.pace.say("a sketch of the Hessian", seconds)
+
+    def _products_for_norms(self, point: Point) -> tuple[Callable[[Any], Any], ...]:
+        """Return the products with a vector of each part."""
         outer = HessianPrograms(self.flat, outer=True).at(point.theta, point.fixed).mv
         functional, *held = (
             self._functional(point, delta).mv for delta in point.functional_residuals
         )
-        products = (lambda v: outer(v) + functional(v), outer, functional, *held)
-        begun = time.monotonic()
-        products[0](np.ones(self.flat.p))
-        seconds = (time.monotonic() - begun) * (_NORM_PRODUCTS + 2 * self.progress.side)
-        self.flat.pace.say("a sketch of the Hessian", seconds)
+        return (lambda v: outer(v) + functional(v), outer, functional, *held)
+
+    def _norms(self, point: Point) -> dict[str, float]:
+        """Return ||H||_2 of each part."""
+        products = self._products_for_norms(point)
         return {
             part: spectral_norm(product, self.flat.p, seed=_SEED)
             for part, product in zip(point.parts, products, strict=True)

@@ -291,7 +291,7 @@ class KrylovSpectrum:
             frobenius.low / self.most_norm,
             frobenius.high / least,
         )
-        middle, low, high = (min(ratio**2, float(self.p)) for ratio in ratios)
+        middle, low, high = (float(np.clip(ratio**2, 1.0, self.p)) for ratio in ratios)
         return Estimate(middle, low, high, CONFIDENCE)
 
 

@@ -15,9 +15,10 @@ SHARES = (0.1, 0.01, 0.001)
 # Eigenvalues below minus this share of ||H_L||_2 count as clearly negative.
 NEGATIVE_SHARE = 0.01
 
-# The values of extremes are left out if their intervals are wider than this share of ||X||_2, and
-# those of positive numbers if theirs begin below a quarter of its end; counts may be off by a few.
-_WIDEST, _WIDEST_RATIO, _FEW = 0.5, 0.75, 3.0
+# The values of extremes are left out if their intervals are wider than these shares of ||X||_2 and
+# of themselves, and those of positive numbers if theirs begin below a quarter of its end; counts
+# may be off by a few.
+_WIDEST_OF_NORM, _WIDEST, _WIDEST_RATIO, _FEW = 0.02, 0.5, 0.75, 3.0
 
 
 @dataclass(frozen=True)
@@ -120,21 +121,49 @@ class SignedSpectrum:
             clearly_negative=self.clearly_negative.spanning(other.clearly_negative),
         )
 
+    def with_rank_at_most(self, most: int) -> "SignedSpectrum":
+        """Return the summary of a matrix with at most so many eigenvalues above rounding."""
+
+        def capped(count: Estimate) -> Estimate:
+            value, low, high = (min(x, most) for x in (count.value, count.low, count.high))
+            return Estimate(value, low, high, count.confidence)
+
+        return replace(
+            self,
+            stable_rank=capped(self.stable_rank),
+            above={share: capped(count) for share, count in self.above.items()},
+            clearly_negative=capped(self.clearly_negative),
+        )
+
+    def without_negative(self) -> "SignedSpectrum":
+        """Return the summary of a matrix that is positive semidefinite."""
+        largest, smallest = (
+            replace(e, value=max(e.value, 0.0), low=max(e.low, 0.0), high=max(e.high, 0.0))
+            for e in (self.largest, self.smallest)
+        )
+        trace = replace(self.trace, low=max(self.trace.low, largest.low))
+        none = replace(self.clearly_negative, value=0.0, low=0.0, high=0.0)
+        return replace(self, largest=largest, smallest=smallest, trace=trace, clearly_negative=none)
+
     def told(self) -> "SignedSpectrum":
         """Return the summary with NaN for the values whose intervals say too little.
 
         Their intervals stay: an extreme that is the end of a wide interval, as after a few steps of
         an estimating engine, would be read as a measurement.
         """
-        widest = _WIDEST * max(self.largest.high, -self.smallest.low)
+        norm = max(self.largest.high, -self.smallest.low)
+
+        def extreme(estimate: Estimate) -> Estimate:
+            widest = max(_WIDEST_OF_NORM * norm, _WIDEST * abs(estimate.value))
+            return estimate.unless_wider(widest)
 
         def positive(estimate: Estimate, least: float = 0.0) -> Estimate:
             return estimate.unless_wider(max(least, _WIDEST_RATIO * estimate.high))
 
         return replace(
             self,
-            largest=self.largest.unless_wider(widest),
-            smallest=self.smallest.unless_wider(widest),
+            largest=extreme(self.largest),
+            smallest=extreme(self.smallest),
             frobenius=positive(self.frobenius),
             stable_rank=positive(self.stable_rank),
             above={share: positive(count, _FEW) for share, count in self.above.items()},

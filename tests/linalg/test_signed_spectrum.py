@@ -142,6 +142,10 @@ def test_values_whose_intervals_say_too_little_are_left_out():
     assert math.isnan(short.above[0.1].value)
     assert short.above[0.01].value == 1  # off by two at the most
     assert short.trace == exact.trace
+    inner = Estimate(-0.1, -7.9, -0.1, 0.95)  # a third of the norm, and eighty times itself
+    assert math.isnan(
+        replace(exact, largest=Estimate.exact(25.0), smallest=inner).told().smallest.value
+    )
 
 
 def test_counts_at_shares_of_a_norm_that_is_hardly_known():
@@ -151,3 +155,24 @@ def test_counts_at_shares_of_a_norm_that_is_hardly_known():
     assert (both.above[0.1].low, both.above[0.1].high) == (2, 3)
     assert (both.above[0.01].low, both.above[0.01].high) == (4, 4)
     assert both.largest == low.largest
+
+
+def test_what_is_known_of_rank_and_sign_narrows_estimates():
+    exact = SignedSpectrum.of_eigenvalues(np.array([2.0, 1.0, 0.5, 0.0]), norm=2.0, cut=1e-9)
+    rough = replace(
+        exact,
+        smallest=Estimate(-0.1, -0.5, 0.01, 0.95),
+        stable_rank=Estimate(2.0, 1.0, 900.0, 0.95),
+        above={0.1: Estimate(40.0, 2.0, 900.0, 0.95), 0.01: Estimate(3.0, 3.0, 3.0, 0.95)},
+        clearly_negative=Estimate(1.0, 0.0, 900.0, 0.95),
+    )
+    ranked = rough.with_rank_at_most(5)
+    assert ranked.above[0.1] == Estimate(5.0, 2.0, 5.0, 0.95)
+    assert ranked.above[0.01] == rough.above[0.01]
+    assert ranked.stable_rank.high == ranked.clearly_negative.high == 5
+    assert ranked.smallest == rough.smallest
+    positive = rough.without_negative()
+    assert positive.smallest == Estimate(0.0, 0.0, 0.01, 0.95)
+    assert positive.largest == exact.largest
+    assert replace(rough, trace=Estimate(3.0, -9.0, 15.0, 0.95)).without_negative().trace.low == 2
+    assert (positive.clearly_negative.low, positive.clearly_negative.high) == (0, 0)
