@@ -268,7 +268,8 @@ class LanczosEngine:
 
     def describe(self) -> str:
         """Return the engine's line of the run's card."""
-        outer = "exactly, from the rows of its Jacobian" if self.outer else "in the same way"
+        exactly = "exactly, if the rows of its Jacobian take less than half of that"
+        outer = exactly if self.outer else "in the same way"
         return (
             f"{self.name}: H_L and H_f by block Lanczos with up to {self.rows} vectors"
             f"{' on the mesh of the parameters' if self.placement else ''}, within "

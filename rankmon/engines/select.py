@@ -163,12 +163,13 @@ def _first_exact(flat: FlatProblem, name: str, memory_limit: int) -> ExactEngine
 
 
 def _instead(engine: SketchEngine | LanczosEngine, reason: str, how: str) -> Choice:
-    exact = "" if engine.outer is None else ", but for H_o's if its rows take less than half of it"
+    limit = f"A probe may take {engine.time_limit:g} s"
+    if engine.outer is not None:
+        limit += "; the rank of H_o is exact if its rows take less than half of that"
     warning = (
-        f"the ranks of the Hessian {how}, because {reason}. A probe may take "
-        f"{engine.time_limit:g} s{exact}. For exact ranks measure fewer examples or some layers "
-        "alone, HessianProbe(include=...), or raise its time_limit= and memory_limit=; "
-        "RankMonitor(overhead=0.05) limits probes to that fraction of the time"
+        f"the ranks of the Hessian {how}, because {reason}. {limit}. For exact ranks measure fewer "
+        "examples or some layers alone, probes=[HessianProbe(include=...), ...], or raise its "
+        "time_limit= and memory_limit=; overhead=0.05 limits probes to that fraction of the time"
     )
     return Choice(engine, reason, (warning,))
 

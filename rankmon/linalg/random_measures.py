@@ -26,6 +26,10 @@ _ROUNDING = 1e-3
 # The recurrence of a vector ends at an off-diagonal entry below this times the largest entry.
 _BREAKDOWN = 1e-12
 
+# A vector leaves the space by more than the pairs that are taken for eigenpairs explain if its part
+# outside exceeds their residuals by this factor, and rounding, relative to the largest eigenvalue.
+_FACTOR, _LEFT = 8.0, 1e-5
+
 # A node as close to the cut, relative to the largest one, is the one that is prescribed there.
 _SAME = 1e-10
 
@@ -56,7 +60,10 @@ class Measures:
         inside = space.start @ pairs.vectors[: space.start.shape[1]]
         weights = inside**2
         left = (pairs.values[~known], pairs.coupling[:, ~known], inside[:, ~known])
-        rests = partial(_scalar_steps, *left, space.steps)
+        # What the pairs that are known leave in the next block.
+        taken = pairs.coupling[:, known]
+        error = _FACTOR * float(np.linalg.norm(taken, 2)) if taken.size else 0.0
+        rests = partial(_scalar_steps, *left, space.steps, error)
         rule = pairs.values, weights.sum(0)
         return cls(pairs.values[known], weights[:, known], weights[:, ~known].sum(1), rests, rule)
 
@@ -117,12 +124,20 @@ def _scalar_steps(
     coupling: Float[np.ndarray, "b n"],
     starts: Float[np.ndarray, "s n"],
     steps: int,
+    error: float,
 ) -> tuple[Float[np.ndarray, "s m"], Float[np.ndarray, "s m"]]:
-    """Return the Lanczos matrix of each vector of a Krylov space, from the space's Ritz pairs."""
+    """Return the Lanczos matrix of each vector of a Krylov space, from the space's Ritz pairs.
+
+    Only the last of a vector's steps leaves the space, if the pairs that were taken out are exact.
+    They are not: of a narrow space they may be most of the pairs, and the rest seems to end. The
+    steps end at the first one that leaves the space by more than this error, or than rounding.
+    """
     s, n = starts.shape
+    steps = max(min(steps, n), 1)
     basis = np.zeros((s, steps, n))
     diagonal, beside = np.zeros((s, steps)), np.zeros((s, steps))
     following = _scaled(starts, np.linalg.norm(starts, axis=1))
+    left = max(error, _LEFT * float(np.max(np.abs(values), initial=0.0)))
     for i in range(steps):
         basis[:, i] = following
         image = values * following
@@ -132,10 +147,11 @@ def _scalar_steps(
             image = image - np.einsum("si,sin->sn", along, basis[:, : i + 1])
         beside[:, i] = np.linalg.norm(image, axis=1)
         following = _scaled(image, beside[:, i])
-    # The last step leaves the space: its vectors have a part in the next block.
-    outside = np.linalg.norm(basis[:, -1] @ coupling.T, axis=1)
-    beside[:, -1] = np.hypot(beside[:, -1], outside)
-    return diagonal, beside
+        outside = np.linalg.norm(basis[:, i] @ coupling.T, axis=1)
+        if i == steps - 1 or np.any(outside > left):
+            break
+    beside[:, i] = np.hypot(beside[:, i], outside)  # a part of these vectors is in the next block
+    return diagonal[:, : i + 1], beside[:, : i + 1]
 
 
 def _shares_before(
