@@ -183,7 +183,9 @@ class BlockEstimates:
             largest, smallest = (_clipped(end, 0.0, math.inf) for end in (largest, smallest))
             if point.flat.root_rows < layer.size:
                 smallest = zero
-        return _summary(largest, smallest, spectrum.trace(), spectrum.frobenius()).told()
+        return _summary(
+            largest, smallest, spectrum.trace(), spectrum.frobenius()
+        ).without_vague_values()
 
 
 def _seconds(product: Product, v: Float[np.ndarray, "m q"]) -> float:

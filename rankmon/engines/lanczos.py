@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 
 import numpy as np
 from jaxtyping import Float
@@ -148,7 +148,7 @@ class LanczosEngine:
             signed = signed if self.products.is_whole else signed.with_zeros()
             if part == "H_o" and point.flat.problem.loss.root is not None:  # B_i = C_i C_i^T
                 signed = signed.without_negative()
-            curvature[part] = signed.with_rank_at_most(most[part]).told()
+            curvature[part] = signed.with_rank_at_most(most[part]).without_vague_values()
         return Ranks(
             {part: ranks[part] for part in point.asked},
             None,
@@ -310,13 +310,11 @@ class _Outer:
 
     def curvature(self, norms: tuple[float, float], cut: float, p: int) -> SignedSpectrum:
         """Return the summary of the eigenvalues, for a norm of H_L in this interval."""
-        first, *others = (
+        found = (
             SignedSpectrum.of_eigenvalues(self._values, norm=norm, cut=cut, size=p)
             for norm in ends_of_norm(*norms)
         )
-        for other in others:
-            first = first.spanning_counts(other)
-        return first.told()
+        return reduce(SignedSpectrum.spanning_counts, found).without_vague_values()
 
 
 def _norm_of_cut(spectrum: KrylovSpectrum) -> float:

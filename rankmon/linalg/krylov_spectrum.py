@@ -6,7 +6,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
 
 import numpy as np
 import scipy.special
@@ -276,10 +276,7 @@ class KrylovSpectrum:
         self, norms: tuple[float, float], ends: Callable[[float], tuple[float, float]]
     ) -> Estimate:
         """Estimate a count at a share of a norm in this interval."""
-        first, *others = (self.count(*ends(norm)) for norm in ends_of_norm(*norms))
-        for other in others:
-            first = first.spanning(other)
-        return first
+        return reduce(Estimate.spanning, (self.count(*ends(norm)) for norm in ends_of_norm(*norms)))
 
     def _stable_rank(self, frobenius: Estimate, largest: Estimate, smallest: Estimate) -> Estimate:
         least = max(largest.low, -smallest.high, 0.0)

@@ -145,7 +145,7 @@ class SignedSpectrum:
         none = replace(self.clearly_negative, value=0.0, low=0.0, high=0.0)
         return replace(self, largest=largest, smallest=smallest, trace=trace, clearly_negative=none)
 
-    def told(self) -> "SignedSpectrum":
+    def without_vague_values(self) -> "SignedSpectrum":
         """Return the summary with NaN for the values whose intervals say too little.
 
         Their intervals stay: an extreme that is the end of a wide interval, as after a few steps of

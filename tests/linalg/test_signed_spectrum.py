@@ -126,7 +126,7 @@ def test_the_order_of_the_values_does_not_matter():
 
 def test_values_whose_intervals_say_too_little_are_left_out():
     exact = SignedSpectrum.of_eigenvalues(np.array([2.0, -1.0, 0.5]), norm=2.0, cut=1e-9)
-    assert exact.told() == exact
+    assert exact.without_vague_values() == exact
     wide = Estimate(0.001, 0.001, 3.6, 0.95)
     short = replace(
         exact,
@@ -134,7 +134,7 @@ def test_values_whose_intervals_say_too_little_are_left_out():
         smallest=Estimate(-0.5, -0.7, -0.5, 0.95),
         stable_rank=Estimate(40.0, 11.0, 41.0, 0.95),
         above={0.1: Estimate(400.0, 13.0, 900.0, 0.95), 0.01: Estimate(1.0, 0.0, 3.0, 0.95)},
-    ).told()
+    ).without_vague_values()
     assert math.isnan(short.largest.value)
     assert (short.largest.low, short.largest.high) == (0.001, 3.6)
     assert short.smallest.value == -0.5
@@ -144,7 +144,9 @@ def test_values_whose_intervals_say_too_little_are_left_out():
     assert short.trace == exact.trace
     inner = Estimate(-0.1, -7.9, -0.1, 0.95)  # a third of the norm, and eighty times itself
     assert math.isnan(
-        replace(exact, largest=Estimate.exact(25.0), smallest=inner).told().smallest.value
+        replace(exact, largest=Estimate.exact(25.0), smallest=inner)
+        .without_vague_values()
+        .smallest.value
     )
 
 
